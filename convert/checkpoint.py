@@ -1,0 +1,144 @@
+"""Open a checkpoint folder: its config and its tensors, whichever files hold them.
+
+Goes in: a folder in Hugging Face's layout. Comes out: a :class:`Checkpoint`, which knows every
+tensor from the headers and opens a shard only while its tensors are read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import FileFormatError, SourceError
+from .safetensors_file import SafetensorsFile
+from .tensors import StoredTensor, TensorFile
+
+# a config, index or tokenizer settings file is never larger; tokenizer.json is read elsewhere
+_LARGEST_JSON = 64 << 20
+
+#: File name of a whole checkpoint, of its shards' index, and what opens one such file.
+_CONTAINERS: tuple[tuple[str, str, Callable[[Path], TensorFile]], ...] = (
+    ("model.safetensors", "model.safetensors.index.json", SafetensorsFile),
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder whose headers have been read."""
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+    opener: Callable[[Path], TensorFile]
+
+    @contextmanager
+    def open(self, path: Path) -> Iterator[TensorFile]:
+        """Open one of its shards."""
+        file = self.opener(path)
+        try:
+            yield file
+        finally:
+            file.close()
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read the config and every header of a checkpoint folder.
+
+    Raises:
+        SourceError: no such folder, no config, no weights, or a shard that is missing.
+        FileFormatError: a file that is malformed or truncated.
+    """
+    config = read_config(folder)
+    for whole, index, opener in _CONTAINERS:
+        if (folder / index).is_file():
+            paths = _indexed_shards(folder / index)
+        elif (folder / whole).is_file():
+            paths = [folder / whole]
+        else:
+            continue
+        return Checkpoint(folder, config, _read_headers(paths, opener), opener)
+    wanted = ", ".join(name for whole, index, _ in _CONTAINERS for name in (whole, index))
+    raise SourceError(f"{folder}: no weights in this folder; looked for {wanted}")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a checkpoint folder.
+
+    Raises:
+        SourceError: no such folder, or not a checkpoint.
+        FileFormatError: the file is not a JSON object.
+    """
+    if not folder.exists():
+        raise SourceError(f"{folder}: no such folder")
+    if not folder.is_dir():
+        raise SourceError(f"{folder}: not a folder; expected one with config.json and weights")
+    config = read_json(folder / "config.json")
+    if config is None:
+        raise SourceError(f"{folder}: not a checkpoint: it has no config.json")
+    return config
+
+
+def read_json(path: Path, largest: int = _LARGEST_JSON) -> dict[str, Any] | None:
+    """A JSON object from a file; None if there is no such file.
+
+    Raises:
+        FileFormatError: it is larger than ``largest`` bytes, unreadable or no JSON object.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(largest + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(text) > largest:
+        raise FileFormatError(f"{path}: larger than {largest} bytes")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise FileFormatError(f"{path}: expected a JSON object")
+    return value
+
+
+def _indexed_shards(index: Path) -> list[Path]:
+    weight_map = (read_json(index) or {}).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FileFormatError(f"{index}: it has no weight_map")
+    names: dict[str, None] = {}
+    for name in weight_map.values():
+        # a shard is a plain file beside the index: no path may lead elsewhere
+        if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+            raise FileFormatError(f"{index}: {name!r} is not the name of a file in this folder")
+        names[name] = None
+    paths = [index.parent / name for name in names]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise SourceError(
+            f"{index.parent}: {len(missing)} of {len(paths)} shards are missing: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}; download them again"
+        )
+    return paths
+
+
+def _read_headers(
+    paths: list[Path], opener: Callable[[Path], TensorFile]
+) -> dict[str, StoredTensor]:
+    tensors: dict[str, StoredTensor] = {}
+    for path in paths:
+        file = opener(path)
+        try:
+            for name, tensor in file.tensors.items():
+                if name in tensors:
+                    raise FileFormatError(
+                        f"{path}: tensor {name!r} is in {tensors[name].path.name} as well"
+                    )
+                tensors[name] = tensor
+        finally:
+            file.close()
+    return tensors

@@ -1,0 +1,37 @@
+"""The errors of conversion.
+
+    ConvertError
+    ├── SourceError         no such folder, not a checkpoint, a file of it that cannot be used
+    │   ├── FileFormatError a malformed or truncated shard, index or tokenizer file
+    │   └── PlanError       tensors that are missing or of the wrong shape: every gap in one message
+    ├── UnsupportedError    an architecture, tokenizer or type that cannot be expressed
+    └── OutputError         an output that exists, cannot be written, or does not fit on the disk
+
+A message says what is wrong, where (file, tensor, option) and what would work.
+"""
+
+from __future__ import annotations
+
+
+class ConvertError(Exception):
+    """Anything that stops a conversion."""
+
+
+class SourceError(ConvertError):
+    """The checkpoint cannot be used."""
+
+
+class FileFormatError(SourceError):
+    """A file of the checkpoint is malformed or truncated."""
+
+
+class PlanError(SourceError):
+    """The checkpoint lacks tensors, or has them in another shape."""
+
+
+class UnsupportedError(ConvertError):
+    """The checkpoint is sound, but holds something that has no GGUF form here."""
+
+
+class OutputError(ConvertError):
+    """The output cannot be written."""

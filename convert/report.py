@@ -1,0 +1,85 @@
+"""What a conversion did: records that the command line renders."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from infer_os.native.quantize import QuantizeStats
+
+from .plan import Plan, PlannedTensor
+
+
+@dataclass(slots=True)
+class ClassReport:
+    """Tensors that share a role and a type."""
+
+    role: str
+    type: str
+    n_tensors: int
+    n_values: int
+    n_bytes: int
+    stats: QuantizeStats
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits per value in the file."""
+        return 8 * self.n_bytes / self.n_values
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionReport:
+    """A finished conversion, or a plan for one if ``written`` is false."""
+
+    output: Path
+    architecture: str
+    graph: str
+    type: str
+    n_params: int
+    n_bytes: int
+    classes: tuple[ClassReport, ...]
+    notes: tuple[str, ...]
+    seconds: float
+    peak_rss_bytes: int
+    written: bool
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Average over all values in the file."""
+        values = sum(row.n_values for row in self.classes)
+        return 8 * sum(row.n_bytes for row in self.classes) / values
+
+
+class ClassTable:
+    """Collects one row per role and type, in the order of the plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._rows: dict[tuple[str, str], ClassReport] = {}
+        for tensor in plan.tensors:
+            row = self._row(tensor)
+            row.n_tensors += 1
+            row.n_values += math.prod(tensor.shape)
+            row.n_bytes += tensor.n_bytes
+
+    def add(self, tensor: PlannedTensor, stats: QuantizeStats) -> None:
+        """Count a block's errors."""
+        self._row(tensor).stats.add(stats)
+
+    def rows(self) -> tuple[ClassReport, ...]:
+        """The table."""
+        return tuple(self._rows.values())
+
+    def _row(self, tensor: PlannedTensor) -> ClassReport:
+        key = (tensor.rule.role.value, tensor.type.name)
+        if key not in self._rows:
+            self._rows[key] = ClassReport(*key, 0, 0, 0, QuantizeStats())
+        return self._rows[key]
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident set of this process so far, mapped file pages included."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

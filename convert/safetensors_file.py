@@ -1,0 +1,135 @@
+"""Open one safetensors file: its header checked, its tensors as views of the mapped file.
+
+Format: https://github.com/huggingface/safetensors#format. An 8-byte little-endian header length, a
+JSON header, then the tensors' bytes back to back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import FileFormatError
+from .tensors import StoredTensor, dtype_named
+
+# the reference implementation's bound on the header
+_LARGEST_HEADER = 100_000_000
+
+
+class SafetensorsFile:
+    """A mapped safetensors file. Use as a context manager; arrays die with it."""
+
+    def __init__(self, path: Path) -> None:
+        """Map the file and check its header.
+
+        Raises:
+            FileFormatError: the header is malformed, or a tensor lies outside the file.
+        """
+        self.path = path
+        self._mapped = _map_file(path)
+        header, start = _read_header(path, self._mapped)
+        self._start = start
+        self._offsets: dict[str, int] = {}
+        self.tensors: dict[str, StoredTensor] = {}
+        ends: list[tuple[int, int, str]] = []
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            tensor, begin, end = _read_entry(path, name, entry)
+            if end > len(self._mapped) - start:
+                raise FileFormatError(
+                    f"{path}: tensor {name!r} ends at byte {start + end}, but the file has only "
+                    f"{len(self._mapped)}: it is truncated; download it again"
+                )
+            self.tensors[name] = tensor
+            self._offsets[name] = begin
+            ends.append((begin, end, name))
+        _refuse_overlaps(path, ends)
+
+    def array(self, name: str) -> NDArray[Any]:
+        """The tensor as a read-only view of the file; bfloat16 as uint16."""
+        tensor = self.tensors[name]
+        dtype = dtype_named(tensor.dtype).numpy
+        if math.prod(tensor.shape) == 0:
+            return np.empty(tensor.shape, dtype)
+        flat = np.frombuffer(
+            self._mapped, dtype, math.prod(tensor.shape), self._start + self._offsets[name]
+        )
+        return flat.reshape(tensor.shape)
+
+    def close(self) -> None:
+        """Unmap the file, or leave that to the last array that still looks at it."""
+        try:
+            self._mapped.close()
+        except BufferError:
+            pass
+
+    def __enter__(self) -> SafetensorsFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _map_file(path: Path) -> mmap.mmap:
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError as error:  # mmap refuses an empty file
+        raise FileFormatError(f"{path}: the file is empty; download it again") from error
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _read_header(path: Path, mapped: mmap.mmap) -> tuple[dict[str, Any], int]:
+    length = int.from_bytes(mapped[:8], "little")
+    if len(mapped) < 8 or length > min(_LARGEST_HEADER, len(mapped) - 8):
+        raise FileFormatError(
+            f"{path}: not a safetensors file, or truncated: it has {len(mapped)} bytes and claims "
+            f"a header of {length}"
+        )
+    try:
+        header = json.loads(mapped[8 : 8 + length])
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path}: the header is not JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise FileFormatError(f"{path}: the header is not a JSON object")
+    return header, 8 + length
+
+
+def _read_entry(path: Path, name: str, entry: Any) -> tuple[StoredTensor, int, int]:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        numbers = [*shape, begin, end]
+    except (TypeError, KeyError, ValueError) as error:
+        raise FileFormatError(f"{path}: tensor {name!r} has a malformed entry") from error
+    if any(type(number) is not int or number < 0 for number in numbers) or begin > end:
+        raise FileFormatError(f"{path}: tensor {name!r} has a malformed shape or offset")
+    known = dtype_named(dtype) if isinstance(dtype, str) else None
+    if known is None:
+        raise FileFormatError(f"{path}: tensor {name!r} has the unknown type {dtype!r}")
+    if math.prod(shape) * known.size != end - begin:
+        raise FileFormatError(
+            f"{path}: tensor {name!r} of shape {tuple(shape)} and type {dtype} needs "
+            f"{math.prod(shape) * known.size} bytes, but the header gives it {end - begin}"
+        )
+    return StoredTensor(name, known.name, tuple(shape), path), begin, end
+
+
+def _refuse_overlaps(path: Path, ends: list[tuple[int, int, str]]) -> None:
+    ends.sort()
+    for (_, end, name), (begin, _, following) in zip(ends, ends[1:], strict=False):
+        if begin < end:
+            raise FileFormatError(f"{path}: tensors {name!r} and {following!r} overlap")

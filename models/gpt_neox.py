@@ -1,0 +1,124 @@
+"""GPT-NeoX (gpt-neox-20b, Pythia, Dolly, RedPajama-INCITE, ...) on llama.cpp's ``gptneox`` graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from .network import (
+    ConfigError,
+    ConfigReader,
+    MetadataValue,
+    Network,
+    Role,
+    TensorRule,
+    affine,
+    head_dim_of,
+)
+from .transforms import UnfuseQKV
+
+
+def describe(config: Mapping[str, Any]) -> Network:
+    """Describe a ``GPTNeoXForCausalLM``.
+
+    Rotary settings are read in both spellings: ``rotary_pct`` / ``rotary_emb_base``, and the
+    ``rope_parameters`` table that transformers 5 writes.
+    """
+    read = ConfigReader(config)
+    n_embd = read.count("hidden_size")
+    n_layer = read.count("num_hidden_layers")
+    n_head = read.count("num_attention_heads")
+    n_ff = read.count("intermediate_size", default=4 * n_embd)
+    n_vocab = read.count("vocab_size")
+    head_dim = head_dim_of(n_embd, n_head)
+    _refuse_rope_scaling(read)
+    fraction = read.number(
+        "rope_parameters.partial_rotary_factor", "rotary_pct", default=0.25, low=0.0, high=1.0
+    )
+    biased = read.flag("attention_bias", default=True)
+    n_rot = int(head_dim * fraction)
+    if n_rot < 2 or n_rot % 2:
+        raise ConfigError(
+            f"config.json: rotary_pct {fraction:g} of a head of {head_dim} is {n_rot} "
+            "dimensions; expected an even number of at least 2"
+        )
+    metadata: dict[str, MetadataValue] = {
+        "context_length": read.count("max_position_embeddings", default=2048),
+        "embedding_length": n_embd,
+        "block_count": n_layer,
+        "feed_forward_length": n_ff,
+        "attention.head_count": n_head,
+        "attention.layer_norm_epsilon": read.number(
+            "layer_norm_eps", default=1e-5, low=0.0, high=1.0
+        ),
+        "use_parallel_residual": read.flag("use_parallel_residual", default=True),
+        "rope.dimension_count": n_rot,
+        "rope.freq_base": read.number(
+            "rope_parameters.rope_theta", "rotary_emb_base", "rope_theta",
+            default=10000.0, low=1.0, high=1e9,
+        ),
+    }  # fmt: skip
+    return Network(
+        architecture="GPTNeoXForCausalLM",
+        graph="gptneox",
+        metadata=metadata,
+        rules=(
+            *_outer_rules(n_embd, n_vocab, tied=read.flag("tie_word_embeddings", default=False)),
+            *(
+                rule
+                for layer in range(n_layer)
+                for rule in _layer_rules(layer, n_embd, n_ff, UnfuseQKV(n_head, head_dim), biased)
+            ),
+        ),
+        prefixes=("",),
+        ignored=(
+            r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
+            r"gpt_neox\.rotary_emb\.inv_freq",
+        ),
+        vocab_rows=n_vocab,
+        n_layer=n_layer,
+        n_head=n_head,
+        head_dim=head_dim,
+        n_embd=n_embd,
+        n_ctx=int(metadata["context_length"]),
+        notes=read.gelu_notes("hidden_act", default="gelu"),
+    )
+
+
+def _refuse_rope_scaling(read: ConfigReader) -> None:
+    scaling = read.find("rope_scaling.type", "rope_scaling.rope_type", "rope_parameters.rope_type")
+    if scaling not in (None, "default"):
+        raise ConfigError(f"config.json: rope scaling {scaling!r} is not supported for GPT-NeoX")
+
+
+def _outer_rules(n_embd: int, n_vocab: int, *, tied: bool) -> tuple[TensorRule, ...]:
+    embedding = "gpt_neox.embed_in.weight"
+    # the graph has no tied head: a tied checkpoint's embedding is written a second time
+    head = embedding if tied else "embed_out.weight"
+    return (
+        TensorRule("token_embd.weight", embedding, (n_vocab, n_embd), Role.TOKEN_EMBEDDING),
+        *affine("output_norm", "gpt_neox.final_layer_norm", (n_embd,), Role.NORM),
+        TensorRule("output.weight", head, (n_vocab, n_embd), Role.HEAD),
+    )
+
+
+def _layer_rules(
+    layer: int, n_embd: int, n_ff: int, unfuse: UnfuseQKV, attention_bias: bool
+) -> tuple[TensorRule, ...]:
+    here, there = f"blk.{layer}", f"gpt_neox.layers.{layer}"
+    pair = partial(affine, layer=layer)
+    attention = partial(pair, bias=attention_bias)
+    return (
+        *pair(f"{here}.attn_norm", f"{there}.input_layernorm", (n_embd,), Role.NORM),
+        *attention(
+            f"{here}.attn_qkv", f"{there}.attention.query_key_value", (3 * n_embd, n_embd),
+            Role.ATTN_QKV, transform=unfuse,
+        ),
+        *attention(
+            f"{here}.attn_output", f"{there}.attention.dense", (n_embd, n_embd), Role.ATTN_OUTPUT
+        ),
+        *pair(f"{here}.ffn_norm", f"{there}.post_attention_layernorm", (n_embd,), Role.NORM),
+        *pair(f"{here}.ffn_up", f"{there}.mlp.dense_h_to_4h", (n_ff, n_embd), Role.FFN_UP),
+        *pair(f"{here}.ffn_down", f"{there}.mlp.dense_4h_to_h", (n_embd, n_ff), Role.FFN_DOWN),
+    )  # fmt: skip

@@ -1,0 +1,201 @@
+"""The records that describe a network, and the reader of config values that they are built from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from .transforms import AsStored, Transform
+
+
+class ConfigError(ValueError):
+    """A ``config.json`` that cannot be used: says which key and what was expected."""
+
+
+class Role(Enum):
+    """What a tensor does; decides its type in a quantized file and its line in the report."""
+
+    TOKEN_EMBEDDING = "token embedding"
+    POSITION_EMBEDDING = "position embedding"
+    HEAD = "head"
+    NORM = "norm"
+    BIAS = "bias"
+    ATTN_QKV = "attention q,k,v"
+    ATTN_OUTPUT = "attention output"
+    FFN_UP = "feed-forward up"
+    FFN_DOWN = "feed-forward down"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRule:
+    """One tensor of the GGUF and where it comes from.
+
+    ``source`` names the checkpoint's tensor without any optional prefix, ``shape`` is its shape
+    there (rows first), ``target`` is llama.cpp's name. ``layer`` is the block it belongs to.
+    ``source`` is None for a tensor of zeros that the graph needs and the checkpoint lacks.
+    """
+
+    target: str
+    source: str | None
+    shape: tuple[int, ...]
+    role: Role
+    transform: Transform = field(default_factory=AsStored)
+    layer: int | None = None
+
+
+MetadataValue = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network as the converter needs it.
+
+    ``graph`` is llama.cpp's architecture that computes it, ``metadata`` the keys under
+    ``{graph}.`` that it reads. ``prefixes`` are the spellings of a common prefix that real files
+    show in front of the sources (``""`` among them if it may be missing). ``ignored`` are regular
+    expressions for stored tensors that carry no weights (mask buffers, rotary tables, a second
+    copy of a tied head). ``vocab_rows`` is the number of rows of the embedding. ``notes`` are what a
+    user should know of the difference between the checkpoint and the graph.
+    """
+
+    architecture: str
+    graph: str
+    metadata: Mapping[str, MetadataValue]
+    rules: tuple[TensorRule, ...]
+    prefixes: tuple[str, ...]
+    ignored: tuple[str, ...]
+    vocab_rows: int
+    n_layer: int
+    n_head: int
+    head_dim: int
+    n_embd: int
+    n_ctx: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def n_params(self) -> int:
+        """Weights of the checkpoint, a tensor that two rules share counted once."""
+        stored = {rule.source: rule.shape for rule in self.rules if rule.source is not None}
+        return sum(math.prod(shape) for shape in stored.values())
+
+
+def affine(
+    target: str,
+    source: str,
+    shape: tuple[int, ...],
+    role: Role,
+    *,
+    transform: Transform | None = None,
+    layer: int | None = None,
+    bias: bool = True,
+) -> tuple[TensorRule, TensorRule]:
+    """The rules for ``{source}.weight`` of ``shape`` and its bias, one value per target row.
+
+    A norm's bias keeps the role of a norm; any other bias is a bias. Without ``bias`` the
+    checkpoint has none, and zeros take its place in the graph.
+    """
+    change = transform or AsStored()
+    bias_shape = change.target_shape(shape)[:1]
+    bias_role = role if role is Role.NORM else Role.BIAS
+    bias_change = change if change.target_shape(bias_shape) == bias_shape else AsStored()
+    return (
+        TensorRule(f"{target}.weight", f"{source}.weight", shape, role, change, layer),
+        TensorRule(
+            f"{target}.bias", f"{source}.bias" if bias else None, bias_shape, bias_role,
+            bias_change, layer,
+        ),
+    )  # fmt: skip
+
+
+# No model of these families comes near; a file that says more is broken or hostile.
+_LARGEST = 1 << 24
+
+
+class ConfigReader:
+    """Reads typed, bounded values from a config, under any of several spellings."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = config
+
+    def find(self, *keys: str) -> Any:
+        """The value of the first key that is present and not null, else None.
+
+        A dotted key reaches into a nested table (``rope_parameters.rope_theta``).
+        """
+        for key in keys:
+            value: Any = self._config
+            for part in key.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+            if value is not None:
+                return value
+        return None
+
+    def count(self, *keys: str, default: int | None = None) -> int:
+        """A whole number from 1 to 16 M."""
+        value = self.find(*keys)
+        if value is None:
+            if default is None:
+                raise ConfigError(f"config.json has no {' or '.join(map(repr, keys))}")
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
+            raise ConfigError(
+                f"config.json: {keys[0]!r} is {value!r}; expected a whole number "
+                f"from 1 to {_LARGEST}"
+            )
+        return value
+
+    def number(self, *keys: str, default: float, low: float, high: float) -> float:
+        """A real number with ``low <= value <= high``."""
+        value = self.find(*keys)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(f"config.json: {keys[0]!r} is {value!r}; expected a number")
+        if not low <= value <= high:
+            raise ConfigError(
+                f"config.json: {keys[0]!r} is {value!r}; expected {low:g} to {high:g}"
+            )
+        return float(value)
+
+    def flag(self, *keys: str, default: bool) -> bool:
+        """True or false."""
+        value = self.find(*keys)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise ConfigError(f"config.json: {keys[0]!r} is {value!r}; expected true or false")
+        return value
+
+    def gelu_notes(self, *keys: str, default: str) -> tuple[str, ...]:
+        """Check that the activation is a GELU; a note if it is not the form that is computed.
+
+        llama.cpp computes the tanh form for every GELU; the erf form differs by less than 5e-4.
+        """
+        value = self.find(*keys) or default
+        if value in _TANH_GELUS:
+            return ()
+        if value == "gelu":
+            return ("activation: the checkpoint's erf GELU is computed in its tanh form",)
+        raise ConfigError(
+            f"config.json: {keys[0]!r} is {value!r}; supported are "
+            f"{', '.join((*_TANH_GELUS, 'gelu'))}"
+        )
+
+
+_TANH_GELUS = ("gelu_fast", "gelu_new", "gelu_pytorch_tanh")
+
+
+def head_dim_of(n_embd: int, n_head: int) -> int:
+    """Width of a head.
+
+    Raises:
+        ConfigError: the heads do not divide the embedding.
+    """
+    if n_embd % n_head:
+        raise ConfigError(
+            f"config.json: {n_head} heads do not divide an embedding of {n_embd}"
+        )
+    return n_embd // n_head

@@ -1,0 +1,52 @@
+"""The errors of the native layer.
+
+    NativeError
+    ├── LibraryMismatch   the loaded llama.cpp is not the one that this package was built for
+    ├── GgufError         a GGUF file whose header is malformed, truncated or hostile
+    ├── ModelLoadError    llama.cpp refused a model or a context
+    ├── QuantizeError     rows that cannot be quantized as asked
+    ├── StateError        a saved state that does not fit
+    └── DecodeError       llama_decode failed
+        ├── ContextFull   no room left in the KV cache
+        └── Interrupted   aborted by Ctrl-C
+
+A message says what is wrong, where, and what would work; llama.cpp's own last words are added.
+"""
+
+from __future__ import annotations
+
+
+class NativeError(Exception):
+    """Anything that goes wrong at the door to C."""
+
+
+class LibraryMismatch(NativeError):
+    """The libraries in this process do not belong together."""
+
+
+class GgufError(NativeError):
+    """A GGUF file that must not reach llama.cpp."""
+
+
+class ModelLoadError(NativeError):
+    """A model or context could not be created."""
+
+
+class QuantizeError(NativeError):
+    """Rows that cannot be quantized as asked."""
+
+
+class StateError(NativeError):
+    """A saved state that does not fit the context."""
+
+
+class DecodeError(NativeError):
+    """llama_decode failed."""
+
+
+class ContextFull(DecodeError):
+    """The KV cache has no room for the batch."""
+
+
+class Interrupted(DecodeError):
+    """Decoding was stopped by an interrupt; the tokens of finished parts stay in the cache."""

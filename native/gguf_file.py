@@ -1,0 +1,269 @@
+"""Read a GGUF header in bounded Python, before any C++ sees the file.
+
+Every count, length and offset is checked against the file's size first: GGUF parsers written in C++
+have had heap overflows through crafted headers. Format:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import GgufError
+from .ggml_types import GgmlType, ggml_types
+
+# far above any real file; a larger count is a broken or hostile header
+_MOST_TENSORS = 1 << 16
+_MOST_KEYS = 1 << 16
+_LONGEST_KEY = 1 << 16
+_LONGEST_NAME = 63  # GGML_MAX_NAME - 1
+_MOST_DIMENSIONS = 4  # GGML_MAX_DIMS
+_LARGEST_ALIGNMENT = 1 << 16
+_LARGEST_DIMENSION = 1 << 48
+
+_STRING, _ARRAY = 8, 9
+_SCALARS: dict[int, struct.Struct] = {
+    0: struct.Struct("<B"), 1: struct.Struct("<b"), 2: struct.Struct("<H"),
+    3: struct.Struct("<h"), 4: struct.Struct("<I"), 5: struct.Struct("<i"),
+    6: struct.Struct("<f"), 7: struct.Struct("<?"), 10: struct.Struct("<Q"),
+    11: struct.Struct("<q"), 12: struct.Struct("<d"),
+}  # fmt: skip
+_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """A tensor's entry: ``shape`` as ggml has it, the fastest dimension first."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: GgmlType
+    offset: int
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class GgufArray:
+    """An array in the metadata, decoded only when iterated."""
+
+    type: int
+    count: int
+    _data: bytes
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.type != _STRING:
+            form = struct.Struct(f"<{self.count}{_SCALARS[self.type].format[-1]}")
+            yield from form.unpack(self._data)
+            return
+        at = 0
+        for _ in range(self.count):
+            (length,) = _U64.unpack_from(self._data, at)
+            at += 8 + length
+            yield self._data[at - length : at].decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class GgufHeader:
+    """A checked header. ``metadata`` values are numbers, strings or :class:`GgufArray`."""
+
+    path: Path
+    version: int
+    file_bytes: int
+    alignment: int
+    data_offset: int
+    metadata: dict[str, Any]
+    tensors: tuple[GgufTensor, ...]
+
+    @property
+    def architecture(self) -> str:
+        """llama.cpp's name of the graph."""
+        return str(self.metadata.get("general.architecture", ""))
+
+    @property
+    def n_params(self) -> int:
+        """Values of all tensors."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors, without padding."""
+        return sum(tensor.n_bytes for tensor in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Average over all tensors."""
+        return 8 * self.weight_bytes / self.n_params if self.n_params else 0.0
+
+
+def read_gguf_header(path: Path) -> GgufHeader:
+    """Read and check the header of a GGUF file.
+
+    Raises:
+        GgufError: no such file, not a GGUF, or a header that is truncated or inconsistent.
+    """
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise GgufError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise GgufError(f"{path}: a folder, not a GGUF file") from None
+    except ValueError:  # mmap refuses an empty file
+        raise GgufError(f"{path}: the file is empty") from None
+    except OSError as error:
+        raise GgufError(f"{path}: cannot be read: {error.strerror}") from None
+    with mapped:
+        return _HeaderReader(path, mapped).read()
+
+
+class _HeaderReader:
+    """A cursor over the mapped file that never passes its end."""
+
+    def __init__(self, path: Path, mapped: mmap.mmap) -> None:
+        self._path = path
+        self._mapped = mapped
+        self._size = len(mapped)
+        self._at = 0
+
+    def read(self) -> GgufHeader:
+        if self._take(4) != b"GGUF":
+            raise GgufError(f"{self._path}: not a GGUF file (it does not start with 'GGUF')")
+        version = self._unpack(_U32)
+        if version not in (2, 3):
+            raise self._error(f"GGUF version {version}; supported are 2 and 3")
+        n_tensors = self._count("tensors", _MOST_TENSORS)
+        n_keys = self._count("metadata keys", _MOST_KEYS)
+        metadata: dict[str, Any] = {}
+        for _ in range(n_keys):
+            key = self._string(_LONGEST_KEY, "a metadata key")
+            if key in metadata:
+                raise self._error(f"the metadata key {key!r} occurs twice")
+            metadata[key] = self._value(self._unpack(_U32), key)
+        alignment = metadata.get("general.alignment", 32)
+        if (
+            not isinstance(alignment, int)
+            or not 8 <= alignment <= _LARGEST_ALIGNMENT
+            or alignment & (alignment - 1)
+        ):
+            raise self._error(f"alignment {alignment!r}; expected a power of two from 8")
+        entries = [self._tensor(alignment) for _ in range(n_tensors)]
+        data_offset = -(-self._at // alignment) * alignment
+        self._check_layout(entries, data_offset)
+        return GgufHeader(
+            self._path, version, self._size, alignment, data_offset, metadata, tuple(entries)
+        )
+
+    def _error(self, what: str) -> GgufError:
+        return GgufError(f"{self._path}: bad GGUF header: {what}")
+
+    def _take(self, n: int) -> bytes:
+        if n > self._size - self._at:
+            raise self._error(
+                f"it ends at byte {self._size}, in the middle of its header; "
+                "the file is truncated or damaged"
+            )
+        taken = self._mapped[self._at : self._at + n]
+        self._at += n
+        return taken
+
+    def _unpack(self, form: struct.Struct) -> Any:
+        return form.unpack(self._take(form.size))[0]
+
+    def _count(self, what: str, most: int) -> int:
+        count = self._unpack(_U64)
+        if count > most:
+            raise self._error(f"{count} {what}; at most {most} are accepted")
+        return int(count)
+
+    def _string(self, longest: int, what: str) -> str:
+        length = self._unpack(_U64)
+        if length > longest:
+            raise self._error(f"{what} of {length} bytes; at most {longest} are accepted")
+        try:
+            return self._take(length).decode()
+        except UnicodeDecodeError:
+            raise self._error(f"{what} is not UTF-8") from None
+
+    def _value(self, kind: int, key: str) -> Any:
+        if kind in _SCALARS:
+            return self._unpack(_SCALARS[kind])
+        if kind == _STRING:
+            length = self._unpack(_U64)
+            return self._take(length).decode("utf-8", "replace")
+        if kind == _ARRAY:
+            return self._array(key)
+        raise self._error(f"{key!r} has the unknown value type {kind}")
+
+    def _array(self, key: str) -> GgufArray:
+        kind, count = self._unpack(_U32), self._unpack(_U64)
+        start = self._at
+        if kind in _SCALARS:
+            self._take(self._bounded(count, _SCALARS[kind].size, key))
+        elif kind == _STRING:
+            self._bounded(count, _U64.size, key)
+            self._skip_strings(count)
+        else:
+            raise self._error(f"{key!r} is an array of the unsupported type {kind}")
+        return GgufArray(kind, count, self._mapped[start : self._at])
+
+    def _bounded(self, count: int, size: int, key: str) -> int:
+        if count > (self._size - self._at) // size:
+            raise self._error(f"{key!r} claims {count} values, more than the file can hold")
+        return count * size
+
+    def _skip_strings(self, count: int) -> None:
+        at, size, mapped, unpack = self._at, self._size, self._mapped, _U64.unpack_from
+        for _ in range(count):
+            at += 8 + unpack(mapped, at)[0] if at + 8 <= size else size
+            if at > size:
+                self._at = size
+                self._take(1)  # raises: truncated
+        self._at = at
+
+    def _tensor(self, alignment: int) -> GgufTensor:
+        name = self._string(_LONGEST_NAME, "a tensor name")
+        n_dims = self._unpack(_U32)
+        if not 1 <= n_dims <= _MOST_DIMENSIONS:
+            raise self._error(f"tensor {name!r} has {n_dims} dimensions; expected 1 to 4")
+        shape = tuple(self._unpack(_U64) for _ in range(n_dims))
+        if any(not 1 <= n <= _LARGEST_DIMENSION for n in shape):
+            raise self._error(f"tensor {name!r} has the shape {shape}")
+        number = self._unpack(_U32)
+        known = ggml_types().get(number)
+        if known is None:
+            raise self._error(f"tensor {name!r} has the unknown type {number}")
+        if shape[0] % known.block:
+            raise self._error(
+                f"tensor {name!r}: rows of {shape[0]} do not divide into {known.name}'s blocks "
+                f"of {known.block}"
+            )
+        offset = self._unpack(_U64)
+        if offset % alignment:
+            raise self._error(f"tensor {name!r} at offset {offset} is not aligned to {alignment}")
+        return GgufTensor(name, shape, known, offset, known.row_bytes(math.prod(shape)))
+
+    def _check_layout(self, tensors: list[GgufTensor], data_offset: int) -> None:
+        seen: set[str] = set()
+        end = 0
+        for tensor in sorted(tensors, key=lambda t: t.offset):
+            if tensor.name in seen:
+                raise self._error(f"the tensor {tensor.name!r} occurs twice")
+            seen.add(tensor.name)
+            if tensor.offset < end:
+                raise self._error(f"the tensor {tensor.name!r} overlaps the one before it")
+            end = tensor.offset + tensor.n_bytes
+            if end > self._size - data_offset:
+                raise GgufError(
+                    f"{self._path}: truncated: tensor {tensor.name!r} ends at byte "
+                    f"{data_offset + end}, but the file has only {self._size}; copy or convert "
+                    "it again"
+                )

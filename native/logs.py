@@ -1,0 +1,47 @@
+"""llama.cpp's log lines, into Python's ``logging`` under the name ``infer_os.llama``."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections import deque
+from typing import Any
+
+import llama_cpp
+
+logger = logging.getLogger("infer_os.llama")
+
+# enum ggml_log_level; 5 continues the line before it
+_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.ERROR}
+_CONTINUE = 5
+
+_recent: deque[str] = deque(maxlen=8)
+_last_level = logging.DEBUG
+
+
+def last_complaint() -> str:
+    """llama.cpp's most recent error line, to explain a call that failed; empty if none."""
+    return _recent[-1] if _recent else ""
+
+
+def forget_complaints() -> None:
+    """Start anew before a call whose failure is to be explained."""
+    _recent.clear()
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _on_line(level: int, text: bytes, _user_data: Any) -> None:
+    global _last_level
+    if level != _CONTINUE:
+        _last_level = _LEVELS.get(level, logging.DEBUG)
+    line = text.decode("utf-8", "replace").strip()
+    if not line or line == ".":
+        return
+    if _last_level >= logging.ERROR:
+        _recent.append(line)
+    logger.log(_last_level, "%s", line)
+
+
+def route_logs() -> None:
+    """Send llama.cpp's lines to ``logging``; without a handler they go nowhere."""
+    llama_cpp.llama_log_set(_on_line, ctypes.c_void_p(0))

@@ -1,0 +1,200 @@
+// Rows of floats in, rows of any ggml type out. A thread takes a chunk of rows at a time: widens it
+// to float32 in a scratch of its own, hands it to ggml_quantize_chunk, and, if asked, reads the
+// result back to measure the error while both are still in cache.
+#include "inferos.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "ggml.h"
+
+namespace {
+
+// about 64 K values: 256 KB of float32 scratch, inside L2
+constexpr int64_t CHUNK_VALUES = 64 * 1024;
+
+bool is_source_type(int32_t type) {
+    return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
+}
+
+bool is_target_type(int32_t type) {
+    if (type < 0 || type >= GGML_TYPE_COUNT) {
+        return false;
+    }
+    return is_source_type(type) || ggml_is_quantized(static_cast<ggml_type>(type));
+}
+
+void widen_row(const char * src, int32_t type, float * dst, int64_t n) {
+    if (type == GGML_TYPE_F32) {
+        memcpy(dst, src, n * sizeof(float));
+    } else if (type == GGML_TYPE_F16) {
+        ggml_fp16_to_fp32_row(reinterpret_cast<const ggml_fp16_t *>(src), dst, n);
+    } else {
+        ggml_bf16_to_fp32_row(reinterpret_cast<const ggml_bf16_t *>(src), dst, n);
+    }
+}
+
+int64_t count_not_finite(const float * values, int64_t n) {
+    // an exponent of all ones is infinity or NaN; integers, so that it vectorizes under any flags
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, values + i, sizeof bits);
+        count += (bits & 0x7f800000u) == 0x7f800000u;
+    }
+    return count;
+}
+
+void add_error(inferos_quantize_error & sum, const float * was, const float * is, int64_t n) {
+    double squared_error = 0, squared_value = 0;
+    float  largest = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const float difference = was[i] - is[i];
+        squared_error += double(difference) * difference;
+        squared_value += double(was[i]) * was[i];
+        largest = std::max(largest, std::fabs(difference));
+    }
+    sum.sum_squared_error += squared_error;
+    sum.sum_squared_value += squared_value;
+    sum.max_abs_error = std::max(sum.max_abs_error, double(largest));
+}
+
+struct Worker {
+    const inferos_quantize_job & job;
+    std::atomic<int64_t> &       next_row;
+    int64_t                      chunk_rows;
+    bool                         measure;
+    std::unique_ptr<float[]>     wide;       // (chunk_rows, n_per_row)
+    std::unique_ptr<float[]>     read_back;  // (n_per_row,)
+    inferos_quantize_error       error = {};
+
+    Worker(const inferos_quantize_job & job, std::atomic<int64_t> & next_row, int64_t chunk_rows,
+           bool measure)
+        : job(job), next_row(next_row), chunk_rows(chunk_rows), measure(measure),
+          wide(new float[chunk_rows * job.n_per_row]),
+          read_back(measure ? new float[job.n_per_row] : nullptr) {}
+
+    void run() {
+        const auto   target   = static_cast<ggml_type>(job.dst_type);
+        const size_t src_size = ggml_row_size(static_cast<ggml_type>(job.src_type), job.n_per_row);
+        const size_t dst_size = ggml_row_size(target, job.n_per_row);
+        for (;;) {
+            const int64_t first = next_row.fetch_add(chunk_rows, std::memory_order_relaxed);
+            if (first >= job.n_rows) {
+                return;
+            }
+            const int64_t rows = std::min(chunk_rows, job.n_rows - first);
+            for (int64_t r = 0; r < rows; r++) {
+                const int64_t from = job.row_order ? job.row_order[first + r] : first + r;
+                widen_row(static_cast<const char *>(job.src) + from * src_size, job.src_type,
+                          wide.get() + r * job.n_per_row, job.n_per_row);
+            }
+            char * out = static_cast<char *>(job.dst) + first * dst_size;
+            ggml_quantize_chunk(target, wide.get(), out, 0, rows, job.n_per_row, job.importance);
+            error.n_not_finite += count_not_finite(wide.get(), rows * job.n_per_row);
+            if (measure) {
+                measure_rows(target, out, dst_size, rows);
+            }
+        }
+    }
+
+    void measure_rows(ggml_type target, const char * out, size_t dst_size, int64_t rows) {
+        for (int64_t r = 0; r < rows; r++) {
+            const float * was = wide.get() + r * job.n_per_row;
+            if (target == GGML_TYPE_F32) {
+                add_error(error, was, reinterpret_cast<const float *>(out + r * dst_size),
+                          job.n_per_row);
+                continue;
+            }
+            ggml_get_type_traits(target)->to_float(out + r * dst_size, read_back.get(),
+                                                   job.n_per_row);
+            add_error(error, was, read_back.get(), job.n_per_row);
+        }
+    }
+};
+
+int32_t check(const inferos_quantize_job & job) {
+    if (!is_source_type(job.src_type) || !is_target_type(job.dst_type)) {
+        return INFEROS_BAD_TYPE;
+    }
+    const auto target = static_cast<ggml_type>(job.dst_type);
+    if (target != GGML_TYPE_F32 && ggml_get_type_traits(target)->to_float == nullptr) {
+        return INFEROS_BAD_TYPE;
+    }
+    // types that only ever hold activations have no row quantizer behind ggml_quantize_chunk
+    if (target == GGML_TYPE_Q8_1 || target == GGML_TYPE_Q8_K) {
+        return INFEROS_BAD_TYPE;
+    }
+    if (job.n_per_row <= 0 || job.n_rows < 0 || job.n_per_row % ggml_blck_size(target) != 0) {
+        return INFEROS_BAD_SHAPE;
+    }
+    if (!job.row_order && job.n_rows > job.n_src_rows) {
+        return INFEROS_BAD_ROW;
+    }
+    for (int64_t i = 0; job.row_order && i < job.n_rows; i++) {
+        if (job.row_order[i] < 0 || job.row_order[i] >= job.n_src_rows) {
+            return INFEROS_BAD_ROW;
+        }
+    }
+    if (!job.importance && ggml_quantize_requires_imatrix(target)) {
+        return INFEROS_NEEDS_IMPORTANCE;
+    }
+    return INFEROS_OK;
+}
+
+}  // namespace
+
+INFEROS_API int32_t inferos_quantize_rows(const inferos_quantize_job * job,
+                                          inferos_quantize_error * error) {
+    const int32_t status = check(*job);
+    if (status != INFEROS_OK) {
+        return status;
+    }
+    // builds the lookup tables of the i-quants once, before the threads need them
+    ggml_quantize_init(static_cast<ggml_type>(job->dst_type));
+
+    const int64_t chunk_rows =
+        std::max<int64_t>(1, std::min(job->n_rows, CHUNK_VALUES / job->n_per_row));
+    const int64_t n_chunks = (job->n_rows + chunk_rows - 1) / chunk_rows;
+    const int64_t n_workers =
+        std::max<int64_t>(1, std::min<int64_t>(job->n_threads, n_chunks));
+    std::atomic<int64_t> next_row{0};
+    try {
+        std::vector<Worker> workers;
+        workers.reserve(n_workers);
+        for (int64_t i = 0; i < n_workers; i++) {
+            workers.emplace_back(*job, next_row, chunk_rows, error != nullptr);
+        }
+        std::vector<std::thread> threads;
+        threads.reserve(n_workers);
+        for (int64_t i = 1; i < n_workers; i++) {
+            try {
+                threads.emplace_back([&workers, i] { workers[i].run(); });
+            } catch (const std::system_error &) {
+                break;  // no more threads to be had: the others take its chunks
+            }
+        }
+        workers[0].run();
+        for (std::thread & thread : threads) {
+            thread.join();
+        }
+        for (const Worker & worker : workers) {
+            if (error) {
+                error->sum_squared_error += worker.error.sum_squared_error;
+                error->sum_squared_value += worker.error.sum_squared_value;
+                error->max_abs_error = std::max(error->max_abs_error, worker.error.max_abs_error);
+                error->n_not_finite += worker.error.n_not_finite;
+            }
+        }
+    } catch (const std::bad_alloc &) {
+        return INFEROS_NO_MEMORY;
+    }
+    return INFEROS_OK;
+}

@@ -1,0 +1,118 @@
+"""An engine without a model: scripted tokens, so that all above it can be tested in no time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from .engine import EngineInfo, shared_prefix
+from .errors import PromptError
+from .memory import MemoryNeed
+from .sampler import Sampler
+from .settings import SamplingSettings
+
+#: Token that ends a generation.
+END = 256
+
+#: Decides the next token from the tokens held so far.
+Script = Callable[[Sequence[int]], int]
+
+
+class ByteVocabulary:
+    """Every byte is a token; token 256 ends a text."""
+
+    def tokenize(
+        self, text: str | bytes, *, add_special: bool = True, parse_special: bool = True
+    ) -> list[int]:
+        """The text's UTF-8 bytes."""
+        return list(text.encode() if isinstance(text, str) else text)
+
+    def piece(self, token: int) -> bytes:
+        """The byte."""
+        return b"" if token == END else bytes([token])
+
+    def is_end(self, token: int) -> bool:
+        """Whether it is token 256."""
+        return token == END
+
+
+class FakeSampler:
+    """Takes what the script says."""
+
+    def __init__(self) -> None:
+        self.remembered: list[int] = []
+
+    def draw(self, source: int) -> int:
+        """The scripted token."""
+        return source
+
+    def remember(self, tokens: Iterable[int]) -> None:
+        """Keep them, for a test to look at."""
+        self.remembered.extend(tokens)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class FakeEngine:
+    """An :class:`~.engine.Engine` whose next token is ``script(tokens held)``.
+
+    ``computed`` counts the tokens that a model would have computed.
+    """
+
+    def __init__(self, script: Script, n_ctx: int = 64) -> None:
+        self._script = script
+        self._tokens: list[int] = []
+        self.vocab = ByteVocabulary()
+        self.n_ctx = n_ctx
+        self.computed = 0
+        self.info = EngineInfo(
+            Path("fake.gguf"), "fake", "Fake", n_ctx, 1, MemoryNeed(0, 0, 0), None, ()
+        )
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Tokens fed so far."""
+        return self._tokens
+
+    def new_sampler(self, settings: SamplingSettings) -> FakeSampler:
+        """A sampler that follows the script."""
+        return FakeSampler()
+
+    def feed(self, tokens: Sequence[int]) -> int:
+        """See :meth:`~.engine.Engine.feed`."""
+        if not tokens:
+            raise PromptError("the prompt is empty: it has no tokens to continue from")
+        if len(tokens) > self.n_ctx:
+            raise PromptError(f"the prompt has {len(tokens)} tokens, the context {self.n_ctx}")
+        shared = min(shared_prefix(self._tokens, tokens), len(tokens) - 1)
+        self._tokens = list(tokens)
+        self.computed += len(tokens) - shared
+        return len(tokens) - shared
+
+    def step(self, token: int) -> None:
+        """Append a token."""
+        self._tokens.append(token)
+        self.computed += 1
+
+    def sample(self, sampler: Sampler) -> int:
+        """The scripted token."""
+        return sampler.draw(self._script(self._tokens))
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def saying(reply: str) -> Script:
+    """A script that answers every prompt with ``reply`` and ends."""
+    data = reply.encode()
+    start: list[int] = []
+
+    def script(tokens: Sequence[int]) -> int:
+        # a prompt is what was fed at once: remember where the reply began
+        if not start or len(tokens) < start[0] or len(tokens) > start[0] + len(data):
+            start[:] = [len(tokens)]
+        said = len(tokens) - start[0]
+        return data[said] if said < len(data) else END
+
+    return script

@@ -1,0 +1,153 @@
+"""Generate in four thin layers: tokens, text, one string; the terminal is the caller's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from infer_os.native.errors import ContextFull, Interrupted
+from infer_os.native.interrupt import interruptible
+
+from .engine import Engine
+from .sampler import Sampler
+from .settings import SamplingSettings, StopSettings
+from .text import TextStream
+
+
+class FinishReason(str, Enum):
+    """Why a generation ended."""
+
+    END = "end"  # the model's end of text
+    STOP = "stop"  # a stop string
+    LENGTH = "length"  # the token limit
+    CONTEXT = "context"  # the context is full
+    INTERRUPT = "interrupt"  # Ctrl-C
+
+
+@dataclass(slots=True)
+class Timings:
+    """Seconds and tokens of one generation."""
+
+    prompt_tokens: int = 0
+    computed_tokens: int = 0
+    completion_tokens: int = 0
+    first_token_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Prompt tokens computed per second; those reused from the cache do not count."""
+        return self.computed_tokens / self.prefill_s if self.prefill_s else 0.0
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Tokens per second after the first."""
+        return (self.completion_tokens - 1) / self.decode_s if self.decode_s else 0.0
+
+
+@dataclass(slots=True)
+class Generation:
+    """A generation under way: what it has drawn, what it cost, why it ended."""
+
+    tokens: list[int] = field(default_factory=list)
+    timings: Timings = field(default_factory=Timings)
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished generation."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    timings: Timings
+
+
+def stream_tokens(
+    engine: Engine, prompt: Sequence[int], sampler: Sampler, max_tokens: int, state: Generation
+) -> Iterator[int]:
+    """Token loop: feed the prompt, then draw and append until something ends it.
+
+    Yields every drawn token but the end of text. ``state`` is filled on the way and tells, after
+    the last token, why it ended (None if the caller stopped asking).
+    """
+    timings = state.timings
+    started = time.perf_counter()
+    timings.prompt_tokens = len(prompt)
+    timings.computed_tokens = engine.feed(prompt)
+    sampler.remember(prompt)
+    timings.prefill_s = time.perf_counter() - started
+    is_end, sample, step, n_ctx = engine.vocab.is_end, engine.sample, engine.step, engine.n_ctx
+    held = len(prompt)
+    first = 0.0
+    while True:
+        token = sample(sampler)
+        now = time.perf_counter()
+        if not state.tokens:
+            first = now
+            timings.first_token_s = now - started
+        state.tokens.append(token)
+        timings.completion_tokens = len(state.tokens)
+        timings.decode_s = now - first
+        if is_end(token):
+            state.finish_reason = FinishReason.END
+            return
+        yield token
+        if len(state.tokens) >= max_tokens:
+            state.finish_reason = FinishReason.LENGTH
+            return
+        if held >= n_ctx:
+            state.finish_reason = FinishReason.CONTEXT
+            return
+        step(token)
+        held += 1
+
+
+def stream_text(
+    engine: Engine,
+    prompt: Sequence[int],
+    sampling: SamplingSettings,
+    stop: StopSettings,
+    state: Generation,
+) -> Iterator[str]:
+    """Text loop: whole characters, nothing of a stop string, Ctrl-C as an ordinary end."""
+    text = TextStream(stop.strings)
+    sampler = engine.new_sampler(sampling)
+    try:
+        with interruptible():
+            for token in stream_tokens(engine, prompt, sampler, stop.max_tokens, state):
+                if chunk := text.push(engine.vocab.piece(token)):
+                    yield chunk
+                if text.stopped:
+                    state.finish_reason = FinishReason.STOP
+                    return
+    except (KeyboardInterrupt, Interrupted):
+        state.finish_reason = FinishReason.INTERRUPT
+    except ContextFull:
+        state.finish_reason = FinishReason.CONTEXT
+    finally:
+        sampler.close()
+    if chunk := text.finish():
+        yield chunk
+
+
+def complete(
+    engine: Engine,
+    prompt: Sequence[int],
+    sampling: SamplingSettings,
+    stop: StopSettings,
+) -> Completion:
+    """String: the whole text at once."""
+    state = Generation()
+    text = "".join(stream_text(engine, prompt, sampling, stop, state))
+    return finished(state, text)
+
+
+def finished(state: Generation, text: str) -> Completion:
+    """The record of a generation that has ended."""
+    reason = state.finish_reason or FinishReason.INTERRUPT
+    return Completion(text, tuple(state.tokens), reason, state.timings)

@@ -1,0 +1,112 @@
+"""One conversation: turns kept as tokens, only new ones computed, the oldest dropped when full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from infer_os.models.styles import PromptStyle
+
+from .engine import Engine
+from .errors import PromptError
+from .generate import FinishReason, Generation, stream_text
+from .settings import SamplingSettings, StopSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message and its reply, as they stand in the cache."""
+
+    tokens: tuple[int, ...]
+
+
+class Session:
+    """A conversation on an engine. ``last`` tells about the latest reply."""
+
+    def __init__(self, engine: Engine, style: PromptStyle, system: str = "") -> None:
+        """Start a conversation.
+
+        Raises:
+            PromptError: the system prompt alone fills the context.
+        """
+        self._engine = engine
+        self._style = style
+        head = style.system.format(text=system) if system else ""
+        self._system = tuple(engine.vocab.tokenize(head)) if head else self._opening()
+        if len(self._system) >= engine.n_ctx:
+            raise PromptError(
+                f"the system prompt has {len(self._system)} tokens; the context holds "
+                f"{engine.n_ctx}: raise --context"
+            )
+        self._turns: list[Turn] = []
+        self.last = Generation()
+        self.dropped_turns = 0
+
+    def _opening(self) -> tuple[int, ...]:
+        """What the model wants in front of any text (a start token, if it has one)."""
+        return tuple(self._engine.vocab.tokenize("", add_special=True))
+
+    @property
+    def n_turns(self) -> int:
+        """Turns that the model still sees."""
+        return len(self._turns)
+
+    def reset(self) -> None:
+        """Forget every turn; the system prompt stays."""
+        self._turns.clear()
+
+    def reply(
+        self, message: str, sampling: SamplingSettings, stop: StopSettings
+    ) -> Iterator[str]:
+        """Answer a message, chunk by chunk; the turn is kept however the reply ends.
+
+        Old turns are dropped until the message and a quarter of the context for the reply fit;
+        ``dropped_turns`` counts those of this reply.
+
+        Raises:
+            PromptError: the message alone does not fit.
+        """
+        vocab, style = self._engine.vocab, self._style
+        opened = vocab.tokenize(
+            style.user.format(text=message) + style.assistant,
+            add_special=False, parse_special=False,
+        )  # fmt: skip
+        prompt = self._make_room(opened, stop.max_tokens)
+        self.last = Generation()
+        stops = StopSettings(stop.max_tokens, (*stop.strings, *style.stops))
+        try:
+            yield from stream_text(self._engine, prompt, sampling, stops, self.last)
+        finally:
+            if self.last.finish_reason is None:
+                self.last.finish_reason = FinishReason.INTERRUPT
+            self._turns.append(Turn((*opened, *self._closed_reply())))
+
+    def _closed_reply(self) -> tuple[int, ...]:
+        """The reply's tokens as later turns shall see them: without a stop string or end token."""
+        vocab = self._engine.vocab
+        tokens = list(self.last.tokens)
+        if tokens and vocab.is_end(tokens[-1]):
+            tokens.pop()
+        if self.last.finish_reason is FinishReason.STOP:
+            text = b"".join(map(vocab.piece, tokens)).decode("utf-8", "replace")
+            cut = min(at for stop in self._style.stops if (at := text.find(stop)) >= 0) \
+                if any(stop in text for stop in self._style.stops) else len(text)  # fmt: skip
+            tokens = vocab.tokenize(text[:cut], add_special=False, parse_special=False)
+        end = vocab.tokenize(self._style.end, add_special=False, parse_special=False)
+        return (*tokens, *end)
+
+    def _make_room(self, opened: list[int], max_tokens: int) -> list[int]:
+        n_ctx = self._engine.n_ctx
+        reserve = min(max_tokens, n_ctx // 4)
+        if len(self._system) + len(opened) + 1 > n_ctx:
+            raise PromptError(
+                f"the message has {len(opened)} tokens; the context of {n_ctx} has no room for it"
+            )
+        self.dropped_turns = 0
+        while self._turns and self._length(opened) + reserve > n_ctx:
+            del self._turns[0]
+            self.dropped_turns += 1
+        return [*self._system, *(t for turn in self._turns for t in turn.tokens), *opened]
+
+    def _length(self, opened: list[int]) -> int:
+        return len(self._system) + sum(len(turn.tokens) for turn in self._turns) + len(opened)

@@ -1,0 +1,80 @@
+"""Settings of a run, as records that check themselves."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+from dataclasses import dataclass
+
+from .errors import SettingsError
+
+
+def _check(good: bool, option: str, value: object, expected: str) -> None:
+    if not good:
+        raise SettingsError(f"{option} {value}: expected {expected}")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings:
+    """How the next token is drawn. A ``temperature`` of 0 takes the likeliest.
+
+    ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and ``repeat_penalty`` 1 switch a filter off.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        finite = math.isfinite(self.temperature) and self.temperature >= 0
+        _check(finite, "--temperature", self.temperature, "0 or more")
+        _check(self.top_k >= 0, "--top-k", self.top_k, "0 (off) or more")
+        _check(0 < self.top_p <= 1, "--top-p", self.top_p, "more than 0, at most 1 (off)")
+        _check(0 <= self.min_p < 1, "--min-p", self.min_p, "0 (off) to less than 1")
+        good = math.isfinite(self.repeat_penalty) and self.repeat_penalty > 0
+        _check(good, "--repeat-penalty", self.repeat_penalty, "more than 0; 1 is off")
+        _check(self.repeat_last_n >= 0, "--repeat-last-n", self.repeat_last_n, "0 or more")
+        # the largest value is llama.cpp's own sign for "choose one"
+        good = self.seed is None or 0 <= self.seed < 0xFFFFFFFF
+        _check(good, "--seed", self.seed, f"0 to {0xFFFFFFFF - 1}")
+
+    def chosen_seed(self) -> int:
+        """The seed, or a fresh random one."""
+        return secrets.randbelow(0xFFFFFFFF) if self.seed is None else self.seed
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How a model is loaded. ``context`` 0 takes what it was trained for, at most 4096 tokens."""
+
+    context: int = 0
+    load: str = "mmap"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        good = self.context == 0 or 8 <= self.context <= 1 << 20
+        _check(good, "--context", self.context, "8 to 1048576 tokens")
+        _check(self.load in ("mmap", "fast"), "--load", self.load, "mmap or fast")
+        _check(0 <= self.threads <= 512, "--threads", self.threads, "1 to 512")
+
+    @property
+    def n_threads(self) -> int:
+        """Threads: as asked, else one per usable core."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True, slots=True)
+class StopSettings:
+    """When a generation ends, besides the model's own end of text."""
+
+    max_tokens: int = 128
+    strings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check(self.max_tokens >= 1, "--max-tokens", self.max_tokens, "1 or more")
+        _check(all(self.strings), "--stop", '""', "a text that is not empty")

@@ -1,0 +1,169 @@
+"""Write tiny random checkpoints with Hugging Face's float32 logits, or compare against them live.
+
+``make_references.py write`` fills the folders beside this file, which ``make test`` compares with.
+``make_references.py check`` builds fresh ones with other seeds in a temporary folder, converts them
+and compares, so that the comparison does not rest on stored numbers alone.
+
+Needs torch and transformers; nothing else in the project does but the training script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+HERE = Path(__file__).parent
+N_VOCAB = 300
+N_TOKENS = 48
+
+_TEXT = """The quick brown fox jumps over the lazy dog, and the dog doesn't mind at all.
+    It is 12345 steps from here to there; it's only 678 back again!
+Ein Jäger aus Kurpfalz, der reitet durch den grünen Wald. Où est la bibliothèque? 東京は日本の首都です。
+"""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A tiny checkpoint: how to make its model, and how its folder differs from the usual one."""
+
+    name: str
+    config: Callable[[], Any]
+    change: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config
+    rows_beyond_tokenizer: int = 0
+    shards: int = 1
+
+
+def _neox(**changes: Any) -> Callable[[], Any]:
+    settings = {
+        "vocab_size": N_VOCAB, "hidden_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "intermediate_size": 256, "max_position_embeddings": 128,
+        "hidden_act": "gelu_fast", "bos_token_id": 0, "eos_token_id": 0,
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    return lambda: transformers.GPTNeoXConfig(**{**settings, **changes})
+
+
+def _classic_rotary(config: dict[str, Any]) -> dict[str, Any]:
+    """Spell the rotary settings as transformers 4 did."""
+    rope = config.pop("rope_parameters")
+    return {
+        **config,
+        "rotary_pct": rope["partial_rotary_factor"],
+        "rotary_emb_base": rope["rope_theta"],
+    }
+
+
+REFERENCES = (
+    Reference("neox-parallel", _neox(use_parallel_residual=True), shards=2),
+    Reference(
+        "neox-sequential",
+        _neox(
+            use_parallel_residual=False,
+            rope_parameters={
+                "rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5,
+            },
+        ),
+        change=_classic_rotary,
+        rows_beyond_tokenizer=20,
+    ),
+)  # fmt: skip
+
+
+def make_tokenizer() -> Tokenizer:
+    """A byte-level BPE like GPT-NeoX's: NFC, no added space, runs of spaces as added tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=N_VOCAB - 2,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([_TEXT], trainer)
+    tokenizer.add_tokens(["    ", "  "])
+    return tokenizer
+
+
+def build(reference: Reference, folder: Path, seed: int) -> None:
+    """Write config, weights, tokenizer and expected logits into ``folder``."""
+    torch.manual_seed(seed)
+    config = reference.config()
+    config.vocab_size += reference.rows_beyond_tokenizer
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # far from the usual initial values, so that every bias and norm matters
+            spread = 0.25 if parameter.ndim > 1 else 0.5
+            centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            parameter.copy_((torch.randn_like(parameter) * spread + centre).half().float())
+    tokens = torch.randint(0, N_VOCAB, (1, N_TOKENS))
+    with torch.no_grad():
+        logits = model(tokens).logits[0]  # (N_TOKENS, vocab)
+    folder.mkdir(parents=True, exist_ok=True)
+    # float16 holds the rounded weights exactly and halves the files
+    shard_bytes = 1 << 30 if reference.shards == 1 else 150_000
+    model.half().save_pretrained(folder, max_shard_size=shard_bytes)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    path = folder / "config.json"
+    settings = reference.change(json.loads(path.read_text()))
+    settings.pop("transformers_version", None)
+    path.write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n")
+    make_tokenizer().save(str(folder / "tokenizer.json"))
+    np.save(folder / "tokens.npy", tokens[0].numpy().astype(np.int32))
+    np.save(folder / "logits.npy", logits.numpy().astype(np.float32))
+
+
+def check(seeds: range) -> int:
+    """Build each reference anew with other seeds, convert it and compare; count the failures."""
+    sys.path.insert(0, str(HERE.parent))
+    from comparison import compare_with_reference
+
+    failures = 0
+    for reference in REFERENCES:
+        for seed in seeds:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / reference.name
+                build(reference, path, seed)
+                for kind in ("f32", "f16"):
+                    result = compare_with_reference(path, kind, Path(folder) / f"{kind}.gguf")
+                    good = result.kl < 1e-5 and result.argmax_equal == result.n_tokens
+                    failures += not good
+                    print(
+                        f"{'ok  ' if good else 'FAIL'} {reference.name} seed {seed} {kind}: "
+                        f"KL {result.kl:.2e}, argmax {result.argmax_equal}/{result.n_tokens}"
+                    )
+    return failures
+
+
+def main() -> None:
+    """Parse the command and run it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", choices=("write", "check"))
+    parser.add_argument("--seeds", type=int, default=3, help="fresh seeds per reference")
+    arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    if arguments.command == "write":
+        for reference in REFERENCES:
+            build(reference, HERE / reference.name, seed=20)
+            print(f"wrote {reference.name}")
+        return
+    failures = check(range(100, 100 + arguments.seeds))
+    print(f"{failures} comparisons failed" if failures else "all comparisons agree")
+    raise SystemExit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()
