@@ -9,16 +9,14 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import __version__, console, options
+from . import __version__, console, options, render
 
 if TYPE_CHECKING:
-    from .convert.report import ConversionReport
     from .runtime.engine import Engine
-    from .runtime.generate import Completion, Generation
     from .runtime.session import Session
     from .runtime.settings import EngineSettings, SamplingSettings, StopSettings
 
@@ -67,13 +65,18 @@ def convert(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="FILE", help="The GGUF file to write.",
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="The GGUF file to write.",
             show_default="SOURCE's name and the type, in this folder",
         ),
     ] = None,
     type: Annotated[
         str,
-        typer.Option("--type", metavar="T", help="f32, f16, q8_0, q4_0, ... (a wrong one lists all)."),
+        typer.Option(
+            "--type", metavar="T", help="f32, f16, q8_0, q4_0, ... (a wrong one lists all)."
+        ),
     ] = "q4_0",
     threads: options.Threads = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
@@ -93,60 +96,24 @@ def convert(
     with console.progress_bar(f"converting to {type}") as progress:
         report = run(settings, progress)
     if as_json:
-        console.answer_json(_report_json(report))
+        console.answer_json(render.report_json(report))
     else:
-        _show_report(report)
+        render.show_report(report)
 
 
 @app.command()
 def inspect(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A GGUF file.", show_default=False)
-    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file.", show_default=False)],
     as_json: options.Json = False,
 ) -> None:
     """Show what a GGUF file holds: metadata, tensors with types and sizes, bits per weight."""
-    from .native.gguf_file import GgufArray, read_gguf_header
+    from .native.gguf_file import read_gguf_header
 
     header = read_gguf_header(file)
     if as_json:
-        metadata = {
-            key: list(value) if isinstance(value, GgufArray) else value
-            for key, value in header.metadata.items()
-        }
-        tensors = [
-            {"name": t.name, "shape": list(t.shape), "type": t.type.name, "bytes": t.n_bytes}
-            for t in header.tensors
-        ]
-        console.answer_json(
-            {
-                "architecture": header.architecture,
-                "metadata": metadata,
-                "tensors": tensors,
-                "bits_per_weight": header.bits_per_weight,
-                "parameters": header.n_params,
-                "bytes": header.file_bytes,
-            }
-        )
-        return
-    rows = []
-    for key, value in header.metadata.items():
-        shown = f"{len(value)} values" if isinstance(value, GgufArray) else str(value)
-        rows.append((key, shown if len(shown) <= 200 else shown[:197] + "..."))
-    console.table(("key", "value"), rows, left=2)
-    console.answer("")
-    console.table(
-        ("tensor", "type", "shape", "size"),
-        [
-            (t.name, t.type.name, " x ".join(map(str, t.shape)), console.size(t.n_bytes))
-            for t in header.tensors
-        ],
-        left=2,
-    )
-    console.answer(
-        f"\n{len(header.tensors)} tensors, {header.n_params / 1e6:.2f} M parameters, "
-        f"{console.size(header.file_bytes)}, {header.bits_per_weight:.2f} bits per weight"
-    )
+        console.answer_json(render.header_json(header))
+    else:
+        render.show_header(header)
 
 
 @app.command()
@@ -154,12 +121,17 @@ def generate(
     model: options.Model,
     prompt: Annotated[
         str | None,
-        typer.Option("-p", "--prompt", metavar="TEXT", help="Text to continue.", show_default=False),
+        typer.Option(
+            "-p", "--prompt", metavar="TEXT", help="Text to continue.", show_default=False
+        ),
     ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
-            "-f", "--file", metavar="F", help="Read the prompt from a file; - is stdin.",
+            "-f",
+            "--file",
+            metavar="F",
+            help="Read the prompt from a file; - is stdin.",
             show_default="stdin, if it is no terminal",
         ),
     ] = None,
@@ -201,10 +173,10 @@ def generate(
             pass  # between two tokens; inside a token the stream ends by itself
         completion = finished(state, "".join(pieces))
         if as_json:
-            console.answer_json(_completion_json(completion, engine, load_s))
+            console.answer_json(render.completion_json(completion, engine, load_s))
         else:
             console.answer("")
-            console.note(_statistics_line(completion, load_s))
+            console.note(render.statistics_line(completion, load_s))
     finally:
         engine.close()
     if completion.finish_reason.value == "interrupt":
@@ -219,7 +191,9 @@ def chat(
     ] = "",
     style: Annotated[
         str,
-        typer.Option("--style", metavar="NAME", help="dialogue: User and Assistant; plain: no frame."),
+        typer.Option(
+            "--style", metavar="NAME", help="dialogue: User and Assistant; plain: no frame."
+        ),
     ] = "dialogue",
     max_tokens: options.MaxTokens = 256,
     temperature: options.Temperature = 0.8,
@@ -282,7 +256,7 @@ def _converse(session: Session, sampling: SamplingSettings, stops: StopSettings)
                 session.reset()
                 console.note("The conversation starts anew.")
             case "/stats":
-                console.note(_statistics_line(finished(session.last, "")))
+                console.note(render.statistics_line(finished(session.last, "")))
             case command if command.startswith("/"):
                 console.note(f"{command.split()[0]}: no such command; /help lists them")
             case message:
@@ -309,7 +283,9 @@ def _print_reply(
         reply.close()
     console.answer("")
     if session.dropped_turns:
-        console.note(f"(the context is full: the oldest {session.dropped_turns} turns were dropped)")
+        console.note(
+            f"(the context is full: the oldest {session.dropped_turns} turns were dropped)"
+        )
     if session.last.finish_reason is not None and session.last.finish_reason.value == "interrupt":
         console.note("(stopped)")
 
@@ -357,96 +333,6 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str | bytes:
     except OSError as error:
         raise PromptError(f"{file}: cannot be read: {error.strerror}") from error
     return data.removesuffix(b"\n")
-
-
-def _statistics_line(completion: Completion, load_s: float | None = None) -> str:
-    from .runtime.memory import peak_rss_bytes
-
-    t = completion.timings
-    loaded = f"load {load_s:.2f} s | " if load_s is not None else ""
-    return (
-        f"[{loaded}prompt {t.computed_tokens} of {t.prompt_tokens} tokens at "
-        f"{t.prefill_tokens_per_s:.1f}/s | first token {t.first_token_s:.2f} s | "
-        f"{t.completion_tokens} tokens at {t.decode_tokens_per_s:.1f}/s | peak RSS "
-        f"{console.size(peak_rss_bytes())} | {completion.finish_reason.value}]"
-    )
-
-
-def _completion_json(completion: Completion, engine: Engine, load_s: float) -> dict[str, Any]:
-    from .runtime.memory import peak_rss_bytes
-
-    t = completion.timings
-    return {
-        "text": completion.text,
-        "tokens": list(completion.tokens),
-        "finish_reason": completion.finish_reason.value,
-        "prompt_tokens": t.prompt_tokens,
-        "completion_tokens": t.completion_tokens,
-        "timings": {
-            "load_s": load_s,
-            "first_token_s": t.first_token_s,
-            "prefill_tokens_per_s": t.prefill_tokens_per_s,
-            "decode_tokens_per_s": t.decode_tokens_per_s,
-        },
-        "memory": {
-            "peak_rss_bytes": peak_rss_bytes(),
-            "weights_bytes": engine.info.need.weights,
-            "kv_bytes": engine.info.need.kv,
-        },
-        "speculative": {"drafted": 0, "accepted": 0},
-    }
-
-
-def _report_json(report: ConversionReport) -> dict[str, Any]:
-    return {
-        "output": str(report.output),
-        "architecture": report.architecture,
-        "graph": report.graph,
-        "type": report.type,
-        "bytes": report.n_bytes,
-        "bits_per_weight": report.bits_per_weight,
-        "tensors": [
-            {"role": row.role, "type": row.type, "count": row.n_tensors, "bytes": row.n_bytes}
-            for row in report.classes
-        ],
-        "seconds": report.seconds,
-        "peak_rss_bytes": report.peak_rss_bytes,
-        "errors": [
-            {
-                "role": row.role,
-                "type": row.type,
-                "rms": row.stats.rms_error,
-                "max": row.stats.max_abs_error,
-            }
-            for row in report.classes
-        ],
-        "notes": list(report.notes),
-        "written": report.written,
-    }
-
-
-def _show_report(report: ConversionReport) -> None:
-    rows = []
-    for row in report.classes:
-        errors = (f"{row.stats.rms_error:.2e}", f"{row.stats.max_abs_error:.2e}")
-        rows.append(
-            (
-                row.role, row.type, str(row.n_tensors), console.size(row.n_bytes),
-                f"{row.bits_per_weight:.2f}", *(errors if report.written else ("", "")),
-            )
-        )  # fmt: skip
-    console.table(
-        ("tensors", "type", "count", "size", "bits", "RMS error", "max error"), rows,
-        left=2, stderr=True,
-    )  # fmt: skip
-    for text in report.notes:
-        console.note(f"note: {text}")
-    verb = "wrote" if report.written else "would write"
-    console.note(
-        f"{verb} {report.output}: {report.architecture} ({report.n_params / 1e6:.1f} M parameters) "
-        f"as {report.type}, {console.size(report.n_bytes)}, {report.bits_per_weight:.2f} bits per "
-        f"weight, {report.seconds:.1f} s, peak RSS {console.size(report.peak_rss_bytes)}"
-    )
 
 
 def main() -> None:

@@ -15,7 +15,9 @@ from typing import Any, Protocol
 class Progress(Protocol):
     """Takes what is done and what there is in all."""
 
-    def __call__(self, done: int, total: int) -> None: ...
+    def __call__(self, done: int, total: int) -> None:
+        """Show it."""
+        ...
 
 
 def answer(text: str, end: str = "\n") -> None:
@@ -63,9 +65,7 @@ def table(
     console = Console(file=stream, width=None if stream.isatty() else 160, highlight=False)
     drawn = Table(box=SIMPLE, show_edge=False, pad_edge=False)
     for i, column in enumerate(columns):
-        drawn.add_column(
-            Text(column), justify="left" if i < left else "right", overflow="fold"
-        )
+        drawn.add_column(Text(column), justify="left" if i < left else "right", overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))
     console.print(drawn)

@@ -57,9 +57,7 @@ MinP = Annotated[
 ]
 RepeatPenalty = Annotated[
     float,
-    typer.Option(
-        "--repeat-penalty", metavar="R", help="Make recent tokens less likely; 1 is off."
-    ),
+    typer.Option("--repeat-penalty", metavar="R", help="Make recent tokens less likely; 1 is off."),
 ]
 Seed = Annotated[
     int | None,

@@ -1,24 +1,25 @@
 """Write a GGUF file so that it appears only when it is complete.
 
-The header is packed by the ``gguf`` library; tensors are streamed behind it block by block into a
-sibling file, which takes the output's name at the end.
+The header is packed by the ``gguf`` library; tensors are written behind it block by block, into a
+sibling file that takes the output's name at the end.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import gguf
 import numpy as np
-from numpy.typing import NDArray
-
+from gguf.gguf_writer import WriterState
 from infer_os.models.network import MetadataValue
+from numpy.typing import NDArray
 
 from .errors import OutputError
 from .plan import Plan, PlannedTensor
@@ -51,8 +52,8 @@ def _disk_full(path: Path, n_bytes: int, free: int) -> OutputError:
 
 
 @contextmanager
-def complete_file(path: Path) -> Iterator[Path]:
-    """A sibling path to write to; renamed to ``path`` if the block succeeds, else removed.
+def complete_file(path: Path) -> Iterator[int]:
+    """A handle of a sibling file; renamed to ``path`` if the block succeeds, else removed.
 
     The sibling is locked, so that two conversions to one output do not mix, and what a killed one
     left behind is overwritten by the next.
@@ -71,7 +72,8 @@ def complete_file(path: Path) -> Iterator[Path]:
         except OSError as error:
             raise OutputError(f"{path}: another conversion is writing it") from error
         try:
-            yield part
+            os.ftruncate(lock, 0)
+            yield lock
             os.fsync(lock)
             os.replace(part, path)
             _sync_folder(path.parent)
@@ -95,60 +97,77 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-class GgufStream:
-    """An open GGUF file whose header is written: tensors follow in the plan's order."""
+def gguf_header(
+    graph: str, metadata: Mapping[str, MetadataValue], vocabulary: Vocabulary, plan: Plan
+) -> bytes:
+    """Pack everything in front of the tensors' data, padded to where that begins.
 
-    def __init__(self, path: Path, graph: str, metadata: Mapping[str, MetadataValue],
-                 vocabulary: Vocabulary, plan: Plan) -> None:  # fmt: skip
-        """Write the header.
+    Args:
+        graph: llama.cpp's architecture.
+        metadata: full keys and values.
+        vocabulary: the tokenizer.
+        plan: the tensors, in the order of their data.
+    """
+    buffer = io.BytesIO()
+    writer = gguf.GGUFWriter(None, graph)
+    for key, value in metadata.items():
+        _add_value(writer, key, value)
+    _add_vocabulary(writer, vocabulary)
+    for tensor in plan.tensors:
+        # gguf takes shapes as numpy has them and stores them reversed
+        writer.add_tensor_info(
+            tensor.rule.target, tensor.rule.shape, np.dtype(np.float32), tensor.n_bytes,
+            raw_dtype=gguf.GGMLQuantizationType(tensor.type.id),
+        )  # fmt: skip
+    # without a path the writer opens nothing: it gets the buffer as its open, empty file
+    writer.fout, writer.state = [buffer], WriterState.EMPTY
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.write_padding(buffer, buffer.tell())
+    return buffer.getvalue()
 
-        Args:
-            path: file to write.
-            graph: llama.cpp's architecture.
-            metadata: full keys and values.
-            vocabulary: the tokenizer.
-            plan: the tensors that will follow.
+
+class GgufOutput:
+    """A GGUF file of its final size, into which tensors are written in any order.
+
+    What is never written stays zero, which is zero in every float type.
+    """
+
+    def __init__(self, handle: int, header: bytes, plan: Plan) -> None:
+        """Reserve the disk space and write the header.
+
+        Raises:
+            OSError: the disk is full.
         """
-        self._writer = gguf.GGUFWriter(path, graph)
-        for key, value in metadata.items():
-            _add_value(self._writer, key, value)
-        _add_vocabulary(self._writer, vocabulary)
+        self._handle = handle
+        self._offsets: dict[str, int] = {}
+        end = len(header)
         for tensor in plan.tensors:
-            # gguf takes shapes as numpy has them and stores them reversed
-            self._writer.add_tensor_info(
-                tensor.rule.target, tensor.shape, np.dtype(np.float32), tensor.n_bytes,
-                raw_dtype=gguf.GGMLQuantizationType(tensor.type.id),
-            )  # fmt: skip
-        self._writer.write_header_to_file()
-        self._writer.write_kv_data_to_file()
-        self._writer.write_ti_data_to_file()
-        self._pad()
+            self._offsets[tensor.rule.target] = end
+            end += _padded(tensor.n_bytes)
+        os.ftruncate(handle, end)
+        try:
+            os.posix_fallocate(handle, 0, end)
+        except OSError as error:
+            # not every file system can reserve; those that cannot fill up while writing
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+        self._write_at(0, memoryview(header))
 
-    def write(self, data: NDArray[np.uint8]) -> None:
-        """Append bytes of the current tensor."""
-        self._file.write(memoryview(data).cast("B"))
+    def write(self, tensor: PlannedTensor, at: int, data: NDArray[np.uint8]) -> None:
+        """Write bytes of a tensor, ``at`` bytes from its start."""
+        self._write_at(self._offsets[tensor.rule.target] + at, data.data.cast("B"))
 
-    def write_zeros(self, tensor: PlannedTensor) -> None:
-        """Write a tensor of zeros, which are zero bytes in every float type."""
-        self._file.write(bytes(tensor.n_bytes))
+    def _write_at(self, offset: int, view: memoryview) -> None:
+        while view:
+            n_bytes = os.pwrite(self._handle, view, offset)
+            offset, view = offset + n_bytes, view[n_bytes:]
 
-    def end_tensor(self) -> None:
-        """Pad to the alignment that the next tensor starts at."""
-        self._pad()
 
-    def close(self) -> None:
-        """Flush and close."""
-        self._writer.close()
-
-    @property
-    def _file(self) -> IO[bytes]:
-        files = self._writer.fout
-        if not files:
-            raise OutputError("the output is closed")
-        return files[0]
-
-    def _pad(self) -> None:
-        self._writer.write_padding(self._file, self._file.tell())
+def _padded(n_bytes: int) -> int:
+    alignment = int(gguf.GGUF_DEFAULT_ALIGNMENT)
+    return -(-n_bytes // alignment) * alignment
 
 
 def _add_value(writer: Any, key: str, value: MetadataValue) -> None:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import infer_os
+import numpy as np
 from infer_os.models import describe
 from infer_os.models.network import MetadataValue, Network
+from infer_os.native.quantize import QuantizeStats
+from numpy.typing import NDArray
 
 from .blocks import quantized_blocks
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import SourceError, UnsupportedError
-from .gguf_writer import GgufStream, check_output, complete_file
-from .plan import Plan, PlannedTensor, make_plan
+from .gguf_writer import GgufOutput, check_output, complete_file, gguf_header
+from .plan import Job, Plan, make_plan
 from .report import ClassTable, ConversionReport, peak_rss_bytes
 from .tensors import TensorFile
-from .tokenizer import Vocabulary, read_vocabulary
+from .tokenizer import read_vocabulary
 from .types import Recipe, recipe_named
 
 Progress = Callable[[int, int], None]
@@ -77,14 +79,10 @@ def convert(settings: ConvertSettings, progress: Progress | None = None) -> Conv
     target = settings.target
     if not settings.dry_run:
         check_output(target, plan.n_bytes, force=settings.force)
-        with complete_file(target) as part:
-            stream = GgufStream(
-                part, network.graph, _metadata(settings, network, recipe), vocabulary, plan
-            )
-            try:
-                _write_tensors(checkpoint, plan, stream, table, settings.n_threads, progress)
-            finally:
-                stream.close()
+        header = gguf_header(network.graph, _metadata(settings, network, recipe), vocabulary, plan)
+        with complete_file(target) as handle:
+            output = GgufOutput(handle, header, plan)
+            _write_tensors(checkpoint, plan, output, table, settings.n_threads, progress)
     return ConversionReport(
         output=target,
         architecture=network.architecture,
@@ -117,59 +115,36 @@ def _metadata(
 def _write_tensors(
     checkpoint: Checkpoint,
     plan: Plan,
-    stream: GgufStream,
+    output: GgufOutput,
     table: ClassTable,
     n_threads: int,
     progress: Progress | None,
 ) -> None:
-    total = sum(_source_bytes(tensor) for tensor in plan.tensors)
+    total = sum(part.n_bytes for tensor in plan.tensors for part in tensor.parts)
     done = 0
-
-    def report(n_bytes: int) -> None:
-        nonlocal done
-        done += n_bytes
-        if progress:
-            progress(done, total)
-
-    # a shard stays open while neighbouring tensors come from it
-    for path, tensors in groupby(plan.tensors, key=lambda t: t.source.path if t.source else None):
-        if path is None:
-            for tensor in tensors:
-                stream.write_zeros(tensor)
-                stream.end_tensor()
-            continue
+    for path, jobs in plan.by_shard():
         with checkpoint.open(path) as file:
-            for tensor in tensors:
-                _write_tensor(file, tensor, stream, table, n_threads, report)
+            for job in jobs:
+                at = job.at
+                for data, n_bytes, stats in _job_blocks(file, job, n_threads):
+                    output.write(job.tensor, at, data)
+                    table.add(job.tensor, stats)
+                    at += data.nbytes
+                    done += n_bytes
+                    if progress:
+                        progress(done, total)
 
 
-def _write_tensor(
-    file: TensorFile,
-    tensor: PlannedTensor,
-    stream: GgufStream,
-    table: ClassTable,
-    n_threads: int,
-    report: Callable[[int], None],
-) -> None:
-    if tensor.source is None:
-        raise SourceError(f"{tensor.rule.target}: has no source")
-    array = file.array(tensor.source.name)
-    for data, n_bytes, stats in quantized_blocks(tensor, array, n_threads=n_threads):
+def _job_blocks(
+    file: TensorFile, job: Job, n_threads: int
+) -> Iterator[tuple[NDArray[np.uint8], int, QuantizeStats]]:
+    """Quantized blocks of one stored tensor; refuses values that are no numbers."""
+    name = job.part.stored.name
+    blocks = quantized_blocks(job.part.part, file.array(name), job.tensor.type, n_threads=n_threads)
+    for data, n_bytes, stats in blocks:
         if stats.n_not_finite:
             raise SourceError(
-                f"{file.path}: tensor {tensor.source.name!r} holds {stats.n_not_finite} values "
-                "that are NaN or infinite; the checkpoint is damaged"
+                f"{file.path}: tensor {name!r} holds {stats.n_not_finite} values that are NaN or "
+                "infinite; the checkpoint is damaged"
             )
-        stream.write(data)
-        table.add(tensor, stats)
-        report(n_bytes)
-    stream.end_tensor()
-
-
-def _source_bytes(tensor: PlannedTensor) -> int:
-    if tensor.source is None:
-        return 0
-    count = 1
-    for size in tensor.source.shape:
-        count *= size
-    return count * (4 if tensor.source.dtype == "F32" else 2)
+        yield data, n_bytes, stats

@@ -8,41 +8,63 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from infer_os.models.network import Network, Role, TensorRule
+from infer_os.models.network import Network, Part, Role, TensorRule
 from infer_os.native.ggml_types import GgmlType, ggml_type_named
 
 from .errors import PlanError
-from .tensors import WEIGHT_DTYPES, StoredTensor
+from .tensors import WEIGHT_DTYPES, StoredTensor, dtype_named
 from .types import Recipe, fitting_type, wanted_type
 
 _MOST_GAPS_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedPart:
+    """A stored tensor and how its rows go into the file."""
+
+    part: Part
+    stored: StoredTensor
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes in the checkpoint."""
+        return math.prod(self.stored.shape) * dtype_named(self.stored.dtype).size
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """One tensor to write. ``source`` is None for one filled with zeros.
+    """One tensor to write; without parts, zeros.
 
     ``wanted`` is the type of the recipe; ``type`` differs where the rows do not divide.
     """
 
     rule: TensorRule
-    source: StoredTensor | None
-    shape: tuple[int, ...]
+    parts: tuple[PlannedPart, ...]
     type: GgmlType
     wanted: str
 
     @property
     def n_bytes(self) -> int:
         """Bytes in the file."""
-        return self.type.row_bytes(math.prod(self.shape))
+        return self.type.row_bytes(math.prod(self.rule.shape))
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A part to quantize and write ``at`` bytes from its tensor's start."""
+
+    tensor: PlannedTensor
+    part: PlannedPart
+    at: int
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Every tensor of the file, in the order of writing."""
+    """Every tensor of the file, in the order of its data."""
 
     tensors: tuple[PlannedTensor, ...]
     unused: tuple[str, ...]
@@ -51,6 +73,16 @@ class Plan:
     def n_bytes(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.n_bytes for tensor in self.tensors)
+
+    def by_shard(self) -> Iterator[tuple[Path, list[Job]]]:
+        """The parts to write, file by file, so that one shard at a time needs to be at hand."""
+        shards: dict[Path, list[Job]] = {}
+        for tensor in self.tensors:
+            at = 0
+            for part in tensor.parts:
+                shards.setdefault(part.stored.path, []).append(Job(tensor, part, at))
+                at += tensor.type.row_bytes(math.prod(part.part.shape))
+        yield from sorted(shards.items())
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -74,30 +106,32 @@ def make_plan(network: Network, stored: Mapping[str, StoredTensor], recipe: Reci
         PlanError: tensors that are missing, of another shape or type, or unknown; all of them.
     """
     prefix = _common_prefix(network, stored)
-    gaps: list[str] = []
+    gaps: dict[str, None] = {}
     planned: list[PlannedTensor] = []
     used: set[str] = set()
     tied = all(rule.role is not Role.HEAD for rule in network.rules)
     for rule in network.rules:
-        source = None
-        if rule.source is not None:
-            name = prefix + rule.source if prefix + rule.source in stored else rule.source
-            source = stored.get(name)
+        parts: list[PlannedPart] = []
+        for part in rule.parts:
+            name = prefix + part.source if prefix + part.source in stored else part.source
             used.add(name)
-            gap = _gap(rule, name, source)
+            gap = _gap(part, name, stored.get(name))
             if gap:
-                gaps.append(gap)
-                continue
-        planned.append(_plan_tensor(rule, source, recipe, network.n_layer, tied))
+                gaps[gap] = None
+            else:
+                parts.append(PlannedPart(part, stored[name]))
+        wanted = wanted_type(recipe, rule.role, rule.layer, network.n_layer, tied_head=tied)
+        fitted = fitting_type(wanted, rule.shape[-1])
+        planned.append(PlannedTensor(rule, tuple(parts), ggml_type_named(fitted), wanted))
     unused = [name for name in stored if name not in used]
     ignored = re.compile("|".join(f"(?:{pattern})" for pattern in network.ignored) or r"(?!)")
     strangers = [name for name in unused if not ignored.fullmatch(_strip(name, network.prefixes))]
-    gaps += [f"{name}: not known to {network.architecture}" for name in strangers]
+    gaps.update({f"{name}: not known to {network.architecture}": None for name in strangers})
     if gaps:
+        shown = "; ".join(list(gaps)[:_MOST_GAPS_SHOWN])
         more = f"; and {len(gaps) - _MOST_GAPS_SHOWN} more" if len(gaps) > _MOST_GAPS_SHOWN else ""
         raise PlanError(
-            f"the checkpoint does not fit its config.json ({network.architecture}): "
-            f"{'; '.join(gaps[:_MOST_GAPS_SHOWN])}{more}"
+            f"the checkpoint does not fit its config.json ({network.architecture}): {shown}{more}"
         )
     return Plan(tuple(planned), tuple(unused))
 
@@ -105,7 +139,7 @@ def make_plan(network: Network, stored: Mapping[str, StoredTensor], recipe: Reci
 def _common_prefix(network: Network, stored: Iterable[str]) -> str:
     """The spelling of the prefix that this checkpoint uses."""
     names = set(stored)
-    sources = [rule.source for rule in network.rules if rule.source is not None]
+    sources = [part.source for rule in network.rules for part in rule.parts]
     return max(network.prefixes, key=lambda prefix: sum(prefix + s in names for s in sources))
 
 
@@ -116,20 +150,11 @@ def _strip(name: str, prefixes: tuple[str, ...]) -> str:
     return name
 
 
-def _gap(rule: TensorRule, name: str, source: StoredTensor | None) -> str | None:
+def _gap(part: Part, name: str, source: StoredTensor | None) -> str | None:
     if source is None:
         return f"{name}: missing"
-    if source.shape != rule.shape:
-        return f"{name} ({source.path.name}): has shape {source.shape}, expected {rule.shape}"
+    if source.shape != part.shape:
+        return f"{name} ({source.path.name}): has shape {source.shape}, expected {part.shape}"
     if source.dtype not in WEIGHT_DTYPES:
         return f"{name}: has type {source.dtype}, expected {', '.join(WEIGHT_DTYPES)}"
     return None
-
-
-def _plan_tensor(
-    rule: TensorRule, source: StoredTensor | None, recipe: Recipe, n_layer: int, tied: bool
-) -> PlannedTensor:
-    shape = rule.transform.target_shape(rule.shape)
-    wanted = wanted_type(recipe, rule.role, rule.layer, n_layer, tied_head=tied)
-    fitted = fitting_type(wanted, shape[-1])
-    return PlannedTensor(rule, source, shape, ggml_type_named(fitted), wanted)

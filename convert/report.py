@@ -61,7 +61,7 @@ class ClassTable:
         for tensor in plan.tensors:
             row = self._row(tensor)
             row.n_tensors += 1
-            row.n_values += math.prod(tensor.shape)
+            row.n_values += math.prod(tensor.rule.shape)
             row.n_bytes += tensor.n_bytes
 
     def add(self, tensor: PlannedTensor, stats: QuantizeStats) -> None:

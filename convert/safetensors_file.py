@@ -6,6 +6,7 @@ JSON header, then the tensors' bytes back to back.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import mmap
@@ -117,9 +118,10 @@ def _read_entry(path: Path, name: str, entry: Any) -> tuple[StoredTensor, int, i
         raise FileFormatError(f"{path}: tensor {name!r} has a malformed entry") from error
     if any(type(number) is not int or number < 0 for number in numbers) or begin > end:
         raise FileFormatError(f"{path}: tensor {name!r} has a malformed shape or offset")
-    known = dtype_named(dtype) if isinstance(dtype, str) else None
-    if known is None:
-        raise FileFormatError(f"{path}: tensor {name!r} has the unknown type {dtype!r}")
+    try:
+        known = dtype_named(dtype)
+    except (KeyError, TypeError):
+        raise FileFormatError(f"{path}: tensor {name!r} has the unknown type {dtype!r}") from None
     if math.prod(shape) * known.size != end - begin:
         raise FileFormatError(
             f"{path}: tensor {name!r} of shape {tuple(shape)} and type {dtype} needs "
@@ -130,6 +132,6 @@ def _read_entry(path: Path, name: str, entry: Any) -> tuple[StoredTensor, int, i
 
 def _refuse_overlaps(path: Path, ends: list[tuple[int, int, str]]) -> None:
     ends.sort()
-    for (_, end, name), (begin, _, following) in zip(ends, ends[1:], strict=False):
+    for (_, end, name), (begin, _, following) in itertools.pairwise(ends):
         if begin < end:
             raise FileFormatError(f"{path}: tensors {name!r} and {following!r} overlap")

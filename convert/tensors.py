@@ -33,9 +33,13 @@ _DTYPES = {
 WEIGHT_DTYPES = ("F32", "F16", "BF16")
 
 
-def dtype_named(name: str) -> Dtype | None:
-    """The type of that safetensors name, or None."""
-    return _DTYPES.get(name)
+def dtype_named(name: str) -> Dtype:
+    """The type of that safetensors name.
+
+    Raises:
+        KeyError: no such type.
+    """
+    return _DTYPES[name]
 
 
 @dataclass(frozen=True, slots=True)

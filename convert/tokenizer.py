@@ -19,7 +19,6 @@ from .errors import FileFormatError, SourceError, UnsupportedError
 # bloom's, the largest of these families, has 14.5 MB
 _LARGEST_TOKENIZER = 256 << 20
 
-# GPT-2's pattern, that ByteLevel(use_regex=true) applies; llama.cpp knows it under several names
 _BLOOM_PATTERN = " ?[^(\\s|[.,!?…。，、।۔،])]+"
 
 
@@ -184,23 +183,28 @@ def _normalizer(path: Path, normalizer: Any) -> str:
 
 
 def _pre_tokenizer(path: Path, pre: Any) -> str:
-    """llama.cpp's name for a pre-tokenizer; these are the ones of the four families."""
-    steps = pre.get("pretokenizers") if isinstance(pre, dict) and pre.get("type") == "Sequence" \
-        else [pre]  # fmt: skip
-    names = [step.get("type") if isinstance(step, dict) else step for step in steps or []]
+    """llama.cpp's name for a pre-tokenizer; these are the ones of the four families.
+
+    GPT-2 and GPT-NeoX split by one and the same pattern, which llama.cpp calls "gpt-2".
+    """
+    sequence = isinstance(pre, dict) and pre.get("type") == "Sequence"
+    steps = pre.get("pretokenizers") if sequence else [pre]
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise UnsupportedError(f"{path}: without a pre-tokenizer; expected ByteLevel")
+    names = [str(step.get("type")) for step in steps]
     if names and names[-1] == "ByteLevel" and steps[-1].get("add_prefix_space"):
         raise UnsupportedError(f"{path}: ByteLevel with add_prefix_space cannot be expressed")
     if names == ["ByteLevel"] and steps[0].get("use_regex", True):
         return "gpt-2"
     if names == ["Split", "ByteLevel"]:
         split = steps[0]
-        pattern = split.get("pattern", {}).get("Regex")
+        pattern = (split.get("pattern") or {}).get("Regex")
         plain = split.get("behavior") == "Isolated" and not split.get("invert")
         if pattern == _BLOOM_PATTERN and plain and not steps[1].get("use_regex", True):
             return "bloom"
         raise UnsupportedError(f"{path}: the pre-tokenizer pattern {pattern!r} is not known")
     raise UnsupportedError(
-        f"{path}: the pre-tokenizer {' + '.join(map(str, names)) or 'none'} cannot be expressed; "
+        f"{path}: the pre-tokenizer {' + '.join(names)} cannot be expressed; "
         "supported are ByteLevel and BLOOM's Split + ByteLevel"
     )
 
@@ -215,7 +219,9 @@ def _added_by_template(path: Path, processor: Any) -> tuple[bool, bool]:
         return any(f[0] for f in flags), any(f[1] for f in flags)
     if kind != "TemplateProcessing":
         raise UnsupportedError(f"{path}: the post-processor {kind!r} cannot be expressed")
-    shape = ["token" if "SpecialToken" in piece else "text" for piece in processor.get("single", [])]
+    shape = [
+        "token" if "SpecialToken" in piece else "text" for piece in processor.get("single", [])
+    ]
     if shape.count("text") != 1 or shape.index("text") > 1 or len(shape) - shape.index("text") > 2:
         raise UnsupportedError(f"{path}: a template of {shape} cannot be expressed")
     return shape[0] == "token", shape[-1] == "token"

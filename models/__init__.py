@@ -10,16 +10,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import gpt_neox
+from . import bloom, gpt2, gpt_neox, gptj
 from .network import ConfigError, Network
 
 #: Hugging Face's class name (``architectures`` in config.json) to the function that describes it.
 ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], Network]] = {
+    "BloomForCausalLM": bloom.describe,
+    "BloomModel": bloom.describe,
+    "GPT2LMHeadModel": gpt2.describe,
+    "GPTJForCausalLM": gptj.describe,
     "GPTNeoXForCausalLM": gpt_neox.describe,
 }
 
 #: Hugging Face's ``model_type`` to the class, for configs that name no architecture.
-MODEL_TYPES: dict[str, str] = {"gpt_neox": "GPTNeoXForCausalLM"}
+MODEL_TYPES: dict[str, str] = {
+    "bloom": "BloomForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "gpt_neox": "GPTNeoXForCausalLM",
+    "gptj": "GPTJForCausalLM",
+}
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:

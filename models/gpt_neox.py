@@ -1,4 +1,4 @@
-"""GPT-NeoX (gpt-neox-20b, Pythia, Dolly, RedPajama-INCITE, ...) on llama.cpp's ``gptneox`` graph."""
+"""GPT-NeoX (gpt-neox-20b, Pythia, Dolly, ...) on llama.cpp's ``gptneox`` graph."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from .network import (
     ConfigReader,
     MetadataValue,
     Network,
+    Part,
     Role,
     TensorRule,
     affine,
     head_dim_of,
+    tensor,
 )
 from .transforms import UnfuseQKV
 
@@ -36,6 +38,7 @@ def describe(config: Mapping[str, Any]) -> Network:
     fraction = read.number(
         "rope_parameters.partial_rotary_factor", "rotary_pct", default=0.25, low=0.0, high=1.0
     )
+    tied = read.flag("tie_word_embeddings", default=False)
     biased = read.flag("attention_bias", default=True)
     n_rot = int(head_dim * fraction)
     if n_rot < 2 or n_rot % 2:
@@ -64,7 +67,7 @@ def describe(config: Mapping[str, Any]) -> Network:
         graph="gptneox",
         metadata=metadata,
         rules=(
-            *_outer_rules(n_embd, n_vocab, tied=read.flag("tie_word_embeddings", default=False)),
+            *_outer_rules(n_embd, n_vocab, tied=tied),
             *(
                 rule
                 for layer in range(n_layer)
@@ -73,6 +76,7 @@ def describe(config: Mapping[str, Any]) -> Network:
         ),
         prefixes=("",),
         ignored=(
+            *((r"embed_out\.weight",) if tied else ()),
             r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
             r"gpt_neox\.rotary_emb\.inv_freq",
         ),
@@ -93,13 +97,13 @@ def _refuse_rope_scaling(read: ConfigReader) -> None:
 
 
 def _outer_rules(n_embd: int, n_vocab: int, *, tied: bool) -> tuple[TensorRule, ...]:
-    embedding = "gpt_neox.embed_in.weight"
+    embedding = Part("gpt_neox.embed_in.weight", (n_vocab, n_embd))
     # the graph has no tied head: a tied checkpoint's embedding is written a second time
-    head = embedding if tied else "embed_out.weight"
+    head = embedding if tied else Part("embed_out.weight", (n_vocab, n_embd))
     return (
-        TensorRule("token_embd.weight", embedding, (n_vocab, n_embd), Role.TOKEN_EMBEDDING),
+        tensor("token_embd.weight", Role.TOKEN_EMBEDDING, embedding),
         *affine("output_norm", "gpt_neox.final_layer_norm", (n_embd,), Role.NORM),
-        TensorRule("output.weight", head, (n_vocab, n_embd), Role.HEAD),
+        tensor("output.weight", Role.HEAD, head),
     )
 
 

@@ -30,19 +30,31 @@ class Role(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class TensorRule:
-    """One tensor of the GGUF and where it comes from.
+class Part:
+    """A stored tensor: its name without any optional prefix, its shape (rows first), its change."""
 
-    ``source`` names the checkpoint's tensor without any optional prefix, ``shape`` is its shape
-    there (rows first), ``target`` is llama.cpp's name. ``layer`` is the block it belongs to.
-    ``source`` is None for a tensor of zeros that the graph needs and the checkpoint lacks.
+    source: str
+    shape: tuple[int, ...]
+    transform: Transform = field(default_factory=AsStored)
+
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        """Its shape in the file."""
+        return self.transform.target_shape(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRule:
+    """One tensor of the GGUF: llama.cpp's name, its shape, and the parts whose rows it stacks.
+
+    ``layer`` is the block it belongs to. Without parts it is zeros, that the graph needs and the
+    checkpoint lacks.
     """
 
     target: str
-    source: str | None
-    shape: tuple[int, ...]
     role: Role
-    transform: Transform = field(default_factory=AsStored)
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
     layer: int | None = None
 
 
@@ -57,8 +69,8 @@ class Network:
     ``{graph}.`` that it reads. ``prefixes`` are the spellings of a common prefix that real files
     show in front of the sources (``""`` among them if it may be missing). ``ignored`` are regular
     expressions for stored tensors that carry no weights (mask buffers, rotary tables, a second
-    copy of a tied head). ``vocab_rows`` is the number of rows of the embedding. ``notes`` are what a
-    user should know of the difference between the checkpoint and the graph.
+    copy of a tied head). ``vocab_rows`` is the number of rows of the embedding. ``notes`` are what
+    a user should know of the difference between the checkpoint and the graph.
     """
 
     architecture: str
@@ -78,8 +90,14 @@ class Network:
     @property
     def n_params(self) -> int:
         """Weights of the checkpoint, a tensor that two rules share counted once."""
-        stored = {rule.source: rule.shape for rule in self.rules if rule.source is not None}
+        stored = {part.source: part.shape for rule in self.rules for part in rule.parts}
         return sum(math.prod(shape) for shape in stored.values())
+
+
+def tensor(target: str, role: Role, *parts: Part, layer: int | None = None) -> TensorRule:
+    """The rule for a tensor that stacks the rows of one or more parts."""
+    rows = sum(part.target_shape[0] for part in parts)
+    return TensorRule(target, role, (rows, *parts[0].target_shape[1:]), parts, layer)
 
 
 def affine(
@@ -98,16 +116,11 @@ def affine(
     checkpoint has none, and zeros take its place in the graph.
     """
     change = transform or AsStored()
-    bias_shape = change.target_shape(shape)[:1]
+    weight = tensor(f"{target}.weight", role, Part(f"{source}.weight", shape, change), layer=layer)
     bias_role = role if role is Role.NORM else Role.BIAS
-    bias_change = change if change.target_shape(bias_shape) == bias_shape else AsStored()
-    return (
-        TensorRule(f"{target}.weight", f"{source}.weight", shape, role, change, layer),
-        TensorRule(
-            f"{target}.bias", f"{source}.bias" if bias else None, bias_shape, bias_role,
-            bias_change, layer,
-        ),
-    )  # fmt: skip
+    n_rows = weight.shape[0]
+    parts = (Part(f"{source}.bias", (n_rows,), change.for_bias()),) if bias else ()
+    return weight, TensorRule(f"{target}.bias", bias_role, (n_rows,), parts, layer)
 
 
 # No model of these families comes near; a file that says more is broken or hostile.
@@ -195,7 +208,5 @@ def head_dim_of(n_embd: int, n_head: int) -> int:
         ConfigError: the heads do not divide the embedding.
     """
     if n_embd % n_head:
-        raise ConfigError(
-            f"config.json: {n_head} heads do not divide an embedding of {n_embd}"
-        )
+        raise ConfigError(f"config.json: {n_head} heads do not divide an embedding of {n_embd}")
     return n_embd // n_head

@@ -1,4 +1,4 @@
-"""Prompt styles: how a conversation is laid out as one text for a model that only continues text."""
+"""Prompt styles: how a conversation becomes one text, for models that only continue text."""
 
 from __future__ import annotations
 

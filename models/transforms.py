@@ -1,7 +1,7 @@
 """Layout changes between a checkpoint's tensors and llama.cpp's, as pure functions of shapes.
 
-Every change that these families need is a reordering of rows, so a transform says which source
-row each target row is, and the converter can cut a tensor into blocks of rows anywhere.
+Each is a reordering of rows, after a transposition or not, so the converter can cut a tensor into
+blocks of rows anywhere.
 """
 
 from __future__ import annotations
@@ -17,42 +17,116 @@ if TYPE_CHECKING:
 class Transform(Protocol):
     """How a source tensor becomes a target tensor."""
 
+    @property
+    def transposes(self) -> bool:
+        """Whether rows and columns change places before the rows are reordered."""
+        ...
+
     def target_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the target for a source of ``shape``."""
         ...
 
-    def row_order(self, shape: tuple[int, ...]) -> NDArray[np.int64] | None:
+    def row_order(self) -> NDArray[np.int64] | None:
         """Source row of every target row, (n_rows,); None where the order stays."""
         ...
 
+    def for_bias(self) -> Transform:
+        """The change for the bias that belongs to a weight with this one."""
+        ...
 
-@dataclass(frozen=True, slots=True)
-class AsStored:
-    """No change."""
+
+class _KeepsShape:
+    __slots__ = ()
+
+    @property
+    def transposes(self) -> bool:
+        return False
 
     def target_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
 
-    def row_order(self, shape: tuple[int, ...]) -> None:
-        return None
+
+@dataclass(frozen=True, slots=True)
+class AsStored(_KeepsShape):
+    """No change."""
+
+    def row_order(self) -> None:
+        """The order stays."""
+        return
+
+    def for_bias(self) -> AsStored:
+        """No change either."""
+        return self
 
 
 @dataclass(frozen=True, slots=True)
-class UnfuseQKV:
+class Transpose:
+    """(n_in, n_out) to (n_out, n_in): GPT-2 stores its linear layers as ``Conv1D``."""
+
+    @property
+    def transposes(self) -> bool:
+        """Yes."""
+        return True
+
+    def target_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Reversed."""
+        return shape[::-1]
+
+    def row_order(self) -> None:
+        """The order stays."""
+        return
+
+    def for_bias(self) -> AsStored:
+        """A bias has one dimension: no change."""
+        return AsStored()
+
+
+@dataclass(frozen=True, slots=True)
+class UnfuseQKV(_KeepsShape):
     """(n_head, 3, head_dim) rows, fused per head, to all q rows, then all k, then all v.
 
-    The fused layout is GPT-NeoX's and BLOOM's ``query_key_value`` (weight and bias).
+    The fused layout is GPT-NeoX's and BLOOM's ``query_key_value``.
     """
 
     n_head: int
     head_dim: int
 
-    def target_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return shape
-
-    def row_order(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    def row_order(self) -> NDArray[np.int64]:
+        """Source row of every target row, (3 * n_head * head_dim,)."""
         import numpy as np
 
-        rows = np.arange(self.n_head * 3 * self.head_dim, dtype=np.int64)
-        rows = rows.reshape(self.n_head, 3, self.head_dim)  # (n_head, 3, head_dim)
-        return rows.transpose(1, 0, 2).reshape(-1)  # (3 * n_head * head_dim,)
+        rows: NDArray[np.int64] = np.arange(self.n_head * 3 * self.head_dim, dtype=np.int64)
+        fused = rows.reshape(self.n_head, 3, self.head_dim)  # (n_head, 3, head_dim)
+        return np.ascontiguousarray(fused.transpose(1, 0, 2)).reshape(-1)  # (3 * n_embd,)
+
+    def for_bias(self) -> UnfuseQKV:
+        """A bias is fused alike."""
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class PairsToHalves(_KeepsShape):
+    """Reorder the rotary rows of each head from interleaved pairs to halves.
+
+    GPT-J rotates rows (0, 1), (2, 3), ... of a head's first ``n_rot``; llama.cpp's NeoX-style
+    rotation pairs row i with row i + n_rot / 2. Even rows first, then odd ones, turns one into the
+    other; rows past ``n_rot`` stay. Both q and k are reordered, so their products stay the same.
+    """
+
+    n_head: int
+    head_dim: int
+    n_rot: int
+
+    def row_order(self) -> NDArray[np.int64]:
+        """Source row of every target row, (n_head * head_dim,)."""
+        import numpy as np
+
+        rows: NDArray[np.int64] = np.arange(self.n_head * self.head_dim, dtype=np.int64)
+        heads = rows.reshape(self.n_head, self.head_dim)  # (n_head, head_dim)
+        rotary, rest = heads[:, : self.n_rot], heads[:, self.n_rot :]
+        halves = [rotary[:, 0::2], rotary[:, 1::2], rest]
+        return np.concatenate(halves, axis=1).reshape(-1)  # (n_embd,)
+
+    def for_bias(self) -> PairsToHalves:
+        """A bias is reordered alike."""
+        return self

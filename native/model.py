@@ -71,7 +71,7 @@ class Vocab:
         )
         if count < 0:
             raise ModelLoadError(f"llama_tokenize failed with {count} on {len(data)} bytes")
-        return buffer[:count]
+        return [int(token) for token in buffer[:count]]
 
     @functools.cached_property
     def _pieces(self) -> dict[int, bytes]:

@@ -94,8 +94,7 @@ def _source_type(rows: NDArray[Any]) -> GgmlType:
         return ggml_type_named(names[rows.dtype.name])
     except KeyError:
         raise QuantizeError(
-            f"cannot quantize from {rows.dtype}; expected float32, float16 or "
-            "bfloat16 (as uint16)"
+            f"cannot quantize from {rows.dtype}; expected float32, float16 or bfloat16 (as uint16)"
         ) from None
 
 
@@ -129,9 +128,7 @@ def quantize_rows(
     source = _source_type(rows)
     n_src_rows, width = rows.shape
     if importance is not None and importance.shape != (width,):
-        raise QuantizeError(
-            f"{importance.shape[0]} importance weights for rows of {width} values"
-        )
+        raise QuantizeError(f"{importance.shape[0]} importance weights for rows of {width} values")
     order = None if row_order is None else np.ascontiguousarray(row_order, np.int64)
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
     n_rows = n_src_rows if order is None else len(order)

@@ -22,7 +22,7 @@ class SamplerChain:
         return self._pointer
 
     def add_penalties(self, n_vocab: int, last_n: int, repeat: float) -> None:
-        """Divide the logits of tokens among the ``last_n`` by ``repeat`` (multiply negative ones)."""
+        """Divide the logits of the ``last_n`` tokens by ``repeat`` (multiply negative ones)."""
         self._add(llama_cpp.llama_sampler_init_penalties(n_vocab, last_n, repeat, 0.0, 0.0))
 
     def add_top_k(self, k: int) -> None:

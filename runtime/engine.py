@@ -145,9 +145,7 @@ class LlamaEngine:
         self.info = EngineInfo(
             path=path,
             graph=header.architecture,
-            source=str(
-                header.metadata.get("inferos.source.architecture", header.architecture)
-            ),
+            source=str(header.metadata.get("inferos.source.architecture", header.architecture)),
             n_ctx=n_ctx,
             n_threads=settings.n_threads,
             need=memory_need(header, n_ctx),

@@ -1,9 +1,9 @@
 """The errors of the runtime.
 
-    RuntimeFailure
-    ├── SettingsError   an option's value that cannot work
-    ├── PromptError     a prompt that is empty or does not fit the context
-    └── MemoryShortage  a model that does not fit into this machine's memory
+RuntimeFailure
+├── SettingsError   an option's value that cannot work
+├── PromptError     a prompt that is empty or does not fit the context
+└── MemoryShortage  a model that does not fit into this machine's memory
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-
 from infer_os.native.gguf_file import GgufHeader
 
 from .errors import MemoryShortage

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 from infer_os.models.styles import PromptStyle
@@ -55,9 +55,7 @@ class Session:
         """Forget every turn; the system prompt stays."""
         self._turns.clear()
 
-    def reply(
-        self, message: str, sampling: SamplingSettings, stop: StopSettings
-    ) -> Iterator[str]:
+    def reply(self, message: str, sampling: SamplingSettings, stop: StopSettings) -> Generator[str]:
         """Answer a message, chunk by chunk; the turn is kept however the reply ends.
 
         Old turns are dropped until the message and a quarter of the context for the reply fit;

@@ -41,7 +41,10 @@ class TextStream:
             self.stopped = True
             return text
         keep = _longest_partial_stop(self._held, self._stops)
-        text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        text, self._held = (
+            self._held[: len(self._held) - keep],
+            self._held[len(self._held) - keep :],
+        )
         return text
 
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-
 from infer_os.convert.pipeline import ConvertSettings, convert
 from infer_os.native.context import Context, ContextParams
 from infer_os.native.model import Model
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def all_logits(
     """Logits after every token, (n_tokens, n_vocab), in one batch."""
     with Model(gguf) as model:
         params = ContextParams(
-            n_ctx=max(64, len(tokens)), n_threads=2, n_outputs_max=len(tokens),
+            n_ctx=max(64, len(tokens)), n_threads=1, n_outputs_max=len(tokens),
             type_k=type_k, type_v=type_v,
         )  # fmt: skip
         with Context(model, params) as context:

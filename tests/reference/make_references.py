@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 HERE = Path(__file__).parent
@@ -29,19 +30,30 @@ N_TOKENS = 48
 
 _TEXT = """The quick brown fox jumps over the lazy dog, and the dog doesn't mind at all.
     It is 12345 steps from here to there; it's only 678 back again!
-Ein Jäger aus Kurpfalz, der reitet durch den grünen Wald. Où est la bibliothèque? 東京は日本の首都です。
+Ein Jäger aus Kurpfalz, der reitet durch den grünen Wald. Où est la bibliothèque?
+東京は日本の首都です。
 """
+
+
+Config = dict[str, Any]
+Weights = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A tiny checkpoint: how to make its model, and how its folder differs from the usual one."""
+    """A tiny checkpoint: how to make its model, and how its folder differs from the usual one.
+
+    Those that are not ``stored`` are only checked live.
+    """
 
     name: str
     config: Callable[[], Any]
-    change: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config
+    change: Callable[[Config], Config] = lambda config: config
+    store: Callable[[Weights], Weights] = lambda weights: weights
     rows_beyond_tokenizer: int = 0
     shards: int = 1
+    dtype: torch.dtype = torch.float16
+    stored: bool = True
 
 
 def _neox(**changes: Any) -> Callable[[], Any]:
@@ -54,7 +66,31 @@ def _neox(**changes: Any) -> Callable[[], Any]:
     return lambda: transformers.GPTNeoXConfig(**{**settings, **changes})
 
 
-def _classic_rotary(config: dict[str, Any]) -> dict[str, Any]:
+def _gptj(**changes: Any) -> Callable[[], Any]:
+    settings = {
+        "vocab_size": N_VOCAB, "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 128,
+        "rotary_dim": 16, "bos_token_id": 0, "eos_token_id": 0,
+    }  # fmt: skip
+    return lambda: transformers.GPTJConfig(**{**settings, **changes})
+
+
+def _bloom(**changes: Any) -> Callable[[], Any]:
+    settings = {
+        "vocab_size": N_VOCAB, "hidden_size": 64, "n_layer": 2, "n_head": 2, "bos_token_id": 0,
+        "eos_token_id": 0,
+    }  # fmt: skip
+    return lambda: transformers.BloomConfig(**{**settings, **changes})
+
+
+def _gpt2(**changes: Any) -> Callable[[], Any]:
+    settings = {
+        "vocab_size": N_VOCAB, "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 128,
+        "bos_token_id": 0, "eos_token_id": 0,
+    }  # fmt: skip
+    return lambda: transformers.GPT2Config(**{**settings, **changes})
+
+
+def _classic_rotary(config: Config) -> Config:
     """Spell the rotary settings as transformers 4 did."""
     rope = config.pop("rope_parameters")
     return {
@@ -64,19 +100,69 @@ def _classic_rotary(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _hidden_size_spelling(config: Config) -> Config:
+    """BLOOM's older configs say n_embed and num_attention_heads."""
+    config["n_embed"] = config.pop("hidden_size")
+    config["num_attention_heads"] = config.pop("n_head")
+    return config
+
+
+def _without_prefix(weights: Weights) -> Weights:
+    return {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+
+
+def _with_buffers(weights: Weights) -> Weights:
+    """Add the buffers that files of older versions carry."""
+    extra = {}
+    for name in weights:
+        for end, stem in (("attn.q_proj.weight", "attn"), ("attn.c_attn.weight", "attn"),
+                          ("attention.query_key_value.weight", "attention")):  # fmt: skip
+            if name.endswith(f".{end}"):
+                base = name.removesuffix(end) + stem
+                extra[f"{base}.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+                extra[f"{base}.masked_bias"] = torch.tensor(-1e9)
+                if stem == "attention":
+                    extra[f"{base}.rotary_emb.inv_freq"] = torch.ones(4)
+    return {**weights, **extra}
+
+
+def _with_head(weights: Weights) -> Weights:
+    """Add the copy of the tied head that some files carry."""
+    return {**weights, "lm_head.weight": weights["transformer.wte.weight"].clone()}
+
+
+_SEQUENTIAL = {
+    "use_parallel_residual": False,
+    "rope_parameters": {
+        "rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5,
+    },
+}  # fmt: skip
+
 REFERENCES = (
-    Reference("neox-parallel", _neox(use_parallel_residual=True), shards=2),
+    Reference("neox-parallel", _neox(use_parallel_residual=True), shards=2, store=_with_buffers),
     Reference(
-        "neox-sequential",
-        _neox(
-            use_parallel_residual=False,
-            rope_parameters={
-                "rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5,
-            },
-        ),
-        change=_classic_rotary,
-        rows_beyond_tokenizer=20,
+        "neox-sequential", _neox(**_SEQUENTIAL), change=_classic_rotary, rows_beyond_tokenizer=20
     ),
+    Reference("neox-tied", _neox(tie_word_embeddings=True, hidden_size=32), stored=False),
+    Reference("neox-no-bias", _neox(attention_bias=False, hidden_size=32), stored=False),
+    Reference("gptj", _gptj(), store=_with_buffers),
+    # a rotary_dim of null stands for the whole head
+    Reference(
+        "gptj-whole-head", _gptj(n_embd=32, n_head=1, rotary_dim=32, n_inner=96),
+        change=lambda config: {**config, "rotary_dim": None},
+    ),
+    Reference(
+        "gptj-no-prefix", _gptj(n_embd=32, n_head=1, rotary_dim=4), store=_without_prefix,
+        stored=False,
+    ),
+    Reference("bloom", _bloom(), store=_without_prefix, dtype=torch.bfloat16),
+    Reference("bloom-prefix", _bloom(hidden_size=96, n_head=3), change=_hidden_size_spelling),
+    Reference("gpt2", _gpt2(), store=lambda w: _with_buffers(_with_head(w))),
+    Reference(
+        "gpt2-untied", _gpt2(n_embd=32, tie_word_embeddings=False, n_inner=96),
+        dtype=torch.float32,
+    ),
+    Reference("gpt2-no-prefix", _gpt2(n_embd=32), store=_without_prefix, stored=False),
 )  # fmt: skip
 
 
@@ -103,19 +189,23 @@ def build(reference: Reference, folder: Path, seed: int) -> None:
     config = reference.config()
     config.vocab_size += reference.rows_beyond_tokenizer
     model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    # values that the stored type holds exactly, so that both sides see the same weights
+    rounded = lambda values: values.to(reference.dtype).float()  # noqa: E731
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # far from the usual initial values, so that every bias and norm matters
             spread = 0.25 if parameter.ndim > 1 else 0.5
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            parameter.copy_((torch.randn_like(parameter) * spread + centre).half().float())
+            parameter.copy_(rounded(torch.randn_like(parameter) * spread + centre))
     tokens = torch.randint(0, N_VOCAB, (1, N_TOKENS))
     with torch.no_grad():
         logits = model(tokens).logits[0]  # (N_TOKENS, vocab)
     folder.mkdir(parents=True, exist_ok=True)
-    # float16 holds the rounded weights exactly and halves the files
     shard_bytes = 1 << 30 if reference.shards == 1 else 150_000
-    model.half().save_pretrained(folder, max_shard_size=shard_bytes)
+    model.to(reference.dtype).save_pretrained(folder, max_shard_size=shard_bytes)
+    for path in folder.glob("*.safetensors"):
+        weights = reference.store(load_file(path))
+        save_file(weights, path, metadata={"format": "pt"})
     (folder / "generation_config.json").unlink(missing_ok=True)
     path = folder / "config.json"
     settings = reference.change(json.loads(path.read_text()))
@@ -157,8 +247,9 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     if arguments.command == "write":
         for reference in REFERENCES:
-            build(reference, HERE / reference.name, seed=20)
-            print(f"wrote {reference.name}")
+            if reference.stored:
+                build(reference, HERE / reference.name, seed=20)
+                print(f"wrote {reference.name}")
         return
     failures = check(range(100, 100 + arguments.seeds))
     print(f"{failures} comparisons failed" if failures else "all comparisons agree")

@@ -1,0 +1,64 @@
+# `make demo` and `make test` set everything up in .venv on the first call; later calls reuse it.
+# Needed: Python 3.10 or newer with venv, a C++ compiler, make. Everything else comes from PyPI.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+# what an editable install compiles or records; Python sources are used in place
+BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard native/src/*.cpp native/src/*.h)
+
+.PHONY: demo test lint types reference-check wheel fresh-check clean
+
+demo: $(VENV)/.installed
+	$(BIN)/infer-os demo
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+
+$(VENV)/.installed: $(BIN)/python $(BUILD_INPUTS)
+	@echo "Installing into $(VENV); the first time, pip compiles llama.cpp (several minutes)."
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+$(VENV)/.installed-lint: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --editable ".[test,lint]"
+	touch $@
+
+lint: $(VENV)/.installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy sees the folders under the names that they are installed with
+types: $(VENV)/.installed-lint
+	rm -rf build/types && mkdir -p build/types/infer_os
+	ln -s $(CURDIR)/__init__.py $(CURDIR)/cli.py $(CURDIR)/console.py $(CURDIR)/demo.py \
+	    $(CURDIR)/options.py $(CURDIR)/render.py $(CURDIR)/convert $(CURDIR)/models \
+	    $(CURDIR)/native $(CURDIR)/runtime build/types/infer_os/
+	MYPYPATH=build/types $(BIN)/mypy -p infer_os
+
+# Compares fresh random checkpoints with torch and transformers, in an environment of its own.
+reference-check: $(VENV)/.installed-test
+	test -x $(VENV)-reference/bin/python || $(PYTHON) -m venv $(VENV)-reference
+	$(VENV)-reference/bin/python -m pip install --quiet --upgrade "pip>=24"
+	$(VENV)-reference/bin/python -m pip install --quiet "torch==2.13.0" "transformers>=5,<6" \
+	    --editable ".[test]"
+	$(VENV)-reference/bin/python tests/reference/make_references.py check
+
+wheel: $(VENV)/.installed-lint
+	rm -rf dist
+	$(BIN)/python -m build --wheel --outdir dist .
+
+# The wheel in an empty environment and folder, without this checkout in sight.
+fresh-check: wheel
+	tests/fresh_install.sh dist/*.whl
+
+clean:
+	rm -rf build dist $(VENV) $(VENV)-reference

@@ -1,0 +1,75 @@
+"""The demo: the bundled checkpoint to Q8_0 and Q4_0, and a text from each.
+
+Each text is written by a process of its own, so that its peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import console
+from .convert.pipeline import ConvertSettings, convert
+from .models.bundled import TARGET
+
+_PROMPT = "It is a truth universally acknowledged, that"
+_TYPES = ("q8_0", "q4_0")
+
+
+@dataclass(frozen=True, slots=True)
+class DemoRow:
+    """One type's figures."""
+
+    type: str
+    file_bytes: int
+    bits_per_weight: float
+    peak_rss_bytes: int
+    decode_tokens_per_s: float
+    text: str
+
+
+def run_demo(folder: Path, threads: int) -> None:
+    """Convert into ``folder``, write, and print the comparison."""
+    source_bytes = sum(f.stat().st_size for f in TARGET.glob("*.safetensors"))
+    console.answer(
+        f"The bundled checkpoint {TARGET.name} has {console.size(source_bytes)} of float16 weights."
+    )
+    rows = [_run_type(kind, folder, threads) for kind in _TYPES]
+    for row in rows:
+        console.answer(f"\n{row.type} writes:\n\n{_PROMPT}{row.text.rstrip()}")
+    console.answer("")
+    console.table(
+        ("type", "file", "bits per weight", "peak RSS", "tokens/s"),
+        [
+            (
+                row.type,
+                console.size(row.file_bytes),
+                f"{row.bits_per_weight:.2f}",
+                console.size(row.peak_rss_bytes),
+                f"{row.decode_tokens_per_s:.0f}",
+            )
+            for row in rows
+        ],
+    )
+
+
+def _run_type(kind: str, folder: Path, threads: int) -> DemoRow:
+    target = folder / f"{TARGET.name}-{kind}.gguf"
+    report = convert(ConvertSettings(TARGET, target, kind, threads))
+    command = [
+        sys.executable, "-m", f"{__package__}.cli", "generate", str(target), "--prompt", _PROMPT,
+        "--max-tokens", "100", "--seed", "7", "--temperature", "0.7", "--threads", str(threads),
+        "--json",
+    ]  # fmt: skip
+    result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return DemoRow(
+        type=kind,
+        file_bytes=report.n_bytes,
+        bits_per_weight=report.bits_per_weight,
+        peak_rss_bytes=result["memory"]["peak_rss_bytes"],
+        decode_tokens_per_s=result["timings"]["decode_tokens_per_s"],
+        text=result["text"],
+    )

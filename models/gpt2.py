@@ -1,0 +1,106 @@
+"""GPT-2 (gpt2-xl, distilgpt2, DialoGPT, Cerebras-GPT, ...) on llama.cpp's ``gpt2`` graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from .network import (
+    ConfigError,
+    ConfigReader,
+    MetadataValue,
+    Network,
+    Part,
+    Role,
+    TensorRule,
+    affine,
+    head_dim_of,
+    tensor,
+)
+from .transforms import Transpose
+
+# settings that change the computation in ways that the graph does not follow
+_MUST_BE = (
+    ("scale_attn_weights", True),
+    ("scale_attn_by_inverse_layer_idx", False),
+    ("add_cross_attention", False),
+)
+
+
+def describe(config: Mapping[str, Any]) -> Network:
+    """Describe a ``GPT2LMHeadModel``."""
+    read = ConfigReader(config)
+    n_embd = read.count("n_embd", "hidden_size")
+    n_layer = read.count("n_layer", "num_hidden_layers")
+    n_head = read.count("n_head", "num_attention_heads")
+    n_ff = read.count("n_inner", default=4 * n_embd)
+    n_ctx = read.count("n_positions", "n_ctx", "max_position_embeddings", default=1024)
+    n_vocab = read.count("vocab_size")
+    for key, usual in _MUST_BE:
+        if read.flag(key, default=usual) is not usual:
+            raise ConfigError(
+                f"config.json: {key} is {str(not usual).lower()}; llama.cpp's graph has it "
+                f"{str(usual).lower()}"
+            )
+    tied = read.flag("tie_word_embeddings", default=True)
+    metadata: dict[str, MetadataValue] = {
+        "context_length": n_ctx,
+        "embedding_length": n_embd,
+        "block_count": n_layer,
+        "feed_forward_length": n_ff,
+        "attention.head_count": n_head,
+        "attention.head_count_kv": n_head,
+        "attention.layer_norm_epsilon": read.number(
+            "layer_norm_epsilon", default=1e-5, low=0.0, high=1.0
+        ),
+    }
+    return Network(
+        architecture="GPT2LMHeadModel",
+        graph="gpt2",
+        metadata=metadata,
+        rules=(
+            *_outer_rules(n_embd, n_vocab, n_ctx, tied=tied),
+            *(r for i in range(n_layer) for r in _layer_rules(i, n_embd, n_ff)),
+        ),
+        prefixes=("transformer.", ""),
+        ignored=(
+            *((r"lm_head\.weight",) if tied else ()),
+            r"h\.\d+\.attn\.(bias|masked_bias)",
+        ),
+        vocab_rows=n_vocab,
+        n_layer=n_layer,
+        n_head=n_head,
+        head_dim=head_dim_of(n_embd, n_head),
+        n_embd=n_embd,
+        n_ctx=n_ctx,
+        notes=read.gelu_notes("activation_function", default="gelu_new"),
+    )
+
+
+def _outer_rules(n_embd: int, n_vocab: int, n_ctx: int, *, tied: bool) -> tuple[TensorRule, ...]:
+    rules = (
+        tensor("token_embd.weight", Role.TOKEN_EMBEDDING, Part("wte.weight", (n_vocab, n_embd))),
+        tensor(
+            "position_embd.weight", Role.POSITION_EMBEDDING, Part("wpe.weight", (n_ctx, n_embd))
+        ),
+        *affine("output_norm", "ln_f", (n_embd,), Role.NORM),
+    )
+    if tied:
+        return rules
+    head = tensor("output.weight", Role.HEAD, Part("lm_head.weight", (n_vocab, n_embd)))
+    return (*rules, head)
+
+
+def _layer_rules(layer: int, n_embd: int, n_ff: int) -> tuple[TensorRule, ...]:
+    here, there = f"blk.{layer}", f"h.{layer}"
+    norm = partial(affine, shape=(n_embd,), role=Role.NORM, layer=layer)
+    linear = partial(affine, transform=Transpose(), layer=layer)
+    return (
+        *norm(f"{here}.attn_norm", f"{there}.ln_1"),
+        *linear(f"{here}.attn_qkv", f"{there}.attn.c_attn", (n_embd, 3 * n_embd), Role.ATTN_QKV),
+        *linear(f"{here}.attn_output", f"{there}.attn.c_proj", (n_embd, n_embd), Role.ATTN_OUTPUT),
+        *norm(f"{here}.ffn_norm", f"{there}.ln_2"),
+        *linear(f"{here}.ffn_up", f"{there}.mlp.c_fc", (n_embd, n_ff), Role.FFN_UP),
+        *linear(f"{here}.ffn_down", f"{there}.mlp.c_proj", (n_ff, n_embd), Role.FFN_DOWN),
+    )

@@ -1,0 +1,152 @@
+"""Turn records into what a command prints: lines, tables, JSON objects."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import console
+
+if TYPE_CHECKING:
+    from .convert.report import ConversionReport
+    from .native.gguf_file import GgufHeader
+    from .runtime.engine import Engine
+    from .runtime.generate import Completion
+
+_LONGEST_VALUE = 200
+
+
+def header_json(header: GgufHeader) -> dict[str, Any]:
+    """``inspect --json``."""
+    return {
+        "architecture": header.architecture,
+        "metadata": {
+            key: value if isinstance(value, (str, int, float, bool)) else list(value)
+            for key, value in header.metadata.items()
+        },
+        "tensors": [
+            {"name": t.name, "shape": list(t.shape), "type": t.type.name, "bytes": t.n_bytes}
+            for t in header.tensors
+        ],
+        "bits_per_weight": header.bits_per_weight,
+        "parameters": header.n_params,
+        "bytes": header.file_bytes,
+    }
+
+
+def show_header(header: GgufHeader) -> None:
+    """``inspect``: metadata, tensors, totals."""
+    console.table(("key", "value"), [(k, _shown(v)) for k, v in header.metadata.items()], left=2)
+    console.answer("")
+    console.table(
+        ("tensor", "type", "shape", "size"),
+        [
+            (t.name, t.type.name, " x ".join(map(str, t.shape)), console.size(t.n_bytes))
+            for t in header.tensors
+        ],
+        left=2,
+    )
+    console.answer(
+        f"\n{len(header.tensors)} tensors, {header.n_params / 1e6:.2f} M parameters, "
+        f"{console.size(header.file_bytes)}, {header.bits_per_weight:.2f} bits per weight"
+    )
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, (str, int, float, bool)):
+        return f"{len(value)} values"
+    text = str(value)
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+
+
+def statistics_line(completion: Completion, load_s: float | None = None) -> str:
+    """What a generation cost, in one line."""
+    from .runtime.memory import peak_rss_bytes
+
+    t = completion.timings
+    loaded = f"load {load_s:.2f} s | " if load_s is not None else ""
+    return (
+        f"[{loaded}prompt {t.computed_tokens} of {t.prompt_tokens} tokens at "
+        f"{t.prefill_tokens_per_s:.1f}/s | first token {t.first_token_s:.2f} s | "
+        f"{t.completion_tokens} tokens at {t.decode_tokens_per_s:.1f}/s | peak RSS "
+        f"{console.size(peak_rss_bytes())} | {completion.finish_reason.value}]"
+    )
+
+
+def completion_json(completion: Completion, engine: Engine, load_s: float) -> dict[str, Any]:
+    """``generate --json``."""
+    from .runtime.memory import peak_rss_bytes
+
+    t = completion.timings
+    return {
+        "text": completion.text,
+        "tokens": list(completion.tokens),
+        "finish_reason": completion.finish_reason.value,
+        "prompt_tokens": t.prompt_tokens,
+        "completion_tokens": t.completion_tokens,
+        "timings": {
+            "load_s": load_s,
+            "first_token_s": t.first_token_s,
+            "prefill_tokens_per_s": t.prefill_tokens_per_s,
+            "decode_tokens_per_s": t.decode_tokens_per_s,
+        },
+        "memory": {
+            "peak_rss_bytes": peak_rss_bytes(),
+            "weights_bytes": engine.info.need.weights,
+            "kv_bytes": engine.info.need.kv,
+        },
+        "speculative": {"drafted": 0, "accepted": 0},
+    }
+
+
+def report_json(report: ConversionReport) -> dict[str, Any]:
+    """``convert --json``."""
+    return {
+        "output": str(report.output),
+        "architecture": report.architecture,
+        "graph": report.graph,
+        "type": report.type,
+        "bytes": report.n_bytes,
+        "bits_per_weight": report.bits_per_weight,
+        "tensors": [
+            {"role": row.role, "type": row.type, "count": row.n_tensors, "bytes": row.n_bytes}
+            for row in report.classes
+        ],
+        "seconds": report.seconds,
+        "peak_rss_bytes": report.peak_rss_bytes,
+        "errors": [
+            {
+                "role": row.role,
+                "type": row.type,
+                "rms": row.stats.rms_error,
+                "max": row.stats.max_abs_error,
+            }
+            for row in report.classes
+        ],
+        "notes": list(report.notes),
+        "written": report.written,
+    }
+
+
+def show_report(report: ConversionReport) -> None:
+    """``convert``: the table of tensor classes, notes, totals."""
+    rows = []
+    for row in report.classes:
+        errors = (f"{row.stats.rms_error:.2e}", f"{row.stats.max_abs_error:.2e}")
+        rows.append(
+            (
+                row.role, row.type, str(row.n_tensors), console.size(row.n_bytes),
+                f"{row.bits_per_weight:.2f}", *(errors if report.written else ("", "")),
+            )
+        )  # fmt: skip
+    console.table(
+        ("tensors", "type", "count", "size", "bits", "RMS error", "max error"), rows,
+        left=2, stderr=True,
+    )  # fmt: skip
+    for text in report.notes:
+        console.note(f"note: {text}")
+    verb = "wrote" if report.written else "would write"
+    console.note(
+        f"{verb} {report.output}: {report.architecture} ({report.n_params / 1e6:.1f} M parameters) "
+        f"as {report.type}, {console.size(report.n_bytes)}, {report.bits_per_weight:.2f} bits per "
+        f"weight, {report.seconds:.1f} s, peak RSS {console.size(report.peak_rss_bytes)}"
+    )

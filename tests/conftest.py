@@ -1,0 +1,40 @@
+"""Fixtures that several rooms share: converted reference checkpoints, made once per run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import PARALLEL, Converter, copy_checkpoint
+from infer_os.convert.pipeline import ConvertSettings, convert
+from infer_os.runtime.engine import LlamaEngine
+from infer_os.runtime.settings import EngineSettings
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Converter:
+    """Convert a checkpoint folder to a type, once."""
+    made: dict[tuple[Path, str], Path] = {}
+
+    def get(folder: Path = PARALLEL, kind: str = "f16") -> Path:
+        if (folder, kind) not in made:
+            target = tmp_path_factory.mktemp(folder.name) / f"{kind}.gguf"
+            convert(ConvertSettings(folder, target, kind))
+            made[folder, kind] = target
+        return made[folder, kind]
+
+    return get
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A copy of a two-shard reference checkpoint, for a test to spoil."""
+    return copy_checkpoint(PARALLEL, tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def engine(converted: Converter) -> Iterator[LlamaEngine]:
+    """A fresh engine on a tiny random model."""
+    with LlamaEngine(converted(), EngineSettings(context=128, threads=1)) as loaded:
+        yield loaded
