@@ -39,9 +39,8 @@ lint: $(VENV)/.installed-lint
 # mypy sees the folders under the names that they are installed with
 types: $(VENV)/.installed-lint
 	rm -rf build/types && mkdir -p build/types/infer_os
-	ln -s $(CURDIR)/__init__.py $(CURDIR)/cli.py $(CURDIR)/console.py $(CURDIR)/demo.py \
-	    $(CURDIR)/options.py $(CURDIR)/render.py $(CURDIR)/convert $(CURDIR)/models \
-	    $(CURDIR)/native $(CURDIR)/runtime build/types/infer_os/
+	ln -s $(wildcard $(CURDIR)/*.py) $(CURDIR)/py.typed \
+	    $(addprefix $(CURDIR)/,convert models native runtime) build/types/infer_os/
 	MYPYPATH=build/types $(BIN)/mypy -p infer_os
 
 # Compares fresh random checkpoints with torch and transformers, in an environment of its own.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,9 +17,10 @@ import typer
 from . import __version__, console, options, render
 
 if TYPE_CHECKING:
+    from .convert.report import ConversionReport
+    from .convert.settings import ConvertSettings
     from .runtime.engine import Engine
-    from .runtime.session import Session
-    from .runtime.settings import EngineSettings, SamplingSettings, StopSettings
+    from .runtime.settings import EngineSettings
 
 app = typer.Typer(
     name="infer-os",
@@ -60,7 +62,13 @@ def _global_options(
 @app.command()
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="A checkpoint folder.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A checkpoint folder, a catalog name (gpt-j-6B) or a hub id (EleutherAI/gpt-j-6B);"
+            " a folder of that name wins.",
+            show_default=False,
+        ),
     ],
     output: Annotated[
         Path | None,
@@ -75,30 +83,114 @@ def convert(
     type: Annotated[
         str,
         typer.Option(
-            "--type", metavar="T", help="f32, f16, q8_0, q4_0, ... (a wrong one lists all)."
+            "--type",
+            metavar="T",
+            help="f32, f16, q8_0, q4_0, ... (a wrong one lists all); auto: the finest that fits "
+            "into this machine's memory.",
         ),
     ] = "q4_0",
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibrate",
+            metavar="TEXT",
+            help="Run the model over a text first and weigh the quantization by its activations; "
+            "the text's end tells what that was worth.",
+            show_default=False,
+        ),
+    ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(
+            "--imatrix",
+            metavar="FILE",
+            help="An importance matrix (llama.cpp's GGUF form) to weigh with; with --calibrate, "
+            "the file to keep it in.",
+            show_default=False,
+        ),
+    ] = None,
+    rotate: Annotated[
+        bool,
+        typer.Option(
+            "--fold-rotation",
+            help="Fold a rotation into the attention weights, so that a quantized KV cache loses "
+            "less; the model computes the same.",
+        ),
+    ] = False,
     threads: options.Threads = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only plan: sizes and types, nothing is written.")
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Read the file back, compare it with its source, run a few tokens."
+        ),
+    ] = False,
+    keep_source: Annotated[
+        bool,
+        typer.Option(
+            "--keep-source",
+            help="Keep what is downloaded, in ~/.cache/infer-os or INFER_OS_CACHE; else a shard "
+            "goes when it is converted.",
+        ),
+    ] = False,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            "--revision",
+            metavar="R",
+            help="Branch, tag or commit on the hub.",
+            show_default="the catalog's, else main",
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Convert a Hugging Face checkpoint to one quantized GGUF file.
 
-    Example: infer-os convert ./pythia-1.4b --type q4_0 -o pythia.gguf
-    """  # fmt: skip
-    from .convert.pipeline import ConvertSettings
-    from .convert.pipeline import convert as run
+    A model on the hub is downloaded shard by shard; interrupted, the same command continues.
 
-    settings = ConvertSettings(source, output, type, threads, force, dry_run)
-    with console.progress_bar(f"converting to {type}") as progress:
-        report = run(settings, progress)
+    Example: infer-os convert EleutherAI/gpt-j-6B --type q4_0 -o gpt-j.gguf
+    """  # fmt: skip
+    from .convert.settings import ConvertSettings
+    from .convert.source import find_source
+
+    if type == "auto":
+        from .planning import finest_type
+
+        type = finest_type(source)
+        console.note(
+            f"note: --type auto: {type} is the finest that fits into this machine's memory"
+        )
+    settings = ConvertSettings(
+        find_source(source, revision), output, type, threads, force, dry_run, verify, keep_source,
+        None if calibrate else imatrix, rotate,
+    )  # fmt: skip
+    try:
+        report = _run_conversion(settings, calibrate, imatrix)
+    except KeyboardInterrupt:
+        if not isinstance(settings.source, Path) and not dry_run:
+            console.note("interrupted; the same command continues where it stopped")
+        raise
     if as_json:
         console.answer_json(render.report_json(report))
     else:
         render.show_report(report)
+
+
+def _run_conversion(
+    settings: ConvertSettings, calibrate: Path | None, imatrix: Path | None
+) -> ConversionReport:
+    from .convert.pipeline import convert as run
+
+    if calibrate is None:
+        with console.progress_bar(f"converting to {settings.type}") as progress:
+            return run(settings, progress)
+    from .convert.calibrated import CalibrationSettings, convert_calibrated
+
+    with console.progress_steps() as steps:
+        return convert_calibrated(settings, CalibrationSettings(calibrate, imatrix), steps)
 
 
 @app.command()
@@ -144,7 +236,12 @@ def generate(
     seed: options.Seed = None,
     stop: options.Stop = None,
     context: options.Context = 0,
+    kv: options.Kv = "",
+    kv_budget: options.KvBudget = "",
     load: options.Load = "mmap",
+    memory: options.Memory = "",
+    prefetch: options.Prefetch = False,
+    drop_pages: options.DropPages = False,
     threads: options.Threads = 0,
     as_json: options.Json = False,
 ) -> None:
@@ -157,7 +254,10 @@ def generate(
 
     sampling = SamplingSettings(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
     stops = StopSettings(max_tokens, tuple(stop or ()))
-    settings = EngineSettings(context, load, threads)
+    settings = EngineSettings(
+        context, load, threads, kv, _bytes("--kv-budget", kv_budget), _bytes("--memory", memory),
+        prefetch, drop_pages,
+    )  # fmt: skip
     text = _read_prompt(prompt, file)
     engine, load_s = load_engine(model, settings)
     try:
@@ -177,6 +277,7 @@ def generate(
         else:
             console.answer("")
             console.note(render.statistics_line(completion, load_s))
+        console.notes(engine.take_notes())
     finally:
         engine.close()
     if completion.finish_reason.value == "interrupt":
@@ -204,90 +305,119 @@ def chat(
     seed: options.Seed = None,
     stop: options.Stop = None,
     context: options.Context = 0,
+    kv: options.Kv = "",
+    kv_budget: options.KvBudget = "",
     load: options.Load = "mmap",
+    memory: options.Memory = "",
+    prefetch: options.Prefetch = False,
+    drop_pages: options.DropPages = False,
     threads: options.Threads = 0,
+    session: Annotated[
+        Path | None,
+        typer.Option(
+            "--session",
+            metavar="FILE",
+            help="Continue the conversation in FILE, if there is one, and keep it there at the "
+            "end.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Talk with a model. Ctrl-C ends a reply, Ctrl-D the program; /help lists commands."""
+    from . import conversation
     from .models.styles import STYLES
     from .runtime.errors import SettingsError
     from .runtime.session import Session
+    from .runtime.session_file import check_name
     from .runtime.settings import EngineSettings, SamplingSettings, StopSettings
 
     sampling = SamplingSettings(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
     stops = StopSettings(max_tokens, tuple(stop or ()))
-    settings = EngineSettings(context, load, threads)
+    settings = EngineSettings(
+        context, load, threads, kv, _bytes("--kv-budget", kv_budget), _bytes("--memory", memory),
+        prefetch, drop_pages,
+    )  # fmt: skip
     if style not in STYLES:
         raise SettingsError(f"--style {style}: expected {' or '.join(STYLES)}")
+    if session is not None:
+        check_name(session)
+    saved = session is not None and session.exists()
+    if saved and system:
+        raise SettingsError(f"--system: the conversation in {session} has its own opening")
     engine, load_s = load_engine(model, settings)
     try:
-        session = Session(engine, STYLES[style], system)
+        talk = Session(engine, STYLES[style], system)
         console.note(
             f"{model.name}: {engine.info.source}, {engine.n_ctx} tokens of context, loaded in "
             f"{load_s:.1f} s. /help lists commands, Ctrl-D ends."
         )
-        _converse(session, sampling, stops)
+        if session is not None and saved:
+            conversation.load(talk, session)
+            if talk.style.name != style:
+                console.note(f"note: the saved conversation is of style {talk.style.name}")
+        try:
+            conversation.converse(talk, sampling, stops)
+        finally:
+            if session is not None and (talk.n_turns or saved):
+                conversation.save(talk, session)
     finally:
         engine.close()
 
 
-_CHAT_HELP = """/help   this list
-/reset  forget the conversation; the system prompt stays
-/stats  what the last reply cost
-/quit   end (so does Ctrl-D)
-Ctrl-C  end the reply"""
-
-
-def _converse(session: Session, sampling: SamplingSettings, stops: StopSettings) -> None:
-    from .native.errors import NativeError
-    from .runtime.errors import PromptError
-    from .runtime.generate import finished
-
-    for line in console.read_lines("> "):
-        match line.strip() if line is not None else None:
-            case None:
-                console.note("Ctrl-D or /quit ends the program.")
-            case "":
-                continue
-            case "/quit":
-                return
-            case "/help":
-                console.note(_CHAT_HELP)
-            case "/reset":
-                session.reset()
-                console.note("The conversation starts anew.")
-            case "/stats":
-                console.note(render.statistics_line(finished(session.last, "")))
-            case command if command.startswith("/"):
-                console.note(f"{command.split()[0]}: no such command; /help lists them")
-            case message:
-                try:
-                    _print_reply(session, message, sampling, stops)
-                except (PromptError, NativeError) as error:
-                    console.fail(str(error))
-
-
-def _print_reply(
-    session: Session, message: str, sampling: SamplingSettings, stops: StopSettings
+@app.command()
+def plan(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A GGUF file, a checkpoint folder, a catalog name (gpt-j-6B) or a hub id.",
+            show_default=False,
+        ),
+    ],
+    memory: options.Memory = "",
+    context: options.Context = 0,
+    type: Annotated[
+        str | None,
+        typer.Option("--type", metavar="T", help="Type of the weights.", show_default="chosen"),
+    ] = None,
+    kv: options.Kv = "auto",
+    kv_budget: options.KvBudget = "",
+    load: options.Load = "",
+    draft: options.PlanDraft = "none",
+    parallel: options.PlanParallel = 1,
+    threads: options.Threads = 0,
+    as_json: options.Json = False,
 ) -> None:
-    reply = session.reply(message, sampling, stops)
-    started = False
-    try:
-        for chunk in reply:
-            # models start a reply with the space that follows the colon
-            text = chunk if started else chunk.lstrip()
-            started = started or bool(text)
-            console.answer(text, end="")
-    except KeyboardInterrupt:
-        pass
-    finally:
-        reply.close()
-    console.answer("")
-    if session.dropped_turns:
-        console.note(
-            f"(the context is full: the oldest {session.dropped_turns} turns were dropped)"
-        )
-    if session.last.finish_reason is not None and session.last.finish_reason.value == "interrupt":
-        console.note("(stopped)")
+    """Say what a model will take, what fits, and what to choose. Nothing is loaded or downloaded.
+
+    Example: infer-os plan gpt-j-6B --memory 8G --context 2048
+    """  # fmt: skip
+    from . import render_plan
+    from .planning import PlanRequest, make_answer
+    from .runtime.settings import EngineSettings
+
+    settings = EngineSettings(
+        context, load or "mmap", threads, kv, _bytes("--kv-budget", kv_budget),
+        _bytes("--memory", memory),
+    )  # fmt: skip
+    answer = make_answer(PlanRequest(model, settings, load, type, draft, parallel))
+    if as_json:
+        console.answer_json(render_plan.plan_json(answer))
+    else:
+        render_plan.show_answer(answer)
+
+
+@app.command()
+def system(as_json: options.Json = False) -> None:
+    """Check this machine: memory, limits, processor, bandwidth; rank the known models on it."""
+    from . import render_plan
+    from .planning import make_report
+
+    report = make_report()
+    if as_json:
+        console.answer_json(render_plan.system_json(report))
+    else:
+        render_plan.show_system(report)
 
 
 @app.command()
@@ -303,6 +433,12 @@ def demo(
         run_demo(Path(folder), threads)
 
 
+def _bytes(option: str, size: str) -> int:
+    from .runtime.sizes import parse_size
+
+    return parse_size(option, size) if size else 0
+
+
 def load_engine(path: Path, settings: EngineSettings) -> tuple[Engine, float]:
     """Load a GGUF file; its warnings go to stderr. Returns the engine and the seconds it took."""
     from .runtime.engine import LlamaEngine
@@ -313,9 +449,9 @@ def load_engine(path: Path, settings: EngineSettings) -> tuple[Engine, float]:
             f"{path}: a folder; convert it first: infer-os convert {path} -o model.gguf"
         )
     started = time.perf_counter()
-    engine = LlamaEngine(path, settings)
-    for text in engine.info.notes:
-        console.note(f"note: {text}")
+    with console.progress_bar("prefetching") if settings.prefetch else nullcontext() as warmed:
+        engine = LlamaEngine(path, settings, warmed=warmed)
+    console.notes(engine.info.notes)
     return engine, time.perf_counter() - started
 
 
@@ -356,17 +492,26 @@ def _explain(error: Exception) -> int:
     """Print an error as one line; return the exit code."""
     if isinstance(error, typer.Abort):
         return 130
-    # typer's own complaints about options
-    show, exit_code = getattr(error, "show", None), getattr(error, "exit_code", None)
-    if show is not None and exit_code is not None:
-        show()
-        return int(exit_code)
     kind = type(error)
+    if kind.__name__ == "NoArgsIsHelpError":
+        console.note(str(error))
+        return 2
+    # typer's own complaints about options
+    complaint = getattr(error, "format_message", None)
+    if complaint is not None:
+        console.fail(complaint())
+        return 2
     if not kind.__module__.startswith(f"{__package__}."):
         console.fail(f"{kind.__name__}: {error} (a bug: --debug shows where)")
         return 1
     console.fail(str(error))
-    return 1 if any(base.__name__ == "DecodeError" for base in kind.__mro__) else 2
+    shortage = getattr(error, "plan", None)
+    if shortage is not None:
+        from .render_plan import show_plan
+
+        show_plan(shortage, stderr=True)
+    # most errors are about the user's input; those that come while running say so themselves
+    return int(getattr(error, "exit_code", 2))
 
 
 if __name__ == "__main__":

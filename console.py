@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -38,9 +38,20 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def notes(texts: Iterable[str]) -> None:
+    """Print what the user should know of a run."""
+    for text in texts:
+        note(f"note: {text}")
+
+
 def fail(text: str) -> None:
     """Print an error as one line to stderr."""
-    note("error: " + " ".join(text.split("\n")))
+    note("error: " + printable(text.replace("\n", " ")))
+
+
+def printable(text: str) -> str:
+    """Text that cannot steer a terminal: control characters are spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def size(n_bytes: float) -> str:
@@ -67,37 +78,45 @@ def table(
     for i, column in enumerate(columns):
         drawn.add_column(Text(column), justify="left" if i < left else "right", overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
+        drawn.add_row(*(Text(printable(cell)) for cell in row))
     console.print(drawn)
 
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Progress | None]:
     """A bar over bytes on stderr; nothing where stderr is no terminal."""
+    with progress_steps() as steps:
+        yield steps(label)
+
+
+@contextmanager
+def progress_steps() -> Iterator[Callable[[str], Progress | None]]:
+    """Bars for steps one after the other: call with a step's name, get where its progress goes."""
     if not sys.stderr.isatty():
-        yield None
+        yield lambda label: None
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )  # fmt: skip
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
+               TimeRemainingColumn())  # fmt: skip
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(label, total=None)
 
-        def report(done: int, total: int) -> None:
-            bars.update(task, completed=done, total=total)
+        def step(label: str) -> Progress:
+            task = bars.add_task(label, total=None)
 
-        yield report
+            def report(done: int, total: int) -> None:
+                bars.update(task, completed=done, total=total)
+
+            return report
+
+        yield step
+
+
+def stdin_is_terminal() -> bool:
+    """Whether a person may be typing."""
+    return sys.stdin.isatty()
 
 
 def read_lines(prompt: str) -> Iterator[str | None]:
@@ -106,8 +125,8 @@ def read_lines(prompt: str) -> Iterator[str | None]:
     Where stdin is no terminal: its lines.
     """
     if not sys.stdin.isatty():
-        for line in sys.stdin:
-            yield line.rstrip("\n")
+        for line in sys.stdin.buffer:
+            yield line.decode("utf-8", "replace").rstrip("\n")
         return
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import InMemoryHistory
@@ -124,6 +143,12 @@ def read_lines(prompt: str) -> Iterator[str | None]:
 
 
 def _stderr_output() -> Any:
-    from prompt_toolkit.output import create_output
+    import os
 
-    return create_output(stdout=sys.stderr)
+    from prompt_toolkit.output.vt100 import Vt100_Output
+
+    # asking the terminal for the cursor's place would keep it raw after Enter until it answers,
+    # and a Ctrl-C in that time would be lost
+    output = Vt100_Output.from_pty(sys.stderr, term=os.environ.get("TERM"))
+    output.enable_cpr = False
+    return output

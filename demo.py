@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import console
-from .convert.pipeline import ConvertSettings, convert
+from .convert.pipeline import convert
+from .convert.settings import ConvertSettings
 from .models.bundled import TARGET
 
 _PROMPT = "It is a truth universally acknowledged, that"

@@ -28,9 +28,57 @@ Context = Annotated[
 Load = Annotated[
     str,
     typer.Option(
-        "--load", metavar="mmap|fast",
-        help="mmap: use the file's own pages, shared between processes. fast: copy the weights "
-        "into the layout that computes fastest.",
+        "--load", metavar="mmap|fast|locked|direct",
+        help="mmap: use the file's own pages, shared between processes. fast: private copies in "
+        "the layout that computes fastest. locked: the file's pages, never dropped. direct: as "
+        "fast, read past the page cache.",
+    ),
+]  # fmt: skip
+Memory = Annotated[
+    str,
+    typer.Option(
+        "--memory", metavar="SIZE",
+        help="What everything may take, such as 12G; a model that needs more is not loaded.",
+        show_default="what is available",
+    ),
+]  # fmt: skip
+Prefetch = Annotated[
+    bool,
+    typer.Option("--prefetch", help="Read the file into the page cache first, with a bar."),
+]
+DropPages = Annotated[
+    bool,
+    typer.Option(
+        "--drop-pages",
+        help="Take the file out of the page cache: after loading where copies are made (fast), "
+        "else at the end.",
+    ),
+]  # fmt: skip
+PlanDraft = Annotated[
+    str,
+    typer.Option(
+        "--draft", metavar="MODEL|auto|lookup|none",
+        help="A draft model beside it; auto: the catalog's.",
+    ),
+]  # fmt: skip
+PlanParallel = Annotated[
+    int, typer.Option("--parallel", metavar="N", help="Sequences, each with its own context.")
+]
+Kv = Annotated[
+    str,
+    typer.Option(
+        "--kv", metavar="SPEC|auto",
+        help="Types of the KV cache: TYPE, or TYPE:N,TYPE:N,... up to N tokens each, such as "
+        "f16:512,q8_0:2048; K/V may differ (q8_0/q4_0). auto: by the memory there is.",
+        show_default="f16",
+    ),
+]  # fmt: skip
+KvBudget = Annotated[
+    str,
+    typer.Option(
+        "--kv-budget", metavar="SIZE",
+        help="Choose the types so that the KV cache never takes more, such as 600M.",
+        show_default="no limit",
     ),
 ]  # fmt: skip
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from . import console
 
 if TYPE_CHECKING:
-    from .convert.report import ConversionReport
+    from .convert.report import CalibrationReport, ConversionReport
     from .native.gguf_file import GgufHeader
     from .runtime.engine import Engine
     from .runtime.generate import Completion
+    from .runtime.kv_cache import KvStatus
+    from .runtime.memory import MemoryUse
 
 _LONGEST_VALUE = 200
 
@@ -72,6 +75,39 @@ def statistics_line(completion: Completion, load_s: float | None = None) -> str:
     )
 
 
+def memory_json(use: MemoryUse) -> dict[str, int]:
+    """What is in memory, for ``--json``."""
+    return {
+        "rss_bytes": use.rss,
+        "anonymous_bytes": use.anonymous,
+        "model_pages_bytes": use.model_pages,
+        "cached_file_bytes": use.cached,
+        "weights_bytes": use.weights,
+        "compute_bytes": use.compute,
+        "logits_bytes": use.logits,
+        "planned_bytes": use.planned,
+    }
+
+
+def memory_line(use: MemoryUse) -> str:
+    """``/stats``: what is in memory, and as what."""
+    size = console.size
+    return (
+        f"[resident {size(use.rss)}: {size(use.anonymous)} anonymous, {size(use.model_pages)} of "
+        f"the model's file | weights {size(use.weights)}, KV {size(use.kv)}, compute "
+        f"{size(use.compute)}, logits {size(use.logits)} | planned {size(use.planned)} at most]"
+    )
+
+
+def kv_line(kv: KvStatus) -> str:
+    """``/kv``: stage, types, bytes, tokens."""
+    return (
+        f"stage {kv.stage} of {kv.n_stages} ({kv.schedule}): {kv.types}, "
+        f"{console.size(kv.n_bytes)} for {kv.up_to} tokens, {kv.n_tokens} held; at most "
+        f"{console.size(kv.peak_bytes)} so far"
+    )
+
+
 def completion_json(completion: Completion, engine: Engine, load_s: float) -> dict[str, Any]:
     """``generate --json``."""
     from .runtime.memory import peak_rss_bytes
@@ -91,8 +127,13 @@ def completion_json(completion: Completion, engine: Engine, load_s: float) -> di
         },
         "memory": {
             "peak_rss_bytes": peak_rss_bytes(),
-            "weights_bytes": engine.info.need.weights,
-            "kv_bytes": engine.info.need.kv,
+            **memory_json(engine.memory()),
+            "kv_bytes": engine.kv.n_bytes,
+            "kv_peak_bytes": engine.kv.peak_bytes,
+            "kv_schedule": engine.kv.schedule,
+            "kv_stage": engine.kv.stage,
+            "kv_types": engine.kv.types,
+            "kv_tokens": engine.kv.n_tokens,
         },
         "speculative": {"drafted": 0, "accepted": 0},
     }
@@ -122,8 +163,10 @@ def report_json(report: ConversionReport) -> dict[str, Any]:
             }
             for row in report.classes
         ],
+        "calibration": asdict(report.calibration) if report.calibration else None,
         "notes": list(report.notes),
         "written": report.written,
+        "verified": report.verified,
     }
 
 
@@ -142,11 +185,26 @@ def show_report(report: ConversionReport) -> None:
         ("tensors", "type", "count", "size", "bits", "RMS error", "max error"), rows,
         left=2, stderr=True,
     )  # fmt: skip
-    for text in report.notes:
-        console.note(f"note: {text}")
+    if report.calibration is not None:
+        _show_calibration(report.calibration)
+    console.notes(report.notes)
     verb = "wrote" if report.written else "would write"
     console.note(
         f"{verb} {report.output}: {report.architecture} ({report.n_params / 1e6:.1f} M parameters) "
         f"as {report.type}, {console.size(report.n_bytes)}, {report.bits_per_weight:.2f} bits per "
         f"weight, {report.seconds:.1f} s, peak RSS {console.size(report.peak_rss_bytes)}"
     )
+
+
+def _show_calibration(report: CalibrationReport) -> None:
+    """What the importance weights were worth, on text that they were not collected from."""
+    rows = [
+        (name, f"{q.perplexity:.3f}", f"{q.kl:.6f}", f"{100 * q.top1:.2f} %")
+        for name, q in (("without weights", report.without), ("with weights", report.with_weights))
+    ]
+    console.note(
+        f"calibrated on {report.chunks} chunks of {report.text}; on {report.without.n_tokens} "
+        f"held-out tokens of it, against Q8_0 (perplexity "
+        f"{report.without.reference_perplexity:.3f}):"
+    )
+    console.table(("", "perplexity", "KL", "same top token"), rows, stderr=True)

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from infer_os.models.network import Part
+from infer_os.models.rotation import Fold, orthonormal
 from infer_os.native.ggml_types import GgmlType
 from infer_os.native.quantize import QuantizeStats, quantize_rows
-from numpy.typing import NDArray
 
 # Source bytes per block: large enough that threads share it well, small enough to keep the
 # converter's own memory to a few tens of megabytes.
@@ -23,6 +25,7 @@ def quantized_blocks(
     *,
     n_threads: int,
     importance: NDArray[np.float32] | None = None,
+    ends_only: bool = False,
 ) -> Iterator[tuple[NDArray[np.uint8], int, QuantizeStats]]:
     """Quantize a stored tensor block by block.
 
@@ -32,22 +35,32 @@ def quantized_blocks(
         target: type to write.
         n_threads: threads of the quantizer.
         importance: (row length,) weight of each column's error.
+        ends_only: only the first and the last block, to compare with what was written.
 
     Yields:
         Bytes of the next rows, source bytes they stand for, and what quantization did to them.
     """
-    order = part.transform.row_order()
+    order, folds = part.transform.row_order(), part.folds
     if array.ndim == 1:
-        matrix, order = (array if order is None else array[order]).reshape(1, -1), None
+        rows = array if order is None else array[order]
+        rows = _folded(_widened(rows)[:, None], folds, 0)[:, 0] if folds else rows
+        matrix, order, folds = np.ascontiguousarray(rows).reshape(1, -1), None, ()
     else:
         matrix = array.T if part.transform.transposes else array
     n_rows, width = matrix.shape
     row_bytes = width * array.dtype.itemsize
     step = max(1, _BLOCK_BYTES // row_bytes)
-    for first in range(0, n_rows, step):
-        rows, block_order = _block(matrix, order, first, min(first + step, n_rows))
+    if folds:
+        # a head's rows are mixed with each other: no block may cut one
+        step = max(1, step // folds[0].head_dim) * folds[0].head_dim
+    starts = range(0, n_rows, step)
+    for first in sorted({starts[0], starts[-1]}) if ends_only else starts:
+        block, block_order = _block(matrix, order, first, min(first + step, n_rows))
+        if folds:
+            held = block if block_order is None else block[block_order]
+            block, block_order = _folded(_widened(held), folds, first), None
         data, stats = quantize_rows(
-            rows, target, n_threads=n_threads, row_order=block_order, importance=importance
+            block, target, n_threads=n_threads, row_order=block_order, importance=importance
         )
         yield data, len(data) * row_bytes, stats
 
@@ -61,3 +74,25 @@ def _block(
     if matrix.flags.c_contiguous:
         return matrix, order[first:stop]
     return np.ascontiguousarray(matrix[order[first:stop]]), None
+
+
+def _widened(rows: NDArray[Any]) -> NDArray[np.float32]:
+    """A float32 copy; uint16 is bfloat16, the upper half of a float32."""
+    if rows.dtype == np.uint16:
+        return (rows.astype(np.uint32) << 16).view(np.float32)
+    return rows.astype(np.float32)
+
+
+def _folded(rows: NDArray[np.float32], folds: tuple[Fold, ...], first: int) -> NDArray[np.float32]:
+    """Apply the rotations to target rows that begin at ``first``, in place."""
+    for fold in folds:
+        turn = orthonormal(fold.size)
+        if fold.columns:
+            heads = rows.reshape(len(rows), -1, fold.head_dim)  # (rows, n_head, head_dim)
+            heads[:] = heads @ turn.T
+            continue
+        start, stop = max(fold.first - first, 0), min(fold.stop - first, len(rows))
+        if start < stop:
+            heads = rows[start:stop].reshape(-1, fold.head_dim, rows.shape[1])
+            heads[:, fold.head_dim - fold.size :] = turn @ heads[:, fold.head_dim - fold.size :]
+    return rows

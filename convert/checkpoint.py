@@ -16,13 +16,16 @@ from typing import Any
 from .errors import FileFormatError, SourceError
 from .safetensors_file import SafetensorsFile
 from .tensors import StoredTensor, TensorFile
+from .torch_file import TorchFile
 
 # a config, index or tokenizer settings file is never larger; tokenizer.json is read elsewhere
 _LARGEST_JSON = 64 << 20
 
-#: File name of a whole checkpoint, of its shards' index, and what opens one such file.
-_CONTAINERS: tuple[tuple[str, str, Callable[[Path], TensorFile]], ...] = (
+#: File name of a whole checkpoint, of its shards' index, and what opens one such file; the first
+#: that is there counts.
+CONTAINERS: tuple[tuple[str, str, Callable[[Path], TensorFile]], ...] = (
     ("model.safetensors", "model.safetensors.index.json", SafetensorsFile),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json", TorchFile),
 )
 
 
@@ -53,15 +56,15 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         FileFormatError: a file that is malformed or truncated.
     """
     config = read_config(folder)
-    for whole, index, opener in _CONTAINERS:
+    for whole, index, opener in CONTAINERS:
         if (folder / index).is_file():
-            paths = _indexed_shards(folder / index)
+            paths = _present_shards(folder / index)
         elif (folder / whole).is_file():
             paths = [folder / whole]
         else:
             continue
         return Checkpoint(folder, config, _read_headers(paths, opener), opener)
-    wanted = ", ".join(name for whole, index, _ in _CONTAINERS for name in (whole, index))
+    wanted = ", ".join(name for whole, index, _ in CONTAINERS for name in (whole, index))
     raise SourceError(f"{folder}: no weights in this folder; looked for {wanted}")
 
 
@@ -72,8 +75,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         SourceError: no such folder, or not a checkpoint.
         FileFormatError: the file is not a JSON object.
     """
-    if not folder.exists():
-        raise SourceError(f"{folder}: no such folder")
+    try:
+        folder.stat()
+    except FileNotFoundError:
+        raise SourceError(f"{folder}: no such folder") from None
+    except OSError as error:
+        raise SourceError(f"{folder}: cannot be opened: {error.strerror}") from error
     if not folder.is_dir():
         raise SourceError(f"{folder}: not a folder; expected one with config.json and weights")
     config = read_json(folder / "config.json")
@@ -106,17 +113,24 @@ def read_json(path: Path, largest: int = _LARGEST_JSON) -> dict[str, Any] | None
     return value
 
 
-def _indexed_shards(index: Path) -> list[Path]:
+def read_index(index: Path) -> dict[str, str]:
+    """The ``weight_map`` of a sharded checkpoint: file names by tensor name.
+
+    Raises:
+        FileFormatError: there is none, or it names a file outside the folder.
+    """
     weight_map = (read_json(index) or {}).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FileFormatError(f"{index}: it has no weight_map")
-    names: dict[str, None] = {}
     for name in weight_map.values():
         # a shard is a plain file beside the index: no path may lead elsewhere
         if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
             raise FileFormatError(f"{index}: {name!r} is not the name of a file in this folder")
-        names[name] = None
-    paths = [index.parent / name for name in names]
+    return weight_map
+
+
+def _present_shards(index: Path) -> list[Path]:
+    paths = [index.parent / name for name in dict.fromkeys(read_index(index).values())]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise SourceError(

@@ -5,12 +5,17 @@
     │   ├── FileFormatError a malformed or truncated shard, index or tokenizer file
     │   └── PlanError       tensors that are missing or of the wrong shape: every gap in one message
     ├── UnsupportedError    an architecture, tokenizer or type that cannot be expressed
-    └── OutputError         an output that exists, cannot be written, or does not fit on the disk
+    ├── OutputError         an output that exists, cannot be written, or does not fit on the disk
+    ├── DownloadError       the network or the hub failed; the same command continues later
+    └── VerifyError         a written file is not what was planned (--verify)
 
+``exit_code`` 1 marks what goes wrong while running; the others are about the user's input (2).
 A message says what is wrong, where (file, tensor, option) and what would work.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 
 class ConvertError(Exception):
@@ -35,3 +40,15 @@ class UnsupportedError(ConvertError):
 
 class OutputError(ConvertError):
     """The output cannot be written."""
+
+
+class DownloadError(ConvertError):
+    """The network or the hub failed; running again continues where it stopped."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class VerifyError(ConvertError):
+    """The written file does not pass its verification."""
+
+    exit_code: ClassVar[int] = 1

@@ -7,10 +7,9 @@ sibling file that takes the output's name at the end.
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,65 +17,96 @@ from typing import Any
 import gguf
 import numpy as np
 from gguf.gguf_writer import WriterState
-from infer_os.models.network import MetadataValue
 from numpy.typing import NDArray
 
+from infer_os.models.network import MetadataValue
+
 from .errors import OutputError
+from .journal import sync_folder
+from .locks import locked
 from .plan import Plan, PlannedTensor
 from .tokenizer import Vocabulary
 
 
-def check_output(path: Path, n_bytes: int, *, force: bool) -> None:
+def check_output(
+    path: Path, n_bytes: int, *, force: bool, besides: Iterable[tuple[Path, int]] = ()
+) -> None:
     """Check that a file of about ``n_bytes`` can be written to ``path``.
+
+    ``besides`` are other folders, and the bytes that they need at the same time.
 
     Raises:
         OutputError: it exists (without ``force``), its folder does not, or the disk is too full.
     """
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
     if path.is_dir():
         raise OutputError(f"{path}: a folder; name a file")
-    if path.exists() and not force:
+    if exists and not force:
         raise OutputError(f"{path}: already exists; --force replaces it")
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent}: no such folder for the output")
-    disk = os.statvfs(path.parent)
-    free = disk.f_bavail * disk.f_frsize
-    if n_bytes > free:
-        raise _disk_full(path, n_bytes, free)
+    # what a killed conversion left is overwritten, or continued
+    _check_room(path, [(path.parent, n_bytes - _allocated(part_path(path))), *besides])
 
 
-def _disk_full(path: Path, n_bytes: int, free: int) -> OutputError:
-    return OutputError(
-        f"{path}: the disk is too full: the file needs {n_bytes / 1e6:.1f} MB and "
-        f"{free / 1e6:.1f} MB are free; nothing was written"
-    )
+def _check_room(path: Path, needs: list[tuple[Path, int]]) -> None:
+    """The output's folder comes first; folders of one disk share its room."""
+    totals: dict[int, tuple[Path, int]] = {}
+    for folder, n_bytes in needs:
+        device = folder.stat().st_dev
+        first, before = totals.get(device, (folder, 0))
+        totals[device] = first, before + max(n_bytes, 0)
+    for folder, n_bytes in totals.values():
+        disk = os.statvfs(folder)
+        free = disk.f_bavail * disk.f_frsize
+        if n_bytes <= free:
+            continue
+        what = "the disk is too full: the file needs"
+        if folder != path.parent:
+            what = f"the disk of {folder} is too full: the download needs"
+        elif len(needs) > len(totals):
+            what = "the disk is too full: the file, with the download that it is made from, needs"
+        raise OutputError(
+            f"{path}: {what} {n_bytes / 1e6:.1f} MB and {free / 1e6:.1f} MB are free; nothing was "
+            "written"
+        )
+
+
+def part_path(path: Path) -> Path:
+    """The sibling that grows until it takes the name ``path``."""
+    return path.with_name(f".{path.name}.part")
+
+
+def _allocated(path: Path) -> int:
+    """Bytes that a file occupies on its disk; 0 if there is none."""
+    try:
+        return path.stat().st_blocks * 512
+    except OSError:
+        return 0
 
 
 @contextmanager
-def complete_file(path: Path) -> Iterator[int]:
+def complete_file(path: Path, *, keep_after: tuple[type[BaseException], ...] = ()) -> Iterator[int]:
     """A handle of a sibling file; renamed to ``path`` if the block succeeds, else removed.
 
-    The sibling is locked, so that two conversions to one output do not mix, and what a killed one
-    left behind is overwritten by the next.
+    The sibling is locked, so that two conversions to one output do not mix. What it holds at first
+    is what a killed conversion left, or one that ended with an error of ``keep_after``.
 
     Raises:
         OutputError: the sibling cannot be created, is in use, or the disk is full.
     """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        lock = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
-    try:
+    part = part_path(path)
+    with locked(part, f"{path}: another conversion is writing it") as handle:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OutputError(f"{path}: another conversion is writing it") from error
-        try:
-            os.ftruncate(lock, 0)
-            yield lock
-            os.fsync(lock)
+            yield handle
+            os.fsync(handle)
             os.replace(part, path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
+        except keep_after:
+            raise
         except BaseException as error:
             part.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -84,17 +114,6 @@ def complete_file(path: Path) -> Iterator[int]:
                     f"{path}: the disk became full while writing; nothing was left behind"
                 ) from error
             raise
-    finally:
-        os.close(lock)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def gguf_header(
@@ -134,8 +153,8 @@ class GgufOutput:
     What is never written stays zero, which is zero in every float type.
     """
 
-    def __init__(self, handle: int, header: bytes, plan: Plan) -> None:
-        """Reserve the disk space and write the header.
+    def __init__(self, handle: int, header: bytes, plan: Plan, *, fresh: bool = True) -> None:
+        """Reserve the disk space and write the header, unless the file has both already.
 
         Raises:
             OSError: the disk is full.
@@ -146,14 +165,35 @@ class GgufOutput:
         for tensor in plan.tensors:
             self._offsets[tensor.rule.target] = end
             end += _padded(tensor.n_bytes)
-        os.ftruncate(handle, end)
+        self.n_bytes = end
+        if fresh:
+            self._start(header)
+
+    @classmethod
+    def begun(cls, handle: int, header: bytes, plan: Plan) -> GgufOutput | None:
+        """The output that an earlier run began with the same header; None if it is not there."""
+        output = cls(handle, header, plan, fresh=False)
+        there = os.fstat(handle).st_size == output.n_bytes
+        return output if there and os.pread(handle, len(header), 0) == header else None
+
+    def _start(self, header: bytes) -> None:
+        os.ftruncate(self._handle, 0)
+        os.ftruncate(self._handle, self.n_bytes)
         try:
-            os.posix_fallocate(handle, 0, end)
+            os.posix_fallocate(self._handle, 0, self.n_bytes)
         except OSError as error:
             # not every file system can reserve; those that cannot fill up while writing
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
         self._write_at(0, memoryview(header))
+
+    def read(self, tensor: PlannedTensor, at: int, n_bytes: int) -> bytes:
+        """What is written of a tensor, ``at`` bytes from its start."""
+        return os.pread(self._handle, n_bytes, self._offsets[tensor.rule.target] + at)
+
+    def sync(self) -> None:
+        """Wait until all that was written is on the disk."""
+        os.fsync(self._handle)
 
     def write(self, tensor: PlannedTensor, at: int, data: NDArray[np.uint8]) -> None:
         """Write bytes of a tensor, ``at`` bytes from its start."""
@@ -182,18 +222,35 @@ def _add_value(writer: Any, key: str, value: MetadataValue) -> None:
         writer.add_string(key, value)
 
 
+#: GGUF's names of special tokens, where they are not Hugging Face's; the first has its spelling.
+_SPECIAL_NAMES = {"sep": "seperator", "unk": "unknown", "pad": "padding"}
+
+
 def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types([int(kind) for kind in vocabulary.types])
-    writer.add_token_merges(vocabulary.merges)
-    names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator"}
+    if vocabulary.model == "t5":
+        writer.add_token_scores(vocabulary.scores)
+        writer.add_add_space_prefix(vocabulary.add_space_prefix)
+        writer.add_remove_extra_whitespaces(vocabulary.remove_extra_whitespaces)
+        if vocabulary.charsmap:
+            writer.add_precompiled_charsmap(vocabulary.charsmap)
+    else:
+        writer.add_token_merges(vocabulary.merges)
     for name, number in vocabulary.special.items():
-        writer.add_uint32(f"tokenizer.ggml.{names[name]}_token_id", number)
+        writer.add_uint32(f"tokenizer.ggml.{_SPECIAL_NAMES.get(name, name)}_token_id", number)
     writer.add_add_bos_token(vocabulary.add_bos)
     writer.add_add_eos_token(vocabulary.add_eos)
     if vocabulary.normalizer:
         writer.add_string("inferos.tokenizer.normalizer", vocabulary.normalizer)
+    if vocabulary.lowercase:
+        writer.add_bool("inferos.tokenizer.lowercase", True)
     if vocabulary.chat_template:
         writer.add_chat_template(vocabulary.chat_template)
+    if vocabulary.named_templates:
+        # not by the library, which lists the names in a random order
+        for name, template in vocabulary.named_templates.items():
+            writer.add_string(f"tokenizer.chat_template.{name}", template)
+        writer.add_array("tokenizer.chat_templates", list(vocabulary.named_templates))

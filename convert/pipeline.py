@@ -1,88 +1,127 @@
-"""Convert a checkpoint folder to one GGUF file: checkpoint → plan → blocks → file."""
+"""Convert a checkpoint to one GGUF file: checkpoint → plan → blocks → file."""
 
 from __future__ import annotations
 
-import os
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
-import infer_os
 import numpy as np
+from numpy.typing import NDArray
+
+import infer_os
 from infer_os.models import describe
 from infer_os.models.network import MetadataValue, Network
+from infer_os.models.rotation import ROTATION_KEY, fold_rotation
 from infer_os.native.quantize import QuantizeStats
-from numpy.typing import NDArray
 
 from .blocks import quantized_blocks
 from .checkpoint import Checkpoint, open_checkpoint
-from .errors import SourceError, UnsupportedError
-from .gguf_writer import GgufOutput, check_output, complete_file, gguf_header
+from .errors import DownloadError, SourceError
+from .gguf_writer import (
+    GgufOutput,
+    check_output,
+    complete_file,
+    gguf_header,
+    part_path,
+)
+from .hub_checkpoint import HubCheckpoint, open_hub_checkpoint
+from .imatrix import ImportanceMatrix, read_imatrix
+from .journal import Journal, fingerprint
 from .plan import Job, Plan, make_plan
 from .report import ClassTable, ConversionReport, peak_rss_bytes
+from .settings import ConvertSettings
+from .source import cache_folder
 from .tensors import TensorFile
 from .tokenizer import read_vocabulary
 from .types import Recipe, recipe_named
+from .verify import verify_header, verify_job, verify_logits
+from .vocabulary import Vocabulary
 
 Progress = Callable[[int, int], None]
 
+# rows that are looked up are multiplied with nothing: no weights are expected
+_LOOKED_UP = "token_embd.weight"
+
+# After these a conversion from the hub can go on later: what is there stays.
+_RESUMABLE = (KeyboardInterrupt, DownloadError)
+
 
 @dataclass(frozen=True, slots=True)
-class ConvertSettings:
-    """What to convert and how. ``output`` None names the file after the folder and the type."""
+class _Work:
+    """A conversion whose plan is made."""
 
-    source: Path
-    output: Path | None = None
-    type: str = "q4_0"
-    threads: int = 0
-    force: bool = False
-    dry_run: bool = False
-
-    def __post_init__(self) -> None:
-        recipe_named(self.type)
-        if self.threads < 0:
-            raise UnsupportedError(f"--threads {self.threads}: expected a number from 1")
+    settings: ConvertSettings
+    checkpoint: Checkpoint | HubCheckpoint
+    network: Network
+    recipe: Recipe
+    plan: Plan
+    vocabulary: Vocabulary
+    table: ClassTable
+    importance: ImportanceMatrix | None = None
 
     @property
-    def n_threads(self) -> int:
-        """Threads of the quantizer: as asked, else one per usable core."""
-        return self.threads or len(os.sched_getaffinity(0))
+    def hub(self) -> HubCheckpoint | None:
+        return self.checkpoint if isinstance(self.checkpoint, HubCheckpoint) else None
 
-    @property
-    def target(self) -> Path:
-        """The file to write."""
-        if self.output is not None:
-            return self.output
-        name = self.source.resolve().name
-        return Path(f"{name}-{self.type.lower()}.gguf")
+    def jobs(self, path: Path, planned: list[Job]) -> list[Job]:
+        """What to write of an open shard: from the hub, planned again by what it truly holds."""
+        if self.hub is None:
+            return planned
+        plan = make_plan(self.network, self.hub.tensors, self.recipe)
+        return dict(plan.by_shard())[path]
 
 
-def convert(settings: ConvertSettings, progress: Progress | None = None) -> ConversionReport:
-    """Convert a checkpoint folder.
+class _Meter:
+    """Bytes downloaded and converted, of all that will be."""
+
+    def __init__(self, report: Progress | None, total: int) -> None:
+        self._report = report
+        self.done = 0
+        self.total = total
+
+    def add(self, n_bytes: int) -> None:
+        self.done += n_bytes
+        if self._report and n_bytes:
+            self._report(self.done, self.total)
+
+
+def convert(
+    settings: ConvertSettings,
+    progress: Progress | None = None,
+    importance: ImportanceMatrix | None = None,
+) -> ConversionReport:
+    """Convert a checkpoint folder, or a model on the hub.
 
     Args:
         settings: what to do.
-        progress: called with source bytes done and in all.
+        progress: called with source bytes done and in all; those of a download count besides.
+        importance: weights to quantize with; None takes those of ``settings.imatrix``, if any.
 
     Raises:
         ConvertError: nothing was written, and an existing output is untouched.
+        DownloadError: likewise, but the next call continues; so it does after KeyboardInterrupt.
         ConfigError: the config describes no supported network.
     """
     started = time.monotonic()
-    recipe = recipe_named(settings.type)
-    checkpoint = open_checkpoint(settings.source)
-    network = describe(checkpoint.config)
-    plan = make_plan(network, checkpoint.tensors, recipe)
-    vocabulary = read_vocabulary(settings.source, checkpoint.config, network.vocab_rows)
-    table = ClassTable(plan)
     target = settings.target
+    notes: tuple[str, ...] = ()
     if not settings.dry_run:
-        check_output(target, plan.n_bytes, force=settings.force)
-        header = gguf_header(network.graph, _metadata(settings, network, recipe), vocabulary, plan)
-        with complete_file(target) as handle:
-            output = GgufOutput(handle, header, plan)
-            _write_tensors(checkpoint, plan, output, table, settings.n_threads, progress)
+        # before anything is read or downloaded; the space it needs is not known yet
+        check_output(target, 0, force=settings.force)
+    if importance is None and settings.imatrix is not None:
+        importance = read_imatrix(settings.imatrix)
+    with _opened(settings) as checkpoint:
+        work = _prepare(settings, checkpoint, importance)
+        if not settings.dry_run:
+            room = [(work.hub.folder, work.hub.room())] if work.hub else []
+            check_output(target, work.plan.n_bytes, force=settings.force, besides=room)
+            notes = _write(work, target, progress)
+    plan, network = work.plan, work.network
     return ConversionReport(
         output=target,
         architecture=network.architecture,
@@ -90,61 +129,238 @@ def convert(settings: ConvertSettings, progress: Progress | None = None) -> Conv
         type=settings.type.lower(),
         n_params=network.n_params,
         n_bytes=plan.n_bytes if settings.dry_run else target.stat().st_size,
-        classes=table.rows(),
-        notes=(*network.notes, *vocabulary.notes, *plan.notes),
+        classes=work.table.rows(),
+        notes=(*network.notes, *work.vocabulary.notes, *plan.notes, *notes),
         seconds=time.monotonic() - started,
         peak_rss_bytes=peak_rss_bytes(),
         written=not settings.dry_run,
+        verified=settings.verify,
     )
 
 
-def _metadata(
-    settings: ConvertSettings, network: Network, recipe: Recipe
-) -> dict[str, MetadataValue]:
+def _opened(settings: ConvertSettings) -> AbstractContextManager[Checkpoint | HubCheckpoint]:
+    if isinstance(settings.source, Path):
+        return nullcontext(open_checkpoint(settings.source))
+    return open_hub_checkpoint(
+        settings.source, cache_folder(), keep=settings.keep_source, plan_only=settings.dry_run
+    )
+
+
+def _prepare(
+    settings: ConvertSettings,
+    checkpoint: Checkpoint | HubCheckpoint,
+    importance: ImportanceMatrix | None,
+) -> _Work:
+    recipe = recipe_named(settings.type)
+    network = describe(checkpoint.config)
+    if settings.fold_rotation:
+        network = fold_rotation(network)
+    plan = make_plan(network, checkpoint.tensors, recipe)
+    vocabulary = read_vocabulary(checkpoint.folder, checkpoint.config, network.vocab_rows)
+    if importance is not None:
+        vocabulary = replace(
+            vocabulary, notes=(*vocabulary.notes, *_importance_notes(plan, importance))
+        )
+    return _Work(
+        settings, checkpoint, network, recipe, plan, vocabulary, ClassTable(plan), importance
+    )
+
+
+def _importance_notes(plan: Plan, importance: ImportanceMatrix) -> tuple[str, ...]:
+    """Which quantized matrices have no weights.
+
+    Raises:
+        SourceError: the matrix was made for another model.
+    """
+    widths = {t.rule.target: t.rule.shape[-1] for t in plan.tensors if t.type.quantized}
+    missing = [name for name in importance.missing(widths) if name != _LOOKED_UP]
+    if not missing:
+        return ()
+    return (f"imatrix: no weights for {len(missing)} matrices, {missing[0]} among them",)
+
+
+def _write(work: _Work, target: Path, progress: Progress | None) -> tuple[str, ...]:
+    """Write the file; returns notes on how it came about."""
+    header = gguf_header(work.network.graph, _metadata(work), work.vocabulary, work.plan)
+    resumable = _RESUMABLE if work.hub else ()
+    journal = Journal(target)
+    notes: list[str] = []
+    with complete_file(target, keep_after=resumable) as handle:
+        try:
+            output = _begin(work, handle, header, journal, notes)
+            meter = _Meter(progress, 0)
+            n_blocks = _write_shards(work, output, journal, meter)
+            if work.settings.verify:
+                notes.append(_verify(work, target, n_blocks))
+        except resumable:
+            raise
+        except BaseException:
+            journal.remove()
+            raise
+    journal.remove()
+    return tuple(notes)
+
+
+def _begin(
+    work: _Work, handle: int, header: bytes, journal: Journal, notes: list[str]
+) -> GgufOutput:
+    """The output, afresh or as an interrupted run of the same conversion left it."""
+    hub = work.hub
+    if hub is not None:
+        stale = journal.path.exists()
+        state = journal.load(_fingerprint(work, hub, header))
+        output = GgufOutput.begun(handle, header, work.plan)
+        if state is not None and output is not None and work.table.restore(state):
+            n_shards = sum(1 for _ in work.plan.by_shard())
+            notes.append(f"resume: {len(journal.done)} of {n_shards} shards were written before")
+            return output
+        if stale:
+            notes.append(
+                "resume: what an interrupted conversion left is of other settings or another "
+                "source, or damaged; started afresh"
+            )
+    journal.forget()
+    return GgufOutput(handle, header, work.plan)
+
+
+def _fingerprint(work: _Work, hub: HubCheckpoint, header: bytes) -> str:
+    """Of everything that decides the bytes: the header holds source, commit, version and plan."""
+    files = [(f.name, f.size, f.sha256 or f.blob) for f in hub.shards.values()]
+    return fingerprint(
+        header, files=files, type=work.settings.type.lower(), llama=version("llama-cpp-python")
+    )
+
+
+def _write_shards(work: _Work, output: GgufOutput, journal: Journal, meter: _Meter) -> int:
+    """Write what the journal does not have yet; returns how many blocks were compared after."""
+    n_blocks = 0
+    shards = [(path, jobs, _n_bytes(jobs)) for path, jobs in work.plan.by_shard()]
+    hub = work.hub
+    meter.total = sum(n_bytes for _, _, n_bytes in shards)
+    if hub is not None:
+        _prepare_downloads(hub, [path.name for path, _, _ in shards], journal, meter)
+    for path, planned, n_bytes in shards:
+        if path.name in journal.done:
+            meter.add(n_bytes)
+            continue
+        with work.checkpoint.open(path) as file:
+            jobs = work.jobs(path, planned)
+            meter.total += _n_bytes(jobs) - n_bytes
+            for job in jobs:
+                at = job.at
+                for data, n_read, stats in _job_blocks(work, file, job):
+                    output.write(job.tensor, at, data)
+                    work.table.add(job.tensor, stats)
+                    at += data.nbytes
+                    meter.add(n_read)
+            if work.settings.verify:
+                n_blocks += _compare(work, output, file, jobs)
+        if hub is not None:
+            output.sync()
+            journal.record(path.name, work.table.state())
+            hub.drop(path.name)
+    return n_blocks
+
+
+def _n_bytes(jobs: list[Job]) -> int:
+    return sum(job.part.n_bytes for job in jobs)
+
+
+def _prepare_downloads(
+    hub: HubCheckpoint, names: list[str], journal: Journal, meter: _Meter
+) -> None:
+    """Count what is still to come; drop what a run that was killed had no time to drop."""
+    for name in names:
+        if name in journal.done:
+            hub.drop(name)
+    coming = [name for name in names if name not in journal.done and not hub.is_local(name)]
+    meter.total += sum(hub.shards[name].size for name in coming)
+    hub.count = meter.add
+
+
+def _compare(work: _Work, output: GgufOutput, file: TensorFile, jobs: list[Job]) -> int:
+    """Compare the ends of every part with the open shard; returns how many blocks that were."""
+    n_blocks = 0
+    for job in jobs:
+        ends = _job_blocks(work, file, job, ends_only=True)
+        size = job.tensor.type.row_bytes(math.prod(job.part.part.shape))
+        n_blocks += verify_job(output, job, size, (data for data, _, _ in ends))
+    return n_blocks
+
+
+def _verify(work: _Work, target: Path, n_blocks: int) -> str:
+    """Check the whole file before it takes its name; returns a line on what was compared."""
+    path = part_path(target)
+    verify_header(path, work.plan)
+    n_tokens = verify_logits(path, work.settings.n_threads)
+    return (
+        f"verify: {len(work.plan.tensors)} tensors as planned, {n_blocks} blocks equal to their "
+        f"source's, {n_tokens} tokens computed with finite logits"
+    )
+
+
+def _metadata(work: _Work) -> dict[str, MetadataValue]:
     """Keys of the file: the graph's own, and where the weights truly come from."""
+    network = work.network
     return {
-        "general.name": settings.source.resolve().name,
-        "general.file_type": recipe.file_type,
+        "general.name": work.settings.name.encode("utf-8", "replace").decode(),
+        "general.file_type": work.recipe.file_type,
         "general.quantization_version": 2,
         "inferos.version": infer_os.__version__,
         "inferos.source.architecture": network.architecture,
+        **(_origin(work.hub) if work.hub else {}),
+        **(_weights_origin(work.importance) if work.importance else {}),
+        **({ROTATION_KEY: "hadamard"} if work.settings.fold_rotation else {}),
         **{f"{network.graph}.{key}": value for key, value in network.metadata.items()},
     }
 
 
-def _write_tensors(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    output: GgufOutput,
-    table: ClassTable,
-    n_threads: int,
-    progress: Progress | None,
-) -> None:
-    total = sum(part.n_bytes for tensor in plan.tensors for part in tensor.parts)
-    done = 0
-    for path, jobs in plan.by_shard():
-        with checkpoint.open(path) as file:
-            for job in jobs:
-                at = job.at
-                for data, n_bytes, stats in _job_blocks(file, job, n_threads):
-                    output.write(job.tensor, at, data)
-                    table.add(job.tensor, stats)
-                    at += data.nbytes
-                    done += n_bytes
-                    if progress:
-                        progress(done, total)
+def _weights_origin(importance: ImportanceMatrix) -> dict[str, MetadataValue]:
+    """As llama-quantize records it, and a digest that tells two matrices apart."""
+    return {
+        "quantize.imatrix.dataset": ", ".join(importance.datasets),
+        "quantize.imatrix.entries_count": len(importance.entries),
+        "quantize.imatrix.chunks_count": importance.chunk_count,
+        "inferos.imatrix.sha256": importance.digest,
+    }
+
+
+def _origin(hub: HubCheckpoint) -> dict[str, MetadataValue]:
+    """Where on the hub a model comes from; by its own address, whichever mirror it came through."""
+    repository = hub.repository.id
+    url = f"https://huggingface.co/{repository}"
+    return {
+        "general.source.url": url,
+        "general.source.repo_url": url,
+        "general.source.huggingface.repository": repository,
+        "inferos.source.repository": repository,
+        "inferos.source.revision": hub.repository.commit,
+    }
 
 
 def _job_blocks(
-    file: TensorFile, job: Job, n_threads: int
+    work: _Work, file: TensorFile, job: Job, *, ends_only: bool = False
 ) -> Iterator[tuple[NDArray[np.uint8], int, QuantizeStats]]:
     """Quantized blocks of one stored tensor; refuses values that are no numbers."""
     name = job.part.stored.name
-    blocks = quantized_blocks(job.part.part, file.array(name), job.tensor.type, n_threads=n_threads)
+    matrix = work.importance
+    blocks = quantized_blocks(
+        job.part.part,
+        file.array(name),
+        job.tensor.type,
+        n_threads=work.settings.n_threads,
+        importance=matrix.weights(job.tensor.rule.target) if matrix else None,
+        ends_only=ends_only,
+    )
     for data, n_bytes, stats in blocks:
         if stats.n_not_finite:
             raise SourceError(
                 f"{file.path}: tensor {name!r} holds {stats.n_not_finite} values that are NaN or "
                 "infinite; the checkpoint is damaged"
+            )
+        if not math.isfinite(stats.sum_squared_error):
+            raise SourceError(
+                f"{file.path}: tensor {name!r} holds values that {job.tensor.type.name} cannot "
+                "hold; choose f32 or bf16"
             )
         yield data, n_bytes, stats

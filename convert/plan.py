@@ -113,7 +113,7 @@ def make_plan(network: Network, stored: Mapping[str, StoredTensor], recipe: Reci
     for rule in network.rules:
         parts: list[PlannedPart] = []
         for part in rule.parts:
-            name = prefix + part.source if prefix + part.source in stored else part.source
+            name = _stored_name(part, prefix, stored)
             used.add(name)
             gap = _gap(part, name, stored.get(name))
             if gap:
@@ -134,6 +134,12 @@ def make_plan(network: Network, stored: Mapping[str, StoredTensor], recipe: Reci
             f"the checkpoint does not fit its config.json ({network.architecture}): {shown}{more}"
         )
     return Plan(tuple(planned), tuple(unused))
+
+
+def _stored_name(part: Part, prefix: str, stored: Iterable[str]) -> str:
+    """How the checkpoint spells a part: with the prefix, without it, or by its other name."""
+    spellings = (prefix + part.source, part.source, *part.also)
+    return next((name for name in spellings if name in stored), part.source)
 
 
 def _common_prefix(network: Network, stored: Iterable[str]) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import resource
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from infer_os.native.quantize import QuantizeStats
 
@@ -31,6 +33,27 @@ class ClassReport:
 
 
 @dataclass(frozen=True, slots=True)
+class PlacedQuality:
+    """A file against a finer one on held-out text: ``kl`` in nats per token."""
+
+    perplexity: float
+    reference_perplexity: float
+    kl: float
+    top1: float
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationReport:
+    """What importance weights from ``chunks`` chunks of a text were worth."""
+
+    text: str
+    chunks: int
+    without: PlacedQuality
+    with_weights: PlacedQuality
+
+
+@dataclass(frozen=True, slots=True)
 class ConversionReport:
     """A finished conversion, or a plan for one if ``written`` is false."""
 
@@ -45,6 +68,8 @@ class ConversionReport:
     seconds: float
     peak_rss_bytes: int
     written: bool
+    verified: bool = False
+    calibration: CalibrationReport | None = None
 
     @property
     def bits_per_weight(self) -> float:
@@ -67,6 +92,29 @@ class ClassTable:
     def add(self, tensor: PlannedTensor, stats: QuantizeStats) -> None:
         """Count a block's errors."""
         self._row(tensor).stats.add(stats)
+
+    def state(self) -> dict[str, list[float]]:
+        """The errors so far, as JSON values."""
+        return {
+            "/".join(key): [
+                row.stats.n_values, row.stats.sum_squared_error, row.stats.sum_squared_value,
+                row.stats.max_abs_error,
+            ]
+            for key, row in self._rows.items()
+        }  # fmt: skip
+
+    def restore(self, state: Mapping[str, Any]) -> bool:
+        """Continue from a :meth:`state`; false, and nothing changes, if it is none of this plan."""
+        rows = {"/".join(key): row for key, row in self._rows.items()}
+        if state.keys() != rows.keys():
+            return False
+        for values in state.values():
+            numbers = isinstance(values, list) and len(values) == 4
+            if not numbers or not all(isinstance(n, (int, float)) for n in values):
+                return False
+        for name, (n_values, *errors) in state.items():
+            rows[name].stats = QuantizeStats(int(n_values), *errors)
+        return True
 
     def rows(self) -> tuple[ClassReport, ...]:
         """The table."""

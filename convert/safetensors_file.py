@@ -35,24 +35,11 @@ class SafetensorsFile:
         """
         self.path = path
         self._mapped = _map_file(path)
-        header, start = _read_header(path, self._mapped)
-        self._start = start
-        self._offsets: dict[str, int] = {}
-        self.tensors: dict[str, StoredTensor] = {}
-        ends: list[tuple[int, int, str]] = []
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            tensor, begin, end = _read_entry(path, name, entry)
-            if end > len(self._mapped) - start:
-                raise FileFormatError(
-                    f"{path}: tensor {name!r} ends at byte {start + end}, but the file has only "
-                    f"{len(self._mapped)}: it is truncated; download it again"
-                )
-            self.tensors[name] = tensor
-            self._offsets[name] = begin
-            ends.append((begin, end, name))
-        _refuse_overlaps(path, ends)
+        entries, self._start = read_entries(path, self._mapped, len(self._mapped))
+        self.tensors: dict[str, StoredTensor] = {
+            name: tensor for name, (tensor, _) in entries.items()
+        }
+        self._offsets = {name: begin for name, (_, begin) in entries.items()}
 
     def array(self, name: str) -> NDArray[Any]:
         """The tensor as a read-only view of the file; bfloat16 as uint16."""
@@ -94,20 +81,59 @@ def _map_file(path: Path) -> mmap.mmap:
         raise FileFormatError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _read_header(path: Path, mapped: mmap.mmap) -> tuple[dict[str, Any], int]:
-    length = int.from_bytes(mapped[:8], "little")
-    if len(mapped) < 8 or length > min(_LARGEST_HEADER, len(mapped) - 8):
+def read_entries(
+    path: Path, head: mmap.mmap | bytes, size: int
+) -> tuple[dict[str, tuple[StoredTensor, int]], int]:
+    """Check the header of a file of ``size`` bytes that begins with ``head``.
+
+    Returns:
+        Every tensor with the offset of its bytes from where the data begins, and that place.
+
+    Raises:
+        FileFormatError: the header is malformed, or a tensor lies outside the file.
+    """
+    header, start = _read_header(path, head, size)
+    entries: dict[str, tuple[StoredTensor, int]] = {}
+    ends: list[tuple[int, int, str]] = []
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        tensor, begin, end = _read_entry(path, name, entry)
+        if end > size - start:
+            raise FileFormatError(
+                f"{path}: tensor {name!r} ends at byte {start + end}, but the file has only "
+                f"{size}: it is truncated; download it again"
+            )
+        entries[name] = tensor, begin
+        ends.append((begin, end, name))
+    _refuse_overlaps(path, ends)
+    return entries, start
+
+
+def header_end(path: Path, head: mmap.mmap | bytes, size: int) -> int:
+    """Where the header of a file of ``size`` bytes ends, from its first 8 bytes.
+
+    Raises:
+        FileFormatError: it cannot be a safetensors file.
+    """
+    length = int.from_bytes(head[:8], "little")
+    if size < 8 or length > min(_LARGEST_HEADER, size - 8):
         raise FileFormatError(
-            f"{path}: not a safetensors file, or truncated: it has {len(mapped)} bytes and claims "
+            f"{path}: not a safetensors file, or truncated: it has {size} bytes and claims "
             f"a header of {length}"
         )
+    return 8 + length
+
+
+def _read_header(path: Path, head: mmap.mmap | bytes, size: int) -> tuple[dict[str, Any], int]:
+    end = header_end(path, head, size)
     try:
-        header = json.loads(mapped[8 : 8 + length])
+        header = json.loads(head[8:end])
     except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{path}: the header is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise FileFormatError(f"{path}: the header is not a JSON object")
-    return header, 8 + length
+    return header, end
 
 
 def _read_entry(path: Path, name: str, entry: Any) -> tuple[StoredTensor, int, int]:

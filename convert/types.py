@@ -62,19 +62,23 @@ RECIPES: dict[str, Recipe] = {
     "q8_0": Recipe("q8_0", 7, "q8_0"),
     "q6_k": Recipe("q6_k", 18, "q6_k"),
     "q5_k_m": Recipe("q5_k", 17, "q6_k", (
+        Finer(Role.TOKEN_EMBEDDING, "q6_k"),
         Finer(Role.ATTN_QKV, "q6_k"),
         Finer(Role.FFN_DOWN, "q6_k", _outer_and_every_third),
     )),
     "q5_0": Recipe("q5_0", 8, "q6_k"),
     "q4_k_m": Recipe("q4_k", 15, "q6_k", (
+        Finer(Role.TOKEN_EMBEDDING, "q5_k"),
         Finer(Role.ATTN_QKV, "q5_k"),
         Finer(Role.FFN_DOWN, "q6_k", _outer_and_every_third),
     )),
     "q4_k_s": Recipe("q4_k", 14, "q6_k", (
+        Finer(Role.TOKEN_EMBEDDING, "q5_k"),
         Finer(Role.FFN_DOWN, "q5_k", _first_eighth),
     )),
     "q4_0": Recipe("q4_0", 2, "q6_k"),
     "q3_k_m": Recipe("q3_k", 12, "q6_k", (
+        Finer(Role.TOKEN_EMBEDDING, "q4_k"),
         Finer(Role.ATTN_QKV, "q4_k"),
         Finer(Role.ATTN_OUTPUT, "q4_k"),
         Finer(Role.FFN_DOWN, "q5_k", _first_sixteenth),
@@ -83,7 +87,9 @@ RECIPES: dict[str, Recipe] = {
     "iq4_nl": Recipe("iq4_nl", 25, "q6_k", (
         Finer(Role.FFN_DOWN, "q5_k", _first_eighth),
     )),
-    "iq3_s": Recipe("iq3_s", 26, "q6_k"),
+    "iq3_s": Recipe("iq3_s", 26, "q6_k", (
+        Finer(Role.TOKEN_EMBEDDING, "q4_k"),
+    )),
 }  # fmt: skip
 
 #: Where rows do not divide into a type's blocks: the next type of smaller blocks.
@@ -124,7 +130,7 @@ def wanted_type(
     if role is Role.HEAD or (role is Role.TOKEN_EMBEDDING and tied_head):
         return recipe.head
     for finer in recipe.finer:
-        if finer.role is role and layer is not None and finer.where(layer, n_layer):
+        if finer.role is role and (layer is None or finer.where(layer, n_layer)):
             return finer.type
     return recipe.base
 

@@ -76,7 +76,7 @@ def describe(config: Mapping[str, Any]) -> Network:
         ),
         prefixes=("",),
         ignored=(
-            *((r"embed_out\.weight",) if tied else ()),
+            *((r"(embed_out|lm_head)\.weight",) if tied else ()),
             r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
             r"gpt_neox\.rotary_emb\.inv_freq",
         ),
@@ -85,6 +85,7 @@ def describe(config: Mapping[str, Any]) -> Network:
         n_head=n_head,
         head_dim=head_dim,
         n_embd=n_embd,
+        n_rot=n_rot,
         n_ctx=int(metadata["context_length"]),
         notes=read.gelu_notes("hidden_act", default="gelu"),
     )
@@ -99,7 +100,9 @@ def _refuse_rope_scaling(read: ConfigReader) -> None:
 def _outer_rules(n_embd: int, n_vocab: int, *, tied: bool) -> tuple[TensorRule, ...]:
     embedding = Part("gpt_neox.embed_in.weight", (n_vocab, n_embd))
     # the graph has no tied head: a tied checkpoint's embedding is written a second time
-    head = embedding if tied else Part("embed_out.weight", (n_vocab, n_embd))
+    # state dicts of transformers 5, saved without its renaming, say lm_head
+    own = Part("embed_out.weight", (n_vocab, n_embd), also=("lm_head.weight",))
+    head = embedding if tied else own
     return (
         tensor("token_embd.weight", Role.TOKEN_EMBEDDING, embedding),
         *affine("output_norm", "gpt_neox.final_layer_norm", (n_embd,), Role.NORM),

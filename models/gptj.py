@@ -75,6 +75,7 @@ def describe(config: Mapping[str, Any]) -> Network:
         n_head=n_head,
         head_dim=head_dim,
         n_embd=n_embd,
+        n_rot=n_rot,
         n_ctx=int(metadata["context_length"]),
         notes=read.gelu_notes("activation_function", default="gelu_new"),
     )

@@ -6,9 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .transforms import AsStored, Transform
+
+if TYPE_CHECKING:
+    from .rotation import Fold
 
 
 class ConfigError(ValueError):
@@ -31,11 +34,17 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stored tensor: its name without any optional prefix, its shape (rows first), its change."""
+    """A stored tensor: its name without any optional prefix, its shape (rows first), its change.
+
+    ``folds`` multiply its rows or columns by a rotation, after the reordering. ``also`` are other
+    names under which files store it.
+    """
 
     source: str
     shape: tuple[int, ...]
     transform: Transform = field(default_factory=AsStored)
+    folds: tuple[Fold, ...] = ()
+    also: tuple[str, ...] = ()
 
     @property
     def target_shape(self) -> tuple[int, ...]:
@@ -69,8 +78,9 @@ class Network:
     ``{graph}.`` that it reads. ``prefixes`` are the spellings of a common prefix that real files
     show in front of the sources (``""`` among them if it may be missing). ``ignored`` are regular
     expressions for stored tensors that carry no weights (mask buffers, rotary tables, a second
-    copy of a tied head). ``vocab_rows`` is the number of rows of the embedding. ``notes`` are what
-    a user should know of the difference between the checkpoint and the graph.
+    copy of a tied head). ``vocab_rows`` is the number of rows of the embedding, ``n_rot`` the
+    rotary dimensions of a head. ``notes`` are what a user should know of the difference between
+    the checkpoint and the graph.
     """
 
     architecture: str
@@ -85,6 +95,7 @@ class Network:
     head_dim: int
     n_embd: int
     n_ctx: int
+    n_rot: int = 0
     notes: tuple[str, ...] = ()
 
     @property

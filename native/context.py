@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ContextFull, DecodeError, Interrupted, ModelLoadError
+from .errors import ContextFull, DecodeError, Interrupted, ModelLoadError, StateError
 from .ggml_types import ggml_type_named
 from .interrupt import abort_callback
+from .kv_state import State
 from .logs import forget_complaints, last_complaint
 from .model import Model
 from .sampler import SamplerChain
@@ -21,7 +26,12 @@ from .sampler import SamplerChain
 
 @dataclass(frozen=True, slots=True)
 class ContextParams:
-    """Sizes of a context. ``n_outputs_max`` rows of logits are reserved, and no more."""
+    """Sizes of a context. ``n_outputs_max`` rows of logits are reserved, and no more.
+
+    ``window`` adds one sequence, through which rows of sequence 0 are exported and imported a few
+    at a time; it costs a row of logits. ``rotate`` off keeps llama.cpp from rotating quantized
+    rows, for models whose weights do that already.
+    """
 
     n_ctx: int
     n_threads: int
@@ -30,13 +40,55 @@ class ContextParams:
     n_outputs_max: int = 1
     type_k: str = "f16"
     type_v: str = "f16"
+    window: bool = False
+    rotate: bool = True
+
+
+_BYTES = ctypes.POINTER(ctypes.c_uint8)
+_SWITCH = "LLAMA_ATTN_ROT_DISABLE"
+
+
+@contextmanager
+def _rotation(wanted: bool) -> Iterator[bool]:
+    """Create a context in here; yields whether it rotates (a user may have set the switch)."""
+    before = os.environ.get(_SWITCH)
+    # llama.cpp reads it with atoi
+    already_off = re.match(r"\s*[+-]?0*[1-9]", before or "") is not None
+    if not wanted:
+        os.environ[_SWITCH] = "1"
+    try:
+        yield wanted and not already_off
+    finally:
+        if not wanted:
+            os.environ.pop(_SWITCH)
+            if before is not None:
+                os.environ[_SWITCH] = before
+
+
+class Observer(Protocol):
+    """Sees the nodes of every graph that a context computes."""
+
+    @property
+    def callback(self) -> Any:
+        """A ``ggml_backend_sched_eval_callback``."""
+
+    @property
+    def user_data(self) -> int:
+        """The pointer that the callback gets."""
 
 
 class Context:
     """A KV cache with its compute buffers. A context manager; close it before its model."""
 
-    def __init__(self, model: Model, params: ContextParams) -> None:
+    def __init__(
+        self, model: Model, params: ContextParams, observer: Observer | None = None
+    ) -> None:
         """Allocate.
+
+        Args:
+            model: its weights; it must outlive the context.
+            params: sizes.
+            observer: is shown the nodes that are computed; it must outlive the context too.
 
         Raises:
             ModelLoadError: llama.cpp cannot create it (usually: not enough memory).
@@ -46,16 +98,21 @@ class Context:
         c_params.n_ctx = params.n_ctx
         c_params.n_batch = min(params.n_batch, params.n_ctx)
         c_params.n_ubatch = c_params.n_batch
-        c_params.n_seq_max = params.n_seq_max
-        c_params.n_outputs_max = params.n_outputs_max
+        c_params.n_seq_max = params.n_seq_max + params.window
+        c_params.kv_unified = params.window
+        c_params.n_outputs_max = max(params.n_outputs_max, c_params.n_seq_max)
         c_params.n_threads = params.n_threads
         c_params.n_threads_batch = params.n_threads
         c_params.type_k = ggml_type_named(params.type_k).id
         c_params.type_v = ggml_type_named(params.type_v).id
         c_params.abort_callback = abort_callback()
         c_params.no_perf = True
+        if observer is not None:
+            c_params.cb_eval = observer.callback
+            c_params.cb_eval_user_data = observer.user_data
         forget_complaints()
-        self._pointer = llama_cpp.llama_init_from_model(model.pointer, c_params)
+        with _rotation(params.rotate) as self.rotates:
+            self._pointer = llama_cpp.llama_init_from_model(model.pointer, c_params)
         if not self._pointer:
             raise ModelLoadError(
                 f"{model.path}: llama.cpp cannot create a context of {params.n_ctx} tokens: "
@@ -88,7 +145,9 @@ class Context:
         if code != 0:
             raise self._failure(code)
 
-    def decode(self, tokens: Sequence[int], position: int, *, outputs: int = 1) -> None:
+    def decode(
+        self, tokens: Sequence[int] | NDArray[np.int32], position: int, *, outputs: int = 1
+    ) -> None:
         """Compute up to ``n_batch`` tokens of sequence 0 that start at ``position``.
 
         The last ``outputs`` of them get logits.
@@ -122,6 +181,17 @@ class Context:
             raise DecodeError(f"no logits were computed for row {row}")
         return np.ctypeslib.as_array(pointer, (self._n_vocab,))
 
+    def logits_rows(self, n: int) -> NDArray[np.float32]:
+        """The first ``n`` rows of logits, (n, n_vocab), as a view that the next decode overwrites.
+
+        Rows are in the order of the batch, for the tokens that got logits.
+        """
+        pointer = llama_cpp.llama_get_logits(self._pointer) if n > 0 else None
+        # a row that was not computed lies outside the buffer
+        if not pointer or not llama_cpp.llama_get_logits_ith(self._pointer, -n):
+            raise DecodeError(f"no {n} rows of logits were computed")
+        return np.ctypeslib.as_array(pointer, (n, self._n_vocab))
+
     def trim(self, n_tokens: int) -> None:
         """Forget what sequence 0 holds from position ``n_tokens`` on.
 
@@ -130,6 +200,46 @@ class Context:
         """
         if not llama_cpp.llama_memory_seq_rm(self._memory, 0, n_tokens, -1):
             raise DecodeError(f"the cache cannot be cut at position {n_tokens}")
+
+    def export_rows(self, first: int, stop: int) -> State:
+        """The rows of sequence 0 at positions ``first`` to ``stop``, as llama.cpp saves them.
+
+        Needs a ``window``.
+
+        Raises:
+            StateError: llama.cpp saves nothing.
+        """
+        window = self.params.n_seq_max
+        llama_cpp.llama_memory_seq_cp(self._memory, 0, window, first, stop)
+        try:
+            size = llama_cpp.llama_state_seq_get_size(self._pointer, window)
+            state = np.empty(size, np.uint8)
+            got = llama_cpp.llama_state_seq_get_data(
+                self._pointer, state.ctypes.data_as(_BYTES), size, window
+            )
+        finally:
+            llama_cpp.llama_memory_seq_rm(self._memory, window, -1, -1)
+        if size == 0 or got != size:
+            raise StateError(f"llama.cpp saved {got} of {size} bytes: {last_complaint()}")
+        return state
+
+    def import_rows(self, state: State) -> None:
+        """Append rows to sequence 0. The caller has checked ``state`` against this context.
+
+        Needs a ``window``.
+
+        Raises:
+            StateError: llama.cpp refuses them.
+        """
+        window = self.params.n_seq_max
+        forget_complaints()
+        size = llama_cpp.llama_state_seq_set_data(
+            self._pointer, state.ctypes.data_as(_BYTES), len(state), window
+        )
+        if size != len(state):
+            raise StateError(f"llama.cpp refuses a saved KV state: {last_complaint()}")
+        llama_cpp.llama_memory_seq_cp(self._memory, window, 0, -1, -1)
+        llama_cpp.llama_memory_seq_rm(self._memory, window, -1, -1)
 
     def _failure(self, code: int) -> DecodeError:
         if code == 1:

@@ -6,14 +6,18 @@
     ├── ModelLoadError    llama.cpp refused a model or a context
     ├── QuantizeError     rows that cannot be quantized as asked
     ├── StateError        a saved state that does not fit
+    ├── EvaluateError     models and tokens that cannot be evaluated together
     └── DecodeError       llama_decode failed
         ├── ContextFull   no room left in the KV cache
         └── Interrupted   aborted by Ctrl-C
 
+``exit_code`` 1 marks what goes wrong while running; the others are about the user's input (2).
 A message says what is wrong, where, and what would work; llama.cpp's own last words are added.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 
 class NativeError(Exception):
@@ -40,8 +44,14 @@ class StateError(NativeError):
     """A saved state that does not fit the context."""
 
 
+class EvaluateError(NativeError):
+    """Too few tokens, models that do not compare, or values that are no numbers."""
+
+
 class DecodeError(NativeError):
     """llama_decode failed."""
+
+    exit_code: ClassVar[int] = 1
 
 
 class ContextFull(DecodeError):

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .errors import GgufError
 from .ggml_types import GgmlType, ggml_types
 
@@ -88,6 +91,24 @@ class GgufHeader:
         """llama.cpp's name of the graph."""
         return str(self.metadata.get("general.architecture", ""))
 
+    def count(self, key: str, default: int, low: int = 1) -> int:
+        """The graph's setting ``{architecture}.{key}``; of one value per layer, the largest.
+
+        Raises:
+            GgufError: no whole number from ``low`` to 2^32 - 1.
+        """
+        full = f"{self.architecture}.{key}"
+        value = self.metadata.get(full, default)
+        values = list(value) if isinstance(value, GgufArray) else [value]
+        good = all(type(n) is int and low <= n < 1 << 32 for n in values)
+        if not good or not values:
+            shown = f"{len(values)} values" if len(values) != 1 else repr(values[0])
+            raise GgufError(
+                f"{self.path}: bad GGUF header: {full!r} is {shown}; expected a whole number "
+                f"from {low}"
+            )
+        return int(max(values))
+
     @property
     def n_params(self) -> int:
         """Values of all tensors."""
@@ -123,6 +144,28 @@ def read_gguf_header(path: Path) -> GgufHeader:
         raise GgufError(f"{path}: cannot be read: {error.strerror}") from None
     with mapped:
         return _HeaderReader(path, mapped).read()
+
+
+def tensor_array(header: GgufHeader, tensor: GgufTensor) -> NDArray[Any]:
+    """A tensor's values, mapped read-only from the file, shaped as numpy has it (reversed).
+
+    Raises:
+        GgufError: neither F32 nor F16, or the file has changed since its header was read.
+    """
+    dtypes = {"f32": "<f4", "f16": "<f2"}
+    if tensor.type.name not in dtypes:
+        raise GgufError(
+            f"{header.path}: tensor {tensor.name!r} is {tensor.type.name}; expected f32 or f16"
+        )
+    try:
+        return np.memmap(
+            header.path, dtypes[tensor.type.name], "r",
+            header.data_offset + tensor.offset, tensor.shape[::-1],
+        )  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise GgufError(
+            f"{header.path}: tensor {tensor.name!r} can no longer be read: {error}"
+        ) from error
 
 
 class _HeaderReader:

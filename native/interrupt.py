@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,8 +33,17 @@ def interruptible() -> Iterator[None]:
     library = load_library()
     library.inferos_interrupt_set(0)
     library.inferos_interrupt_install()
+    previous = sys.unraisablehook
+
+    def report(lost: sys.UnraisableHookArgs) -> None:
+        # raised inside llama.cpp's log callback, which no exception leaves: the flag has done it
+        if lost.exc_type is not KeyboardInterrupt:
+            previous(lost)
+
+    sys.unraisablehook = report
     try:
         yield
     finally:
+        sys.unraisablehook = previous
         library.inferos_interrupt_restore()
         library.inferos_interrupt_set(0)

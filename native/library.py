@@ -58,6 +58,12 @@ def build_info(library: ctypes.CDLL) -> BuildInfo:
     return info
 
 
+def llama_version() -> str:
+    """The llama.cpp in this process: what wrote a state must be what reads it."""
+    loaded = build_info(load_library()).ggml_version_loaded.decode()
+    return f"llama-cpp-python {llama_cpp.__version__}, ggml {loaded}"
+
+
 def check_build(library: ctypes.CDLL) -> None:
     """Check that the library, the loaded libllama and its Python declarations agree.
 

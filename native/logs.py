@@ -10,6 +10,8 @@ from typing import Any
 import llama_cpp
 
 logger = logging.getLogger("infer_os.llama")
+# without any handler, logging itself would print errors that an exception reports already
+logger.addHandler(logging.NullHandler())
 
 # enum ggml_log_level; 5 continues the line before it
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.ERROR}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import unicodedata
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,13 @@ import llama_cpp
 from .errors import ModelLoadError
 from .gguf_file import GgufHeader, read_gguf_header
 from .logs import forget_complaints, last_complaint, route_logs
+from .text_rules import read_text_rules
+from .unigram import UnigramTokenizer, check_unigram, read_unigram
+
+# llama_token_type
+_UNUSED, _BYTE = 5, 6
+_UNKNOWN_KEY = "tokenizer.ggml.unknown_token_id"
+_INT32_MIN = -(1 << 31)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,21 +34,34 @@ class LoadMode:
 
 
 #: ``--load``: mmap keeps the file's own pages, shared between processes; fast copies the weights
-#: into llama.cpp's repacked layouts, without keeping the file's pages besides.
+#: into llama.cpp's repacked layouts, without mapping the file besides; locked locks the file's own
+#: pages; direct copies as fast does, and reads past the page cache.
 LOAD_MODES: dict[str, LoadMode] = {
     "mmap": LoadMode(llama_cpp.LLAMA_LOAD_MODE_MMAP, repack=False),
     "fast": LoadMode(llama_cpp.LLAMA_LOAD_MODE_NONE, repack=True),
+    "locked": LoadMode(llama_cpp.LLAMA_LOAD_MODE_MMAP_MLOCK, repack=False),
+    "direct": LoadMode(llama_cpp.LLAMA_LOAD_MODE_DIRECT_IO, repack=True),
 }
 
 
 class Vocab:
     """A model's vocabulary: text to tokens and back. Lives as long as its model."""
 
-    def __init__(self, pointer: Any, normalizer: str, n_normal: int) -> None:
+    def __init__(self, pointer: Any, header: GgufHeader) -> None:
         self._pointer = pointer
-        self._normalizer = normalizer
+        self._header = header
+        self._rules = read_text_rules(header)
+        metadata = header.metadata
+        # for a vocabulary that names none, llama.cpp takes Falcon's 11 or T5's 1
+        self._names_end = "tokenizer.ggml.eos_token_id" in metadata or metadata.get(
+            "tokenizer.ggml.model"
+        ) not in ("gpt2", "t5")
         self.n_tokens: int = llama_cpp.llama_vocab_n_tokens(pointer)
-        self.n_normal = n_normal
+        types = metadata.get("tokenizer.ggml.token_type", ())
+        self.n_normal = self.n_tokens - sum(1 for kind in types if kind == _UNUSED)
+        # llama.cpp's unigram knows no byte fallback
+        byte_fallback = metadata.get("tokenizer.ggml.model") == "t5" and _BYTE in types
+        self._unknown = int(metadata.get(_UNKNOWN_KEY, -1)) if byte_fallback else -1
         self.bos: int = llama_cpp.llama_vocab_bos(pointer)
         self.eos: int = llama_cpp.llama_vocab_eos(pointer)
 
@@ -60,18 +80,35 @@ class Vocab:
         """
         if isinstance(text, bytes):
             text = text.decode("utf-8", "replace")
-        if self._normalizer:
-            text = unicodedata.normalize(self._normalizer, text)  # type: ignore[arg-type]
         # a lone surrogate cannot be UTF-8 either
-        data = text.encode("utf-8", "replace")
+        text = text.encode("utf-8", "replace").decode()
+        text = self._rules.apply(text, parse_special=parse_special)
+        tokens = self._tokenize(text.encode(), add_special, parse_special)
+        if self._unknown >= 0 and self._unknown in tokens:
+            around = self._tokenize(b"", add_special, parse_special)
+            # of what is added, bos comes before the text and eos after it
+            n_before = int(self.bos in around[:1] and add_special)
+            plain = self._unigram.encode(text, parse_special=parse_special)
+            return around[:n_before] + plain + around[n_before:]
+        return tokens
+
+    def _tokenize(self, data: bytes, add_special: bool, parse_special: bool) -> list[int]:
         room = len(data) + 2
-        buffer = (llama_cpp.llama_token * room)()
-        count = llama_cpp.llama_tokenize(
-            self._pointer, data, len(data), buffer, room, add_special, parse_special
-        )
-        if count < 0:
-            raise ModelLoadError(f"llama_tokenize failed with {count} on {len(data)} bytes")
-        return [int(token) for token in buffer[:count]]
+        while True:
+            buffer = (llama_cpp.llama_token * room)()
+            count = llama_cpp.llama_tokenize(
+                self._pointer, data, len(data), buffer, room, add_special, parse_special
+            )
+            if count >= 0:
+                return [int(token) for token in buffer[:count]]
+            # a normalizer may write several characters for one
+            if count == _INT32_MIN or -count <= room:
+                raise ModelLoadError(f"llama_tokenize failed with {count} on {len(data)} bytes")
+            room = -count
+
+    @functools.cached_property
+    def _unigram(self) -> UnigramTokenizer:
+        return UnigramTokenizer(read_unigram(self._header))
 
     @functools.cached_property
     def _pieces(self) -> dict[int, bytes]:
@@ -98,6 +135,8 @@ class Vocab:
 
     def is_end(self, token: int) -> bool:
         """Whether the token ends a generation (``<|endoftext|>`` and its like)."""
+        if token == self.eos and not self._names_end:
+            return False
         return bool(llama_cpp.llama_vocab_is_eog(self._pointer, token))
 
 
@@ -132,6 +171,7 @@ class Model:
         """
         self.path = path
         self.header: GgufHeader = read_gguf_header(path)
+        check_unigram(self.header)
         mode = LOAD_MODES[load]
         _start_backend()
         params = llama_cpp.llama_model_default_params()
@@ -149,18 +189,10 @@ class Model:
 
             params.progress_callback = on_progress
         forget_complaints()
-        self._pointer = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        self._pointer = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not self._pointer:
             raise ModelLoadError(f"{path}: llama.cpp cannot load it: {last_complaint()}")
-        metadata = self.header.metadata
-        types = metadata.get("tokenizer.ggml.token_type")
-        unused = sum(1 for kind in types if kind == 5) if types is not None else 0
-        pointer = llama_cpp.llama_model_get_vocab(self._pointer)
-        self.vocab = Vocab(
-            pointer,
-            str(metadata.get("inferos.tokenizer.normalizer", "")),
-            llama_cpp.llama_vocab_n_tokens(pointer) - unused,
-        )
+        self.vocab = Vocab(llama_cpp.llama_model_get_vocab(self._pointer), self.header)
 
     @property
     def pointer(self) -> Any:

@@ -6,28 +6,34 @@ Everything above it (token loop, text, session) speaks to the :class:`Engine` pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from infer_os.native.context import Context, ContextParams
+from infer_os.models.rotation import ROTATION_KEY
+from infer_os.native.context import Context
+from infer_os.native.errors import StateError
 from infer_os.native.gguf_file import GgufHeader, read_gguf_header
-from infer_os.native.model import Model
+from infer_os.native.kv_state import KvFormat, kv_geometry
 
-from .errors import PromptError, SettingsError
-from .memory import MemoryNeed, check_fits, memory_limit, memory_need
+from .errors import PromptError
+from .kv_cache import KvStatus, SavedRows, StagedCache
+from .kv_schedule import KvModel, has_flash_attention
+from .loading import drop_pages
+from .memory import MemoryUse, read_memory_use
+from .plan import Plan
+from .prepare import load_model, plan_file
 from .sampler import LlamaSampler, Sampler
 from .settings import EngineSettings, SamplingSettings
 
-_DEFAULT_CONTEXT = 4096
-
-#: Graphs whose positions are a table: past its end there is nothing to read.
-_LEARNED_POSITIONS = ("gpt2",)
-#: Graphs without any notion of a trained length (ALiBi).
-_NO_TRAINED_LENGTH = ("bloom",)
+#: Bytes of rows that are held besides the cache while a session is saved.
+_SAVED_BATCH = 1 << 20
+#: Of a prompt's tokens, those held in a coarser type than it would get are worth keeping if they
+#: are at least one in so many.
+_WORTH_KEEPING = 8
 
 
 class Vocabulary(Protocol):
@@ -50,14 +56,14 @@ class Vocabulary(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What was loaded. ``notes`` are warnings for the user."""
+    """What was loaded, by which plan. ``notes`` are warnings for the user."""
 
     path: Path
     graph: str
     source: str
     n_ctx: int
     n_threads: int
-    need: MemoryNeed
+    plan: Plan | None
     chat_template: str | None
     notes: tuple[str, ...]
 
@@ -104,6 +110,34 @@ class Engine(Protocol):
         """Draw a token from the last logits."""
         ...
 
+    def export_rows(self) -> tuple[KvFormat, Iterator[SavedRows]]:
+        """How the cache stores rows, and those of all its tokens, a few at a time."""
+        ...
+
+    def restore(self, tokens: Sequence[int], form: KvFormat, batches: Iterator[SavedRows]) -> None:
+        """Hold ``tokens``, whose rows a cache of that format exported.
+
+        Rows in other types than this cache's are re-encoded. Rows that do not fit are not used:
+        the tokens are computed again, and a note says so.
+
+        Raises:
+            PromptError: more tokens than the context holds.
+        """
+        ...
+
+    @property
+    def kv(self) -> KvStatus:
+        """Where the KV cache stands."""
+        ...
+
+    def take_notes(self) -> tuple[str, ...]:
+        """What happened to the cache since the last call that a user should know."""
+        ...
+
+    def memory(self) -> MemoryUse:
+        """What is in memory now."""
+        ...
+
     def close(self) -> None:
         """Free everything."""
         ...
@@ -118,37 +152,47 @@ class LlamaEngine:
         settings: EngineSettings,
         *,
         progress: Callable[[float], None] | None = None,
+        warmed: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Check, load and allocate.
+        """Plan, check, load and allocate.
+
+        Args:
+            path: a GGUF file.
+            settings: how.
+            progress: called with 0.0 to 1.0 while llama.cpp loads.
+            warmed: called with bytes done and in all while the file is prefetched.
 
         Raises:
             GgufError: the file cannot be used.
             SettingsError: the context is not possible for this model.
-            MemoryShortage: it does not fit.
+            MemoryShortage: it does not fit, or may not be locked.
             ModelLoadError: llama.cpp refuses it.
         """
         header = read_gguf_header(path)
-        n_ctx, notes = choose_context(header, settings.context)
-        check_fits(header, n_ctx, memory_limit())
+        kv = kv_model(header, settings.n_threads)
+        plan, notes = plan_file(header, settings, kv)
         with ExitStack() as stack:
-            model = stack.enter_context(Model(path, load=settings.load, progress=progress))
-            context = stack.enter_context(
-                Context(model, ContextParams(n_ctx=n_ctx, n_threads=settings.n_threads))
+            if settings.drop_pages:
+                stack.callback(drop_pages, path)
+            model = stack.enter_context(
+                load_model(path, settings, plan, progress=progress, warmed=warmed)
             )
+            cache = stack.enter_context(StagedCache(model, kv, plan.schedule))
             self._owned = stack.pop_all()
-        self._model, self._context = model, context
+        self._model, self._cache, self._context = model, cache, cache.context
+        self._stage_end = cache.stage.up_to
         self._tokens: list[int] = []
         self._dirty = False
         self.vocab = model.vocab
         # llama.cpp rounds the size of a cache up: what was asked for is the promise
-        self.n_ctx = n_ctx
+        self.n_ctx = plan.sizes.n_ctx
         self.info = EngineInfo(
             path=path,
             graph=header.architecture,
             source=str(header.metadata.get("inferos.source.architecture", header.architecture)),
-            n_ctx=n_ctx,
+            n_ctx=self.n_ctx,
             n_threads=settings.n_threads,
-            need=memory_need(header, n_ctx),
+            plan=plan,
             chat_template=model.chat_template,
             notes=notes,
         )
@@ -161,7 +205,7 @@ class LlamaEngine:
     @property
     def context(self) -> Context:
         """The context, for those who read logits."""
-        return self._context
+        return self._cache.context
 
     def new_sampler(self, settings: SamplingSettings) -> LlamaSampler:
         """A sampler for this model; the caller closes it."""
@@ -178,7 +222,7 @@ class LlamaEngine:
             )
         # the last token is computed again even if it is held: its logits are gone
         shared = min(shared_prefix(self._tokens, tokens), len(tokens) - 1)
-        self._cut(shared)
+        shared = self._make_room(shared, len(tokens))
         n_batch = self._context.n_batch
         for first in range(shared, len(tokens), n_batch):
             part = tokens[first : first + n_batch]
@@ -189,12 +233,17 @@ class LlamaEngine:
             self._dirty = False
         return len(tokens) - shared
 
+    def forget(self) -> None:
+        """Empty the cache."""
+        self._cut(0)
+
     def step(self, token: int) -> None:
         """See :meth:`Engine.step`."""
-        if self._dirty:
-            self._cut(len(self._tokens))
+        held = len(self._tokens)
+        if self._dirty or held >= self._stage_end:
+            self._make_room(held, held + 1)
         self._dirty = True
-        self._context.decode_one(token, len(self._tokens))
+        self._context.decode_one(token, held)
         self._tokens.append(token)
         self._dirty = False
 
@@ -205,9 +254,72 @@ class LlamaEngine:
     def _cut(self, n_tokens: int) -> None:
         # after an interrupted decode the cache may hold more than the list says
         if self._dirty or n_tokens < len(self._tokens):
-            self._context.trim(n_tokens)
+            self._cache.context.trim(n_tokens)
             del self._tokens[n_tokens:]
             self._dirty = False
+
+    def _make_room(self, shared: int, n_tokens: int) -> int:
+        """Keep ``shared`` tokens, in a cache that holds ``n_tokens``; returns how many are kept."""
+        cache = self._cache
+        few = shared * _WORTH_KEEPING < n_tokens and cache.is_coarse(n_tokens)
+        shared = 0 if few else shared
+        try:
+            self._cut(shared)
+            if not shared:
+                cache.start(n_tokens)
+            elif not cache.fits(n_tokens) and n_tokens <= self.n_ctx:
+                cache.grow(self._tokens, n_tokens)
+            self._context, self._stage_end = cache.context, cache.stage.up_to
+        except BaseException:
+            # a change of stage that was cut short leaves nothing to rely on
+            self._drop()
+            raise
+        return shared
+
+    def _drop(self) -> None:
+        """Hold nothing, in no context; the next prompt makes one."""
+        self._cache.drop()
+        self._tokens.clear()
+        self._dirty, self._stage_end = False, 0
+
+    def export_rows(self) -> tuple[KvFormat, Iterator[SavedRows]]:
+        """See :meth:`Engine.export_rows`."""
+        if self._dirty:
+            self._cut(len(self._tokens))
+        return self._cache.form, self._cache.export(len(self._tokens), _SAVED_BATCH)
+
+    def restore(self, tokens: Sequence[int], form: KvFormat, batches: Iterator[SavedRows]) -> None:
+        """See :meth:`Engine.restore`."""
+        if len(tokens) > self.n_ctx:
+            raise PromptError(
+                f"{len(tokens)} tokens are held, but the context has {self.n_ctx}; raise --context"
+            )
+        self._drop()
+        try:
+            self._cache.restore(len(tokens), form, batches)
+        except StateError as error:
+            self._cache.notes.append(f"{error}; {len(tokens)} tokens were computed again")
+            self.feed(tokens)
+            return
+        self._context, self._stage_end = self._cache.context, self._cache.stage.up_to
+        self._tokens = list(tokens)
+
+    @property
+    def kv(self) -> KvStatus:
+        """See :meth:`Engine.kv`."""
+        return self._cache.status(len(self._tokens))
+
+    def take_notes(self) -> tuple[str, ...]:
+        """See :meth:`Engine.take_notes`."""
+        notes = tuple(self._cache.notes)
+        self._cache.notes.clear()
+        return notes
+
+    def memory(self) -> MemoryUse:
+        """See :meth:`Engine.memory`."""
+        plan = self.info.plan
+        planned = plan.total if plan else 0
+        return read_memory_use(self.info.path, self.context, self.vocab.n_tokens, planned)
 
     def close(self) -> None:
         """Free the context, then the model."""
@@ -225,6 +337,17 @@ class LlamaEngine:
         self.close()
 
 
+def kv_model(header: GgufHeader, n_threads: int) -> KvModel:
+    """What a KV schedule needs to know about a file's model."""
+    return KvModel(
+        kv_geometry(header),
+        # weights that rotate the rows themselves
+        rotates=ROTATION_KEY not in header.metadata,
+        flash_attention=has_flash_attention(header.architecture),
+        n_threads=n_threads,
+    )
+
+
 def shared_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:
     """Number of leading tokens that both have."""
     count = 0
@@ -233,24 +356,3 @@ def shared_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:
             break
         count += 1
     return count
-
-
-def choose_context(header: GgufHeader, asked: int) -> tuple[int, tuple[str, ...]]:
-    """The context to allocate, and a warning if it is longer than what the model learned.
-
-    Raises:
-        SettingsError: the model has no positions that far.
-    """
-    graph = header.architecture
-    trained = int(header.metadata.get(f"{graph}.context_length", 2048))
-    if not asked:
-        return min(trained, _DEFAULT_CONTEXT), ()
-    if asked <= trained or graph in _NO_TRAINED_LENGTH:
-        return asked, ()
-    if graph in _LEARNED_POSITIONS:
-        raise SettingsError(
-            f"--context {asked}: {header.path.name} has {trained} learned positions and none beyond"
-        )
-    return asked, (
-        f"--context {asked}: the model was trained for {trained} tokens; expect nonsense beyond",
-    )

@@ -3,10 +3,17 @@
 RuntimeFailure
 ├── SettingsError   an option's value that cannot work
 ├── PromptError     a prompt that is empty or does not fit the context
+├── SessionError    a session file that cannot be written, or must not be continued
 └── MemoryShortage  a model that does not fit into this machine's memory
+    └── LockShortage  weights that may not be locked
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 
 class RuntimeFailure(Exception):
@@ -21,5 +28,17 @@ class PromptError(RuntimeFailure):
     """A prompt that cannot be processed."""
 
 
+class SessionError(RuntimeFailure):
+    """A session file that cannot be written, or that must not be continued here."""
+
+
 class MemoryShortage(RuntimeFailure):
-    """The model does not fit into memory."""
+    """The model does not fit into memory. ``plan`` has the figures, where there are any."""
+
+    def __init__(self, message: str, plan: Plan | None = None) -> None:
+        super().__init__(message)
+        self.plan = plan
+
+
+class LockShortage(MemoryShortage):
+    """The weights may not be locked, or could not be."""

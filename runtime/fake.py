@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+
+from infer_os.native.kv_state import KvFormat
 
 from .engine import EngineInfo, shared_prefix
 from .errors import PromptError
-from .memory import MemoryNeed
+from .kv_cache import KvStatus, SavedRows
+from .memory import MemoryUse
 from .sampler import Sampler
 from .settings import SamplingSettings
 
@@ -66,9 +69,7 @@ class FakeEngine:
         self.vocab = ByteVocabulary()
         self.n_ctx = n_ctx
         self.computed = 0
-        self.info = EngineInfo(
-            Path("fake.gguf"), "fake", "Fake", n_ctx, 1, MemoryNeed(0, 0, 0), None, ()
-        )
+        self.info = EngineInfo(Path("fake.gguf"), "fake", "Fake", n_ctx, 1, None, None, ())
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -98,6 +99,33 @@ class FakeEngine:
     def sample(self, sampler: Sampler) -> int:
         """The scripted token."""
         return sampler.draw(self._script(self._tokens))
+
+    def export_rows(self) -> tuple[KvFormat, Iterator[SavedRows]]:
+        """No rows."""
+        return KvFormat("f16", "f16"), iter(())
+
+    def restore(self, tokens: Sequence[int], form: KvFormat, batches: Iterator[SavedRows]) -> None:
+        """See :meth:`~.engine.Engine.restore`."""
+        if len(tokens) > self.n_ctx:
+            raise PromptError(f"{len(tokens)} tokens are held, the context has {self.n_ctx}")
+        for _rows in batches:
+            pass
+        self._tokens = list(tokens)
+
+    @property
+    def kv(self) -> KvStatus:
+        """A cache of a byte per token."""
+        return KvStatus(
+            1, 1, "f16", self.n_ctx, len(self._tokens), self.n_ctx, self.n_ctx, self.n_ctx, "f16"
+        )
+
+    def take_notes(self) -> tuple[str, ...]:
+        """Nothing happens here."""
+        return ()
+
+    def memory(self) -> MemoryUse:
+        """Nothing is held."""
+        return MemoryUse()
 
     def close(self) -> None:
         """Nothing to free."""

@@ -1,73 +1,98 @@
-"""How much memory a model needs, and how much there is."""
+"""What this process holds in memory at the moment, and the most it ever held."""
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-from infer_os.native.gguf_file import GgufHeader
+from infer_os.native.context import Context
+from infer_os.native.residency import context_buffers, resident_bytes
 
-from .errors import MemoryShortage
-
-# libraries, interpreter and compute buffers of a small model
-_BASE_BYTES = 150 << 20
+_SMAPS = Path("/proc/self/smaps")
+# https://docs.kernel.org/filesystems/proc.html: a line per mapping, then "Key:  N kB" lines
+_MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S{4} [0-9a-f]+ \S+ \d+ *(.*)")
+_NUMBER = re.compile(r"(Rss|Anonymous): +(\d+) kB")
+_F32 = 4
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryNeed:
-    """Bytes that a loaded model takes."""
+class MemoryUse:
+    """Bytes. ``anonymous`` and ``model_pages`` are resident in this process; ``cached`` are the
+    file's pages in the page cache, whoever brought them. ``weights``, ``kv``, ``compute`` and
+    ``logits`` are llama.cpp's buffers, resident or not.
+    """  # fmt: skip
 
-    weights: int
-    kv: int
-    base: int = _BASE_BYTES
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.weights + self.kv + self.base
-
-
-def memory_need(header: GgufHeader, n_ctx: int) -> MemoryNeed:
-    """Estimate from the header: weights as stored, and an F16 K and V row per layer and token."""
-    graph, metadata = header.architecture, header.metadata
-    n_layer = int(metadata.get(f"{graph}.block_count", 0))
-    n_embd = int(metadata.get(f"{graph}.embedding_length", 0))
-    n_head = int(metadata.get(f"{graph}.attention.head_count", 1)) or 1
-    n_head_kv = int(metadata.get(f"{graph}.attention.head_count_kv", n_head))
-    row = n_embd // n_head * n_head_kv
-    return MemoryNeed(header.weight_bytes, 2 * 2 * n_layer * row * n_ctx)
+    rss: int = 0
+    anonymous: int = 0
+    model_pages: int = 0
+    cached: int = 0
+    weights: int = 0
+    kv: int = 0
+    compute: int = 0
+    logits: int = 0
+    planned: int = 0
 
 
-def memory_limit() -> int:
-    """Bytes that this process may use: the machine's memory, or its control group's if less."""
-    limits = [int(psutil.virtual_memory().total)]
-    # version 2, then version 1, of Linux control groups
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            text = Path("/sys/fs/cgroup", name).read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            limits.append(int(text))
-    return min(limits)
+def read_memory_use(path: Path, context: Context, n_vocab: int, planned: int) -> MemoryUse:
+    """Look at this process, the model's file and a context.
 
-
-def check_fits(header: GgufHeader, n_ctx: int, limit: int) -> None:
-    """Refuse a model that can only thrash.
-
-    Raises:
-        MemoryShortage: it needs more than ``limit`` bytes.
+    Args:
+        path: the model's file.
+        context: its context.
+        n_vocab: width of a row of logits.
+        planned: what the plan said.
     """
-    need = memory_need(header, n_ctx)
-    if need.total > limit:
-        raise MemoryShortage(
-            f"{header.path}: does not fit: {need.weights / 1e9:.1f} GB of weights and "
-            f"{need.kv / 1e9:.1f} GB of KV cache for {n_ctx} tokens, but this machine offers "
-            f"{limit / 1e9:.1f} GB; convert to a smaller --type, or lower --context"
-        )
+    buffers = context_buffers(context)
+    rss, anonymous, model_pages = parse_smaps(_smaps(), str(path.resolve()))
+    n_rows = max(context.params.n_outputs_max, context.params.n_seq_max + context.params.window)
+    return MemoryUse(
+        rss=rss,
+        anonymous=anonymous,
+        model_pages=model_pages,
+        cached=_cached(path),
+        weights=buffers.weights,
+        kv=buffers.kv,
+        compute=buffers.compute,
+        logits=n_rows * n_vocab * _F32,
+        planned=planned,
+    )
+
+
+def parse_smaps(text: str, path: str) -> tuple[int, int, int]:
+    """Resident bytes of /proc/self/smaps: all, anonymous ones, and those that map ``path``."""
+    rss = anonymous = mapped = 0
+    here = False
+    for line in text.splitlines():
+        mapping = _MAPPING.fullmatch(line)
+        if mapping:
+            here = mapping[1] == path
+            continue
+        number = _NUMBER.fullmatch(line)
+        if number:
+            n_bytes = int(number[2]) * 1024
+            if number[1] == "Anonymous":
+                anonymous += n_bytes
+            else:
+                rss += n_bytes
+                mapped += n_bytes if here else 0
+    return rss, anonymous, mapped
+
+
+def _smaps() -> str:
+    try:
+        return _SMAPS.read_text()
+    except OSError:  # no such file on other systems
+        return ""
+
+
+def _cached(path: Path) -> int:
+    try:
+        return resident_bytes(path)
+    except OSError:  # deleted meanwhile
+        return 0
 
 
 def peak_rss_bytes() -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from infer_os.models.styles import PromptStyle
+from infer_os.models.styles import STYLES, PromptStyle
 
-from .engine import Engine
+from .engine import Engine, Vocabulary
 from .errors import PromptError
 from .generate import FinishReason, Generation, stream_text
 from .settings import SamplingSettings, StopSettings
@@ -18,6 +18,15 @@ class Turn:
     """One message and its reply, as they stand in the cache."""
 
     tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """A conversation without its engine: what a session file keeps of it."""
+
+    style: str
+    system: tuple[int, ...]
+    turns: tuple[tuple[int, ...], ...]
 
 
 class Session:
@@ -51,6 +60,28 @@ class Session:
         """Turns that the model still sees."""
         return len(self._turns)
 
+    @property
+    def engine(self) -> Engine:
+        """The engine that it runs on."""
+        return self._engine
+
+    @property
+    def style(self) -> PromptStyle:
+        """The frame around its messages."""
+        return self._style
+
+    def record(self) -> SessionRecord:
+        """What a session file keeps."""
+        turns = tuple(turn.tokens for turn in self._turns)
+        return SessionRecord(self._style.name, self._system, turns)
+
+    def resume(self, record: SessionRecord) -> None:
+        """Go on where a recorded conversation was."""
+        self._style = STYLES[record.style]
+        self._system = record.system
+        self._turns = [Turn(tokens) for tokens in record.turns]
+        self.last = Generation()
+
     def reset(self) -> None:
         """Forget every turn; the system prompt stays."""
         self._turns.clear()
@@ -72,24 +103,28 @@ class Session:
         prompt = self._make_room(opened, stop.max_tokens)
         self.last = Generation()
         stops = StopSettings(stop.max_tokens, (*stop.strings, *style.stops))
+        text = ""
         try:
-            yield from stream_text(self._engine, prompt, sampling, stops, self.last)
+            for chunk in stream_text(self._engine, prompt, sampling, stops, self.last):
+                text += chunk
+                yield chunk
         finally:
             if self.last.finish_reason is None:
                 self.last.finish_reason = FinishReason.INTERRUPT
-            self._turns.append(Turn((*opened, *self._closed_reply())))
+            self._turns.append(Turn((*opened, *self._closed_reply(text))))
 
-    def _closed_reply(self) -> tuple[int, ...]:
-        """The reply's tokens as later turns shall see them: without a stop string or end token."""
+    def _closed_reply(self, visible: str) -> tuple[int, ...]:
+        """The reply's tokens as later turns shall see them: without a stop string or end token.
+
+        The drawn tokens are kept as they are, so that the cache can be; only what a stop string
+        cuts out of the middle of a token is tokenized anew.
+        """
         vocab = self._engine.vocab
         tokens = list(self.last.tokens)
         if tokens and vocab.is_end(tokens[-1]):
             tokens.pop()
         if self.last.finish_reason is FinishReason.STOP:
-            text = b"".join(map(vocab.piece, tokens)).decode("utf-8", "replace")
-            cut = min(at for stop in self._style.stops if (at := text.find(stop)) >= 0) \
-                if any(stop in text for stop in self._style.stops) else len(text)  # fmt: skip
-            tokens = vocab.tokenize(text[:cut], add_special=False, parse_special=False)
+            tokens = _cut_tokens(vocab, tokens, visible.encode())
         end = vocab.tokenize(self._style.end, add_special=False, parse_special=False)
         return (*tokens, *end)
 
@@ -108,3 +143,15 @@ class Session:
 
     def _length(self, opened: list[int]) -> int:
         return len(self._system) + sum(len(turn.tokens) for turn in self._turns) + len(opened)
+
+
+def _cut_tokens(vocab: Vocabulary, tokens: list[int], visible: bytes) -> list[int]:
+    """The tokens whose text is ``visible``, a beginning of theirs."""
+    kept, held = [], 0
+    for token in tokens:
+        piece = vocab.piece(token)
+        if not visible.startswith(piece, held):
+            break
+        kept.append(token)
+        held += len(piece)
+    return kept + vocab.tokenize(visible[held:], add_special=False, parse_special=False)

@@ -48,18 +48,38 @@ class SamplingSettings:
         return secrets.randbelow(0xFFFFFFFF) if self.seed is None else self.seed
 
 
+#: ``--load``; :mod:`.loading` says what each trades.
+LOADS = ("mmap", "fast", "locked", "direct")
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How a model is loaded. ``context`` 0 takes what it was trained for, at most 4096 tokens."""
+    """How a model is loaded. ``context`` 0 takes what it was trained for, at most 4096 tokens.
+
+    ``kv`` is empty (F16 throughout), ``auto`` or a SPEC of :mod:`.kv_schedule`; ``kv_budget`` is in
+    bytes, 0 for none. ``memory`` is what everything may take in bytes, 0 for what there is now.
+    """
 
     context: int = 0
     load: str = "mmap"
     threads: int = 0
+    kv: str = ""
+    kv_budget: int = 0
+    memory: int = 0
+    prefetch: bool = False
+    drop_pages: bool = False
 
     def __post_init__(self) -> None:
         good = self.context == 0 or 8 <= self.context <= 1 << 20
         _check(good, "--context", self.context, "8 to 1048576 tokens")
-        _check(self.load in ("mmap", "fast"), "--load", self.load, "mmap or fast")
+        _check(self.load in LOADS, "--load", self.load, ", ".join(LOADS))
+        _check(self.memory >= 0, "--memory", self.memory, "a size such as 12G")
+        for option, given in (("--prefetch", self.prefetch), ("--drop-pages", self.drop_pages)):
+            if given and self.load == "direct":
+                raise SettingsError(
+                    f"{option} has no effect with --load direct, which reads past the page cache; "
+                    "drop one of them"
+                )
         _check(0 <= self.threads <= 512, "--threads", self.threads, "1 to 512")
 
     @property

@@ -35,9 +35,12 @@ class TextStream:
         if self.stopped:
             return ""
         self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        # the stop that is complete first counts, so that the cut into tokens does not matter
+        found = [
+            (at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0
+        ]
         if found:
-            text, self._held = self._held[: min(found)], ""
+            text, self._held = self._held[: min(found)[1]], ""
             self.stopped = True
             return text
         keep = _longest_partial_stop(self._held, self._stops)

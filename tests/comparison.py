@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from infer_os.convert.pipeline import ConvertSettings, convert
+from numpy.typing import NDArray
+
+from infer_os.convert.pipeline import convert
+from infer_os.convert.settings import ConvertSettings
 from infer_os.native.context import Context, ContextParams
 from infer_os.native.model import Model
-from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)

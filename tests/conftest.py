@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from helpers import PARALLEL, Converter, copy_checkpoint
-from infer_os.convert.pipeline import ConvertSettings, convert
+
+from infer_os.convert.pipeline import convert
+from infer_os.convert.settings import ConvertSettings
 from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.settings import EngineSettings
 

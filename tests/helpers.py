@@ -43,10 +43,14 @@ def write_tensors(folder: Path, tensors: Tensors) -> None:
     """Replace a checkpoint's weights by one file."""
     for path in [*folder.glob("*.safetensors"), *folder.glob("*.index.json")]:
         path.unlink()
-    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / "model.safetensors")
+    save_file(
+        {k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / "model.safetensors"
+    )
 
 
-def write_shards(folder: Path, shards: Sequence[Tensors], index: Mapping[str, str] | None = None) -> None:
+def write_shards(
+    folder: Path, shards: Sequence[Tensors], index: Mapping[str, str] | None = None
+) -> None:
     """Replace a checkpoint's weights by shards and their index."""
     for path in [*folder.glob("*.safetensors"), *folder.glob("*.index.json")]:
         path.unlink()
@@ -119,7 +123,11 @@ def array_key(key: str, kind: int, count: int, data: bytes) -> bytes:
 
 
 def tensor_entry(
-    name: str | bytes, shape: Sequence[int], kind: int = 0, offset: int = 0, n_dims: int | None = None
+    name: str | bytes,
+    shape: Sequence[int],
+    kind: int = 0,
+    offset: int = 0,
+    n_dims: int | None = None,
 ) -> bytes:
     dims = b"".join(u64(n) for n in shape)
     count = len(shape) if n_dims is None else n_dims

@@ -62,7 +62,105 @@ enum inferos_status {
     INFEROS_BAD_ROW          = 3,  // a row index outside the source
     INFEROS_NEEDS_IMPORTANCE = 4,  // the target type cannot be written without weights
     INFEROS_NO_MEMORY        = 5,
+    INFEROS_NOT_FINITE       = 6,  // a computed value is NaN or infinite
 };
 
 INFEROS_API int32_t inferos_quantize_rows(const inferos_quantize_job * job,
                                           inferos_quantize_error * error);
+
+// ---- activations.cpp ------------------------------------------------------------------------
+
+struct ggml_tensor;
+
+// Sums the squares of what enters every weight matrix while a context decodes. One collector
+// serves one context at a time.
+struct inferos_activations;
+
+// What entered one matrix. The pointers stay valid until the collector observes again or ends.
+struct inferos_activation_sums {
+    const char   * name;         // of the weight matrix
+    const double * sum_squares;  // (n_columns,)
+    int64_t        n_columns;
+    int64_t        n_rows;       // rows that were summed
+};
+
+INFEROS_API inferos_activations * inferos_activations_create(void);  // null: no memory
+INFEROS_API void inferos_activations_destroy(inferos_activations * collector);
+
+// A ggml_backend_sched_eval_callback whose user_data is the collector.
+INFEROS_API bool inferos_activations_observe(ggml_tensor * node, bool ask, void * collector);
+
+// INFEROS_OK, or the first thing that went wrong while observing and the matrix where it did;
+// nothing is summed after it.
+INFEROS_API int32_t inferos_activations_status(const inferos_activations * collector);
+INFEROS_API const char * inferos_activations_culprit(const inferos_activations * collector);
+INFEROS_API int64_t inferos_activations_n_entries(const inferos_activations * collector);
+INFEROS_API int32_t inferos_activations_entry(const inferos_activations * collector, int64_t index,
+                                              inferos_activation_sums * entry);
+
+// ---- evaluate.cpp ---------------------------------------------------------------------------
+
+struct inferos_score_job {
+    const float   * reference;  // (n_rows, n_vocab) logits
+    const float   * candidate;  // likewise; null: score the reference alone
+    const int32_t * targets;    // (n_rows,) the token that truly follows
+    int64_t         n_rows;
+    int64_t         n_vocab;
+    int32_t         n_threads;
+};
+
+struct inferos_row_score {
+    double  reference_log_prob;  // of the target, natural logarithm
+    double  candidate_log_prob;
+    double  kl;                  // KL(reference || candidate) in nats
+    int32_t reference_top;       // likeliest token
+    int32_t candidate_top;
+};
+
+// Scores every row in double precision. INFEROS_BAD_ROW: a target outside the vocabulary.
+INFEROS_API int32_t inferos_score_rows(const inferos_score_job * job, inferos_row_score * scores);
+
+// ---- bandwidth.cpp --------------------------------------------------------------------------
+
+// Reads n_bytes of memory over and over on n_threads for about that many seconds; the best pass
+// counts, since other work only makes one slower. n_bytes should be far larger than the caches.
+INFEROS_API int32_t inferos_read_bandwidth(uint64_t n_bytes, int32_t n_threads, double seconds,
+                                           double * bytes_per_s);
+
+// ---- memory.cpp -----------------------------------------------------------------------------
+
+struct llama_context;
+
+// Bytes of the buffers that llama.cpp holds for a context and its model.
+struct inferos_buffers {
+    uint64_t model;    // weights; a mapped file counts whole
+    uint64_t context;  // KV cache
+    uint64_t compute;  // intermediate values of the largest graph
+};
+
+INFEROS_API int32_t inferos_context_buffers(const llama_context * context,
+                                            inferos_buffers * buffers);
+
+// Bytes of a part of a file that are in the page cache, by mincore(2). The kernel tells it only to
+// those who own the file or may write it; to others every page seems resident. Returns 0 or errno.
+INFEROS_API int32_t inferos_file_residency(const char * path, uint64_t offset, uint64_t length,
+                                           uint64_t * resident);
+
+// ---- kv_state.cpp ---------------------------------------------------------------------------
+
+// Rows of one layer's K or V. A rotation is the size of the Walsh-Hadamard matrix that the rows are
+// multiplied by, run after run; 0 is none.
+struct inferos_kv_part {
+    const void * src;  // (n_rows, ggml_row_size(src_type, n_per_row)), at even addresses
+    void       * dst;  // (n_rows, ggml_row_size(dst_type, n_per_row)), likewise
+    int64_t      n_rows;
+    int64_t      n_per_row;
+    int32_t      src_type;  // F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1 or Q4_0
+    int32_t      dst_type;
+    int32_t      src_rotation;
+    int32_t      dst_rotation;
+};
+
+// Re-encodes all parts on up to n_threads threads, each with one row of float32 as scratch.
+INFEROS_API int32_t inferos_kv_reencode(const inferos_kv_part * parts, int64_t n_parts,
+                                        int32_t n_threads);

@@ -1,0 +1,85 @@
+"""Write a GGUF file of a known model's geometry with random weights, without any checkpoint.
+
+    python benchmarks/random_gguf.py gpt-j-6B q4_0 OUT.gguf
+
+Tensors, types, sizes and the size of the vocabulary are those that ``convert`` would write; the
+values are one random block row, repeated. For measuring memory and speed at real size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from random_model import write_tokenizer
+
+from infer_os.convert.gguf_writer import GgufOutput, complete_file, gguf_header
+from infer_os.convert.plan import Plan, PlannedTensor
+from infer_os.convert.tokenizer import read_vocabulary
+from infer_os.convert.types import fitting_type, recipe_named, wanted_type
+from infer_os.models import describe
+from infer_os.models.catalog import find_model
+from infer_os.models.network import Network, Role
+from infer_os.native.ggml_types import ggml_type_named
+from infer_os.native.quantize import quantize_rows
+
+_PIECE = 64 << 20
+
+
+def planned(network: Network, kind: str) -> Plan:
+    """What ``convert --type`` would write of a checkpoint of this network."""
+    recipe = recipe_named(kind)
+    tied = all(rule.role is not Role.HEAD for rule in network.rules)
+    tensors = []
+    for rule in network.rules:
+        wanted = wanted_type(recipe, rule.role, rule.layer, network.n_layer, tied_head=tied)
+        fitted = ggml_type_named(fitting_type(wanted, rule.shape[-1]))
+        tensors.append(PlannedTensor(rule, (), fitted, wanted))
+    return Plan(tuple(tensors), ())
+
+
+def write_random_gguf(name: str, kind: str, path: Path, seed: int = 1) -> None:
+    """Write ``path``; ``name`` is a name of the catalog."""
+    model = find_model(name)
+    if model is None:
+        raise SystemExit(f"{name}: not in the catalog")
+    network = describe(model.config)
+    plan = planned(network, kind)
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder), network.vocab_rows)
+        vocabulary = read_vocabulary(Path(folder), model.config, network.vocab_rows)
+    metadata = {f"{network.graph}.{key}": value for key, value in network.metadata.items()}
+    header = gguf_header(network.graph, metadata, vocabulary, plan)
+    random = np.random.default_rng(seed)
+    rows: dict[tuple[str, int], np.ndarray] = {}
+    with complete_file(path) as handle:
+        output = GgufOutput(handle, header, plan)
+        for tensor in plan.tensors:
+            width = tensor.rule.shape[-1]
+            key = tensor.type.name, width
+            if key not in rows:
+                values = random.standard_normal((max(1, (1 << 20) // width), width), np.float32)
+                rows[key] = quantize_rows(values * 0.02, tensor.type, n_threads=1)[0].ravel()
+            _repeat(output, tensor, rows[key])
+
+
+def _repeat(output: GgufOutput, tensor: PlannedTensor, piece: np.ndarray) -> None:
+    piece = np.tile(piece, max(1, _PIECE // piece.nbytes))
+    for at in range(0, tensor.n_bytes, piece.nbytes):
+        output.write(tensor, at, piece[: tensor.n_bytes - at])
+
+
+def main() -> None:
+    """Parse and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", help="a name of the catalog")
+    parser.add_argument("type", help="as of infer-os convert --type")
+    parser.add_argument("output", type=Path)
+    arguments = parser.parse_args()
+    write_random_gguf(arguments.name, arguments.type, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

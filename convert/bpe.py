@@ -1,0 +1,241 @@
+"""Byte-level BPE: from tokenizer.json, or from vocab.json and merges.txt.
+
+Format of tokenizer.json: the ``tokenizers`` library (https://huggingface.co/docs/tokenizers);
+of the older pair: GPT-2's (https://github.com/openai/gpt-2/blob/master/src/encoder.py).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import read_json
+from .errors import FileFormatError, SourceError, UnsupportedError
+from .special import TokenizerFiles, read_added_token
+from .vocabulary import (
+    MOST_TOKENS,
+    AddedToken,
+    TokenType,
+    Vocabulary,
+    check_added_tokens,
+    padding_text,
+)
+
+_LARGEST_VOCAB = 64 << 20
+_LARGEST_MERGES = 64 << 20
+
+_GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# the inner brackets are a set within the set, for tokenizers: "[" and "]" are not in it.
+# llama.cpp spells the same set without them.
+_BLOOM_PATTERN = " ?[^(\\s|[.,!?…。，、।۔،])]+"
+
+#: Patterns of a Split before ByteLevel, and llama.cpp's names for what they do.
+_SPLITS = {_BLOOM_PATTERN: "bloom", _GPT2_PATTERN: "gpt-2"}
+
+#: Tokenizer classes that split as GPT-2 does and add nothing; "" stands for the families' usual.
+_GPT2_CLASSES = ("", "GPT2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer")
+
+
+def from_tokenizer_json(path: Path, data: Mapping[str, Any], files: TokenizerFiles) -> Vocabulary:
+    """The vocabulary of a tokenizer.json whose model is BPE.
+
+    Raises:
+        FileFormatError: it is malformed.
+        UnsupportedError: it does something that llama.cpp cannot express.
+    """
+    model = data["model"]
+    for key in (
+        "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "dropout",
+        "ignore_merges",
+    ):  # fmt: skip
+        if model.get(key):
+            raise UnsupportedError(f"{path}: BPE with {key} has no counterpart in llama.cpp")
+    entries = data.get("added_tokens") or []
+    if not isinstance(entries, list):
+        raise FileFormatError(f"{path}: added_tokens is no list")
+    added = [read_added_token(path, entry) for entry in entries]
+    normalizer = _normalizer(path, data.get("normalizer"))
+    vocabulary = _vocabulary(path, model["vocab"], added, files)
+    changed = [
+        token for token in added
+        if normalizer and unicodedata.normalize(normalizer, token.text) != token.text  # type: ignore[arg-type]
+    ]  # fmt: skip
+    if changed:
+        raise UnsupportedError(
+            f"{path}: the normalizer {normalizer} changes the added token {changed[0].text!r}"
+        )
+    return replace(
+        vocabulary,
+        pre=_pre_tokenizer(path, data.get("pre_tokenizer")),
+        merges=_merges(path, model.get("merges")),
+        normalizer=normalizer,
+    )
+
+
+def from_vocab_and_merges(path: Path, files: TokenizerFiles) -> Vocabulary:
+    """The vocabulary of a folder with vocab.json (``path``) and merges.txt beside it.
+
+    Raises:
+        SourceError: there is no merges.txt.
+        FileFormatError: a file is malformed.
+        UnsupportedError: the tokenizer's class does something that llama.cpp cannot express.
+    """
+    vocab = read_json(path, _LARGEST_VOCAB) or {}
+    name = files.tokenizer_class.removesuffix("Fast")
+    if name not in _GPT2_CLASSES:
+        raise UnsupportedError(
+            f"{path}: a vocabulary of the class {files.tokenizer_class!r}; supported are "
+            f"{', '.join(filter(None, _GPT2_CLASSES))}"
+        )
+    merges_path = path.with_name("merges.txt")
+    try:
+        with merges_path.open("rb") as file:
+            text = file.read(_LARGEST_MERGES + 1)
+        lines = text.decode().replace("\r\n", "\n").split("\n")
+    except FileNotFoundError:
+        raise SourceError(f"{path}: without a merges.txt beside it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"{merges_path}: cannot be read: {error}") from error
+    if len(text) > _LARGEST_MERGES:
+        raise FileFormatError(f"{merges_path}: larger than {_LARGEST_MERGES} bytes")
+    if lines and lines[0].startswith("#version"):
+        del lines[0]
+    # GPT-2's class knows this token when no file names one
+    default = () if files.special_texts() else ("<|endoftext|>",)
+    return replace(
+        _vocabulary(path, vocab, [], files, default),
+        pre="gpt-2",
+        merges=_merges(merges_path, [line for line in lines if line.strip()]),
+    )
+
+
+def refuse_prefix_space(files: TokenizerFiles) -> None:
+    """Raise UnsupportedError if the settings want a space before each text."""
+    if files.settings.get("add_prefix_space") is True:
+        raise UnsupportedError(
+            f"{files.folder / 'tokenizer_config.json'}: add_prefix_space cannot be expressed: "
+            "llama.cpp adds no space before byte-level text"
+        )
+
+
+def _vocabulary(
+    path: Path,
+    vocab: Mapping[str, Any],
+    added: list[AddedToken],
+    files: TokenizerFiles,
+    default_special: Iterable[str] = (),
+) -> Vocabulary:
+    """Tokens and types: the vocabulary, what this and the other files add, and what is special."""
+    by_id: dict[int, tuple[str, TokenType]] = {}
+    for text, number in vocab.items():
+        if type(number) is not int or not 0 <= number < MOST_TOKENS or number in by_id:
+            raise FileFormatError(f"{path}: the token {text!r} has the bad or repeated id {number}")
+        by_id[number] = (text, TokenType.NORMAL)
+    special = {*files.special_texts(), *default_special}
+    known = {token.text: token for token in (*files.added_tokens(), *added)}
+    for text in special:
+        if text in known:
+            known[text] = replace(known[text], special=True)
+        elif text in vocab:
+            known[text] = AddedToken(vocab[text], text, special=True)
+    for token in known.values():
+        if by_id.get(token.id, (token.text,))[0] != token.text:
+            raise FileFormatError(
+                f"{path}: the added token {token.text!r} has the id {token.id} of "
+                f"{by_id[token.id][0]!r}"
+            )
+        by_id[token.id] = (token.text, token.type)
+    if not by_id:
+        raise FileFormatError(f"{path}: the vocabulary is empty")
+    size = max(by_id) + 1
+    if size > 2 * len(by_id) + 1024:
+        raise FileFormatError(f"{path}: {len(by_id)} tokens with ids up to {size - 1}")
+    try:
+        "".join(text for text, _ in by_id.values()).encode()
+    except UnicodeEncodeError as error:
+        raise FileFormatError(f"{path}: the vocabulary has text that is not Unicode") from error
+    notes = list(check_added_tokens(path, tuple(known.values())))
+    unknown = sorted(special - known.keys())
+    if unknown:
+        notes.append(f"vocabulary: special tokens without an id left out: {', '.join(unknown)}")
+    absent = 256 - sum(letter in vocab for letter in _byte_letters())
+    if absent:
+        notes.append(f"vocabulary: {absent} of the 256 bytes have no token; text loses them")
+    filled = [by_id.get(i, (padding_text(i), TokenType.UNUSED)) for i in range(size)]
+    return Vocabulary(
+        pre="",
+        tokens=tuple(text for text, _ in filled),
+        types=tuple(kind for _, kind in filled),
+        notes=tuple(notes),
+    )
+
+
+def _byte_letters() -> str:
+    """The letters that stand for the 256 bytes: printable Latin-1, then U+0100 and on."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return "".join(map(chr, kept)) + "".join(chr(256 + i) for i in range(256 - len(kept)))
+
+
+def _merges(path: Path, merges: Any) -> tuple[str, ...]:
+    if not isinstance(merges, list):
+        raise FileFormatError(f"{path}: it has no list of merges")
+    if not merges:
+        raise UnsupportedError(f"{path}: BPE without any merges, which llama.cpp does not load")
+    joined = []
+    for merge in merges:
+        # tokenizers before 0.20 wrote "a b", later ones write ["a", "b"]
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2 or not all(map(_is_word, pair)):
+            raise FileFormatError(f"{path}: malformed merge {merge!r}")
+        joined.append(" ".join(pair))
+    return tuple(joined)
+
+
+def _is_word(text: Any) -> bool:
+    return isinstance(text, str) and bool(text) and " " not in text
+
+
+def _normalizer(path: Path, normalizer: Any) -> str:
+    if normalizer is None:
+        return ""
+    kind = normalizer.get("type") if isinstance(normalizer, dict) else normalizer
+    if kind in ("NFC", "NFD", "NFKC", "NFKD"):
+        return str(kind)
+    raise UnsupportedError(f"{path}: the normalizer {kind!r} cannot be expressed")
+
+
+def _pre_tokenizer(path: Path, pre: Any) -> str:
+    """llama.cpp's name for a pre-tokenizer; these are the ones of the four families.
+
+    GPT-2 and GPT-NeoX split by one and the same pattern, which llama.cpp calls "gpt-2".
+    """
+    sequence = isinstance(pre, dict) and pre.get("type") == "Sequence"
+    steps = pre.get("pretokenizers") if sequence else [pre]
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise UnsupportedError(f"{path}: without a pre-tokenizer; expected ByteLevel")
+    names = [str(step.get("type")) for step in steps]
+    last = steps[-1] if names and names[-1] == "ByteLevel" else {}
+    if last.get("add_prefix_space"):
+        raise UnsupportedError(f"{path}: ByteLevel with add_prefix_space cannot be expressed")
+    splits_itself = last.get("use_regex", True)
+    if names == ["ByteLevel"] and splits_itself:
+        return "gpt-2"
+    # each digit alone, then GPT-2's pattern: llama.cpp names this for StarCoder
+    if names == ["Digits", "ByteLevel"] and splits_itself and steps[0].get("individual_digits"):
+        return "starcoder"
+    if names == ["Split", "ByteLevel"]:
+        split = steps[0]
+        pattern = split.get("pattern")
+        pattern = pattern.get("Regex") if isinstance(pattern, dict) else pattern
+        name = _SPLITS.get(pattern) if isinstance(pattern, str) else None
+        plain = split.get("behavior") == "Isolated" and not split.get("invert")
+        if name and plain and not splits_itself:
+            return name
+        raise UnsupportedError(f"{path}: the pre-tokenizer pattern {pattern!r} is not known")
+    raise UnsupportedError(
+        f"{path}: the pre-tokenizer {' + '.join(names)} cannot be expressed; "
+        "supported are ByteLevel, Digits + ByteLevel and BLOOM's Split + ByteLevel"
+    )

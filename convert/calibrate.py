@@ -1,0 +1,106 @@
+"""Collect an importance matrix: run a converted model over text and watch its activations.
+
+Goes in: a GGUF file (f16 or q8_0; quantized further, it would be watched with its own errors) and a
+text. Comes out: an :class:`~.imatrix.ImportanceMatrix` by that file's tensor names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infer_os.native.activations import ActivationCollector
+from infer_os.native.errors import EvaluateError
+from infer_os.native.evaluate import (
+    Subject,
+    WindowSettings,
+    cut_windows,
+    decode_window,
+    evaluation_context,
+)
+from infer_os.native.interrupt import interruptible
+from infer_os.native.model import Model
+
+from .errors import SourceError
+from .imatrix import ColumnSums, ImportanceMatrix
+
+Progress = Callable[[int, int], None]
+
+#: Chunks that importance is collected over, unless told: it changes little beyond.
+DEFAULT_CHUNKS = 128
+
+# no tokenizer of these families needs more bytes of ordinary text for a token
+_BYTES_PER_TOKEN = 32
+
+
+def collect_importance(
+    model: Path,
+    text: Path | str,
+    *,
+    n_threads: int,
+    n_ctx: int = 512,
+    max_chunks: int = DEFAULT_CHUNKS,
+    progress: Progress | None = None,
+) -> ImportanceMatrix:
+    """Decode a text in chunks, as llama-imatrix does, and sum the squares of all activations.
+
+    Args:
+        model: a GGUF file.
+        text: a file of UTF-8 text, or the text itself.
+        n_threads: threads.
+        n_ctx: tokens per chunk, each decoded into an empty cache; at most the model's own context.
+        max_chunks: chunks at most; only as much of a file is read.
+        progress: called with chunks done and in all.
+
+    Raises:
+        SourceError: no such text, it does not fill a chunk, or activations that are no numbers.
+        NativeError: the model cannot be loaded, or decoding failed or was interrupted.
+    """
+    data, name = _read_text(text, max_chunks * n_ctx * _BYTES_PER_TOKEN)
+    with Model(model) as loaded:
+        chunk_size = min(n_ctx, loaded.n_ctx_train or n_ctx)
+        tokens = loaded.vocab.tokenize(data, parse_special=False)
+        try:
+            settings = WindowSettings(n_threads, chunk_size, max_chunks)
+            windows = cut_windows(loaded, tokens, settings)
+            entries = _collect(Subject(loaded), windows, settings, progress)
+        except EvaluateError as error:
+            raise SourceError(f"calibration with {name}: {error}") from error
+    return ImportanceMatrix(entries, (name,), len(windows), chunk_size)
+
+
+def _collect(
+    subject: Subject,
+    windows: NDArray[np.int32],
+    settings: WindowSettings,
+    progress: Progress | None,
+) -> dict[str, ColumnSums]:
+    with (
+        ActivationCollector() as collector,
+        evaluation_context(subject, settings, collector) as context,
+        interruptible(),
+    ):
+        for number, window in enumerate(windows, 1):
+            # every token gets logits: the last block computes nothing for the others
+            for _ in decode_window([context], window, 0):
+                collector.check()
+            if progress:
+                progress(number, len(windows))
+        return {
+            name: ColumnSums(sums.sum_squares.astype(np.float32), sums.n_rows)
+            for name, sums in collector.results().items()
+        }
+
+
+def _read_text(text: Path | str, most: int) -> tuple[bytes, str]:
+    """The text's first bytes, and a name for it."""
+    if isinstance(text, str):
+        return text.encode("utf-8", "replace")[:most], "the given text"
+    try:
+        with text.open("rb") as file:
+            return file.read(most), str(text)
+    except OSError as error:
+        raise SourceError(f"{text}: cannot be read: {error.strerror}") from error

@@ -1,0 +1,339 @@
+"""Speak to the Hugging Face hub: list a repository, read a part of a file, download one.
+
+Everything goes through huggingface_hub's own client and addresses, so that ``HF_ENDPOINT``,
+``HF_TOKEN``, ``HF_HUB_OFFLINE``, proxies and certificates work as everywhere else. The loop that
+downloads is ours, for two things that hf_hub_download lacks: it resumes in a later process, and it
+compares the content with the hash that the hub gives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import ConvertError, DownloadError, SourceError
+from .source import HubSource
+
+_CHUNK = 1 << 20
+_MOST_FILES = 100_000
+#: Seconds between attempts that bring nothing; as many attempts follow. Any byte starts it over.
+RETRY_WAITS: tuple[float, ...] = (1, 2, 4, 8, 16)
+_TRANSIENT = (408, 429, 500, 502, 503, 504)
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file of a repository; ``sha256`` of its content, or git's ``blob`` hash of a small one."""
+
+    name: str
+    size: int
+    sha256: str | None = None
+    blob: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A repository at one commit: its top-level files."""
+
+    id: str
+    commit: str
+    files: Mapping[str, HubFile]
+
+
+class _Interrupted(Exception):
+    """A connection that broke, or a server that asks to come back later."""
+
+
+def is_offline() -> bool:
+    """Whether ``HF_HUB_OFFLINE`` forbids the network."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def list_repository(source: HubSource) -> Repository:
+    """Resolve the revision to a commit and list the files with sizes and hashes.
+
+    Raises:
+        SourceError: no such repository or revision, or one that needs a token.
+        DownloadError: the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, constants
+
+    api = HfApi(endpoint=constants.ENDPOINT, library_name="infer-os")
+
+    def ask() -> Any:
+        return api.model_info(
+            source.repository, revision=source.revision, files_metadata=True,
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+        )  # fmt: skip
+
+    try:
+        info = _retrying(source.repository, source.revision, ask)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DownloadError(
+            f"{source.repository}: {constants.ENDPOINT} does not answer as the hub does: {error}"
+        ) from error
+    commit = str(info.sha or "")
+    if not re.fullmatch(r"[0-9a-f]{40}", commit):
+        raise DownloadError(f"{source.repository}: the hub names no commit, but {commit[:60]!r}")
+    files = {}
+    for entry in (info.siblings or [])[:_MOST_FILES]:
+        # subfolders hold other frameworks' files, never a checkpoint's own
+        if "/" in entry.rfilename or type(entry.size) is not int or entry.size < 0:
+            continue
+        sha256 = entry.lfs.sha256 if entry.lfs else None
+        files[entry.rfilename] = HubFile(entry.rfilename, entry.size, sha256, entry.blob_id)
+    return Repository(str(info.id or source.repository), commit, files)
+
+
+def read_start(repository: Repository, file: HubFile, n_bytes: int) -> bytes:
+    """The first ``n_bytes`` of a file (all of it, if it is shorter), by a range request.
+
+    Raises:
+        SourceError: the hub refuses the file.
+        DownloadError: the connection failed again and again.
+    """
+
+    wanted = min(n_bytes, file.size)
+    data = bytearray()
+
+    def ask() -> bytes:
+        with _stream(repository, file, f"bytes={len(data)}-{wanted - 1}") as response:
+            if response.status_code != 206:
+                data.clear()
+            # a server without ranges sends everything: stop where we have enough
+            for chunk in response.iter_bytes():
+                data.extend(chunk)
+                if len(data) >= wanted:
+                    break
+        if len(data) < wanted:
+            raise _Interrupted(f"{len(data)} of {wanted} bytes came")
+        return bytes(data[:wanted])
+
+    return _retrying(repository.id, repository.commit, ask, file.name)
+
+
+def download(
+    repository: Repository, file: HubFile, target: Path, progress: Callable[[int], None]
+) -> None:
+    """Download a file; it takes the name ``target`` when its size and its hash are right.
+
+    The bytes so far are in ``{target}.incomplete``, from where the next call, in this process or
+    another, continues by a range request. A wrong hash is tried once more from the start.
+
+    Args:
+        repository: where it is.
+        file: what to download.
+        target: the file to make.
+        progress: called with bytes that came (negative: that were thrown away).
+
+    Raises:
+        SourceError: the hub refuses the file.
+        DownloadError: no connection, no disk space, or the content is wrong twice.
+    """
+    part = target.with_name(f"{target.name}.incomplete")
+    for attempt in (1, 2):
+        digest = _Digest(file)
+        try:
+            with part.open("r+b" if part.exists() else "w+b") as handle:
+                _fill(repository, file, handle, digest, progress)
+                handle.flush()
+                os.fsync(handle.fileno())
+        except OSError as error:
+            raise DownloadError(
+                f"{part}: cannot be written: {error.strerror or error}; what came so far is kept, "
+                "run the same command again to continue"
+            ) from error
+        if digest.is_right():
+            part.replace(target)
+            return
+        part.unlink()
+        progress(-file.size)
+        if attempt == 2:
+            raise DownloadError(
+                f"{repository.id}: {file.name} came twice with the wrong hash {digest.found()}, "
+                f"expected {digest.expected}; the server or a proxy damages it, or the endpoint "
+                "holds another file"
+            )
+
+
+def has_content(file: HubFile, path: Path) -> bool:
+    """Whether a small local file is there with the content that the hub names."""
+    if not path.is_file() or path.stat().st_size != file.size:
+        return False
+    digest = _Digest(file)
+    digest.update(path.read_bytes())
+    return digest.is_right()
+
+
+def _fill(
+    repository: Repository,
+    file: HubFile,
+    handle: Any,
+    digest: _Digest,
+    progress: Callable[[int], None],
+) -> None:
+    """Bring an open file to its full size; the digest sees every byte once, in order."""
+    n_there = 0
+    while chunk := handle.read(_CHUNK):
+        digest.update(chunk)
+        n_there += len(chunk)
+    if n_there > file.size:
+        n_there = _restart(handle, digest)
+    progress(n_there)
+    failures = 0
+    while n_there < file.size:
+        before = n_there
+        try:
+            with _stream(repository, file, f"bytes={n_there}-" if n_there else None) as response:
+                if n_there and response.status_code != 206:
+                    progress(-n_there)  # no ranges here: everything comes again
+                    n_there = _restart(handle, digest)
+                # as they come: a chunk that is waited for would be lost with the connection
+                for chunk in response.iter_bytes():
+                    piece = chunk[: file.size - n_there]
+                    handle.write(piece)
+                    digest.update(piece)
+                    n_there += len(piece)
+                    progress(len(piece))
+            if n_there < file.size:
+                raise _Interrupted(f"the connection ended at byte {n_there} of {file.size}")
+        except _Interrupted as error:
+            handle.flush()
+            failures = 0 if n_there > before else failures + 1
+            _wait(repository.id, failures, error, file.name)
+
+
+def _restart(handle: Any, digest: _Digest) -> int:
+    handle.seek(0)
+    handle.truncate()
+    digest.reset()
+    return 0
+
+
+class _Digest:
+    """The hash of a file, of the kind that the hub gives for it."""
+
+    def __init__(self, file: HubFile) -> None:
+        self._file = file
+        self.expected = file.sha256 or file.blob
+        self.reset()
+
+    def reset(self) -> None:
+        if self._file.sha256:
+            self._hash = hashlib.sha256()
+        else:  # git's object id: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
+            self._hash = hashlib.sha1(b"blob %d\0" % self._file.size, usedforsecurity=False)
+
+    def update(self, data: bytes) -> None:
+        self._hash.update(data)
+
+    def found(self) -> str:
+        return self._hash.hexdigest()
+
+    def is_right(self) -> bool:
+        return self.expected is None or self.found() == self.expected
+
+
+@contextmanager
+def _stream(repository: Repository, file: HubFile, byte_range: str | None) -> Iterator[Any]:
+    """An open response of a file at the commit; what may pass by itself is ``_Interrupted``."""
+    from huggingface_hub import constants, get_session, hf_hub_url, hf_raise_for_status
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    url = hf_hub_url(
+        repository.id, file.name, revision=repository.commit, endpoint=constants.ENDPOINT
+    )
+    # identity: offsets count the file's own bytes
+    headers = {**build_hf_headers(library_name="infer-os"), "Accept-Encoding": "identity"}
+    if byte_range:
+        headers["Range"] = byte_range
+    with (
+        _translated(repository.id, repository.commit, file.name),
+        get_session().stream(
+            "GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+        ) as response,
+    ):
+        hf_raise_for_status(response)
+        yield response
+
+
+def _retrying(
+    repository: str, revision: str, ask: Callable[[], _Result], name: str = ""
+) -> _Result:
+    failures = 0
+    while True:
+        try:
+            with _translated(repository, revision, name):
+                return ask()
+        except _Interrupted as error:
+            failures += 1
+            _wait(repository, failures, error, name)
+
+
+def _wait(repository: str, failures: int, error: Exception, name: str) -> None:
+    """Wait before the next attempt; raises if there were enough."""
+    if failures > len(RETRY_WAITS):
+        from huggingface_hub import constants
+
+        what = f"{repository}: {name}" if name else repository
+        raise DownloadError(
+            f"{what}: no answer from {constants.ENDPOINT} after {failures} attempts ({error}); "
+            "check the network and HF_ENDPOINT, then run the same command again to continue"
+        ) from error
+    time.sleep(RETRY_WAITS[max(failures - 1, 0)])
+
+
+@contextmanager
+def _translated(repository: str, revision: str, name: str) -> Iterator[None]:
+    """Turn every failure of the client into one of ours, or into ``_Interrupted``."""
+    from huggingface_hub import errors
+
+    # httpx in huggingface_hub 1, httpx2 in 2: the base of HfHubHTTPError is its base error
+    http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
+    try:
+        yield
+    except (ConvertError, _Interrupted):
+        raise
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in _TRANSIENT:
+            raise _Interrupted(f"HTTP status {status}") from error
+        raise SourceError(_refusal(error, repository, revision, name)) from error
+    except http_error as error:
+        reason = str(error) or type(error).__name__
+        raise _Interrupted(reason) from error
+
+
+def _refusal(error: Any, repository: str, revision: str, name: str) -> str:
+    """One line on what the hub refuses, and what would work."""
+    from huggingface_hub import constants, errors
+
+    status = error.response.status_code
+    page = f"{constants.ENDPOINT}/{repository}"
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"{repository}: a gated model: accept its terms at {page}, then set HF_TOKEN to a "
+            "token of that account"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repository}: no revision {revision!r} on {constants.ENDPOINT}"
+    if isinstance(error, errors.RepositoryNotFoundError) or (status == 404 and not name):
+        return (
+            f"{repository}: no such model on {constants.ENDPOINT}, or a private one: check the "
+            "name, or set HF_TOKEN to a token that may read it"
+        )
+    if status in (401, 403):
+        return f"{repository}: {page} refuses the token (status {status}); check HF_TOKEN"
+    what = f"{repository}: {name}" if name else repository
+    return f"{what}: {constants.ENDPOINT} refuses it (status {status})"

@@ -1,0 +1,359 @@
+"""A checkpoint on the hub, of which one shard at a time is on the disk.
+
+Goes in: a :class:`~.source.HubSource`. Comes out: a :class:`HubCheckpoint`, which looks like a
+:class:`~.checkpoint.Checkpoint`: it knows every tensor before any shard is there, from the remote
+headers of safetensors files, or from the config where a file has no header to ask for.
+
+Files are kept in ``{cache}/checkpoints/{owner}--{name}/{commit}``, a plain checkpoint folder. What
+huggingface_hub's own cache holds is used from there, and left there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infer_os.models import describe
+
+from .checkpoint import CONTAINERS, read_config, read_index, read_json
+from .errors import DownloadError, FileFormatError, OutputError, SourceError
+from .hub import (
+    HubFile,
+    Repository,
+    download,
+    has_content,
+    is_offline,
+    list_repository,
+    read_start,
+)
+from .locks import locked
+from .safetensors_file import SafetensorsFile, header_end, read_entries
+from .source import HubSource
+from .tensors import StoredTensor, TensorFile
+
+#: What is taken besides the weights, where the repository has it: never another framework's files.
+SMALL_FILES = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model",
+    "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
+# the largest tokenizer.json of these families has 14.5 MB
+_LARGEST_SMALL_FILE = 256 << 20
+_LISTING = "source.json"
+_LOCK = ".lock"
+# Covers the header of a shard of any of these families in one request, mostly.
+_FIRST_BYTES = 128 << 10
+_TORCH_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+Count = Callable[[int], None]
+
+
+def _uncounted(n_bytes: int) -> None:
+    pass
+
+
+@dataclass
+class HubCheckpoint:
+    """An open repository. ``config`` and ``tensors`` as in a :class:`Checkpoint`.
+
+    ``shards`` are the weights' files by name. ``count`` is called with bytes as they come.
+    """
+
+    source: HubSource
+    repository: Repository
+    folder: Path
+    kept: bool
+    config: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, StoredTensor] = field(default_factory=dict)
+    shards: dict[str, HubFile] = field(default_factory=dict)
+    opener: Callable[[Path], TensorFile] = SafetensorsFile
+    count: Count = _uncounted
+
+    @contextmanager
+    def open(self, path: Path) -> Iterator[TensorFile]:
+        """Open a shard, downloaded first if it is not there; its true tensors replace the guess."""
+        local = self._local(path.name)
+        if local is None:
+            local = path
+            _require_network(self.repository, path.name)
+            download(self.repository, self.shards[path.name], path, self.count)
+        file = self.opener(local)
+        try:
+            self._learn(path, file)
+            yield file
+        finally:
+            file.close()
+
+    def is_local(self, name: str) -> bool:
+        """Whether a shard needs no download."""
+        return self._local(name) is not None
+
+    def room(self) -> int:
+        """Bytes that the shards still need on the disk: the largest one, or all that are kept."""
+        missing = [0]
+        for name, file in self.shards.items():
+            part = self.folder / f"{name}.incomplete"
+            here = part.stat().st_size if part.exists() else 0
+            missing.append(0 if self.is_local(name) else max(file.size - here, 0))
+        return sum(missing) if self.kept else max(missing)
+
+    def has_begun(self) -> bool:
+        """Whether anything of a shard came already."""
+        names = (*self.shards, *(f"{name}.incomplete" for name in self.shards))
+        return any((self.folder / name).exists() for name in names)
+
+    def drop(self, name: str) -> None:
+        """Delete a shard that is converted, unless the source is kept."""
+        if not self.kept:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def _local(self, name: str) -> Path | None:
+        size = self.shards[name].size
+        for path in (self.folder / name, _in_hub_cache(self.repository, name)):
+            if path is not None and path.is_file() and path.stat().st_size == size:
+                return path
+        return None
+
+    def _learn(self, path: Path, file: TensorFile) -> None:
+        elsewhere = {n: t for n, t in self.tensors.items() if t.path.name != path.name}
+        for name, tensor in file.tensors.items():
+            if name in elsewhere:
+                raise FileFormatError(
+                    f"{path}: tensor {name!r} is in {elsewhere[name].path.name} as well"
+                )
+            elsewhere[name] = StoredTensor(name, tensor.dtype, tensor.shape, path)
+        self.tensors = elsewhere
+
+    def read_small_files(self) -> None:
+        """Bring config and tokenizer into the folder, pick the weights, describe every tensor."""
+        files = self.repository.files
+        if "config.json" not in files:
+            raise SourceError(f"{self.repository.id}: not a checkpoint: it has no config.json")
+        self._bring("config.json")
+        self.config = read_config(self.folder)
+        describe(self.config)  # an unsupported architecture costs no more than this
+        whole, index, self.opener = _pick_container(self.repository)
+        for name in (*SMALL_FILES[1:], index):
+            if name in files:
+                self._bring(name)
+        weight_map = read_index(self.folder / index) if index in files else {}
+        names = sorted(set(weight_map.values())) or [whole]
+        missing = [name for name in names if name not in files]
+        if missing:
+            raise SourceError(
+                f"{self.repository.id}: the hub has {len(names) - len(missing)} of {len(names)} "
+                f"shards; missing: {', '.join(missing[:3])}"
+            )
+        self.shards = {name: files[name] for name in names}
+        if self.opener is SafetensorsFile:
+            self.tensors = self._read_remote_headers()
+        else:
+            self.tensors = self._expected_tensors(weight_map, whole)
+
+    def _bring(self, name: str) -> None:
+        file, target = self.repository.files[name], self.folder / name
+        if file.size > _LARGEST_SMALL_FILE:
+            raise SourceError(f"{self.repository.id}: {name} has {file.size} bytes, far too many")
+        if has_content(file, target):
+            return
+        cached = _in_hub_cache(self.repository, name)
+        if cached is not None:
+            shutil.copyfile(cached, target)
+            return
+        _require_network(self.repository, name)
+        download(self.repository, file, target, _uncounted)
+
+    def _read_remote_headers(self) -> dict[str, StoredTensor]:
+        tensors: dict[str, StoredTensor] = {}
+        for name, file in self.shards.items():
+            path = self.folder / name
+            local = self._local(name)
+            if local is not None:
+                with SafetensorsFile(local) as opened:
+                    found = dict(opened.tensors)
+            else:
+                _require_network(self.repository, name)
+                head = read_start(self.repository, file, _FIRST_BYTES)
+                end = header_end(path, head, file.size)
+                if end > len(head):
+                    head = read_start(self.repository, file, end)
+                entries, _ = read_entries(path, head, file.size)
+                found = {key: tensor for key, (tensor, _) in entries.items()}
+            for key, tensor in found.items():
+                if key in tensors:
+                    raise FileFormatError(
+                        f"{path}: tensor {key!r} is in {tensors[key].path.name} as well"
+                    )
+                tensors[key] = StoredTensor(key, tensor.dtype, tensor.shape, path)
+        return tensors
+
+    def _expected_tensors(self, weight_map: dict[str, str], whole: str) -> dict[str, StoredTensor]:
+        """What the config expects, in the files that the index names; checked when they are there.
+
+        The shapes and names are the network's; the type, by the config, counts for progress alone.
+        """
+        network = describe(self.config)
+        named = self.config.get("torch_dtype") or self.config.get("dtype")
+        dtype = _TORCH_DTYPES.get(str(named).removeprefix("torch."), "F16")
+        needed = {part.source: part for rule in network.rules for part in rule.parts}
+        weight_map = weight_map or dict.fromkeys(needed, whole)
+        parts = {name: part for part in needed.values() for name in (part.source, *part.also)}
+        tensors = {}
+        for name, shard in weight_map.items():
+            spellings = (name.removeprefix(prefix) for prefix in network.prefixes)
+            part = next((parts[s] for s in (*spellings, name) if s in parts), None)
+            shape = part.shape if part else ()
+            tensors[name] = StoredTensor(name, dtype, shape, self.folder / shard)
+        return tensors
+
+
+@contextmanager
+def open_hub_checkpoint(
+    source: HubSource, cache: Path, *, keep: bool, plan_only: bool
+) -> Iterator[HubCheckpoint]:
+    """Open a repository: small files and headers are read, no shard is downloaded yet.
+
+    Args:
+        source: what to open.
+        cache: the folder of our own downloads.
+        keep: leave the files there at the end.
+        plan_only: nothing but headers will be read; leaves the cache as it is.
+
+    Raises:
+        SourceError: no such model, or not one that can be used.
+        DownloadError: the hub cannot be reached. Then, and after Ctrl-C, the files stay.
+    """
+    home = cache / "checkpoints" / source.repository.replace("/", "--")
+    with ExitStack() as stack:
+        repository = _stored_listing(source, home) if is_offline() else list_repository(source)
+        folder = home / repository.commit
+        if plan_only and not (folder / _LISTING).is_file():
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="infer-os-")))
+        if plan_only:
+            checkpoint = HubCheckpoint(source, repository, folder, kept=True)
+            checkpoint.read_small_files()
+            yield checkpoint
+            return
+        _make_folder(folder)
+        stack.enter_context(
+            locked(folder / _LOCK, f"{source.repository}: another conversion is downloading it")
+        )
+        kept = keep or _read_listing(folder).get("kept") is True
+        _write_listing(folder, source, repository, kept)
+        checkpoint = HubCheckpoint(source, repository, folder, kept)
+        try:
+            checkpoint.read_small_files()
+            yield checkpoint
+        except (KeyboardInterrupt, DownloadError):
+            raise
+        except BaseException as error:
+            # a disk that is too full can be emptied: what came for an earlier run is worth keeping
+            if not (isinstance(error, OutputError) and checkpoint.has_begun()):
+                _clean(checkpoint)
+            raise
+        _clean(checkpoint)
+
+
+def _pick_container(repository: Repository) -> tuple[str, str, Callable[[Path], TensorFile]]:
+    for whole, index, opener in CONTAINERS:
+        if whole in repository.files or index in repository.files:
+            return whole, index, opener
+    wanted = ", ".join(name for whole, index, _ in CONTAINERS for name in (whole, index))
+    raise SourceError(f"{repository.id}: no weights that can be read; looked for {wanted}")
+
+
+def _clean(checkpoint: HubCheckpoint) -> None:
+    """Remove what was downloaded, unless it is kept; folders that are empty then go too."""
+    folder = checkpoint.folder
+    if not checkpoint.kept:
+        for name in (*SMALL_FILES, *(index for _, index, _ in CONTAINERS), *checkpoint.shards):
+            (folder / name).unlink(missing_ok=True)
+            (folder / f"{name}.incomplete").unlink(missing_ok=True)
+        (folder / _LISTING).unlink(missing_ok=True)
+    (folder / _LOCK).unlink(missing_ok=True)
+    for emptied in (folder, folder.parent):
+        try:
+            emptied.rmdir()
+        except OSError:
+            return
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SourceError(
+            f"{folder}: cannot be made: {error.strerror}; INFER_OS_CACHE names another cache folder"
+        ) from error
+
+
+def _require_network(repository: Repository, name: str) -> None:
+    if is_offline():
+        raise SourceError(
+            f"{repository.id}: {name} is in no cache, and HF_HUB_OFFLINE is set; unset it"
+        )
+
+
+def _in_hub_cache(repository: Repository, name: str) -> Path | None:
+    """A file in huggingface_hub's own cache, of the same commit and size."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository.id, name, revision=repository.commit)
+    if not isinstance(found, str):
+        return None
+    path = Path(found)
+    return path if path.stat().st_size == repository.files[name].size else None
+
+
+def _write_listing(folder: Path, source: HubSource, repository: Repository, kept: bool) -> None:
+    old = _read_listing(folder).get("revisions")
+    revisions = {*(old if isinstance(old, list) else ()), source.revision}
+    value = {
+        "repository": repository.id,
+        "revisions": sorted(revisions),
+        "commit": repository.commit,
+        "kept": kept,
+        "files": [asdict(file) for file in repository.files.values()],
+    }
+    fresh = folder / f"{_LISTING}.incomplete"
+    fresh.write_text(json.dumps(value, indent=1))
+    fresh.replace(folder / _LISTING)
+
+
+def _read_listing(folder: Path) -> dict[str, Any]:
+    try:
+        return read_json(folder / _LISTING) or {}
+    except FileFormatError:
+        return {}
+
+
+def _stored_listing(source: HubSource, home: Path) -> Repository:
+    """The repository as our cache or huggingface_hub's has it, without the network.
+
+    Raises:
+        SourceError: neither has it.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    for path in sorted(home.glob(f"*/{_LISTING}")):
+        value = _read_listing(path.parent)
+        if source.revision in (*value.get("revisions", ()), value.get("commit")):
+            files = {entry["name"]: HubFile(**entry) for entry in value["files"]}
+            return Repository(value["repository"], value["commit"], files)
+    config = try_to_load_from_cache(source.repository, "config.json", revision=source.revision)
+    if isinstance(config, str):
+        snapshot = Path(config).parent
+        files = {
+            p.name: HubFile(p.name, p.stat().st_size) for p in snapshot.iterdir() if p.is_file()
+        }
+        return Repository(source.repository, snapshot.name, files)
+    raise SourceError(
+        f"{source.repository}: HF_HUB_OFFLINE is set, and neither {home.parent} nor "
+        f"{constants.HF_HUB_CACHE} holds revision {source.revision!r}; unset it"
+    )

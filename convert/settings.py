@@ -1,0 +1,80 @@
+"""The settings of a conversion, as a record that checks itself."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import UnsupportedError
+from .source import HubSource
+from .types import recipe_named
+
+# Types that no quantizer weighs by importance: floats, and blocks too fine to gain from it.
+_UNWEIGHTED = ("f32", "f16", "bf16", "q8_0")
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertSettings:
+    """What to convert and how. ``output`` None names the file after the source and the type.
+
+    ``keep_source`` leaves the files of a hub model in the cache; ``verify`` reads the written file
+    back, compares blocks with the source and lets llama.cpp compute with it, before it appears.
+    ``imatrix`` is an importance matrix to quantize with. ``fold_rotation`` folds a rotation into
+    the attention weights, so that a quantized KV cache loses less.
+    """
+
+    source: Path | HubSource
+    output: Path | None = None
+    type: str = "q4_0"
+    threads: int = 0
+    force: bool = False
+    dry_run: bool = False
+    verify: bool = False
+    keep_source: bool = False
+    imatrix: Path | None = None
+    fold_rotation: bool = False
+
+    def __post_init__(self) -> None:
+        recipe_named(self.type)
+        if self.imatrix is not None:
+            refuse_idle_weights("--imatrix", self.type)
+        if self.imatrix is not None and self.fold_rotation:
+            raise UnsupportedError(
+                "--imatrix with --fold-rotation: its weights are of other columns than the "
+                "rotated ones; collect them with --calibrate instead"
+            )
+        if self.threads < 0:
+            raise UnsupportedError(f"--threads {self.threads}: expected a number from 1")
+        if self.keep_source and isinstance(self.source, Path):
+            raise UnsupportedError(f"--keep-source: {self.source} is a folder, and stays; drop it")
+        for name, given in (("--verify", self.verify), ("--keep-source", self.keep_source)):
+            if self.dry_run and given:
+                raise UnsupportedError(f"{name} has no effect with --dry-run; drop one of them")
+
+    @property
+    def n_threads(self) -> int:
+        """Threads of the quantizer: as asked, else one per usable core."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+    @property
+    def name(self) -> str:
+        """What to call the model."""
+        if isinstance(self.source, HubSource):
+            return self.source.name
+        return self.source.resolve().name
+
+    @property
+    def target(self) -> Path:
+        """The file to write."""
+        return self.output or Path(f"{self.name}-{self.type.lower()}.gguf")
+
+
+def refuse_idle_weights(option: str, kind: str) -> None:
+    """Refuse importance weights for a type that no quantizer weighs.
+
+    Raises:
+        UnsupportedError: they would have no effect.
+    """
+    if kind.lower() in _UNWEIGHTED:
+        raise UnsupportedError(f"{option} has no effect with --type {kind}; drop one of them")

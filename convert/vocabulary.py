@@ -1,0 +1,167 @@
+"""A vocabulary as GGUF stores it, whichever files it came from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from pathlib import Path
+
+from .errors import FileFormatError, UnsupportedError
+
+#: Score of a unigram token that text must never become.
+NEVER = -1e6
+
+#: Ids above this are no vocabulary's.
+MOST_TOKENS = 1 << 24
+
+
+class TokenType(IntEnum):
+    """llama.cpp's ``llama_token_type``."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Token texts and types, and how text becomes tokens.
+
+    ``model`` is llama.cpp's name of the algorithm: "gpt2", byte-level BPE with the split named
+    ``pre`` and ``merges`` by rank; or "t5", sentencepiece's unigram with ``scores``, the
+    normalizer's compiled ``charsmap`` and two flags for spaces. llama.cpp neither applies a Unicode
+    normal form (``normalizer``) nor lower-cases: the runtime does both before. ``special`` holds
+    the ids of "bos", "eos" and so on; ``named_templates`` the chat templates besides the usual one.
+    ``notes`` say what was changed to fit.
+    """
+
+    pre: str
+    tokens: tuple[str, ...]
+    types: tuple[TokenType, ...]
+    merges: tuple[str, ...] = ()
+    model: str = "gpt2"
+    scores: tuple[float, ...] = ()
+    charsmap: bytes = b""
+    add_space_prefix: bool = False
+    remove_extra_whitespaces: bool = False
+    normalizer: str = ""
+    lowercase: bool = False
+    add_bos: bool = False
+    add_eos: bool = False
+    special: Mapping[str, int] = field(default_factory=dict)
+    chat_template: str | None = None
+    named_templates: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """A token that is found in text before anything else is done to it."""
+
+    id: int
+    text: str
+    special: bool
+    flags: tuple[str, ...] = ()
+
+    @property
+    def type(self) -> TokenType:
+        """As Hugging Face has it: "special" tokens are not shown, the others are plain text."""
+        return TokenType.CONTROL if self.special else TokenType.USER_DEFINED
+
+
+def check_added_tokens(path: Path, added: tuple[AddedToken, ...]) -> tuple[str, ...]:
+    """Notes on what llama.cpp ignores of the added tokens.
+
+    ``lstrip`` and ``rstrip`` swallow the spaces beside a token, ``single_word`` finds it only as a
+    word; llama.cpp has no key for them.
+
+    Raises:
+        UnsupportedError: a token that plain text may hold has such a flag.
+    """
+    flagged = [token for token in added if token.flags]
+    for token in flagged:
+        if not token.special:
+            raise UnsupportedError(
+                f"{path}: the added token {token.text!r} with {', '.join(token.flags)} "
+                "has no counterpart in llama.cpp"
+            )
+    if not flagged:
+        return ()
+    names = ", ".join(repr(token.text) for token in flagged[:3])
+    more = f" and {len(flagged) - 3} more" if len(flagged) > 3 else ""
+    return (
+        f"vocabulary: {names}{more}: Hugging Face drops the spaces beside these special tokens "
+        "(lstrip, rstrip) or wants them as words (single_word); llama.cpp does neither",
+    )
+
+
+def fit_to_rows(vocabulary: Vocabulary, n_rows: int) -> Vocabulary:
+    """Pad with unused tokens, or cut, so that every row of the embedding has one token.
+
+    Raises:
+        FileFormatError: two tokens have one text, which llama.cpp would abort on.
+        UnsupportedError: tokens that text can produce have no row.
+    """
+    _check_unique(vocabulary)
+    n_tokens = len(vocabulary.tokens)
+    if n_tokens < n_rows:
+        padding = _padding(vocabulary, range(n_tokens, n_rows))
+        return replace(
+            vocabulary,
+            tokens=vocabulary.tokens + padding,
+            types=vocabulary.types + (TokenType.UNUSED,) * len(padding),
+            scores=vocabulary.scores and vocabulary.scores + (NEVER,) * len(padding),
+            notes=(
+                *vocabulary.notes,
+                f"vocabulary: {n_tokens} tokens padded to the embedding's {n_rows} rows",
+            ),
+        )
+    if n_tokens == n_rows:
+        return vocabulary
+    lost = range(n_rows, n_tokens)
+    kept = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNUSED)
+    if any(vocabulary.types[i] not in kept for i in lost):
+        raise UnsupportedError(
+            f"the tokenizer has {n_tokens} tokens, but the embedding only {n_rows} rows: "
+            f"token {n_rows} ({vocabulary.tokens[n_rows]!r}) could not be embedded"
+        )
+    return replace(
+        vocabulary,
+        tokens=vocabulary.tokens[:n_rows],
+        types=vocabulary.types[:n_rows],
+        scores=vocabulary.scores[:n_rows],
+        special={name: i for name, i in vocabulary.special.items() if i < n_rows},
+        notes=(
+            *vocabulary.notes,
+            f"vocabulary: {len(lost)} added tokens without an embedding row left out",
+        ),
+    )
+
+
+def padding_text(i: int) -> str:
+    """The text of an id that no token has."""
+    return f"[PAD{i}]"
+
+
+def _padding(vocabulary: Vocabulary, ids: range) -> tuple[str, ...]:
+    taken = set(vocabulary.tokens)
+    texts = []
+    for i in ids:
+        text = padding_text(i)
+        while text in taken:
+            text = f"[{text}]"
+        taken.add(text)
+        texts.append(text)
+    return tuple(texts)
+
+
+def _check_unique(vocabulary: Vocabulary) -> None:
+    if len(set(vocabulary.tokens)) == len(vocabulary.tokens):
+        return
+    (text, _), *_ = Counter(vocabulary.tokens).most_common(1)
+    raise FileFormatError(f"the tokenizer has two tokens with the text {text!r}")

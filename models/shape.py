@@ -1,0 +1,107 @@
+"""A model's sizes, as a memory plan needs them: from a network, or from the header of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .network import Network, Role
+
+
+@dataclass(frozen=True, slots=True)
+class WeightOption:
+    """The weights in one type: all bytes, those read for every token, the largest tensor's.
+
+    An embedding is read row by row and costs a token nothing, unless it is the head as well.
+    ``main`` is the tensor type of most bytes; ``largest_of`` names every type of a matrix that is
+    multiplied with, and the largest of these.
+    """
+
+    type: str
+    n_bytes: int
+    read_bytes: int
+    largest: int
+    main: str
+    largest_of: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SizedTensor:
+    """A tensor as it will be stored. ``is_lookup``: its rows are looked up, not multiplied with."""
+
+    type: str
+    n_bytes: int
+    is_lookup: bool
+    is_matrix: bool
+
+
+def weight_option(type: str, tensors: Iterable[SizedTensor]) -> WeightOption:
+    """Sum the tensors up."""
+    total = read = largest = 0
+    largest_of: dict[str, int] = {}
+    sums: dict[str, int] = {}
+    for tensor in tensors:
+        total += tensor.n_bytes
+        largest = max(largest, tensor.n_bytes)
+        if tensor.is_lookup:
+            continue
+        read += tensor.n_bytes
+        if tensor.is_matrix:
+            largest_of[tensor.type] = max(largest_of.get(tensor.type, 0), tensor.n_bytes)
+            sums[tensor.type] = sums.get(tensor.type, 0) + tensor.n_bytes
+    main = max(sums, key=lambda name: sums[name], default="f32")
+    return WeightOption(type, total, read, largest, main, tuple(largest_of.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Sizes of a network and the types that its weights can have, the finest first.
+
+    ``parallel`` says that attention and feed-forward read the same input (GPT-J always, GPT-NeoX by
+    its config), ``rotates`` that llama.cpp may rotate a quantized cache (the weights do it for
+    themselves if a rotation was folded in). ``is_file`` says that the weights lie there already, in
+    their only type.
+    """
+
+    name: str
+    graph: str
+    n_layer: int
+    n_embd: int
+    n_head_kv: int
+    head_dim: int
+    n_ff: int
+    n_vocab: int
+    n_ctx_train: int
+    parallel: bool
+    options: tuple[WeightOption, ...]
+    rotates: bool = True
+    is_file: bool = False
+
+    def option(self, type: str) -> WeightOption:
+        """The weights in that type.
+
+        Raises:
+            KeyError: not one of the options.
+        """
+        for option in self.options:
+            if option.type == type:
+                return option
+        raise KeyError(type)
+
+
+def network_shape(name: str, network: Network, options: tuple[WeightOption, ...]) -> ModelShape:
+    """The shape of a network whose weights come in these options."""
+    n_ff = max(rule.shape[0] for rule in network.rules if rule.role is Role.FFN_UP)
+    return ModelShape(
+        name=name,
+        graph=network.graph,
+        n_layer=network.n_layer,
+        n_embd=network.n_embd,
+        n_head_kv=network.n_head,
+        head_dim=network.head_dim,
+        n_ff=n_ff,
+        n_vocab=network.vocab_rows,
+        n_ctx_train=network.n_ctx,
+        parallel=bool(network.metadata.get("use_parallel_residual", network.graph == "phi2")),
+        options=options,
+    )

@@ -1,0 +1,140 @@
+"""Collect the mean square of every column of what enters the weight matrices while decoding.
+
+llama.cpp shows every node of a graph to an evaluation callback; ours is C++
+(native/src/activations.cpp), so that no Python runs inside a decode.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import EvaluateError
+from .library import load_library
+
+
+class _Sums(ctypes.Structure):
+    """``inferos_activation_sums`` of native/src/inferos.h."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("sum_squares", ctypes.POINTER(ctypes.c_double)),
+        ("n_columns", ctypes.c_int64),
+        ("n_rows", ctypes.c_int64),
+    )
+
+
+# enum inferos_status
+_COMPLAINTS = {
+    2: "{name}: its input changed its width between two graphs",
+    5: "not enough memory to sum the activations",
+    6: "{name}: an activation is NaN or infinite; the weights are damaged, or too large for F16",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationSums:
+    """What entered one weight matrix: (n_columns,) sums of squares over ``n_rows`` rows."""
+
+    sum_squares: NDArray[np.float64]
+    n_rows: int
+
+    @property
+    def mean_squares(self) -> NDArray[np.float64]:
+        """(n_columns,), the diagonal of the activations' second moment."""
+        return self.sum_squares / max(1, self.n_rows)
+
+
+@functools.cache
+def _functions() -> Any:
+    library = load_library()
+    handle = ctypes.c_void_p
+    for name, result, arguments in (
+        ("create", handle, []),
+        ("destroy", None, [handle]),
+        ("status", ctypes.c_int32, [handle]),
+        ("culprit", ctypes.c_char_p, [handle]),
+        ("n_entries", ctypes.c_int64, [handle]),
+        ("entry", ctypes.c_int32, [handle, ctypes.c_int64, ctypes.POINTER(_Sums)]),
+    ):
+        function = getattr(library, f"inferos_activations_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+class ActivationCollector:
+    """Sums squares for one context at a time, over all that it decodes. A context manager.
+
+    Give it to :class:`~.context.Context` as its observer and close it after that context.
+    """
+
+    def __init__(self) -> None:
+        self._library = _functions()
+        self._pointer: int | None = self._library.inferos_activations_create()
+        if not self._pointer:
+            raise EvaluateError(_COMPLAINTS[5])
+
+    @property
+    def callback(self) -> Any:
+        """The ``ggml_backend_sched_eval_callback``."""
+        function = self._library.inferos_activations_observe
+        return ctypes.cast(function, llama_cpp.ggml_backend_sched_eval_callback)
+
+    @property
+    def user_data(self) -> int:
+        """The collector's address."""
+        if self._pointer is None:
+            raise EvaluateError("the collector is closed")
+        return self._pointer
+
+    def check(self) -> None:
+        """Complain about what a decode met.
+
+        Raises:
+            EvaluateError: values that are no numbers, or no memory; nothing is summed any more.
+        """
+        status = self._library.inferos_activations_status(self.user_data)
+        if status != 0:
+            name = self._library.inferos_activations_culprit(self.user_data).decode()
+            raise EvaluateError(_COMPLAINTS.get(status, f"status {status}").format(name=name))
+
+    def results(self) -> dict[str, ActivationSums]:
+        """Copies of the sums so far, by the name of the weight matrix, in the graph's order.
+
+        A head that shares the embedding's weights is ``token_embd.weight``.
+
+        Raises:
+            EvaluateError: see :meth:`check`.
+        """
+        self.check()
+        found: dict[str, ActivationSums] = {}
+        sums = _Sums()
+        for index in range(self._library.inferos_activations_n_entries(self.user_data)):
+            self._library.inferos_activations_entry(self.user_data, index, ctypes.byref(sums))
+            values = np.ctypeslib.as_array(sums.sum_squares, (sums.n_columns,)).copy()
+            found[sums.name.decode()] = ActivationSums(values, int(sums.n_rows))
+        return found
+
+    def close(self) -> None:
+        """Free the sums."""
+        if self._pointer is not None:
+            self._library.inferos_activations_destroy(self._pointer)
+            self._pointer = None
+
+    def __enter__(self) -> ActivationCollector:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

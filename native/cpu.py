@@ -1,0 +1,69 @@
+"""What the loaded llama.cpp uses of the CPU, and how fast the CPU reads memory."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+import llama_cpp
+
+from .errors import NativeError
+from .library import load_library
+
+
+def used_features() -> tuple[str, ...]:
+    """Names of the features that the loaded libraries were compiled for, as ggml spells them."""
+    return parse_features(llama_cpp.llama_print_system_info().decode())
+
+
+def parse_features(info: str) -> tuple[str, ...]:
+    """The features of ``llama_print_system_info``: those of the CPU backend that are not 0."""
+    names: list[str] = []
+    backend = ""
+    for entry in info.split(" | "):
+        # a backend's name stands in front of its first feature only
+        label, _, feature = entry.rpartition(" : ")
+        backend = label.strip()
+        name, _, value = feature.partition(" = ")
+        if backend == "CPU" and value.strip() not in ("", "0"):
+            names.append(name.strip())
+    return tuple(names)
+
+
+def repacked_types(features: tuple[str, ...]) -> frozenset[str]:
+    """Tensor types that llama.cpp lays out anew for such a CPU, if it may.
+
+    ``ggml_repack_get_optimal_repack_type`` in ggml-cpu/repack.cpp, for x86 and ARM.
+    """
+    types: set[str] = set()
+    if "REPACK" in features and "AVX2" in features:
+        types |= {"q4_0", "q4_k", "iq4_nl"}
+    if "REPACK" in features and "NEON" in features and "DOTPROD" in features:
+        types |= {"q4_0", "q4_k", "q5_k", "q6_k", "iq4_nl", "q8_0"}
+    return frozenset(types)
+
+
+@functools.cache
+def _probe() -> Any:
+    function = load_library().inferos_read_bandwidth
+    function.argtypes = [
+        ctypes.c_uint64, ctypes.c_int32, ctypes.c_double, ctypes.POINTER(ctypes.c_double),
+    ]  # fmt: skip
+    function.restype = ctypes.c_int32
+    return function
+
+
+def read_bandwidth(n_threads: int, *, n_bytes: int = 256 << 20, seconds: float = 0.5) -> float:
+    """Measured bytes per second that so many threads together read from memory.
+
+    Raises:
+        NativeError: no memory for the ``n_bytes`` that are read over and over.
+    """
+    rate = ctypes.c_double()
+    status = _probe()(n_bytes, n_threads, seconds, ctypes.byref(rate))
+    if status != 0:
+        raise NativeError(
+            f"cannot measure the memory's bandwidth with {n_bytes} bytes and {n_threads} threads"
+        )
+    return float(rate.value)

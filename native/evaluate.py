@@ -1,0 +1,355 @@
+"""How well a model predicts a text, and how far another is from it: perplexity and KL divergence.
+
+Goes in: loaded models and tokens. Comes out: records of figures. Logits are scored batch by batch,
+so that memory does not grow with the text, nor beyond two batches with the vocabulary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from .context import Context, ContextParams, Observer
+from .errors import EvaluateError
+from .interrupt import interruptible
+from .library import load_library
+from .model import Model
+
+Progress = Callable[[int, int], None]
+
+# A context keeps a batch's logits twice, computed and copied out: at most 128 MB each.
+_LOGIT_BYTES = 128 << 20
+_LARGEST_BATCH = 512
+_SMALLEST_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSettings:
+    """How a text is cut: windows of ``n_ctx`` tokens, each decoded into an empty cache.
+
+    Only tokens from ``skip`` on are scored, so that each has some context; None skips the first
+    half, as llama-perplexity does. ``max_windows`` None takes all that the text fills.
+    """
+
+    n_threads: int
+    n_ctx: int = 512
+    max_windows: int | None = None
+    skip: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_ctx < 2:
+            raise EvaluateError(f"windows of {self.n_ctx} tokens; expected at least 2")
+        if self.max_windows is not None and self.max_windows < 1:
+            raise EvaluateError(f"{self.max_windows} windows; expected at least 1")
+        if not 0 <= self.first_scored < self.n_ctx - 1:
+            raise EvaluateError(
+                f"skip {self.skip}: expected 0 to {self.n_ctx - 2} in windows of {self.n_ctx}"
+            )
+
+    @property
+    def first_scored(self) -> int:
+        """Position in the window of the first row of logits that is scored."""
+        return self.n_ctx // 2 if self.skip is None else self.skip
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model and the cache that it runs with."""
+
+    model: Model
+    type_k: str = "f16"
+    type_v: str = "f16"
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """``log_probs`` (n_tokens,): natural logarithm of each scored token's probability."""
+
+    log_probs: NDArray[np.float64]
+
+    @property
+    def value(self) -> float:
+        """exp of the mean negative log probability."""
+        return math.exp(-float(self.log_probs.mean()))
+
+    @property
+    def standard_error(self) -> float:
+        """Of the value, from the spread of the log probabilities."""
+        n = len(self.log_probs)
+        return self.value * float(self.log_probs.std()) / math.sqrt(max(1, n - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """A candidate against a reference, token by token.
+
+    ``kl`` (n_tokens,) is KL(reference || candidate) in nats, ``same_top`` (n_tokens,) whether both
+    find the same token likeliest.
+    """
+
+    reference: Perplexity
+    candidate: Perplexity
+    kl: NDArray[np.float64]
+    same_top: NDArray[np.bool_]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens compared."""
+        return len(self.kl)
+
+    @property
+    def mean_kl(self) -> float:
+        """Mean over all tokens."""
+        return float(self.kl.mean())
+
+    @property
+    def p99_kl(self) -> float:
+        """99 of 100 tokens diverge less."""
+        return float(np.quantile(self.kl, 0.99))
+
+    @property
+    def top1(self) -> float:
+        """Share of tokens with the same likeliest token."""
+        return float(self.same_top.mean())
+
+
+def cut_windows(
+    model: Model, tokens: Sequence[int] | NDArray[Any], settings: WindowSettings
+) -> NDArray[np.int32]:
+    """Cut tokens into (n_windows, n_ctx), as llama-imatrix and llama-perplexity do.
+
+    A last piece that does not fill a window is left out; where the model wants a token before a
+    text, it replaces the first one of every window.
+
+    Raises:
+        EvaluateError: not one window is filled, it exceeds the model's own context, or a token
+            lies outside its vocabulary.
+    """
+    n_ctx, vocab = settings.n_ctx, model.vocab
+    if 0 < model.n_ctx_train < n_ctx:
+        raise EvaluateError(
+            f"windows of {n_ctx} tokens; {model.path.name} was trained on {model.n_ctx_train}"
+        )
+    n_windows = len(tokens) // n_ctx
+    if settings.max_windows is not None:
+        n_windows = min(n_windows, settings.max_windows)
+    if n_windows == 0:
+        raise EvaluateError(
+            f"the text is too short: {len(tokens)} tokens do not fill a window of {n_ctx}"
+        )
+    windows = np.array(tokens[: n_windows * n_ctx], np.int64).reshape(n_windows, n_ctx)
+    if windows.min() < 0 or windows.max() >= vocab.n_tokens:
+        raise EvaluateError(
+            f"token {int(windows.max())} is not in the vocabulary of {vocab.n_tokens} tokens"
+        )
+    if llama_cpp.llama_vocab_get_add_bos(vocab.pointer):
+        windows[:, 0] = vocab.bos
+    return windows.astype(np.int32)
+
+
+def evaluation_context(
+    subject: Subject, settings: WindowSettings, observer: Observer | None = None
+) -> Context:
+    """A context for one window whose batches keep the logits of all tokens in bounded memory."""
+    batch = _LOGIT_BYTES // (4 * subject.model.vocab.n_tokens) // 32 * 32
+    batch = min(settings.n_ctx, max(_SMALLEST_BATCH, min(batch, _LARGEST_BATCH)))
+    params = ContextParams(
+        n_ctx=settings.n_ctx, n_threads=settings.n_threads, n_batch=batch, n_outputs_max=batch,
+        type_k=subject.type_k, type_v=subject.type_v,
+    )  # fmt: skip
+    return Context(subject.model, params, observer)
+
+
+def decode_window(
+    contexts: Sequence[Context], window: NDArray[np.int32], first_output: int
+) -> Iterator[tuple[int, int]]:
+    """Decode one window into each context, a batch at a time, from an empty cache.
+
+    Yields:
+        After each batch that has them: the position of the first row of logits, and how many.
+    """
+    step = min(context.n_batch for context in contexts)
+    for context in contexts:
+        context.trim(0)
+    for start in range(0, len(window), step):
+        batch = window[start : start + step]
+        n_outputs = min(len(batch), max(0, start + len(batch) - first_output))
+        for context in contexts:
+            context.decode(batch, start, outputs=n_outputs)
+        if n_outputs:
+            yield start + len(batch) - n_outputs, n_outputs
+
+
+def evaluate_perplexity(
+    subject: Subject,
+    tokens: Sequence[int] | NDArray[Any],
+    settings: WindowSettings,
+    progress: Progress | None = None,
+) -> Perplexity:
+    """Score a text.
+
+    Args:
+        subject: the model.
+        tokens: the text.
+        settings: windows and threads.
+        progress: called with windows done and in all.
+
+    Raises:
+        EvaluateError: see :func:`cut_windows`; or the model computes no numbers.
+        DecodeError: decoding failed or was interrupted.
+    """
+    scores = _score([subject], tokens, settings, progress)
+    return Perplexity(np.ascontiguousarray(scores["reference_log_prob"]))
+
+
+def compare_models(
+    reference: Subject,
+    candidate: Subject,
+    tokens: Sequence[int] | NDArray[Any],
+    settings: WindowSettings,
+    progress: Progress | None = None,
+) -> Divergence:
+    """Run two models side by side over a text and compare all their probabilities.
+
+    Args:
+        reference: the model to be close to.
+        candidate: the other; its vocabulary must have the same size.
+        tokens: the text.
+        settings: windows and threads.
+        progress: called with windows done and in all.
+
+    Raises:
+        EvaluateError: vocabularies differ, or see :func:`evaluate_perplexity`.
+        DecodeError: decoding failed or was interrupted.
+    """
+    scores = _score([reference, candidate], tokens, settings, progress)
+    return Divergence(
+        Perplexity(np.ascontiguousarray(scores["reference_log_prob"])),
+        Perplexity(np.ascontiguousarray(scores["candidate_log_prob"])),
+        np.ascontiguousarray(scores["kl"]),
+        scores["reference_top"] == scores["candidate_top"],
+    )
+
+
+def _score(
+    subjects: Sequence[Subject],
+    tokens: Sequence[int] | NDArray[Any],
+    settings: WindowSettings,
+    progress: Progress | None,
+) -> NDArray[Any]:
+    """One record of :data:`_SCORE` per scored token, in the order of the text."""
+    models = [subject.model for subject in subjects]
+    sizes = [model.vocab.n_tokens for model in models]
+    if len(set(sizes)) > 1:
+        raise EvaluateError(
+            f"{models[1].path.name} has {sizes[1]} tokens in its vocabulary, "
+            f"{models[0].path.name} has {sizes[0]}: they cannot be compared"
+        )
+    windows = cut_windows(models[0], tokens, settings)
+    if len(models) > 1:
+        cut_windows(models[1], tokens, settings)  # its own limits
+    found: list[NDArray[Any]] = []
+    with ExitStack() as stack:
+        contexts = [stack.enter_context(evaluation_context(s, settings)) for s in subjects]
+        stack.enter_context(interruptible())
+        for number, window in enumerate(windows, 1):
+            for start, n in decode_window(contexts, window, settings.first_scored):
+                # the last token's successor is not in the window
+                n_rows = min(n, len(window) - 1 - start)
+                if n_rows:
+                    rows = [context.logits_rows(n)[:n_rows] for context in contexts]
+                    targets = window[start + 1 : start + 1 + n_rows]
+                    found.append(score_rows(rows, targets, settings.n_threads))
+            if progress:
+                progress(number, len(windows))
+    scores = np.concatenate(found)
+    for field, model in zip(("reference_log_prob", "candidate_log_prob"), models, strict=False):
+        if not np.isfinite(scores[field]).all():
+            raise EvaluateError(f"{model.path.name}: it computes probabilities that are no numbers")
+    return scores
+
+
+#: ``inferos_row_score`` of native/src/inferos.h.
+_SCORE = np.dtype(
+    [
+        ("reference_log_prob", "<f8"),
+        ("candidate_log_prob", "<f8"),
+        ("kl", "<f8"),
+        ("reference_top", "<i4"),
+        ("candidate_top", "<i4"),
+    ]
+)
+
+
+class _Job(ctypes.Structure):
+    """``inferos_score_job`` of native/src/inferos.h."""
+
+    _fields_ = (
+        ("reference", ctypes.c_void_p),
+        ("candidate", ctypes.c_void_p),
+        ("targets", ctypes.c_void_p),
+        ("n_rows", ctypes.c_int64),
+        ("n_vocab", ctypes.c_int64),
+        ("n_threads", ctypes.c_int32),
+    )
+
+
+# enum inferos_status
+_REFUSALS = {
+    3: "a token lies outside the vocabulary",
+    5: "not enough memory to score the logits",
+}
+
+
+@functools.cache
+def _score_function() -> Any:
+    function = load_library().inferos_score_rows
+    function.argtypes = [ctypes.POINTER(_Job), ctypes.c_void_p]
+    function.restype = ctypes.c_int32
+    return function
+
+
+def score_rows(
+    logits: Sequence[NDArray[np.float32]], targets: NDArray[np.int32], n_threads: int
+) -> NDArray[Any]:
+    """Score rows of logits in double precision.
+
+    Args:
+        logits: the reference's and, if there is one, the candidate's; (n_rows, n_vocab) each.
+        targets: (n_rows,) the token that truly follows each row.
+        n_threads: threads; they share the rows.
+
+    Returns:
+        (n_rows,) records: ``reference_log_prob``, ``candidate_log_prob``, ``kl``,
+        ``reference_top``, ``candidate_top``; without a candidate its fields are 0.
+
+    Raises:
+        EvaluateError: shapes or tokens that do not go together.
+    """
+    rows = [np.ascontiguousarray(one, np.float32) for one in logits]
+    wanted = np.ascontiguousarray(targets, np.int32)
+    if any(one.ndim != 2 or one.shape != rows[0].shape for one in rows):
+        raise EvaluateError(f"cannot compare logits of {[one.shape for one in rows]}")
+    n_rows, n_vocab = rows[0].shape
+    if wanted.shape != (n_rows,):
+        raise EvaluateError(f"{wanted.size} tokens for {n_rows} rows of logits")
+    scores = np.empty(n_rows, _SCORE)
+    job = _Job(
+        rows[0].ctypes.data,
+        rows[1].ctypes.data if len(rows) > 1 else None,
+        wanted.ctypes.data,
+        n_rows, n_vocab, n_threads,
+    )  # fmt: skip
+    status = _score_function()(ctypes.byref(job), scores.ctypes.data)
+    if status != 0:
+        raise EvaluateError(_REFUSALS.get(status, f"status {status}"))
+    return scores

@@ -1,0 +1,79 @@
+"""What of a file and of a context truly lies in memory."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .context import Context
+from .errors import NativeError
+from .library import load_library
+
+
+class _Buffers(ctypes.Structure):
+    """``inferos_buffers`` of native/src/inferos.h."""
+
+    _fields_ = (
+        ("model", ctypes.c_uint64),
+        ("context", ctypes.c_uint64),
+        ("compute", ctypes.c_uint64),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """Bytes that llama.cpp allocated; ``weights`` count whole, mapped or not."""
+
+    weights: int
+    kv: int
+    compute: int
+
+
+@functools.cache
+def _functions() -> tuple[Any, Any]:
+    library = load_library()
+    buffers, residency = library.inferos_context_buffers, library.inferos_file_residency
+    buffers.argtypes = [ctypes.c_void_p, ctypes.POINTER(_Buffers)]
+    buffers.restype = ctypes.c_int32
+    residency.argtypes = [
+        ctypes.c_char_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.POINTER(ctypes.c_uint64),
+    ]  # fmt: skip
+    residency.restype = ctypes.c_int32
+    return buffers, residency
+
+
+def context_buffers(context: Context) -> Buffers:
+    """The buffers of a context and its model.
+
+    Raises:
+        NativeError: no memory to ask.
+    """
+    result = _Buffers()
+    pointer = ctypes.cast(context.pointer, ctypes.c_void_p)
+    if _functions()[0](pointer, ctypes.byref(result)) != 0:
+        raise NativeError("not enough memory to read llama.cpp's buffer sizes")
+    return Buffers(result.model, result.context, result.compute)
+
+
+def resident_bytes(path: Path, offset: int = 0, length: int | None = None) -> int:
+    """Bytes of a file (or of a part of it) that are in the page cache.
+
+    The kernel tells it only to those who own the file or may write it; for others every page
+    counts as resident (mincore(2)).
+
+    Raises:
+        OSError: the file cannot be mapped.
+    """
+    size = max(0, path.stat().st_size - offset)
+    length = size if length is None else min(length, size)
+    if length <= 0:
+        return 0
+    found = ctypes.c_uint64()
+    error = _functions()[1](os.fsencode(path), offset, length, ctypes.byref(found))
+    if error:
+        raise OSError(error, os.strerror(error), str(path))
+    return int(found.value)

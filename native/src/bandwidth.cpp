@@ -1,0 +1,91 @@
+#include "inferos.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include <sys/mman.h>
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// what the reads add up to goes here, so that no compiler drops them
+std::atomic<uint64_t> sink{0};
+
+// Eight independent sums: the loads are limited by the memory, not by one addition after another.
+uint64_t read_all(const uint64_t * data, size_t n) {
+    uint64_t sums[8] = {};
+    for (size_t i = 0; i + 8 <= n; i += 8) {
+        for (size_t j = 0; j < 8; ++j) {
+            sums[j] += data[i + j];
+        }
+    }
+    uint64_t total = 0;
+    for (const uint64_t sum : sums) {
+        total += sum;
+    }
+    return total;
+}
+
+// Runs work(first, count) on every thread's share of n words.
+template <typename Work>
+void share(size_t n, int32_t n_threads, Work work) {
+    const size_t             part = n / static_cast<size_t>(n_threads) / 8 * 8;
+    std::vector<std::thread> threads;
+    try {
+        for (int32_t t = 1; t < n_threads; ++t) {
+            threads.emplace_back(work, part * static_cast<size_t>(t), part);
+        }
+    } catch (const std::system_error &) {
+        // no more threads: those that there are do their part, and the rate says so
+    }
+    work(size_t{0}, part);
+    for (std::thread & thread : threads) {
+        thread.join();
+    }
+}
+
+}  // namespace
+
+INFEROS_API int32_t inferos_read_bandwidth(uint64_t n_bytes, int32_t n_threads, double seconds,
+                                           double * bytes_per_s) {
+    if (n_threads < 1 || n_bytes / 64 < static_cast<uint64_t>(n_threads) || bytes_per_s == nullptr) {
+        return INFEROS_BAD_SHAPE;
+    }
+    void * memory = mmap(nullptr, n_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+        return INFEROS_NO_MEMORY;
+    }
+    madvise(memory, n_bytes, MADV_HUGEPAGE);
+    auto *       data    = static_cast<uint64_t *>(memory);
+    const size_t n_words = n_bytes / sizeof(uint64_t);
+    const size_t read    = n_words / static_cast<size_t>(n_threads) / 8 * 8 *
+                        static_cast<size_t>(n_threads) * sizeof(uint64_t);
+    int32_t status = INFEROS_OK;
+    try {
+        // each thread writes its own part first: its pages then lie in its own socket's memory
+        share(n_words, n_threads, [data](size_t first, size_t count) {
+            std::fill_n(data + first, count, first | 1);
+        });
+        double     best = 0.0;
+        const auto end  = Clock::now() + std::chrono::duration<double>(seconds);
+        do {
+            const auto started = Clock::now();
+            share(n_words, n_threads, [data](size_t first, size_t count) {
+                sink.fetch_add(read_all(data + first, count), std::memory_order_relaxed);
+            });
+            const std::chrono::duration<double> took = Clock::now() - started;
+            best = std::max(best, static_cast<double>(read) / std::max(took.count(), 1e-9));
+        } while (Clock::now() < end);
+        *bytes_per_s = best;
+    } catch (const std::bad_alloc &) {
+        status = INFEROS_NO_MEMORY;
+    }
+    munmap(memory, n_bytes);
+    return status;
+}

@@ -1,0 +1,247 @@
+"""What the commands ``plan`` and ``system`` do: a model's sizes and the machine's, put together."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from .convert.checkpoint import read_config
+from .convert.errors import SourceError
+from .convert.hub import list_repository, read_start
+from .convert.sizes import weight_options
+from .convert.source import HubSource, cache_folder, find_source
+from .models import describe
+from .models.catalog import CATALOG, CatalogModel, find_model
+from .models.shape import ModelShape, network_shape
+from .native.cpu import repacked_types, used_features
+from .native.gguf_file import read_gguf_header
+from .runtime.bandwidth import (
+    Bandwidth,
+    known_bandwidth,
+    machine_fingerprint,
+    measure_bandwidth,
+    store_bandwidth,
+)
+from .runtime.choice import Wish, choose, type_table
+from .runtime.errors import MemoryShortage, SettingsError
+from .runtime.kv_schedule import choose_schedule
+from .runtime.machine import (
+    Cpu,
+    Disk,
+    Extensions,
+    Memory,
+    read_cpu,
+    read_disk,
+    read_extensions,
+    read_memory,
+)
+from .runtime.plan import Budget, Plan, Planner, Sizes, kv_model
+from .runtime.positions import context_for
+from .runtime.settings import EngineSettings
+from .runtime.shapes import header_shape
+
+_LARGEST_CONFIG = 1 << 20
+_MOST_PARALLEL = 256
+#: The models of the ranking, the largest first.
+RANKED = (
+    "gpt-neox-20b", "bloom-7b1", "gpt-j-6B", "DialoGPT-large", "gpt2-large", "gpt2-medium",
+    "distilgpt2",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What ``plan`` was asked: ``load`` empty and ``type`` None are to be chosen."""
+
+    model: str
+    engine: EngineSettings
+    load: str = ""
+    type: str | None = None
+    draft: str = "none"
+    parallel: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.parallel <= _MOST_PARALLEL:
+            raise SettingsError(f"--parallel {self.parallel}: expected 1 to {_MOST_PARALLEL}")
+
+
+@dataclass(frozen=True, slots=True)
+class PlanAnswer:
+    """The chosen plan, the same for every type, and notes for the user."""
+
+    plan: Plan
+    types: tuple[Plan, ...]
+    draft: str | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RankedModel:
+    """A known model on this machine: its best plan, and every type that fits."""
+
+    model: CatalogModel
+    plan: Plan
+    fitting: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SystemReport:
+    """Everything that ``system`` says; ``recommended`` is the largest model that fits."""
+
+    memory: Memory
+    cpu: Cpu
+    extensions: Extensions
+    bandwidth: Bandwidth
+    disk: Disk
+    ranking: tuple[RankedModel, ...]
+
+    @property
+    def recommended(self) -> RankedModel | None:
+        """The first of the ranking that fits."""
+        return next((ranked for ranked in self.ranking if ranked.plan.fits), None)
+
+
+def make_answer(request: PlanRequest) -> PlanAnswer:
+    """Plan a model; reads headers and configs only, and downloads no more than a config.
+
+    Raises:
+        SourceError: no such model; names those that are spelled nearly so.
+        SettingsError: options that do not go together or do not suit the model.
+    """
+    shape = find_shape(request.model)
+    if request.type is not None and all(o.type != request.type for o in shape.options):
+        known = ", ".join(option.type for option in shape.options)
+        raise SettingsError(f"--type {request.type}: {shape.name} can have {known}")
+    engine = request.engine
+    n_ctx, notes = context_for(shape.graph, shape.name, shape.n_ctx_train, engine.context)
+    memory, cpu = read_memory(), read_cpu()
+    limit = engine.memory or memory.usable
+    schedule = None
+    if engine.kv not in ("", "auto") or engine.kv_budget:
+        model = kv_model(shape, engine.n_threads)
+        schedule, kv_notes = choose_schedule(engine.kv, engine.kv_budget, model, n_ctx, limit)
+        n_ctx, notes = schedule.n_ctx, (*notes, *kv_notes)
+    draft = _draft_shape(request.draft, request.model)
+    bandwidth = known_bandwidth(cache_folder(), cpu, memory)
+    planner = Planner(
+        shape,
+        Sizes(n_ctx, n_seq=request.parallel, n_threads=engine.n_threads),
+        Budget(limit, bandwidth.all_cores, repacked_types(used_features())),
+        draft,
+    )
+    plan = choose(planner, Wish(request.type, schedule, request.load or None))
+    return PlanAnswer(plan, type_table(planner, plan), draft.name if draft else None, notes)
+
+
+def find_shape(text: str) -> ModelShape:
+    """The sizes of a GGUF file, a checkpoint folder, a name of the catalog or a model on the hub.
+
+    Raises:
+        SourceError: no such model; names those that are spelled nearly so.
+        GgufError, ConfigError: a file or a config that cannot be used.
+    """
+    path = Path(text)
+    if path.is_file():
+        return header_shape(read_gguf_header(path))
+    try:
+        source = find_source(text)
+    except SourceError as error:
+        raise SourceError(f"{error}{_near_names(text)}") from None
+    if isinstance(source, Path):
+        if not source.exists():
+            raise SourceError(f"{text}: no such file or folder{_near_names(text)}")
+        return _config_shape(source.resolve().name, read_config(source))
+    if source.model is not None:
+        return _config_shape(source.model.name, source.model.config)
+    return _config_shape(source.name, _hub_config(source))
+
+
+def finest_type(source: str) -> str:
+    """The finest type whose plan fits into this machine's memory, for ``convert --type auto``.
+
+    Raises:
+        MemoryShortage: not even the smallest fits.
+        SourceError: no such model.
+    """
+    plan = make_answer(PlanRequest(source, EngineSettings())).plan
+    if not plan.fits:
+        raise MemoryShortage(
+            f"{source}: no type fits into this machine's {plan.limit / 1e9:.1f} GB; "
+            f"see infer-os plan {source}"
+        )
+    return plan.weights.type
+
+
+def _config_shape(name: str, config: dict[str, object]) -> ModelShape:
+    network = describe(config)
+    return network_shape(name, network, weight_options(network))
+
+
+def _hub_config(source: HubSource) -> dict[str, object]:
+    """The config of a model on the hub; nothing else is fetched."""
+    try:
+        repository = list_repository(source)
+    except SourceError as error:
+        raise SourceError(f"{error}{_near_names(source.repository)}") from None
+    file = repository.files.get("config.json")
+    if file is None or file.size > _LARGEST_CONFIG:
+        raise SourceError(f"{source.repository}: not a checkpoint: it has no config.json")
+    try:
+        config = json.loads(read_start(repository, file, file.size))
+    except ValueError as error:
+        raise SourceError(f"{source.repository}: config.json is no JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise SourceError(f"{source.repository}: config.json is no JSON object")
+    return config
+
+
+def _near_names(text: str) -> str:
+    """ "; did you mean ...?" with names of the catalog, or nothing."""
+    names = {name.lower(): name for model in CATALOG for name in (model.id, model.name)}
+    near = difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(names[name] for name in near)}?" if near else ""
+
+
+def _draft_shape(draft: str, target: str) -> ModelShape | None:
+    if draft in ("none", "lookup"):  # looking up needs no second model
+        return None
+    if draft == "auto":
+        known = find_model(target)
+        return find_shape(known.draft) if known and known.draft else None
+    return find_shape(draft)
+
+
+def make_report() -> SystemReport:
+    """Look at the machine, measure its bandwidth anew, and rank the known models on it."""
+    memory, cpu = read_memory(), read_cpu()
+    bandwidth = measure_bandwidth(cpu, memory)
+    store_bandwidth(cache_folder(), machine_fingerprint(cpu, memory), bandwidth)
+    extensions = read_extensions()
+    repacked = repacked_types(extensions.used)
+    budget = Budget(memory.usable, bandwidth.all_cores, repacked)
+    return SystemReport(
+        memory=memory,
+        cpu=cpu,
+        extensions=extensions,
+        bandwidth=bandwidth,
+        disk=read_disk(cache_folder()),
+        ranking=tuple(rank(budget)),
+    )
+
+
+def rank(budget: Budget) -> list[RankedModel]:
+    """The best plan of each known model, the largest model first."""
+    ranking = []
+    for name in RANKED:
+        model = find_model(name)
+        if model is None:
+            raise SourceError(f"{name}: not in the catalog")
+        shape = _config_shape(model.name, model.config)
+        n_ctx, _ = context_for(shape.graph, shape.name, shape.n_ctx_train, 0)
+        planner = Planner(shape, Sizes(n_ctx), budget)
+        plan = choose(planner, Wish())
+        fitting = tuple(p.weights.type for p in type_table(planner, plan) if p.fits)
+        ranking.append(RankedModel(model, plan, fitting))
+    return ranking

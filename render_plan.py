@@ -1,0 +1,190 @@
+"""Turn plans, the system's report and memory readings into tables, lines and JSON objects."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import console
+
+if TYPE_CHECKING:
+    from .planning import PlanAnswer, SystemReport
+    from .runtime.plan import Plan
+
+
+def plan_json(answer: PlanAnswer) -> dict[str, Any]:
+    """``plan --json``: bytes."""
+    plan = answer.plan
+    return {
+        "model": plan.shape.name,
+        "context": plan.sizes.n_ctx,
+        "parallel": plan.sizes.n_seq,
+        "weights": plan.weights.n_bytes,
+        "kv": plan.kv,
+        "compute": plan.compute,
+        "logits": plan.logits,
+        "process": plan.process,
+        "staging": plan.staging,
+        "draft": plan.draft,
+        "total": plan.total,
+        "memory": plan.limit,
+        "fits": plan.fits,
+        "choice": {"type": plan.weights.type, "kv": plan.schedule.spec, "load": plan.load},
+        "reasons": list(plan.reasons),
+        "stages": [
+            {"kv": stage.name, "tokens": stage.up_to, "bytes": n_bytes}
+            for stage, n_bytes in zip(plan.schedule.stages, plan.stage_bytes, strict=True)
+        ],
+        "types": [
+            {
+                "type": p.weights.type, "weights": p.weights.n_bytes, "total": p.total,
+                "fits": p.fits, "tokens_per_s": p.tokens_per_s,
+            }
+            for p in answer.types
+        ],
+        "predicted_decode_tokens_per_s": plan.tokens_per_s,
+        "notes": list(answer.notes),
+    }  # fmt: skip
+
+
+def show_plan(plan: Plan, *, stderr: bool = False) -> None:
+    """The table of a plan: one line per part, and the sum against the limit."""
+    stages = ", then ".join(
+        f"{stage.name} to {stage.up_to}" for stage in plan.schedule.stages
+    )  # fmt: skip
+    rows = [
+        ("weights", f"{plan.weights.type}, load {plan.load}", plan.weights.n_bytes),
+        ("KV cache", f"{stages} tokens" + _times(plan.sizes.n_seq), plan.kv),
+        ("compute buffers", f"{plan.sizes.n_ubatch} tokens at once", plan.compute),
+        ("logits", f"{plan.sizes.n_rows} rows", plan.logits),
+        ("program", f"with {plan.shape.n_vocab} tokens of vocabulary", plan.process),
+    ]
+    if plan.draft:
+        rows.append(("draft", "weights, cache and buffers", plan.draft))
+    while_loading = plan.weights.n_bytes + plan.process + plan.draft + plan.staging
+    at = "while loading" if while_loading == plan.total and plan.staging else "at its largest"
+    cells = [(name, what, console.size(n_bytes)) for name, what, n_bytes in rows]
+    cells.append(("total", at, console.size(plan.total)))
+    verdict = "fits" if plan.fits else "does not fit"
+    cells.append(("may use", verdict, console.size(plan.limit)))
+    console.table((plan.shape.name, "", "size"), cells, left=2, stderr=stderr)
+
+
+def _times(n: int) -> str:
+    return f", {n} sequences" if n > 1 else ""
+
+
+def show_answer(answer: PlanAnswer) -> None:
+    """``plan``: the parts, every type, the reasons."""
+    plan = answer.plan
+    show_plan(plan)
+    if len(answer.types) > 1:
+        console.answer("")
+        rows = [
+            (
+                p.weights.type, console.size(p.weights.n_bytes), console.size(p.total),
+                "yes" if p.fits else "no", _rate(p.tokens_per_s),
+            )
+            for p in answer.types
+        ]  # fmt: skip
+        console.table(("type", "weights", "total", "fits", "tokens/s at most"), rows)
+    console.answer("")
+    for text in (*plan.reasons, *answer.notes):
+        console.answer(text)
+    if plan.tokens_per_s:
+        console.answer(
+            f"at most {_rate(plan.tokens_per_s)} tokens/s: the memory's bandwidth over the bytes "
+            "read per token"
+        )
+
+
+def _rate(tokens_per_s: float | None) -> str:
+    if tokens_per_s is None:
+        return "?"
+    return f"{tokens_per_s:.0f}" if tokens_per_s >= 20 else f"{tokens_per_s:.1f}"
+
+
+def system_json(report: SystemReport) -> dict[str, Any]:
+    """``system --json``."""
+    memory, cpu, group = report.memory, report.cpu, report.memory.group
+    best = report.recommended
+    return {
+        "memory": {
+            "total": memory.total, "available": memory.available, "usable": memory.usable,
+            "swap_total": memory.swap_total, "swap_free": memory.swap_free,
+            "cgroup": group and {"path": group.path, "limit": group.limit, "used": group.used},
+            "rlimit": memory.rlimit,
+        },
+        "cpu": {
+            "model": cpu.model, "sockets": cpu.sockets, "cores": cpu.cores,
+            "threads": cpu.threads, "usable": cpu.usable,
+        },
+        "extensions": {
+            "used": list(report.extensions.used), "unused": list(report.extensions.unused),
+        },
+        "bandwidth_bytes_per_s": report.bandwidth.all_cores,
+        "bandwidth_one_core_bytes_per_s": report.bandwidth.one_core,
+        "disk": {"folder": str(report.disk.folder), "free": report.disk.free},
+        "ranking": [
+            {
+                "model": ranked.model.id, "type": ranked.plan.weights.type,
+                "bytes": ranked.plan.total, "fits": ranked.plan.fits,
+                "tokens_per_s": ranked.plan.tokens_per_s, "kv": ranked.plan.schedule.spec,
+                "weights": ranked.plan.weights.n_bytes, "fitting_types": list(ranked.fitting),
+            }
+            for ranked in report.ranking
+        ],
+        "recommended": best and best.model.id,
+    }  # fmt: skip
+
+
+def show_system(report: SystemReport) -> None:
+    """``system``: the machine line by line, then the ranking."""
+    memory, cpu, size = report.memory, report.cpu, console.size
+    rows = [
+        ("memory", f"{size(memory.total)}, {size(memory.available)} available"),
+        ("swap", f"{size(memory.swap_total)}, {size(memory.swap_free)} free"),
+        ("control group", _group(report)),
+        ("usable now", size(memory.usable)),
+        (
+            "processor",
+            f"{cpu.model}: {cpu.sockets} sockets, {cpu.cores} cores, {cpu.threads} threads, "
+            f"{cpu.usable} usable",
+        ),
+        ("llama.cpp uses", " ".join(report.extensions.used)),
+        ("leaves unused", " ".join(report.extensions.unused) or "nothing that it knows"),
+        (
+            "reads memory at",
+            f"{size(report.bandwidth.all_cores)}/s, one core {size(report.bandwidth.one_core)}/s",
+        ),
+        ("disk", f"{size(report.disk.free)} free at {report.disk.folder}"),
+    ]
+    if memory.rlimit is not None:
+        rows.insert(3, ("address limit", size(memory.rlimit)))
+    console.table(("this machine", ""), rows, left=2)
+    console.answer("")
+    ranking = [
+        (
+            ranked.model.id, ranked.plan.weights.type, size(ranked.plan.total),
+            "yes" if ranked.plan.fits else "no", _rate(ranked.plan.tokens_per_s),
+            ranked.plan.schedule.spec,
+        )
+        for ranked in report.ranking
+    ]  # fmt: skip
+    console.table(("model", "type", "memory", "fits", "tokens/s at most", "cache"), ranking, left=2)
+    best = report.recommended
+    console.answer("")
+    if best is None:
+        console.answer("none of them fits into this machine's memory")
+    else:
+        console.answer(
+            f"recommended: {best.model.id} as {best.plan.weights.type}: the largest that fits "
+            f"(infer-os convert {best.model.name} --type {best.plan.weights.type})"
+        )
+
+
+def _group(report: SystemReport) -> str:
+    group = report.memory.group
+    if group is None:
+        return "no limit"
+    limit, used = console.size(group.limit), console.size(group.used)
+    return f"{limit}, {used} in use ({group.path})"

@@ -1,0 +1,94 @@
+"""Before a file is loaded: its context, its cache's schedule and its plan; then the load itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from infer_os.native.cpu import repacked_types, used_features
+from infer_os.native.gguf_file import GgufHeader
+from infer_os.native.model import Model
+
+from .kv_schedule import KvModel, choose_schedule
+from .loading import check_lockable, check_locked, drop_pages, locked_bytes, prefetch
+from .machine import read_memory
+from .plan import Budget, Plan, Planner, Sizes, check_plan, kv_room
+from .positions import context_for
+from .settings import EngineSettings
+from .shapes import header_shape
+
+
+def choose_context(header: GgufHeader, asked: int) -> tuple[int, tuple[str, ...]]:
+    """The context to allocate, and a warning if it is longer than what the model learned.
+
+    Raises:
+        GgufError: the file's context length is no number.
+        SettingsError: the model has no positions that far.
+    """
+    trained = header.count("context_length", 2048)
+    return context_for(header.architecture, header.path.name, trained, asked)
+
+
+def plan_file(
+    header: GgufHeader, settings: EngineSettings, kv: KvModel
+) -> tuple[Plan, tuple[str, ...]]:
+    """The plan of a file as it is about to be loaded, and warnings for the user.
+
+    Raises:
+        GgufError: a size in the header that is no number.
+        SettingsError: a context or a cache that is not possible for this model.
+        MemoryShortage: it does not fit into ``--memory``, or into what is available.
+    """
+    n_ctx, notes = choose_context(header, settings.context)
+    shape = header_shape(header)
+    limit = settings.memory or read_memory().usable
+    sizes = Sizes(n_ctx, n_threads=settings.n_threads)
+    room = kv_room(shape, sizes, limit)
+    schedule, kv_notes = choose_schedule(settings.kv, settings.kv_budget, kv, n_ctx, room)
+    budget = Budget(limit, repacked=repacked_types(used_features()))
+    planner = Planner(shape, replace(sizes, n_ctx=schedule.n_ctx), budget)
+    plan = planner.plan(shape.options[0], schedule, settings.load)
+    check_plan(plan)
+    return plan, (*notes, *kv_notes)
+
+
+def load_model(
+    path: Path,
+    settings: EngineSettings,
+    plan: Plan,
+    *,
+    progress: Callable[[float], None] | None = None,
+    warmed: Callable[[int, int], None] | None = None,
+) -> Model:
+    """Load the weights as ``--load``, ``--prefetch`` and ``--drop-pages`` say.
+
+    Args:
+        path: the file.
+        settings: the options.
+        plan: its plan, which fits.
+        progress: called with 0.0 to 1.0 while llama.cpp loads.
+        warmed: called with bytes done and in all while the file is prefetched.
+
+    Raises:
+        LockShortage: the weights may not be locked, or could not be.
+        ModelLoadError: llama.cpp refuses the file.
+    """
+    locked = settings.load == "locked"
+    n_bytes = plan.weights.n_bytes
+    if locked:
+        check_lockable(n_bytes)
+    if settings.prefetch:
+        prefetch(path, warmed)
+    before = locked_bytes() if locked else 0
+    model = Model(path, load=settings.load, progress=progress)
+    try:
+        if locked:
+            check_locked(path, n_bytes, before)
+        # copies are made: the file itself is not needed any more
+        if settings.drop_pages and settings.load == "fast":
+            drop_pages(path)
+    except BaseException:
+        model.close()
+        raise
+    return model

@@ -1,0 +1,75 @@
+"""The shape of a model that is a file: its sizes, from a GGUF header."""
+
+from __future__ import annotations
+
+import math
+
+from infer_os.models.rotation import ROTATION_KEY
+from infer_os.models.shape import ModelShape, SizedTensor, WeightOption, weight_option
+from infer_os.native.gguf_file import GgufHeader
+from infer_os.native.kv_state import kv_geometry
+
+_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
+_LOOKED_UP = (_EMBEDDING, "position_embd.weight")
+# tensors that a mixture leaves in other types than its name says
+_MATRICES = ("ffn_up.weight", "ffn_down.weight", "attn_qkv.weight", "attn_output.weight")
+#: llama.cpp's LLAMA_FTYPE numbers of mixtures, to the names of ``convert --type``.
+_MIXTURES = {12: "q3_k_m", 14: "q4_k_s", 15: "q4_k_m", 17: "q5_k_m"}
+
+
+def header_shape(header: GgufHeader) -> ModelShape:
+    """The shape of a file's model; its only type is the file's own.
+
+    Raises:
+        GgufError: a size in the header that is no number.
+    """
+    geometry = kv_geometry(header)
+    n_embd = header.count("embedding_length", 0, low=0)
+    key = f"{header.architecture}.use_parallel_residual"
+    parallel = header.metadata.get(key, header.architecture == "phi2")
+    return ModelShape(
+        name=header.path.name,
+        graph=header.architecture,
+        n_layer=geometry.n_layer,
+        n_embd=n_embd,
+        n_head_kv=geometry.n_head_kv,
+        head_dim=geometry.head_k,
+        n_ff=header.count("feed_forward_length", 4 * n_embd, low=0),
+        n_vocab=_vocabulary(header),
+        n_ctx_train=header.count("context_length", 2048),
+        parallel=bool(parallel),
+        options=(_weights(header),),
+        rotates=ROTATION_KEY not in header.metadata,
+        is_file=True,
+    )
+
+
+def _vocabulary(header: GgufHeader) -> int:
+    """Rows of logits: as many as the embedding has."""
+    rows = (t.shape[1] for t in header.tensors if t.name == _EMBEDDING and len(t.shape) > 1)
+    return next(rows, 0)
+
+
+def _weights(header: GgufHeader) -> WeightOption:
+    tied = all(tensor.name != _HEAD for tensor in header.tensors)
+    lookups = _LOOKED_UP[1:] if tied else _LOOKED_UP
+    return weight_option(
+        file_type(header),
+        (
+            SizedTensor(t.type.name, t.n_bytes, t.name in lookups, len(t.shape) > 1)
+            for t in header.tensors
+        ),
+    )
+
+
+def file_type(header: GgufHeader) -> str:
+    """The name of a file's type: its mixture's, else that of most values of its matrices."""
+    mixture = header.metadata.get("general.file_type")
+    if isinstance(mixture, int) and mixture in _MIXTURES:
+        return _MIXTURES[mixture]
+    counts: dict[str, int] = {}
+    for tensor in header.tensors:
+        if tensor.name.endswith(_MATRICES):
+            name = tensor.type.name
+            counts[name] = counts.get(name, 0) + math.prod(tensor.shape)
+    return max(counts, key=lambda name: counts[name], default="f32")

@@ -1,0 +1,223 @@
+"""The commands plan and system, and a run that is stopped by its plan."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from helpers import PARALLEL, Converter
+
+from infer_os import cli
+from infer_os.native.gguf_file import read_gguf_header
+from infer_os.planning import RANKED, find_shape
+
+PLAN_KEYS = {
+    "weights", "kv", "compute", "logits", "draft", "total", "fits", "choice",
+    "predicted_decode_tokens_per_s",
+}  # fmt: skip
+SYSTEM_KEYS = {
+    "memory", "cpu", "extensions", "bandwidth_bytes_per_s", "disk", "ranking", "recommended",
+}  # fmt: skip
+GIB = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that all commands here share: the bandwidth is measured once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@dataclass
+class Outcome:
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> Callable[..., Outcome]:
+    """Run a command in this process."""
+    monkeypatch.setenv("INFER_OS_CACHE", str(cache))
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["infer-os", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfdbinary.readouterr()
+        assert ended.value.code is None or isinstance(ended.value.code, int)
+        return Outcome(ended.value.code or 0, out.decode(), err.decode())
+
+    return call
+
+
+def process(cache: Path, *arguments: object) -> Outcome:
+    """Run a command in a process of its own."""
+    environment = {**os.environ, "INFER_OS_CACHE": str(cache)}
+    result = subprocess.run(
+        [sys.executable, "-m", "infer_os.cli", *map(str, arguments)],
+        capture_output=True, text=True, timeout=120, env=environment,
+    )  # fmt: skip
+    return Outcome(result.returncode, result.stdout, result.stderr)
+
+
+def error_of(result: Outcome) -> str:
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def test_a_plan_of_a_name_before_any_download(cache: Path) -> None:
+    result = process(
+        cache, "plan", "gpt-neox-20b", "--memory", "13G", "--context", "2048", "--json"
+    )
+    assert result.returncode == 0, result.stderr
+    plan = json.loads(result.stdout)
+    assert plan.keys() >= PLAN_KEYS
+    assert plan["fits"]
+    assert plan["choice"] == {"type": "q4_0", "kv": "f16:1024,q8_0:2048", "load": "mmap"}
+    assert plan["weights"] == pytest.approx(11.65e9, rel=1e-3)
+    assert plan["memory"] == 13 * GIB >= plan["total"]
+    parts = ("weights", "kv", "compute", "logits", "process", "draft")
+    assert plan["total"] == sum(plan[part] for part in parts)
+    assert [stage["tokens"] for stage in plan["stages"]] == [1024, 2048]
+    assert plan["predicted_decode_tokens_per_s"] > 0
+    assert {entry["type"] for entry in plan["types"]} >= {"q8_0", "q4_k_m", "q4_0"}
+    assert (cache / "bandwidth.json").exists()
+
+
+def test_a_plan_of_a_file_and_of_its_checkpoint(
+    run: Callable[..., Outcome], converted: Converter
+) -> None:
+    path = converted(kind="q4_0")
+    file = json.loads(run("plan", path, "--json", "--kv", "q8_0").stdout)
+    assert file["weights"] == read_gguf_header(path).weight_bytes
+    folder = json.loads(run("plan", PARALLEL, "--type", "q4_0", "--kv", "q8_0", "--json").stdout)
+    same = ("weights", "kv", "compute", "logits", "total", "choice")
+    assert {key: file[key] for key in same} == {key: folder[key] for key in same}
+    assert file["choice"]["kv"] == "q8_0"
+
+
+def test_a_plan_for_people(run: Callable[..., Outcome]) -> None:
+    result = run("plan", "gpt-j-6B", "--memory", "8G")
+    assert result.returncode == 0
+    for words in ("KV cache", "compute buffers", "q4_k_m", "tokens/s", "load mmap", "fits"):
+        assert words in result.stdout
+
+
+def test_drafts_and_sequences_are_planned(run: Callable[..., Outcome]) -> None:
+    plain = json.loads(run("plan", "gpt-j-6B", "--type", "q4_0", "--kv", "f16", "--json").stdout)
+    both = json.loads(
+        run("plan", "gpt-j-6B", "--type", "q4_0", "--kv", "f16", "--draft", "auto", "--parallel",
+            "4", "--json").stdout
+    )  # fmt: skip
+    assert both["kv"] == 4 * plain["kv"]
+    assert both["draft"] > 60_000_000 > plain["draft"] == 0
+    assert both["logits"] == plain["logits"] * 5 // 2
+
+
+def test_what_does_not_fit_is_said(run: Callable[..., Outcome]) -> None:
+    result = run("plan", "gpt-neox-20b", "--memory", "4G", "--json")
+    assert result.returncode == 0
+    assert json.loads(result.stdout)["fits"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["gpt-j-6B", "--memory", "lots"], "--memory lots: expected a size"),
+        (["gpt-j-6B", "--memory", "-3G"], "--memory -3G"),
+        (["gpt-j-6B", "--memory", "0"], "--memory 0"),
+        (["gpt-j-6B", "--context", "3"], "--context 3"),
+        (["gpt2-large", "--context", "2000"], "1024 learned positions"),
+        (["gpt-j-6B", "--parallel", "0"], "--parallel 0"),
+        (["gpt-j-6B", "--type", "q9"], "--type q9: gpt-j-6B can have f32"),
+        (["gpt-j-6B", "--load", "ram"], "--load ram"),
+        (["gpt-j-6B", "--kv", "q9"], "--kv q9"),
+        (["gpt-j-6B", "--kv", "f16", "--kv-budget", "1G"], "give one of them"),
+        (["gpt-j-6B", "--draft", "gpt9"], "gpt9: no such"),
+        (["gpt-j-7B"], "did you mean gpt-j-6B"),
+        (["pythia-16m"], "did you mean pythia-160m"),
+        (["qwertyuiop"], "no such folder, and no name in the catalog"),
+        (["./gone.gguf"], "gone.gguf: no such file"),
+        ([str(PARALLEL / "tokens.npy")], "not a GGUF file"),
+        ([str(PARALLEL.parent)], "no config.json"),
+    ],
+)
+def test_bad_input(run: Callable[..., Outcome], arguments: list[str], words: str) -> None:
+    assert words in error_of(run("plan", *arguments))
+
+
+def test_a_name_without_any_near_one_suggests_nothing(run: Callable[..., Outcome]) -> None:
+    assert "did you mean" not in error_of(run("plan", "qwertyuiop"))
+
+
+def test_a_run_that_cannot_fit_shows_its_plan(
+    run: Callable[..., Outcome], converted: Converter
+) -> None:
+    result = run("generate", converted(), "-p", "a", "-n", "1", "--memory", "60M")
+    assert "does not fit" in error_of(result)
+    assert "KV cache" in result.stderr
+    assert "may use" in result.stderr
+    fits = run("generate", converted(), "-p", "a", "-n", "1", "--memory", "600M", "--json")
+    assert fits.returncode == 0
+    memory = json.loads(fits.stdout)["memory"]
+    assert memory["weights_bytes"] > 0
+    assert 0 < memory["model_pages_bytes"] < memory["rss_bytes"]
+    assert 0 < memory["compute_bytes"] < memory["planned_bytes"] < 600 << 20
+
+
+def test_direct_with_prefetch_is_an_error(
+    run: Callable[..., Outcome], converted: Converter
+) -> None:
+    result = run("generate", converted(), "-p", "a", "--load", "direct", "--prefetch")
+    assert "--prefetch has no effect" in error_of(result)
+
+
+def test_the_system(cache: Path) -> None:
+    result = process(cache, "system", "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report.keys() >= SYSTEM_KEYS
+    assert 0 < report["memory"]["usable"] <= report["memory"]["total"]
+    assert report["cpu"]["usable"] >= 1
+    assert report["bandwidth_bytes_per_s"] >= report["bandwidth_one_core_bytes_per_s"] > 0
+    assert report["disk"]["free"] > 0
+    assert "REPACK" in report["extensions"]["used"]
+    ranking = report["ranking"]
+    assert [entry["model"].rpartition("/")[2] for entry in ranking] == list(RANKED)
+    for entry in ranking:
+        assert entry.keys() >= {"model", "type", "bytes", "fits", "tokens_per_s"}
+        assert entry["fits"] == (entry["bytes"] <= report["memory"]["usable"])
+    fitting = [entry["model"] for entry in ranking if entry["fits"]]
+    assert report["recommended"] == (fitting[0] if fitting else None)
+
+
+def test_the_system_for_people(run: Callable[..., Outcome]) -> None:
+    text = run("system").stdout
+    for words in (
+        "memory",
+        "swap",
+        "control group",
+        "processor",
+        "llama.cpp uses",
+        "disk",
+        "distilgpt2",
+    ):
+        assert words in text
+
+
+def test_the_ranking_is_by_size() -> None:
+    sizes = [find_shape(name).option("f16").n_bytes for name in RANKED]
+    assert sizes == sorted(sizes, reverse=True)
