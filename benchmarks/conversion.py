@@ -34,12 +34,18 @@ class Run:
     scratch: int
 
 
-def run(commands: list[list[str]], scratch: Path | None = None) -> Run:
-    """Run commands one after the other; ``scratch`` is the file between them."""
+def run(commands: list[list[str]], scratch: Path | None = None, path: Path | None = None) -> Run:
+    """Run commands one after the other; ``scratch`` is the file between them.
+
+    ``path`` goes to PYTHONPATH.
+    """
+    environment = {**os.environ, **({"PYTHONPATH": str(path)} if path else {})}
     seconds, peak = 0.0, 0
     for command in commands:
         started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
+        )
         assert process.stderr is not None
         complaint = process.stderr.read()
         _, status, usage = os.wait4(process.pid, 0)
@@ -51,20 +57,29 @@ def run(commands: list[list[str]], scratch: Path | None = None) -> Run:
     return Run(seconds, peak, scratch.stat().st_size if scratch and scratch.exists() else 0)
 
 
+# llama.cpp's converter knows published tokenizers by a hash; ours is made up, of GPT-2's kind
+_WRAPPER = """
+import runpy, sys
+import conversion.base as base
+base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def their_commands(
     arguments: argparse.Namespace, source: Path, kind: str, place: Path
 ) -> tuple[list[list[str]], Path | None]:
     """llama.cpp's way to a type, and the file that it needs on the way."""
     script = str(arguments.llama_cpp / "convert_hf_to_gguf.py")
+    convert = [arguments.python, "-c", _WRAPPER, script, str(source), "--outtype"]
     out = str(place / "theirs.gguf")
     if kind == "q8_0":
-        return [
-            [arguments.python, script, str(source), "--outtype", "q8_0", "--outfile", out]
-        ], None
+        return [[*convert, "q8_0", "--outfile", out]], None
     between = place / "between.gguf"
     quantize = str(arguments.llama_build / "bin" / "llama-quantize")
     return [
-        [arguments.python, script, str(source), "--outtype", "f16", "--outfile", str(between)],
+        [*convert, "f16", "--outfile", str(between)],
         [quantize, str(between), out, kind.upper(), str(arguments.threads)],
     ], between
 
@@ -99,7 +114,7 @@ def main() -> None:
             theirs, ours = [], []
             for _ in range(arguments.rounds):
                 commands, between = their_commands(arguments, source, kind, place)
-                theirs.append(run(commands, between))
+                theirs.append(run(commands, between, arguments.llama_cpp))
                 ours.append(run([our_command(source, kind, place, arguments.threads)]))
             print_row(kind, theirs, ours)
 

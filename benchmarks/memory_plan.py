@@ -3,7 +3,7 @@
     python benchmarks/memory_plan.py [--models austen-6m,pythia-160m] [--loads mmap,fast]
     python benchmarks/memory_plan.py --models gpt-j-6B
     python benchmarks/memory_plan.py --models gpt-neox-20b --loads mmap --context 2048 \
-        --kv f16:1024,q8_0:2048 --limit 13G
+        --kv q8_0 --words 90 --tokens 8 --limit 13G
 
 Every run is ``infer-os generate --json`` in a process of its own, on a prompt longer than a batch;
 the measured number is its peak resident set. Models of the catalog get random weights of their

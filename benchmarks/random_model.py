@@ -169,13 +169,21 @@ def write_tokenizer(folder: Path, rows: int) -> None:
     pre = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     tokenizer = {
         "version": "1.0", "truncation": None, "padding": None, "normalizer": None,
-        "added_tokens": [{"id": 0, "content": "<|endoftext|>", "special": True}],
-        "pre_tokenizer": pre, "post_processor": None, "decoder": {"type": "ByteLevel"},
+        "added_tokens": [
+            {"id": 0, "content": "<|endoftext|>", "special": True, "single_word": False,
+             "lstrip": False, "rstrip": False, "normalized": False},
+        ],
+        "pre_tokenizer": pre, "post_processor": None, "decoder": pre,
         "model": {
-            "type": "BPE", "vocab": {token: i for i, token in enumerate(tokens)}, "merges": merges,
+            "type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False,
+            "continuing_subword_prefix": None, "end_of_word_suffix": None,
+            "byte_fallback": False, "vocab": {token: i for i, token in enumerate(tokens)},
+            "merges": merges,
         },
     }  # fmt: skip
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from infer_os.native.errors import EvaluateError
 from infer_os.native.evaluate import Divergence, Subject, WindowSettings, compare_models
 from infer_os.native.interrupt import interruptible
 from infer_os.native.model import Model
@@ -36,6 +35,7 @@ _CALIBRATION_SHARE = 0.9
 _INTERMEDIATE = "q8_0"
 _COMPARED_WINDOWS = 32
 _WINDOW = 512
+_SMALLEST_WINDOW = 16
 _LARGEST_TEXT = 64 << 20
 
 
@@ -72,57 +72,74 @@ def convert_calibrated(
     check_output(target, 0, force=settings.force)
     # beside the output, which has the disk for it
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as place:
-        plain = replace(settings, verify=False, force=False, dry_run=False)
-        reference = Path(place, "intermediate.gguf")
-        convert(replace(plain, output=reference, type=_INTERMEDIATE), steps("intermediate file"))
+        made = {name: Path(place, f"{name}.gguf") for name in ("fine", "without", "with")}
+        plain = replace(settings, verify=False)
+        fine = replace(plain, output=made["fine"], type=_INTERMEDIATE)
+        convert(fine, steps("intermediate file"))
+        held_out = _held_out_tokens(made["fine"], unseen)
         matrix = collect_importance(
-            reference, seen, n_threads=settings.n_threads, progress=steps("calibrating")
+            made["fine"], seen, n_threads=settings.n_threads, progress=steps("calibrating")
         )
         matrix = replace(matrix, datasets=(calibration.text.name,))
-        without = Path(place, "without.gguf")
-        convert(replace(plain, output=without), steps("without weights"))
-        report = convert(settings, steps("with weights"), matrix)
-        quality = CalibrationReport(
-            text=calibration.text.name,
-            chunks=matrix.chunk_count,
-            without=_quality(reference, without, unseen, settings, steps("comparing without")),
-            with_weights=_quality(reference, target, unseen, settings, steps("comparing with")),
+        convert(replace(plain, output=made["without"]), steps("without weights"))
+        report = convert(replace(settings, output=made["with"]), steps("with weights"), matrix)
+        without, with_weights = (
+            _quality(made["fine"], made[name], held_out, settings, steps(f"comparing {name}"))
+            for name in ("without", "with")
         )
         if calibration.matrix is not None:
             _keep(matrix, calibration.matrix)
-    return replace(report, calibration=quality)
+        # nothing can fail any more: the file takes its name
+        check_output(target, 0, force=settings.force)
+        made["with"].replace(target)
+    quality = CalibrationReport(
+        calibration.text.name, matrix.chunk_count, without=without, with_weights=with_weights
+    )
+    return replace(report, output=target, calibration=quality)
 
 
 def _split(path: Path) -> tuple[str, str]:
-    """The text that collects and the text that compares, cut at the end of a line."""
+    """The text that collects and the text that compares, cut at a line's end if one is near."""
     try:
         with path.open("rb") as file:
             text = file.read(_LARGEST_TEXT).decode("utf-8", "replace")
     except OSError as error:
         raise SourceError(f"--calibrate {path}: cannot be read: {error.strerror}") from error
-    cut = text.find("\n", int(len(text) * _CALIBRATION_SHARE)) + 1 or int(
-        len(text) * _CALIBRATION_SHARE
-    )
+    cut = int(len(text) * _CALIBRATION_SHARE)
+    end = text.find("\n", cut, cut + len(text) // 20)
+    cut = end + 1 if end >= 0 else cut
     return text[:cut], text[cut:]
+
+
+def _held_out_tokens(model: Path, text: str) -> list[int]:
+    """The text that compares, as tokens.
+
+    Raises:
+        SourceError: there is too little of it.
+    """
+    with Model(model, vocab_only=True) as loaded:
+        tokens = loaded.vocab.tokenize(text, parse_special=False)
+    if len(tokens) < _SMALLEST_WINDOW:
+        raise SourceError(
+            f"--calibrate: the text is too short: its last tenth, which compares, has "
+            f"{len(tokens)} tokens; expected at least {_SMALLEST_WINDOW}"
+        )
+    return tokens
 
 
 def _quality(
     reference: Path,
     candidate: Path,
-    text: str,
+    tokens: list[int],
     settings: ConvertSettings,
     progress: Progress | None,
 ) -> PlacedQuality:
     with Model(reference) as fine, Model(candidate) as coarse, interruptible():
-        tokens = fine.vocab.tokenize(text, parse_special=False)
-        window = min(_WINDOW, fine.n_ctx_train or _WINDOW, max(2, len(tokens)))
+        window = min(_WINDOW, fine.n_ctx_train or _WINDOW, len(tokens))
         windows = WindowSettings(settings.n_threads, window, _COMPARED_WINDOWS)
-        try:
-            result: Divergence = compare_models(
-                Subject(fine), Subject(coarse), tokens, windows, progress
-            )
-        except EvaluateError as error:
-            raise SourceError(f"the held-out end of the calibration text: {error}") from error
+        result: Divergence = compare_models(
+            Subject(fine), Subject(coarse), tokens, windows, progress
+        )
     return PlacedQuality(
         perplexity=result.candidate.value,
         reference_perplexity=result.reference.value,

@@ -24,7 +24,7 @@ def parse_features(info: str) -> tuple[str, ...]:
     for entry in info.split(" | "):
         # a backend's name stands in front of its first feature only
         label, _, feature = entry.rpartition(" : ")
-        backend = label.strip()
+        backend = label.strip() or backend
         name, _, value = feature.partition(" = ")
         if backend == "CPU" and value.strip() not in ("", "0"):
             names.append(name.strip())

@@ -36,9 +36,7 @@ class TextStream:
             return ""
         self._held += text
         # the stop that is complete first counts, so that the cut into tokens does not matter
-        found = [
-            (at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0
-        ]
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             text, self._held = self._held[: min(found)[1]], ""
             self.stopped = True

@@ -180,7 +180,7 @@ def _paragraphs(lines: list[str]) -> str:
 def _chapters(source: Source, lines: list[str]) -> list[str]:
     """Cut one book at its chapter headings; what stands before the first one is dropped."""
     starts = [i for i, line in enumerate(lines) if re.match(source.heading, line.strip())]
-    ends = starts[1:] + [len(lines)]
+    ends = [*starts[1:], len(lines)]
     closing = re.compile(r"^(?:(?:THE END|FINIS|Finis)\.?$|A NOTE ON THE TEXT|End of the Project)")
     chapters: list[str] = []
     for start, end in zip(starts, ends, strict=True):

@@ -1,4 +1,4 @@
-"""The memory plan: pure functions, checked against numbers worked out by hand and against llama.cpp."""
+"""The memory plan: pure functions, checked against numbers by hand and against llama.cpp."""
 
 from __future__ import annotations
 
@@ -308,6 +308,23 @@ def test_nothing_fits() -> None:
     crowded = choice("gpt-j-6B", 3.4, Wish("q4_0", whole("f16")))
     assert not crowded.fits
     assert "lower --context" in crowded.reasons[0]
+
+
+def test_the_context_is_never_cut_to_make_it_fit() -> None:
+    """BLOOM's smallest weights leave room for 512 tokens of a Q4_0 cache, not for 2048."""
+    short = choice("bloom-7b1", 4)
+    assert not short.fits
+    assert short.schedule.n_ctx == 2048
+    assert choice("bloom-7b1", 4, n_ctx=512).fits
+
+
+def test_a_fine_cache_comes_before_finer_weights() -> None:
+    """In 4.1 GiB, Q4_K_M would leave room for a Q4_0 cache, Q4_0 for a Q8_0 one."""
+    best = choice("gpt-j-6B", 4.1)
+    assert (best.weights.type, best.schedule.stages[-1].type_k) == ("q4_0", "q8_0")
+    coarse = choice("gpt-j-6B", 4.1, Wish(type="q4_k_m"))
+    assert coarse.fits
+    assert coarse.schedule.stages[-1].type_k == "q4_0"
 
 
 def test_more_memory_never_chooses_less() -> None:

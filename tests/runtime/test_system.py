@@ -104,6 +104,7 @@ def test_the_smallest_limit_counts() -> None:
     assert memory.usable == 5 * GIB
     over = Memory(64 * GIB, 48 * GIB, 0, 0, ControlGroup("g", GIB, 2 * GIB))
     assert over.usable == 0
+    assert Memory(64 * GIB, 48 * GIB, 0, 0, None, 6 * GIB).usable == 6 * GIB
 
 
 def test_a_limit_of_addresses_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

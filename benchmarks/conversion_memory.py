@@ -1,0 +1,83 @@
+"""Memory of a conversion, whatever the model's size: real geometries with random weights.
+
+    python benchmarks/conversion_memory.py PLACE [--geometries gpt-j-6B gpt-neox-20b] [--type q4_0]
+
+PLACE is a folder on a disk with room for the checkpoint and the output (53 GB for gpt-neox-20b).
+The converter runs as a process of its own; its anonymous memory and the pages of mapped files are
+sampled ten times a second. The target is 1.5 GiB of memory that is no page of the mapped source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from random_model import GEOMETRIES, make_folder
+
+
+def status_bytes(pid: int) -> dict[str, int]:
+    """RssAnon, RssFile and RssShmem of a process, in bytes; empty if it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    rows = (line.split() for line in lines if line.startswith("Rss"))
+    return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows}
+
+
+def convert_and_watch(source: Path, kind: str, target: Path) -> tuple[float, dict[str, int]]:
+    """Seconds of the conversion, and the largest value of each kind of memory."""
+    command = [
+        sys.executable, "-m", "infer_os.cli", "convert", str(source), "--type", kind,
+        "-o", str(target), "--force",
+    ]  # fmt: skip
+    peak: dict[str, int] = {}
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None:
+        for name, n_bytes in status_bytes(process.pid).items():
+            peak[name] = max(peak.get(name, 0), n_bytes)
+        time.sleep(0.1)
+    seconds = time.perf_counter() - started
+    if process.returncode:
+        assert process.stderr is not None
+        sys.exit(f"{' '.join(command)} failed: {process.stderr.read()}")
+    return seconds, peak
+
+
+def main() -> None:
+    """Make each folder, convert it, print a row, remove both."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("place", type=Path)
+    parser.add_argument("--geometries", nargs="+", default=["pythia-160m", "gpt-j-6B"],
+                        choices=GEOMETRIES)  # fmt: skip
+    parser.add_argument("--type", default="q4_0")
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16")
+    parser.add_argument("--keep-output", action="store_true")
+    arguments = parser.parse_args()
+    arguments.place.mkdir(parents=True, exist_ok=True)
+    for name in arguments.geometries:
+        source = arguments.place / name
+        target = arguments.place / f"{name}-{arguments.type}.gguf"
+        make_folder(name, source, dtype=arguments.dtype)
+        n_bytes = sum(file.stat().st_size for file in source.glob("*.safetensors"))
+        seconds, peak = convert_and_watch(source, arguments.type, target)
+        anonymous = peak.get("RssAnon", 0) + peak.get("RssShmem", 0)
+        print(
+            f"{name} {arguments.dtype} {n_bytes / 1e9:.1f} GB -> {arguments.type} "
+            f"{target.stat().st_size / 1e9:.2f} GB: {seconds:.0f} s, memory without file pages "
+            f"{anonymous / 2**30:.3f} GiB, file pages at most {peak.get('RssFile', 0) / 2**30:.2f} "
+            "GiB",
+            flush=True,
+        )
+        shutil.rmtree(source)
+        if not arguments.keep_output:
+            target.unlink()
+
+
+if __name__ == "__main__":
+    main()
