@@ -6,9 +6,11 @@ Heavy imports (numpy, llama.cpp) happen inside the commands, so that ``--help`` 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="infer-os",
-    help="Convert and run GPT-NeoX models on an ordinary CPU.",
+    help="Convert and run GPT-J, GPT-NeoX, BLOOM and GPT-2 models on an ordinary CPU.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -156,23 +158,24 @@ def convert(
     from .convert.settings import ConvertSettings
     from .convert.source import find_source
 
-    if type == "auto":
+    automatic = type.lower() == "auto"
+    settings = ConvertSettings(
+        find_source(source, revision), output, "q4_0" if automatic else type, threads, force,
+        dry_run, verify, keep_source, None if calibrate else imatrix, rotate,
+    )  # fmt: skip
+    if automatic:
         from .planning import finest_type
 
-        type = finest_type(source)
-        console.note(
-            f"note: --type auto: {type} is the finest that fits into this machine's memory"
-        )
-    settings = ConvertSettings(
-        find_source(source, revision), output, type, threads, force, dry_run, verify, keep_source,
-        None if calibrate else imatrix, rotate,
-    )  # fmt: skip
+        settings = replace(settings, type=finest_type(source, revision))
     try:
         report = _run_conversion(settings, calibrate, imatrix)
     except KeyboardInterrupt:
         if not isinstance(settings.source, Path) and not dry_run:
             console.note("interrupted; the same command continues where it stopped")
         raise
+    if automatic:
+        note = f"type: auto: {settings.type} is the finest that fits into this machine's memory"
+        report = replace(report, notes=(note, *report.notes))
     if as_json:
         console.answer_json(render.report_json(report))
     else:
@@ -265,10 +268,11 @@ def generate(
         state = Generation()
         pieces = []
         try:
-            for chunk in stream_text(engine, tokens, sampling, stops, state):
-                pieces.append(chunk)
-                if not as_json:
-                    console.answer(chunk, end="")
+            with closing(stream_text(engine, tokens, sampling, stops, state)) as chunks:
+                for chunk in chunks:
+                    pieces.append(chunk)
+                    if not as_json:
+                        console.answer(chunk, end="")
         except KeyboardInterrupt:
             pass  # between two tokens; inside a token the stream ends by itself
         completion = finished(state, "".join(pieces))
@@ -345,6 +349,7 @@ def chat(
     if saved and system:
         raise SettingsError(f"--system: the conversation in {session} has its own opening")
     engine, load_s = load_engine(model, settings)
+    _end_on_signals()
     try:
         talk = Session(engine, STYLES[style], system)
         console.note(
@@ -358,7 +363,7 @@ def chat(
         try:
             conversation.converse(talk, sampling, stops)
         finally:
-            if session is not None and (talk.n_turns or saved):
+            if session is not None and talk.changed and (talk.n_turns or saved):
                 conversation.save(talk, session)
     finally:
         engine.close()
@@ -380,7 +385,7 @@ def plan(
         str | None,
         typer.Option("--type", metavar="T", help="Type of the weights.", show_default="chosen"),
     ] = None,
-    kv: options.Kv = "auto",
+    kv: options.PlanKv = "auto",
     kv_budget: options.KvBudget = "",
     load: options.Load = "",
     draft: options.PlanDraft = "none",
@@ -428,6 +433,9 @@ def demo(
     import tempfile
 
     from .demo import run_demo
+    from .runtime.settings import EngineSettings
+
+    EngineSettings(threads=threads)  # before the first conversion
 
     with tempfile.TemporaryDirectory(prefix="infer-os-demo-") as folder:
         run_demo(Path(folder), threads)
@@ -439,14 +447,29 @@ def _bytes(option: str, size: str) -> int:
     return parse_size(option, size) if size else 0
 
 
+def _end_on_signals() -> None:
+    """Let SIGTERM and a closed terminal end the program in order, so that a session is saved."""
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), end)
+
+
 def load_engine(path: Path, settings: EngineSettings) -> tuple[Engine, float]:
     """Load a GGUF file; its warnings go to stderr. Returns the engine and the seconds it took."""
+    from .models.catalog import find_model
     from .runtime.engine import LlamaEngine
     from .runtime.errors import SettingsError
 
     if path.is_dir():
         raise SettingsError(
             f"{path}: a folder; convert it first: infer-os convert {path} -o model.gguf"
+        )
+    if not path.exists() and find_model(str(path)):
+        raise SettingsError(
+            f"{path}: no such file; convert the model of that name first: infer-os convert {path}"
         )
     started = time.perf_counter()
     with console.progress_bar("prefetching") if settings.prefetch else nullcontext() as warmed:
@@ -461,26 +484,25 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str | bytes:
     if prompt is not None and file is not None:
         raise PromptError("--prompt and --file: give one of them")
     if prompt is not None:
-        return prompt
-    if file is None and sys.stdin.isatty():
+        return os.fsencode(prompt)
+    if file is None and console.stdin_is_terminal():
         raise PromptError('no prompt: give --prompt "...", --file F, or pipe one in')
     try:
-        data = sys.stdin.buffer.read() if file in (None, Path("-")) else file.read_bytes()
+        data = console.read_stdin() if file in (None, Path("-")) else file.read_bytes()
     except OSError as error:
         raise PromptError(f"{file}: cannot be read: {error.strerror}") from error
     return data.removesuffix(b"\n")
 
 
 def main() -> None:
-    """Entry point: exit codes 0 done, 1 a failure while running, 2 the user's input, 130 Ctrl-C."""
+    """Entry point: exit codes 0 done, 1 a failure while running, 2 the user's input, 130 Ctrl-C.
+
+    A closed pipe is a failure that needs no words: the command framework itself exits with 1.
+    """
     try:
         code = app(standalone_mode=False)
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:
-        # the reader is gone: nothing more to say, and nothing to flush at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
     except Exception as error:
         if _debug:
             raise
@@ -501,6 +523,10 @@ def _explain(error: Exception) -> int:
     if complaint is not None:
         console.fail(complaint())
         return 2
+    if isinstance(error, OSError) and error.filename is None:
+        # every file of ours is opened by a name: this is one of the standard streams
+        console.fail(f"standard output: {error.strerror}")
+        return 1
     if not kind.__module__.startswith(f"{__package__}."):
         console.fail(f"{kind.__name__}: {error} (a bug: --debug shows where)")
         return 1

@@ -6,6 +6,8 @@ Colours and bars appear only on a terminal. rich is imported when there is somet
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +23,9 @@ class Progress(Protocol):
 
 
 def answer(text: str, end: str = "\n") -> None:
-    """Print to stdout at once."""
+    """Print to stdout at once; on a terminal, without characters that would steer it."""
+    if sys.stdout.isatty():
+        text = "".join(c if c in "\n\t" or c.isprintable() else printable(c) for c in text)
     data = (text + end).encode("utf-8", "replace")
     sys.stdout.flush()
     sys.stdout.buffer.write(data)
@@ -29,8 +33,21 @@ def answer(text: str, end: str = "\n") -> None:
 
 
 def answer_json(value: object) -> None:
-    """Print one JSON object to stdout."""
-    answer(json.dumps(value, ensure_ascii=False))
+    """Print one JSON object to stdout; NaN and infinity, which JSON lacks, as null."""
+    # straight to stdout: a terminal must get the JSON as it is
+    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+    sys.stdout.buffer.write(text.encode("utf-8", "replace") + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
 
 
 def note(text: str) -> None:
@@ -72,11 +89,14 @@ def table(
     from rich.text import Text
 
     stream = sys.stderr if stderr else sys.stdout
-    # a pipe has no width: let the table take what it needs
-    console = Console(file=stream, width=None if stream.isatty() else 160, highlight=False)
+    # a pipe has no width: the table may take what it needs
+    console = Console(file=stream, width=None if stream.isatty() else 500, highlight=False)
     drawn = Table(box=SIMPLE, show_edge=False, pad_edge=False)
     for i, column in enumerate(columns):
-        drawn.add_column(Text(column), justify="left" if i < left else "right", overflow="fold")
+        if i < left:
+            drawn.add_column(Text(column), overflow="fold")
+        else:  # a number that is broken over two lines cannot be read
+            drawn.add_column(Text(column), justify="right", no_wrap=True)
     for row in rows:
         drawn.add_row(*(Text(printable(cell)) for cell in row))
     console.print(drawn)
@@ -116,23 +136,34 @@ def progress_steps() -> Iterator[Callable[[str], Progress | None]]:
 
 def stdin_is_terminal() -> bool:
     """Whether a person may be typing."""
-    return sys.stdin.isatty()
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def read_stdin() -> bytes:
+    """All of stdin; nothing if it is closed."""
+    return b"" if sys.stdin is None else sys.stdin.buffer.read()
 
 
 def read_lines(prompt: str) -> Iterator[str | None]:
-    """Lines that a person types, with editing and history; None for Ctrl-C on an empty line.
+    """Lines that a person types, with editing and history; None for Ctrl-C.
 
-    Where stdin is no terminal: its lines.
+    Where stdin is no terminal, or no terminal is left to show the prompt on: its lines.
     """
-    if not sys.stdin.isatty():
-        for line in sys.stdin.buffer:
+    # the prompt goes to stderr, so that stdout can be redirected
+    shown = next((stream for stream in (sys.stderr, sys.stdout) if stream.isatty()), None)
+    if not stdin_is_terminal() or shown is None:
+        for line in sys.stdin.buffer if sys.stdin is not None else ():
             yield line.decode("utf-8", "replace").rstrip("\n")
         return
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import InMemoryHistory
+    from prompt_toolkit.output.vt100 import Vt100_Output
 
-    # the prompt goes to stderr, so that stdout can be redirected
-    session: PromptSession[Any] = PromptSession(history=InMemoryHistory(), output=_stderr_output())
+    output = Vt100_Output.from_pty(shown, term=os.environ.get("TERM"))
+    # asking the terminal for the cursor's place would keep it raw after Enter until it answers,
+    # and a Ctrl-C in that time would be lost
+    output.enable_cpr = False
+    session: PromptSession[Any] = PromptSession(history=InMemoryHistory(), output=output)
     while True:
         try:
             yield session.prompt(prompt)
@@ -140,15 +171,3 @@ def read_lines(prompt: str) -> Iterator[str | None]:
             yield None
         except EOFError:
             return
-
-
-def _stderr_output() -> Any:
-    import os
-
-    from prompt_toolkit.output.vt100 import Vt100_Output
-
-    # asking the terminal for the cursor's place would keep it raw after Enter until it answers,
-    # and a Ctrl-C in that time would be lost
-    output = Vt100_Output.from_pty(sys.stderr, term=os.environ.get("TERM"))
-    output.enable_cpr = False
-    return output

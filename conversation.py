@@ -33,54 +33,61 @@ def converse(session: Session, sampling: SamplingSettings, stops: StopSettings) 
 
 def _answer_lines(session: Session, sampling: SamplingSettings, stops: StopSettings) -> None:
     from .native.errors import NativeError
-    from .runtime.errors import PromptError
-    from .runtime.generate import finished
+    from .runtime.errors import RuntimeFailure
 
     for line in console.read_lines("> "):
-        match line.strip() if line is not None else None:
-            case None:
+        text = line.strip() if line is not None else None
+        if text == "/quit":
+            return
+        # whatever fails, the conversation goes on
+        try:
+            if text is None:
                 console.note("Ctrl-D or /quit ends the program.")
-            case "":
-                continue
-            case "/quit":
-                return
-            case "/help":
-                console.note(_CHAT_HELP)
-            case "/reset":
-                session.reset()
-                console.note("The conversation starts anew.")
-            case "/stats":
-                console.note(render.statistics_line(finished(session.last, "")))
-                console.note(render.memory_line(session.engine.memory()))
-            case "/kv":
-                console.note(render.kv_line(session.engine.kv))
-            case command if command.startswith(("/save", "/load")):
-                _keep_or_continue(session, command)
-            case command if command.startswith("/"):
-                console.note(f"{command.split()[0]}: no such command; /help lists them")
-            case message:
-                try:
-                    _print_reply(session, message, sampling, stops)
-                except (PromptError, NativeError) as error:
-                    console.fail(str(error))
-                console.notes(session.engine.take_notes())
+            elif text.startswith("/"):
+                _obey(session, text)
+            elif text:
+                _print_reply(session, text, sampling, stops)
+        except (RuntimeFailure, NativeError) as error:
+            console.fail(str(error))
+        console.notes(session.engine.take_notes())
+
+
+def _obey(session: Session, command: str) -> None:
+    from .runtime.generate import finished
+
+    match command:
+        case "/help":
+            console.note(_CHAT_HELP)
+        case "/reset":
+            session.reset()
+            console.note("The conversation starts anew.")
+        case "/stats":
+            console.note(render.statistics_line(finished(session.last, "")))
+            console.note(render.memory_line(session.engine.memory()))
+        case "/kv":
+            console.note(render.kv_line(session.engine.kv))
+        case _ if command.startswith(("/save", "/load")):
+            _keep_or_continue(session, command)
+        case _:
+            console.note(f"{command.split()[0]}: no such command; /help lists them")
 
 
 def _keep_or_continue(session: Session, command: str) -> None:
-    from .native.errors import NativeError
-    from .runtime.errors import RuntimeFailure
+    from .runtime.errors import SessionError
 
     verb, _, name = command.partition(" ")
     if verb not in ("/save", "/load") or not name.strip():
         return console.note(f"{verb}: expected /save FILE or /load FILE")
-    path = Path(name.strip()).expanduser()
     try:
-        if verb == "/save":
-            save(session, path)
-        else:
-            load(session, path)
-    except (RuntimeFailure, NativeError) as error:
-        console.fail(str(error))
+        path = Path(name.strip()).expanduser()
+    except RuntimeError as error:
+        raise SessionError(f"{verb} {name.strip()}: there is no such home folder") from error
+    if verb == "/save":
+        save(session, path)
+    else:
+        load(session, path)
+        # what --session holds is another conversation
+        session.changed = True
 
 
 def save(session: Session, path: Path) -> None:
@@ -93,11 +100,12 @@ def save(session: Session, path: Path) -> None:
 
 
 def load(session: Session, path: Path) -> None:
-    """Continue the conversation that a file keeps."""
+    """Continue the conversation that a file keeps; it is not ``changed`` then."""
     from .convert.source import cache_folder
     from .runtime.session_file import load_session
 
     load_session(path, session, session.engine.info.path, cache_folder())
+    session.changed = False
     console.notes(session.engine.take_notes())
     console.note(f"continuing {session.n_turns} turns from {path}")
 
@@ -106,7 +114,7 @@ def _print_reply(
     session: Session, message: str, sampling: SamplingSettings, stops: StopSettings
 ) -> None:
     reply = session.reply(message, sampling, stops)
-    started = False
+    started = interrupted = False
     try:
         for chunk in reply:
             # models start a reply with the space that follows the colon
@@ -114,7 +122,7 @@ def _print_reply(
             started = started or bool(text)
             console.answer(text, end="")
     except KeyboardInterrupt:
-        pass
+        interrupted = True
     finally:
         reply.close()
     console.answer("")
@@ -122,5 +130,9 @@ def _print_reply(
         console.note(
             f"(the context is full: the oldest {session.dropped_turns} turns were dropped)"
         )
-    if session.last.finish_reason is not None and session.last.finish_reason.value == "interrupt":
+    reason = session.last.finish_reason
+    if interrupted or (reason is not None and reason.value == "interrupt"):
         console.note("(stopped)")
+        # a pipe has nobody to go on with
+        if not console.stdin_is_terminal():
+            raise KeyboardInterrupt

@@ -73,6 +73,13 @@ Kv = Annotated[
         show_default="f16",
     ),
 ]  # fmt: skip
+PlanKv = Annotated[
+    str,
+    typer.Option(
+        "--kv", metavar="SPEC|auto", help="Types of the KV cache, see generate; auto: the finest "
+        "that fits.",
+    ),
+]  # fmt: skip
 KvBudget = Annotated[
     str,
     typer.Option(

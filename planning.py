@@ -121,7 +121,9 @@ def make_answer(request: PlanRequest) -> PlanAnswer:
     schedule = None
     if engine.kv not in ("", "auto") or engine.kv_budget:
         model = kv_model(shape, engine.n_threads)
-        schedule, kv_notes = choose_schedule(engine.kv, engine.kv_budget, model, n_ctx, limit)
+        schedule, kv_notes = choose_schedule(
+            engine.kv, engine.kv_budget, model, n_ctx, request.parallel
+        )
         n_ctx, notes = schedule.n_ctx, (*notes, *kv_notes)
     draft = _draft_shape(request.draft, request.model)
     bandwidth = known_bandwidth(cache_folder(), cpu, memory)
@@ -158,14 +160,25 @@ def find_shape(text: str) -> ModelShape:
     return _config_shape(source.name, _hub_config(source))
 
 
-def finest_type(source: str) -> str:
+def finest_type(source: str, revision: str | None = None) -> str:
     """The finest type whose plan fits into this machine's memory, for ``convert --type auto``.
+
+    The sizes are those of ``revision``, if the model is on the hub.
 
     Raises:
         MemoryShortage: not even the smallest fits.
         SourceError: no such model.
     """
-    plan = make_answer(PlanRequest(source, EngineSettings())).plan
+    found = find_source(source, revision) if revision is not None else None
+    if isinstance(found, HubSource):
+        shape = _config_shape(found.name, _hub_config(found))
+    else:
+        shape = find_shape(source)
+    n_ctx, _ = context_for(shape.graph, shape.name, shape.n_ctx_train, 0)
+    memory, cpu = read_memory(), read_cpu()
+    bandwidth = known_bandwidth(cache_folder(), cpu, memory)
+    budget = Budget(memory.usable, bandwidth.all_cores, repacked_types(used_features()))
+    plan = choose(Planner(shape, Sizes(n_ctx), budget), Wish())
     if not plan.fits:
         raise MemoryShortage(
             f"{source}: no type fits into this machine's {plan.limit / 1e9:.1f} GB; "

@@ -63,9 +63,11 @@ def _shown(value: Any) -> str:
 
 def statistics_line(completion: Completion, load_s: float | None = None) -> str:
     """What a generation cost, in one line."""
-    from .runtime.memory import peak_rss_bytes
+    from .native.residency import peak_rss_bytes
 
     t = completion.timings
+    if not t.prompt_tokens:
+        return "[no reply yet]"
     loaded = f"load {load_s:.2f} s | " if load_s is not None else ""
     return (
         f"[{loaded}prompt {t.computed_tokens} of {t.prompt_tokens} tokens at "
@@ -75,7 +77,7 @@ def statistics_line(completion: Completion, load_s: float | None = None) -> str:
     )
 
 
-def memory_json(use: MemoryUse) -> dict[str, int]:
+def memory_json(use: MemoryUse) -> dict[str, int | None]:
     """What is in memory, for ``--json``."""
     return {
         "rss_bytes": use.rss,
@@ -110,7 +112,7 @@ def kv_line(kv: KvStatus) -> str:
 
 def completion_json(completion: Completion, engine: Engine, load_s: float) -> dict[str, Any]:
     """``generate --json``."""
-    from .runtime.memory import peak_rss_bytes
+    from .native.residency import peak_rss_bytes
 
     t = completion.timings
     return {

@@ -147,8 +147,8 @@ def show_system(report: SystemReport) -> None:
         ("usable now", size(memory.usable)),
         (
             "processor",
-            f"{cpu.model}: {cpu.sockets} sockets, {cpu.cores} cores, {cpu.threads} threads, "
-            f"{cpu.usable} usable",
+            f"{cpu.model}: {cpu.sockets} socket{'s' * (cpu.sockets != 1)}, {cpu.cores} cores, "
+            f"{cpu.threads} threads, {cpu.usable} usable",
         ),
         ("llama.cpp uses", " ".join(report.extensions.used)),
         ("leaves unused", " ".join(report.extensions.unused) or "nothing that it knows"),

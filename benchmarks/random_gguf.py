@@ -37,7 +37,7 @@ def planned(network: Network, kind: str) -> Plan:
         wanted = wanted_type(recipe, rule.role, rule.layer, network.n_layer, tied_head=tied)
         fitted = ggml_type_named(fitting_type(wanted, rule.shape[-1]))
         tensors.append(PlannedTensor(rule, (), fitted, wanted))
-    return Plan(tuple(tensors), ())
+    return Plan(tuple(tensors))
 
 
 def write_random_gguf(name: str, kind: str, path: Path, seed: int = 1) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from infer_os.models.rotation import ROTATION_KEY
 from infer_os.native.activations import ActivationCollector
 from infer_os.native.errors import EvaluateError
 from infer_os.native.evaluate import (
@@ -21,6 +22,7 @@ from infer_os.native.evaluate import (
     decode_window,
     evaluation_context,
 )
+from infer_os.native.gguf_file import read_gguf_header
 from infer_os.native.interrupt import interruptible
 from infer_os.native.model import Model
 
@@ -69,7 +71,8 @@ def collect_importance(
             entries = _collect(Subject(loaded), windows, settings, progress)
         except EvaluateError as error:
             raise SourceError(f"calibration with {name}: {error}") from error
-    return ImportanceMatrix(entries, (name,), len(windows), chunk_size)
+    rotation = str(read_gguf_header(model).metadata.get(ROTATION_KEY, ""))
+    return ImportanceMatrix(entries, (name,), len(windows), chunk_size, rotation)
 
 
 def _collect(

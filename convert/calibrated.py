@@ -7,8 +7,10 @@ far the file is from the intermediate one with them and without them.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from infer_os.native.interrupt import interruptible
 from infer_os.native.model import Model
 
 from .calibrate import collect_importance
-from .errors import SourceError, UnsupportedError
-from .gguf_writer import check_output
+from .errors import OutputError, SourceError, UnsupportedError
+from .gguf_writer import check_output, complete_file, part_path
 from .imatrix import ImportanceMatrix, write_imatrix
+from .journal import sync_folder
 from .pipeline import convert
 from .report import CalibrationReport, ConversionReport, PlacedQuality
 from .settings import ConvertSettings, refuse_idle_weights
@@ -60,7 +63,10 @@ def convert_calibrated(
 
     Raises:
         ConvertError: nothing was written; the text is too short, or has no effect on the type.
+        OutputError: likewise; or the matrix alone could not be kept, as the message then says.
     """
+    if settings.dry_run:
+        raise UnsupportedError("--calibrate has no effect with --dry-run; drop one of them")
     if isinstance(settings.source, HubSource) and not settings.keep_source:
         raise UnsupportedError(
             "--calibrate reads the checkpoint three times: add --keep-source, so that it is "
@@ -69,14 +75,14 @@ def convert_calibrated(
     refuse_idle_weights("--calibrate", settings.type)
     seen, unseen = _split(calibration.text)
     target = settings.target
-    check_output(target, 0, force=settings.force)
-    # beside the output, which has the disk for it
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as place:
+    _check_outputs(settings, calibration)
+    check_output(target, _room(settings), force=settings.force, source=settings.folder)
+    with _working_folder(target) as place:
         made = {name: Path(place, f"{name}.gguf") for name in ("fine", "without", "with")}
         plain = replace(settings, verify=False)
         fine = replace(plain, output=made["fine"], type=_INTERMEDIATE)
         convert(fine, steps("intermediate file"))
-        held_out = _held_out_tokens(made["fine"], unseen)
+        held_out = _held_out_tokens(made["fine"], unseen, calibration.text)
         matrix = collect_importance(
             made["fine"], seen, n_threads=settings.n_threads, progress=steps("calibrating")
         )
@@ -87,19 +93,62 @@ def convert_calibrated(
             _quality(made["fine"], made[name], held_out, settings, steps(f"comparing {name}"))
             for name in ("without", "with")
         )
-        if calibration.matrix is not None:
-            _keep(matrix, calibration.matrix)
-        # nothing can fail any more: the file takes its name
-        check_output(target, 0, force=settings.force)
+        # what took minutes to make may meet what was made meanwhile
+        _check_outputs(settings, calibration)
         made["with"].replace(target)
+        sync_folder(target.parent)
+    if calibration.matrix is not None:
+        _keep(matrix, calibration.matrix, target)
     quality = CalibrationReport(
         calibration.text.name, matrix.chunk_count, without=without, with_weights=with_weights
     )
     return replace(report, output=target, calibration=quality)
 
 
+def _check_outputs(settings: ConvertSettings, calibration: CalibrationSettings) -> None:
+    """Check that both files can be made, and that none of text, model and matrix is another.
+
+    Raises:
+        OutputError: they cannot.
+    """
+    target, matrix = settings.target, calibration.matrix
+    check_output(target, 0, force=settings.force, source=settings.folder)
+    places = [("-o", target), ("--calibrate", calibration.text)]
+    if matrix is not None:
+        check_output(matrix, 0, force=settings.force, source=settings.folder)
+        places.append(("--imatrix", matrix))
+    for (option, one), (other, two) in itertools.combinations(places, 2):
+        if one.resolve() == two.resolve():
+            raise OutputError(f"{option} and {other} name one file: {two}; name two")
+
+
+def _room(settings: ConvertSettings) -> int:
+    """Bytes on the disk: the intermediate file, and the file without weights and with them."""
+    plan = replace(settings, dry_run=True, verify=False, keep_source=False)
+    sizes = [convert(replace(plan, type=kind)).n_bytes for kind in (_INTERMEDIATE, settings.type)]
+    return sizes[0] + 2 * sizes[1]
+
+
+@contextmanager
+def _working_folder(target: Path) -> Iterator[Path]:
+    """A folder beside the output, which has the disk for it.
+
+    Raises:
+        OutputError: it cannot be made, or the disk failed.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as place:
+            yield Path(place)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
 def _split(path: Path) -> tuple[str, str]:
-    """The text that collects and the text that compares, cut at a line's end if one is near."""
+    """The text that collects and the text that compares, cut at a line's end if one is near.
+
+    Raises:
+        SourceError: it cannot be read, or too little is left to compare with.
+    """
     try:
         with path.open("rb") as file:
             text = file.read(_LARGEST_TEXT).decode("utf-8", "replace")
@@ -108,10 +157,17 @@ def _split(path: Path) -> tuple[str, str]:
     cut = int(len(text) * _CALIBRATION_SHARE)
     end = text.find("\n", cut, cut + len(text) // 20)
     cut = end + 1 if end >= 0 else cut
+    # no token is shorter than a byte
+    n_bytes = len(text[cut:].encode())
+    if n_bytes < _SMALLEST_WINDOW:
+        raise SourceError(
+            f"--calibrate {path}: too short: its last tenth, which compares, has {n_bytes} bytes; "
+            f"expected at least {_SMALLEST_WINDOW}"
+        )
     return text[:cut], text[cut:]
 
 
-def _held_out_tokens(model: Path, text: str) -> list[int]:
+def _held_out_tokens(model: Path, text: str, path: Path) -> list[int]:
     """The text that compares, as tokens.
 
     Raises:
@@ -121,8 +177,8 @@ def _held_out_tokens(model: Path, text: str) -> list[int]:
         tokens = loaded.vocab.tokenize(text, parse_special=False)
     if len(tokens) < _SMALLEST_WINDOW:
         raise SourceError(
-            f"--calibrate: the text is too short: its last tenth, which compares, has "
-            f"{len(tokens)} tokens; expected at least {_SMALLEST_WINDOW}"
+            f"--calibrate {path}: too short: its last tenth, which compares, has {len(tokens)} "
+            f"tokens; expected at least {_SMALLEST_WINDOW}"
         )
     return tokens
 
@@ -149,11 +205,17 @@ def _quality(
     )
 
 
-def _keep(matrix: ImportanceMatrix, path: Path) -> None:
-    part = path.with_name(f".{path.name}.part")
+def _keep(matrix: ImportanceMatrix, path: Path, target: Path) -> None:
+    """Write the matrix, after the model.
+
+    Raises:
+        OutputError: it cannot be written; the model is complete.
+    """
     try:
-        write_imatrix(matrix, part)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise SourceError(f"--imatrix {path}: cannot be written: {error.strerror}") from error
+        with complete_file(path):
+            write_imatrix(matrix, part_path(path))
+    except (OSError, OutputError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(
+            f"--imatrix {path}: cannot be written: {reason}; {target} is complete"
+        ) from error

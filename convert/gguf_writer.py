@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,27 +30,59 @@ from .tokenizer import Vocabulary
 
 
 def check_output(
-    path: Path, n_bytes: int, *, force: bool, besides: Iterable[tuple[Path, int]] = ()
+    path: Path,
+    n_bytes: int,
+    *,
+    force: bool,
+    besides: Iterable[tuple[Path, int]] = (),
+    source: Path | None = None,
 ) -> None:
     """Check that a file of about ``n_bytes`` can be written to ``path``.
 
-    ``besides`` are other folders, and the bytes that they need at the same time.
+    A symbolic link to a file counts as that name: ``force`` replaces the link, and the file that it
+    leads to stays.
+
+    Args:
+        path: the output.
+        n_bytes: what it needs.
+        force: it may replace a file.
+        besides: other folders, and the bytes that they need at the same time.
+        source: a folder of which no file may be replaced, but a GGUF that lies there.
 
     Raises:
-        OutputError: it exists (without ``force``), its folder does not, or the disk is too full.
+        OutputError: it exists (without ``force``) or is no ordinary file, its folder does not exist
+            or cannot be written, or the disk is too full.
     """
     try:
-        exists = path.exists()
+        exists = os.path.lexists(path)
+        kind = path.stat().st_mode if path.exists() else stat.S_IFREG
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
-    if path.is_dir():
+    if stat.S_ISDIR(kind):
         raise OutputError(f"{path}: a folder; name a file")
+    if not stat.S_ISREG(kind):
+        raise OutputError(f"{path}: no ordinary file, but a device, a pipe or a socket")
     if exists and not force:
         raise OutputError(f"{path}: already exists; --force replaces it")
+    if exists and source is not None and _is_of_checkpoint(path, source):
+        raise OutputError(f"{path}: a file of the checkpoint {source}; name another output")
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent}: no such folder for the output")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path.parent}: the folder cannot be written")
     # what a killed conversion left is overwritten, or continued
     _check_room(path, [(path.parent, n_bytes - _allocated(part_path(path))), *besides])
+
+
+def _is_of_checkpoint(path: Path, folder: Path) -> bool:
+    """Whether a file is one of a folder's, or one that it links to; a GGUF is of no checkpoint."""
+    try:
+        with path.open("rb") as file:
+            if file.read(4) == b"GGUF":
+                return False
+        return any(path.samefile(entry) for entry in folder.iterdir() if entry.exists())
+    except OSError:  # a link to nothing, or nothing that can be read: no checkpoint's
+        return False
 
 
 def _check_room(path: Path, needs: list[tuple[Path, int]]) -> None:

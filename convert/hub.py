@@ -78,7 +78,7 @@ def list_repository(source: HubSource) -> Repository:
         )  # fmt: skip
 
     try:
-        info = _retrying(source.repository, source.revision, ask)
+        info = _retrying(source.repository, source.revision, ask, listing=True)
     except (ValueError, KeyError, TypeError) as error:
         raise DownloadError(
             f"{source.repository}: {constants.ENDPOINT} does not answer as the hub does: {error}"
@@ -269,14 +269,28 @@ def _stream(repository: Repository, file: HubFile, byte_range: str | None) -> It
 
 
 def _retrying(
-    repository: str, revision: str, ask: Callable[[], _Result], name: str = ""
+    repository: str,
+    revision: str,
+    ask: Callable[[], _Result],
+    name: str = "",
+    *,
+    listing: bool = False,
 ) -> _Result:
+    """Ask until an answer comes; a ``listing`` gives up at once where nobody answers at all."""
     failures = 0
     while True:
         try:
             with _translated(repository, revision, name):
                 return ask()
         except _Interrupted as error:
+            # refused, or no such host: httpx and httpx2 have one name for both
+            if listing and type(error.__cause__).__name__ == "ConnectError":
+                from huggingface_hub import constants
+
+                raise DownloadError(
+                    f"{repository}: no answer from {constants.ENDPOINT} ({error}), and there is no "
+                    "folder of that name; check the name, the network and HF_ENDPOINT"
+                ) from error
             failures += 1
             _wait(repository, failures, error, name)
 

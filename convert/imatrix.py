@@ -7,6 +7,7 @@ llama.cpp's common/imatrix-loader.cpp; ``save_imatrix`` in tools/imatrix/imatrix
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from infer_os.models.rotation import ROTATION, ROTATION_KEY
 from infer_os.native.errors import GgufError
 from infer_os.native.gguf_file import GgufArray, GgufHeader, read_gguf_header, tensor_array
 
@@ -29,8 +31,8 @@ _MOST_DATASETS = 1 << 10
 _LARGEST_COUNT = float(1 << 53)
 _MOST_NAMES_SHOWN = 4
 
-# A column that no text ever reached would weigh nothing, and a block of such columns would become
-# zeros: it keeps this share of the mean weight, too little to matter beside any other column.
+# A column that no text ever reached, or hardly, would weigh nothing, and a block of such columns
+# would become zeros: it keeps this share of the mean weight, too little to matter beside any other.
 _FLOOR = 1e-6
 
 
@@ -42,12 +44,14 @@ class ColumnSums:
     count: int
 
     @property
-    def mean_squares(self) -> NDArray[np.float32]:
-        """(n_columns,), divided in float32 as llama-quantize does; ones if nothing was counted."""
+    def mean_squares(self) -> NDArray[np.float64]:
+        """(n_columns,); ones if nothing was counted.
+
+        Rounded to float32 they are what llama-quantize divides, but none overflows or vanishes.
+        """
         if self.count == 0:
-            return np.ones_like(self.sums)
-        means: NDArray[np.float32] = self.sums / np.float32(self.count)
-        return means
+            return np.ones(len(self.sums))
+        return self.sums.astype(np.float64) / float(np.float32(self.count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,26 +59,31 @@ class ImportanceMatrix:
     """Column sums by the name of the weight matrix in the GGUF file.
 
     ``datasets`` names the texts; ``chunk_count`` chunks of ``chunk_size`` tokens were decoded.
+    ``rotation`` is the one folded into the weights of the model that ran ("" for none): its columns
+    are others.
     """
 
     entries: Mapping[str, ColumnSums]
     datasets: tuple[str, ...]
     chunk_count: int
     chunk_size: int
+    rotation: str = ""
 
     def weights(self, name: str) -> NDArray[np.float32] | None:
         """(n_columns,) weight of each column's squared error; None where there is no entry.
 
-        The mean squares; zeros among them are raised to a millionth of the mean.
+        The mean squares over a power of two, which brings their mean to 1 or at most 2 and changes
+        no bit of what ggml computes; none is below a millionth of the mean.
         """
         entry = self.entries.get(name)
         if entry is None:
             return None
-        weights = entry.mean_squares
-        mean = float(weights.mean(dtype=np.float64))
+        squares = entry.mean_squares
+        mean = float(squares.mean())
         if mean <= 0.0:
-            return np.ones_like(weights)
-        return np.where(weights > 0, weights, np.float32(_FLOOR * mean))
+            return np.ones_like(entry.sums)
+        squares = np.maximum(squares, _FLOOR * mean)
+        return np.ldexp(squares, 1 - math.frexp(mean)[1]).astype(np.float32)
 
     @property
     def digest(self) -> str:
@@ -121,6 +130,8 @@ def write_imatrix(matrix: ImportanceMatrix, path: Path) -> None:
     writer.add_array(_DATASETS, list(matrix.datasets) or [""])
     writer.add_uint32(_CHUNKS, matrix.chunk_count)
     writer.add_uint32(_CHUNK_SIZE, matrix.chunk_size)
+    if matrix.rotation:
+        writer.add_string(ROTATION_KEY, matrix.rotation)
     for name in sorted(matrix.entries):
         entry = matrix.entries[name]
         writer.add_tensor(name + _SUMS, np.ascontiguousarray(entry.sums, np.float32))
@@ -174,6 +185,7 @@ def _from_header(header: GgufHeader) -> ImportanceMatrix:
         _strings(path, metadata.get(_DATASETS)),
         _number(path, metadata, _CHUNKS),
         _number(path, metadata, _CHUNK_SIZE),
+        _rotation(path, metadata),
     )
 
 
@@ -212,6 +224,13 @@ def _number(path: Path, metadata: Mapping[str, Any], key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise FileFormatError(f"{path}: {key} is {value!r}; expected a number from 0")
     return value
+
+
+def _rotation(path: Path, metadata: Mapping[str, Any]) -> str:
+    value = metadata.get(ROTATION_KEY, "")
+    if value not in ("", ROTATION):
+        raise FileFormatError(f"{path}: {ROTATION_KEY} is {value!r}; expected {ROTATION!r}")
+    return str(value)
 
 
 def _refuse_legacy(path: Path) -> None:

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 import infer_os
 from infer_os.models import describe
 from infer_os.models.network import MetadataValue, Network
-from infer_os.models.rotation import ROTATION_KEY, fold_rotation
+from infer_os.models.rotation import ROTATION, ROTATION_KEY, fold_rotation
 from infer_os.native.quantize import QuantizeStats
+from infer_os.native.residency import peak_rss_bytes
 
 from .blocks import quantized_blocks
 from .checkpoint import Checkpoint, open_checkpoint
-from .errors import DownloadError, SourceError
+from .errors import DownloadError, SourceError, UnsupportedError
 from .gguf_writer import (
     GgufOutput,
     check_output,
@@ -33,7 +34,7 @@ from .hub_checkpoint import HubCheckpoint, open_hub_checkpoint
 from .imatrix import ImportanceMatrix, read_imatrix
 from .journal import Journal, fingerprint
 from .plan import Job, Plan, make_plan
-from .report import ClassTable, ConversionReport, peak_rss_bytes
+from .report import ClassTable, ConversionReport
 from .settings import ConvertSettings
 from .source import cache_folder
 from .tensors import TensorFile
@@ -112,14 +113,19 @@ def convert(
     notes: tuple[str, ...] = ()
     if not settings.dry_run:
         # before anything is read or downloaded; the space it needs is not known yet
-        check_output(target, 0, force=settings.force)
+        check_output(target, 0, force=settings.force, source=settings.folder)
     if importance is None and settings.imatrix is not None:
         importance = read_imatrix(settings.imatrix)
+    if importance is not None:
+        _check_rotation(importance, settings)
     with _opened(settings) as checkpoint:
         work = _prepare(settings, checkpoint, importance)
         if not settings.dry_run:
             room = [(work.hub.folder, work.hub.room())] if work.hub else []
-            check_output(target, work.plan.n_bytes, force=settings.force, besides=room)
+            check_output(
+                target, work.plan.n_bytes, force=settings.force, besides=room,
+                source=settings.folder,
+            )  # fmt: skip
             notes = _write(work, target, progress)
     plan, network = work.plan, work.network
     return ConversionReport(
@@ -164,6 +170,23 @@ def _prepare(
     return _Work(
         settings, checkpoint, network, recipe, plan, vocabulary, ClassTable(plan), importance
     )
+
+
+def _check_rotation(importance: ImportanceMatrix, settings: ConvertSettings) -> None:
+    """Refuse weights of other columns than the file will have.
+
+    Raises:
+        UnsupportedError: one of the two is rotated, and the other not.
+    """
+    if importance.rotation and not settings.fold_rotation:
+        raise UnsupportedError(
+            f"--imatrix {settings.imatrix}: it was collected with --fold-rotation; add that"
+        )
+    if settings.fold_rotation and not importance.rotation:
+        raise UnsupportedError(
+            f"--imatrix {settings.imatrix} with --fold-rotation: its weights are of other columns "
+            "than the rotated ones; collect them with --calibrate instead"
+        )
 
 
 def _importance_notes(plan: Plan, importance: ImportanceMatrix) -> tuple[str, ...]:
@@ -310,7 +333,7 @@ def _metadata(work: _Work) -> dict[str, MetadataValue]:
         "inferos.source.architecture": network.architecture,
         **(_origin(work.hub) if work.hub else {}),
         **(_weights_origin(work.importance) if work.importance else {}),
-        **({ROTATION_KEY: "hadamard"} if work.settings.fold_rotation else {}),
+        **({ROTATION_KEY: ROTATION} if work.settings.fold_rotation else {}),
         **{f"{network.graph}.{key}": value for key, value in network.metadata.items()},
     }
 
@@ -338,6 +361,14 @@ def _origin(hub: HubCheckpoint) -> dict[str, MetadataValue]:
     }
 
 
+def _holds(job: Job, stats: QuantizeStats) -> bool:
+    """Whether a block's type has room for its values: a scale that overflowed leaves none."""
+    if not (math.isfinite(stats.sum_squared_error) and math.isfinite(stats.max_abs_error)):
+        return False
+    lost = stats.sum_squared_error >= stats.sum_squared_value > 0
+    return not (lost and job.tensor.type.quantized)
+
+
 def _job_blocks(
     work: _Work, file: TensorFile, job: Job, *, ends_only: bool = False
 ) -> Iterator[tuple[NDArray[np.uint8], int, QuantizeStats]]:
@@ -356,9 +387,10 @@ def _job_blocks(
         if stats.n_not_finite:
             raise SourceError(
                 f"{file.path}: tensor {name!r} holds {stats.n_not_finite} values that are NaN or "
-                "infinite; the checkpoint is damaged"
+                f"infinite, or too large for {job.tensor.type.name}: the checkpoint is damaged, or "
+                "needs f32 or bf16"
             )
-        if not math.isfinite(stats.sum_squared_error):
+        if not _holds(job, stats):
             raise SourceError(
                 f"{file.path}: tensor {name!r} holds values that {job.tensor.type.name} cannot "
                 "hold; choose f32 or bf16"

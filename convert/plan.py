@@ -67,7 +67,6 @@ class Plan:
     """Every tensor of the file, in the order of its data."""
 
     tensors: tuple[PlannedTensor, ...]
-    unused: tuple[str, ...]
 
     @property
     def n_bytes(self) -> int:
@@ -133,7 +132,7 @@ def make_plan(network: Network, stored: Mapping[str, StoredTensor], recipe: Reci
         raise PlanError(
             f"the checkpoint does not fit its config.json ({network.architecture}): {shown}{more}"
         )
-    return Plan(tuple(planned), tuple(unused))
+    return Plan(tuple(planned))
 
 
 def _stored_name(part: Part, prefix: str, stored: Iterable[str]) -> str:

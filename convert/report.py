@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,9 +123,3 @@ class ClassTable:
         if key not in self._rows:
             self._rows[key] = ClassReport(*key, 0, 0, 0, QuantizeStats())
         return self._rows[key]
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident set of this process so far, mapped file pages included."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

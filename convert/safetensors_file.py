@@ -11,20 +11,19 @@ import json
 import math
 import mmap
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import FileFormatError
-from .tensors import StoredTensor, dtype_named
+from .tensors import MappedFile, StoredTensor, dtype_named
 
 # the reference implementation's bound on the header
 _LARGEST_HEADER = 100_000_000
 
 
-class SafetensorsFile:
+class SafetensorsFile(MappedFile):
     """A mapped safetensors file. Use as a context manager; arrays die with it."""
 
     def __init__(self, path: Path) -> None:
@@ -33,8 +32,7 @@ class SafetensorsFile:
         Raises:
             FileFormatError: the header is malformed, or a tensor lies outside the file.
         """
-        self.path = path
-        self._mapped = _map_file(path)
+        super().__init__(path)
         entries, self._start = read_entries(path, self._mapped, len(self._mapped))
         self.tensors: dict[str, StoredTensor] = {
             name: tensor for name, (tensor, _) in entries.items()
@@ -51,34 +49,6 @@ class SafetensorsFile:
             self._mapped, dtype, math.prod(tensor.shape), self._start + self._offsets[name]
         )
         return flat.reshape(tensor.shape)
-
-    def close(self) -> None:
-        """Unmap the file, or leave that to the last array that still looks at it."""
-        try:
-            self._mapped.close()
-        except BufferError:
-            pass
-
-    def __enter__(self) -> SafetensorsFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-def _map_file(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except ValueError as error:  # mmap refuses an empty file
-        raise FileFormatError(f"{path}: the file is empty; download it again") from error
-    except OSError as error:
-        raise FileFormatError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def read_entries(

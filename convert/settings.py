@@ -12,6 +12,7 @@ from .types import recipe_named
 
 # Types that no quantizer weighs by importance: floats, and blocks too fine to gain from it.
 _UNWEIGHTED = ("f32", "f16", "bf16", "q8_0")
+_MOST_THREADS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +40,12 @@ class ConvertSettings:
         recipe_named(self.type)
         if self.imatrix is not None:
             refuse_idle_weights("--imatrix", self.type)
-        if self.imatrix is not None and self.fold_rotation:
+        if self.output == Path("-"):
+            raise UnsupportedError("-o -: a GGUF file cannot be streamed; name a file")
+        if not 0 <= self.threads <= _MOST_THREADS:
             raise UnsupportedError(
-                "--imatrix with --fold-rotation: its weights are of other columns than the "
-                "rotated ones; collect them with --calibrate instead"
+                f"--threads {self.threads}: expected a number from 1 to {_MOST_THREADS}"
             )
-        if self.threads < 0:
-            raise UnsupportedError(f"--threads {self.threads}: expected a number from 1")
         if self.keep_source and isinstance(self.source, Path):
             raise UnsupportedError(f"--keep-source: {self.source} is a folder, and stays; drop it")
         for name, given in (("--verify", self.verify), ("--keep-source", self.keep_source)):
@@ -56,6 +56,11 @@ class ConvertSettings:
     def n_threads(self) -> int:
         """Threads of the quantizer: as asked, else one per usable core."""
         return self.threads or len(os.sched_getaffinity(0))
+
+    @property
+    def folder(self) -> Path | None:
+        """The checkpoint's folder; None for a model on the hub."""
+        return self.source if isinstance(self.source, Path) else None
 
     @property
     def name(self) -> str:

@@ -39,8 +39,11 @@ def find_source(text: str, revision: str | None = None) -> Path | HubSource:
 
     Raises:
         UnsupportedError: a revision of a local folder, or one that cannot be one.
-        SourceError: a bare name that is neither a folder nor in the catalog.
+        SourceError: nothing, a bare name that is neither a folder nor in the catalog, or a folder
+            that does not exist in one that does.
     """
+    if not text:
+        raise SourceError("SOURCE is empty; give a folder, a catalog name or a hub id")
     folder = Path(text)
     known = find_model(text)
     local = folder.exists() or not (known or _HUB_ID.fullmatch(text))
@@ -53,6 +56,12 @@ def find_source(text: str, revision: str | None = None) -> Path | HubSource:
         if revision is not None:
             raise UnsupportedError(f"--revision {revision}: {text} is a local folder; drop it")
         return folder
+    if known is None and revision is None and folder.parent.is_dir():
+        # EleutherAI/... beside a folder EleutherAI is rather a slip than a wish for the network
+        raise SourceError(
+            f"{text}: no such folder, though {folder.parent} is one; for a model on the hub, add "
+            "--revision main"
+        )
     if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise UnsupportedError(f"--revision {revision!r}: expected a branch, a tag or a commit")
     repository = known.id if known else text

@@ -25,6 +25,10 @@ _FURTHER_ENDS = ("eot", "eom")
 #: Added tokens that end a turn although no config says so, and whose models wait for them.
 _ENDS_OF_TURN = {"### End": "Dolly", "<|USER|>": "StableLM-tuned-alpha"}
 
+# What ends a text in the families' vocabularies, where no file says it.
+_USUAL_ENDS = ("<|endoftext|>", "</s>", "<eos>")
+_LONGEST_SHOWN = 40
+
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
@@ -120,9 +124,8 @@ def with_special_tokens(vocabulary: Vocabulary, files: TokenizerFiles) -> Vocabu
     Raises:
         FileFormatError: a chat template is malformed.
     """
-    ids, ends = _special_ids(vocabulary, files)
+    ids, ends, notes = _special_ids(vocabulary, files)
     ids |= vocabulary.special
-    notes = []
     for i, token in enumerate(vocabulary.tokens):
         if token in _ENDS_OF_TURN and vocabulary.types[i] is not TokenType.NORMAL:
             ends.append(i)
@@ -144,17 +147,27 @@ def with_special_tokens(vocabulary: Vocabulary, files: TokenizerFiles) -> Vocabu
     )
 
 
-def _special_ids(vocabulary: Vocabulary, files: TokenizerFiles) -> tuple[dict[str, int], list[int]]:
-    """Special ids by name, and the ids that end a generation."""
+def _special_ids(
+    vocabulary: Vocabulary, files: TokenizerFiles
+) -> tuple[dict[str, int], list[int], list[str]]:
+    """Special ids by name, the ids that end a generation, and notes on ids that are none."""
     ids: dict[str, int] = {}
     ends: list[int] = []
+    notes: list[str] = []
     size = len(vocabulary.tokens)
+    sources = (("generation_config.json", files.generation), ("config.json", files.config))
     for name in _NAMES:
         found: list[int] = []
-        for source in (files.generation, files.config):
+        for file_name, source in sources:
             value = source.get(f"{name}_token_id")
             values = value if isinstance(value, list) and name == "eos" else [value]
             found = [v for v in values if type(v) is int and 0 <= v < size]
+            notes += [
+                f"vocabulary: {file_name}: {name}_token_id {_shown(v)} ignored; expected a token "
+                f"from 0 to {size - 1}"
+                for v in values
+                if v is not None and (type(v) is not int or not 0 <= v < size)
+            ]
             if found:
                 break
         text = files.text_of(name)
@@ -164,7 +177,45 @@ def _special_ids(vocabulary: Vocabulary, files: TokenizerFiles) -> tuple[dict[st
             ids[name] = found[0]
         if name == "eos":
             ends = found
-    return ids, ends
+    return ids, ends, notes
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def with_end(vocabulary: Vocabulary) -> Vocabulary:
+    """Name a token that ends a generation, if the checkpoint names none.
+
+    llama.cpp would take one of ordinary text (``special_eos_id`` in llama-vocab.cpp: 11 for BPE, 1
+    for unigram) and every program on it but ours would stop there. Goes in with its padding.
+    """
+    if "eos" in vocabulary.special:
+        return vocabulary
+    kinds = vocabulary.types
+    usual = [
+        i
+        for text in _USUAL_ENDS
+        for i, token in enumerate(vocabulary.tokens)
+        if token == text and kinds[i] in (TokenType.CONTROL, TokenType.USER_DEFINED)
+    ]
+    special = [i for i, kind in enumerate(kinds) if kind is TokenType.CONTROL]
+    unused = [i for i, kind in enumerate(kinds) if kind is TokenType.UNUSED]
+    # the first special token, but the last of the padding
+    end = next(iter((*usual, *special, *reversed(unused))), None)
+    if end is None:
+        note = (
+            "vocabulary: no end token named, and none could stand for one: programs on llama.cpp "
+            "may end at one of ordinary text"
+        )
+        return replace(vocabulary, notes=(*vocabulary.notes, note))
+    note = f"vocabulary: no end token named; {vocabulary.tokens[end]!r} ({end}) takes its place"
+    return replace(
+        vocabulary,
+        special={**vocabulary.special, "eos": end},
+        notes=(*vocabulary.notes, note),
+    )
 
 
 def with_template(

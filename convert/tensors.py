@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .errors import FileFormatError
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +74,41 @@ class TensorFile(Protocol):
     def close(self) -> None:
         """Let the file go."""
         ...
+
+
+_File = TypeVar("_File", bound="MappedFile")
+
+
+class MappedFile:
+    """A file mapped for reading. Use as a context manager; arrays die with it."""
+
+    def __init__(self, path: Path) -> None:
+        """Map the file.
+
+        Raises:
+            FileFormatError: it is empty or cannot be read.
+        """
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError as error:  # mmap refuses an empty file
+            raise FileFormatError(f"{path}: the file is empty; download it again") from error
+        except OSError as error:
+            raise FileFormatError(f"{path}: cannot be read: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Unmap the file, or leave that to the last array that still looks at it."""
+        with contextlib.suppress(BufferError):
+            self._mapped.close()
+
+    def __enter__(self: _File) -> _File:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -18,6 +18,7 @@ from .special import (
     TokenizerFiles,
     read_tokenizer_files,
     tokens_around_text,
+    with_end,
     with_special_tokens,
     with_template,
 )
@@ -35,12 +36,14 @@ _SENTENCEPIECE_NAMES = ("spiece.model", "tokenizer.model")
 def read_vocabulary(folder: Path, config: Mapping[str, Any], n_rows: int) -> Vocabulary:
     """Read the tokenizer of a checkpoint, padded or cut to the ``n_rows`` of its embedding.
 
+    It names an end of text, though the files may not.
+
     Raises:
         SourceError: there is no tokenizer.
         FileFormatError: its files are malformed.
         UnsupportedError: it does something that llama.cpp cannot express.
     """
-    return fit_to_rows(read_tokens(folder, config), n_rows)
+    return with_end(fit_to_rows(read_tokens(folder, config), n_rows))
 
 
 def read_tokens(folder: Path, config: Mapping[str, Any]) -> Vocabulary:

@@ -13,7 +13,6 @@ Layouts, from torch/serialization.py:
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 import math
@@ -23,7 +22,6 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -38,7 +36,7 @@ from .restricted_pickle import (
     Unpickled,
     read_pickle,
 )
-from .tensors import Dtype, StoredTensor, dtype_named
+from .tensors import MappedFile, StoredTensor, dtype_named
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -62,7 +60,7 @@ class _Place:
     strides: tuple[int, ...]
 
 
-class TorchFile:
+class TorchFile(MappedFile):
     """A mapped torch file. Use as a context manager; arrays die with it."""
 
     def __init__(self, path: Path) -> None:
@@ -72,8 +70,7 @@ class TorchFile:
             FileFormatError: the file is malformed or truncated, a tensor lies outside its storage
                 or the file, or the pickle holds what no state dict needs.
         """
-        self.path = path
-        self._mapped = _map_file(path)
+        super().__init__(path)
         self.tensors: dict[str, StoredTensor] = {}
         self._places: dict[str, _Place] = {}
         try:
@@ -81,7 +78,7 @@ class TorchFile:
             for name, record in _find_tensors(path, unpickled.value).items():
                 strides = _check_tensor(path, name, record, len(self._mapped))
                 dtype = record.storage.dtype
-                first = (record.storage.first + record.offset) * _dtype(dtype).size
+                first = (record.storage.first + record.offset) * dtype_named(dtype).size
                 self._places[name] = _Place(locate(record.storage) + first, strides)
                 self.tensors[name] = StoredTensor(name, dtype, record.shape, path)
         except FileFormatError:
@@ -94,7 +91,7 @@ class TorchFile:
         It may have any strides, and any alignment: the formats promise none.
         """
         tensor, place = self.tensors[name], self._places[name]
-        dtype = _dtype(tensor.dtype).numpy
+        dtype = dtype_named(tensor.dtype).numpy
         if math.prod(tensor.shape) == 0:
             return np.empty(tensor.shape, dtype)
         # frombuffer keeps the map from closing under the array; ndarray alone does not
@@ -102,38 +99,6 @@ class TorchFile:
         array: NDArray[Any]
         array = np.ndarray(tensor.shape, dtype, held, place.start, place.strides)
         return array
-
-    def close(self) -> None:
-        """Unmap the file, or leave that to the last array that still looks at it."""
-        with contextlib.suppress(BufferError):
-            self._mapped.close()
-
-    def __enter__(self) -> TorchFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-def _map_file(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except ValueError as error:  # mmap refuses an empty file
-        raise FileFormatError(f"{path}: the file is empty; download it again") from error
-    except OSError as error:
-        raise FileFormatError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _dtype(name: str) -> Dtype:
-    known = dtype_named(name)
-    assert known is not None  # restricted_pickle names only types of tensors.py
-    return known
 
 
 def _read_container(path: Path, mapped: mmap.mmap) -> tuple[Unpickled, _Locate]:
@@ -188,7 +153,7 @@ def _check_tensor(path: Path, name: str, record: TensorRecord, file_size: int) -
     numbers = (record.offset, *shape, *stride)
     if not all(type(n) is int and 0 <= n <= _LARGEST_NUMBER for n in numbers):
         raise FileFormatError(f"{where} has a malformed offset, shape or stride; {ADVICE}")
-    size = _dtype(storage.dtype).size
+    size = dtype_named(storage.dtype).size
     if 0 in shape:
         # numpy bounds the other dimensions of an empty array too
         if math.prod(n for n in shape if n) * size > _LARGEST_NUMBER:
@@ -272,7 +237,7 @@ class _ZipArchive:
         extents = []
         for storage in unpickled.storages.values():
             start, size = self.find(f"data/{storage.key}")
-            item = _dtype(storage.dtype).size
+            item = dtype_named(storage.dtype).size
             # a storage counts bytes: some may remain that make no element
             if not 0 <= size - storage.numel * item < item:
                 raise FileFormatError(
@@ -366,7 +331,7 @@ def _find_legacy_storages(
         if storage is None or key in starts:
             raise FileFormatError(f"{path}: the list of storages is malformed; {ADVICE}")
         count = int.from_bytes(mapped[at : at + 8], "little", signed=True)
-        end = at + 8 + storage.numel * _dtype(storage.dtype).size
+        end = at + 8 + storage.numel * dtype_named(storage.dtype).size
         if end > len(mapped):
             raise FileFormatError(
                 f"{path}: storage {key[:200]!r} ends at byte {end}, but the file has only "

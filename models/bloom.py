@@ -7,12 +7,14 @@ from functools import partial
 from typing import Any
 
 from .network import (
+    MOST_HEADS,
+    MOST_LAYERS,
     ConfigError,
     ConfigReader,
-    MetadataValue,
     Network,
     Part,
     Role,
+    Sizes,
     TensorRule,
     affine,
     head_dim_of,
@@ -28,8 +30,8 @@ def describe(config: Mapping[str, Any]) -> Network:
     """Describe a ``BloomForCausalLM`` or a bare ``BloomModel``."""
     read = ConfigReader(config)
     n_embd = read.count("hidden_size", "n_embed")
-    n_layer = read.count("n_layer", "num_hidden_layers")
-    n_head = read.count("n_head", "num_attention_heads")
+    n_layer = read.count("n_layer", "num_hidden_layers", most=MOST_LAYERS)
+    n_head = read.count("n_head", "num_attention_heads", most=MOST_HEADS)
     n_vocab = read.count("vocab_size")
     n_ff = 4 * n_embd
     head_dim = head_dim_of(n_embd, n_head)
@@ -39,17 +41,9 @@ def describe(config: Mapping[str, Any]) -> Network:
             "llama.cpp's graph has the residual before the norm"
         )
     tied = read.flag("tie_word_embeddings", default=True)
-    metadata: dict[str, MetadataValue] = {
-        "context_length": read.count("seq_length", default=_TRAINED_CONTEXT),
-        "embedding_length": n_embd,
-        "block_count": n_layer,
-        "feed_forward_length": n_ff,
-        "attention.head_count": n_head,
-        "attention.head_count_kv": n_head,
-        "attention.layer_norm_epsilon": read.number(
-            "layer_norm_epsilon", default=1e-5, low=0.0, high=1.0
-        ),
-    }
+    n_ctx = read.count("seq_length", default=_TRAINED_CONTEXT)
+    sizes = Sizes(n_ctx, n_embd, n_layer, n_ff, n_head)
+    metadata = sizes.metadata(read.epsilon("layer_norm_epsilon"))
     unfuse = UnfuseQKV(n_head, head_dim)
     return Network(
         architecture="BloomForCausalLM",
@@ -66,7 +60,7 @@ def describe(config: Mapping[str, Any]) -> Network:
         n_head=n_head,
         head_dim=head_dim,
         n_embd=n_embd,
-        n_ctx=int(metadata["context_length"]),
+        n_ctx=n_ctx,
     )
 
 

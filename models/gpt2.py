@@ -7,12 +7,14 @@ from functools import partial
 from typing import Any
 
 from .network import (
+    MOST_HEADS,
+    MOST_LAYERS,
     ConfigError,
     ConfigReader,
-    MetadataValue,
     Network,
     Part,
     Role,
+    Sizes,
     TensorRule,
     affine,
     head_dim_of,
@@ -32,8 +34,8 @@ def describe(config: Mapping[str, Any]) -> Network:
     """Describe a ``GPT2LMHeadModel``."""
     read = ConfigReader(config)
     n_embd = read.count("n_embd", "hidden_size")
-    n_layer = read.count("n_layer", "num_hidden_layers")
-    n_head = read.count("n_head", "num_attention_heads")
+    n_layer = read.count("n_layer", "num_hidden_layers", most=MOST_LAYERS)
+    n_head = read.count("n_head", "num_attention_heads", most=MOST_HEADS)
     n_ff = read.count("n_inner", default=4 * n_embd)
     n_ctx = read.count("n_positions", "n_ctx", "max_position_embeddings", default=1024)
     n_vocab = read.count("vocab_size")
@@ -44,17 +46,8 @@ def describe(config: Mapping[str, Any]) -> Network:
                 f"{str(usual).lower()}"
             )
     tied = read.flag("tie_word_embeddings", default=True)
-    metadata: dict[str, MetadataValue] = {
-        "context_length": n_ctx,
-        "embedding_length": n_embd,
-        "block_count": n_layer,
-        "feed_forward_length": n_ff,
-        "attention.head_count": n_head,
-        "attention.head_count_kv": n_head,
-        "attention.layer_norm_epsilon": read.number(
-            "layer_norm_epsilon", default=1e-5, low=0.0, high=1.0
-        ),
-    }
+    sizes = Sizes(n_ctx, n_embd, n_layer, n_ff, n_head)
+    metadata = sizes.metadata(read.epsilon("layer_norm_epsilon"))
     return Network(
         architecture="GPT2LMHeadModel",
         graph="gpt2",

@@ -7,12 +7,15 @@ from functools import partial
 from typing import Any
 
 from .network import (
+    MOST_HEADS,
+    MOST_LAYERS,
     ConfigError,
     ConfigReader,
     MetadataValue,
     Network,
     Part,
     Role,
+    Sizes,
     TensorRule,
     affine,
     head_dim_of,
@@ -29,8 +32,8 @@ def describe(config: Mapping[str, Any]) -> Network:
     """
     read = ConfigReader(config)
     n_embd = read.count("hidden_size")
-    n_layer = read.count("num_hidden_layers")
-    n_head = read.count("num_attention_heads")
+    n_layer = read.count("num_hidden_layers", most=MOST_LAYERS)
+    n_head = read.count("num_attention_heads", most=MOST_HEADS)
     n_ff = read.count("intermediate_size", default=4 * n_embd)
     n_vocab = read.count("vocab_size")
     head_dim = head_dim_of(n_embd, n_head)
@@ -46,15 +49,10 @@ def describe(config: Mapping[str, Any]) -> Network:
             f"config.json: rotary_pct {fraction:g} of a head of {head_dim} is {n_rot} "
             "dimensions; expected an even number of at least 2"
         )
+    n_ctx = read.count("max_position_embeddings", default=2048)
+    sizes = Sizes(n_ctx, n_embd, n_layer, n_ff, n_head)
     metadata: dict[str, MetadataValue] = {
-        "context_length": read.count("max_position_embeddings", default=2048),
-        "embedding_length": n_embd,
-        "block_count": n_layer,
-        "feed_forward_length": n_ff,
-        "attention.head_count": n_head,
-        "attention.layer_norm_epsilon": read.number(
-            "layer_norm_eps", default=1e-5, low=0.0, high=1.0
-        ),
+        **sizes.metadata(read.epsilon("layer_norm_eps")),
         "use_parallel_residual": read.flag("use_parallel_residual", default=True),
         "rope.dimension_count": n_rot,
         "rope.freq_base": read.number(
@@ -86,7 +84,7 @@ def describe(config: Mapping[str, Any]) -> Network:
         head_dim=head_dim,
         n_embd=n_embd,
         n_rot=n_rot,
-        n_ctx=int(metadata["context_length"]),
+        n_ctx=n_ctx,
         notes=read.gelu_notes("hidden_act", default="gelu"),
     )
 

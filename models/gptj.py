@@ -12,12 +12,15 @@ from functools import partial
 from typing import Any
 
 from .network import (
+    MOST_HEADS,
+    MOST_LAYERS,
     ConfigError,
     ConfigReader,
     MetadataValue,
     Network,
     Part,
     Role,
+    Sizes,
     TensorRule,
     affine,
     head_dim_of,
@@ -30,8 +33,8 @@ def describe(config: Mapping[str, Any]) -> Network:
     """Describe a ``GPTJForCausalLM``. A ``rotary_dim`` of null rotates the whole head."""
     read = ConfigReader(config)
     n_embd = read.count("n_embd", "hidden_size")
-    n_layer = read.count("n_layer", "num_hidden_layers")
-    n_head = read.count("n_head", "num_attention_heads")
+    n_layer = read.count("n_layer", "num_hidden_layers", most=MOST_LAYERS)
+    n_head = read.count("n_head", "num_attention_heads", most=MOST_HEADS)
     n_ff = read.count("n_inner", default=4 * n_embd)
     n_vocab = read.count("vocab_size")
     head_dim = head_dim_of(n_embd, n_head)
@@ -42,16 +45,10 @@ def describe(config: Mapping[str, Any]) -> Network:
             f"{head_dim}"
         )
     tied = read.flag("tie_word_embeddings", default=False)
+    n_ctx = read.count("n_positions", "max_position_embeddings", default=2048)
+    sizes = Sizes(n_ctx, n_embd, n_layer, n_ff, n_head)
     metadata: dict[str, MetadataValue] = {
-        "context_length": read.count("n_positions", "max_position_embeddings", default=2048),
-        "embedding_length": n_embd,
-        "block_count": n_layer,
-        "feed_forward_length": n_ff,
-        "attention.head_count": n_head,
-        "attention.head_count_kv": n_head,
-        "attention.layer_norm_epsilon": read.number(
-            "layer_norm_epsilon", default=1e-5, low=0.0, high=1.0
-        ),
+        **sizes.metadata(read.epsilon("layer_norm_epsilon")),
         "rope.dimension_count": n_rot,
         "rope.freq_base": 10000.0,
     }
@@ -76,7 +73,7 @@ def describe(config: Mapping[str, Any]) -> Network:
         head_dim=head_dim,
         n_embd=n_embd,
         n_rot=n_rot,
-        n_ctx=int(metadata["context_length"]),
+        n_ctx=n_ctx,
         notes=read.gelu_notes("activation_function", default="gelu_new"),
     )
 

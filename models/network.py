@@ -136,6 +136,10 @@ def affine(
 
 # No model of these families comes near; a file that says more is broken or hostile.
 _LARGEST = 1 << 24
+#: Most blocks: each makes a dozen rules, before any tensor is looked for. BLOOM has 70.
+MOST_LAYERS = 1 << 10
+#: Most heads of a block. BLOOM has 112.
+MOST_HEADS = 1 << 12
 
 
 class ConfigReader:
@@ -157,17 +161,16 @@ class ConfigReader:
                 return value
         return None
 
-    def count(self, *keys: str, default: int | None = None) -> int:
-        """A whole number from 1 to 16 M."""
+    def count(self, *keys: str, default: int | None = None, most: int = _LARGEST) -> int:
+        """A whole number from 1 to ``most``."""
         value = self.find(*keys)
         if value is None:
             if default is None:
                 raise ConfigError(f"config.json has no {' or '.join(map(repr, keys))}")
             return default
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise ConfigError(
-                f"config.json: {keys[0]!r} is {value!r}; expected a whole number "
-                f"from 1 to {_LARGEST}"
+                f"config.json: {keys[0]!r} is {value!r}; expected a whole number from 1 to {most}"
             )
         return value
 
@@ -183,6 +186,10 @@ class ConfigReader:
                 f"config.json: {keys[0]!r} is {value!r}; expected {low:g} to {high:g}"
             )
         return float(value)
+
+    def epsilon(self, key: str) -> float:
+        """What a norm adds to the variance, 1e-5 where nothing is said."""
+        return self.number(key, default=1e-5, low=0.0, high=1.0)
 
     def flag(self, *keys: str, default: bool) -> bool:
         """True or false."""
@@ -207,6 +214,29 @@ class ConfigReader:
             f"config.json: {keys[0]!r} is {value!r}; supported are "
             f"{', '.join((*_TANH_GELUS, 'gelu'))}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The sizes that every network of these families has."""
+
+    n_ctx: int
+    n_embd: int
+    n_layer: int
+    n_ff: int
+    n_head: int
+
+    def metadata(self, epsilon: float) -> dict[str, MetadataValue]:
+        """llama.cpp's keys that every graph reads; ``epsilon`` is the norms'."""
+        return {
+            "context_length": self.n_ctx,
+            "embedding_length": self.n_embd,
+            "block_count": self.n_layer,
+            "feed_forward_length": self.n_ff,
+            "attention.head_count": self.n_head,
+            "attention.head_count_kv": self.n_head,
+            "attention.layer_norm_epsilon": epsilon,
+        }
 
 
 _TANH_GELUS = ("gelu_fast", "gelu_new", "gelu_pytorch_tanh")

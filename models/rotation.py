@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Metadata that tells the runtime that K and V rows come rotated already.
 ROTATION_KEY = "inferos.kv_rotation"
+#: Its value.
+ROTATION = "hadamard"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections import deque
 from typing import Any
 
 import llama_cpp
@@ -17,13 +16,17 @@ logger.addHandler(logging.NullHandler())
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.ERROR}
 _CONTINUE = 5
 
-_recent: deque[str] = deque(maxlen=8)
+_recent: list[str] = []
+_MOST_RECENT = 8
 _last_level = logging.DEBUG
 
 
 def last_complaint() -> str:
-    """llama.cpp's most recent error line, to explain a call that failed; empty if none."""
-    return _recent[-1] if _recent else ""
+    """llama.cpp's first error line since :func:`forget_complaints`; empty if none.
+
+    The first says why; those behind it only that what called it failed as well.
+    """
+    return _recent[0] if _recent else ""
 
 
 def forget_complaints() -> None:
@@ -39,7 +42,7 @@ def _on_line(level: int, text: bytes, _user_data: Any) -> None:
     line = text.decode("utf-8", "replace").strip()
     if not line or line == ".":
         return
-    if _last_level >= logging.ERROR:
+    if _last_level >= logging.ERROR and len(_recent) < _MOST_RECENT:
         _recent.append(line)
     logger.log(_last_level, "%s", line)
 

@@ -15,6 +15,7 @@ import llama_cpp
 
 from .errors import ModelLoadError
 from .gguf_file import GgufHeader, read_gguf_header
+from .graph_check import check_graph
 from .logs import forget_complaints, last_complaint, route_logs
 from .text_rules import read_text_rules
 from .unigram import UnigramTokenizer, check_unigram, read_unigram
@@ -171,7 +172,9 @@ class Model:
         """
         self.path = path
         self.header: GgufHeader = read_gguf_header(path)
+        check_graph(self.header)
         check_unigram(self.header)
+        read_text_rules(self.header)
         mode = LOAD_MODES[load]
         _start_backend()
         params = llama_cpp.llama_model_default_params()
@@ -192,7 +195,11 @@ class Model:
         self._pointer = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not self._pointer:
             raise ModelLoadError(f"{path}: llama.cpp cannot load it: {last_complaint()}")
-        self.vocab = Vocab(llama_cpp.llama_model_get_vocab(self._pointer), self.header)
+        try:
+            self.vocab = Vocab(llama_cpp.llama_model_get_vocab(self._pointer), self.header)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def pointer(self) -> Any:

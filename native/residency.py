@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import resource
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,11 +61,22 @@ def context_buffers(context: Context) -> Buffers:
     return Buffers(result.model, result.context, result.compute)
 
 
+def tells_residency(path: Path) -> bool:
+    """Whether the kernel tells this user which pages of a file are in the page cache.
+
+    Only those who own the file or may write it: for others every page counts as resident
+    (mincore(2)).
+
+    Raises:
+        OSError: there is no such file.
+    """
+    return path.stat().st_uid == os.geteuid() or os.access(path, os.W_OK, effective_ids=True)
+
+
 def resident_bytes(path: Path, offset: int = 0, length: int | None = None) -> int:
     """Bytes of a file (or of a part of it) that are in the page cache.
 
-    The kernel tells it only to those who own the file or may write it; for others every page
-    counts as resident (mincore(2)).
+    All of them where :func:`tells_residency` is false.
 
     Raises:
         OSError: the file cannot be mapped.
@@ -77,3 +90,9 @@ def resident_bytes(path: Path, offset: int = 0, length: int | None = None) -> in
     if error:
         raise OSError(error, os.strerror(error), str(path))
     return int(found.value)
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident set of this process so far, mapped file pages included."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

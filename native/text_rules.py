@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .errors import GgufError
 from .gguf_file import GgufHeader
 
 _CONTROL = 3
@@ -35,7 +36,11 @@ class TextRules:
 
 
 def read_text_rules(header: GgufHeader) -> TextRules:
-    """The rules that a file of ours states."""
+    """The rules that a file of ours states.
+
+    Raises:
+        GgufError: an unknown normal form.
+    """
     metadata = header.metadata
     lowercase = metadata.get("inferos.tokenizer.lowercase") is True
     kept: list[str] = []
@@ -43,7 +48,10 @@ def read_text_rules(header: GgufHeader) -> TextRules:
         tokens: Any = metadata.get("tokenizer.ggml.tokens", ())
         types: Any = metadata.get("tokenizer.ggml.token_type", ())
         kept = [t for t, kind in zip(tokens, types, strict=False) if kind == _CONTROL and t]
-    return TextRules(str(metadata.get("inferos.tokenizer.normalizer", "")), lowercase, kept)
+    normalizer = str(metadata.get("inferos.tokenizer.normalizer", ""))
+    if normalizer not in ("", "NFC", "NFD", "NFKC", "NFKD"):
+        raise GgufError(f"{header.path}: bad GGUF header: the normalizer {normalizer!r} is unknown")
+    return TextRules(normalizer, lowercase, kept)
 
 
 def _lower(text: str) -> str:

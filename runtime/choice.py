@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from infer_os.models.shape import ModelShape, WeightOption
 
 from .errors import SettingsError
-from .kv_schedule import KvSchedule, KvStage, schedule_from_budget
+from .kv_schedule import KvSchedule, KvStage, coarsest_type, schedule_from_budget
 from .plan import Plan, Planner, kv_model, size_text
 
 #: Types to choose from, the finest first. Q8_0 stands for all above it: what it loses is not seen
@@ -40,7 +40,7 @@ def choose(planner: Planner, wish: Wish) -> Plan:
     load = wish.load or "mmap"
     found: list[Plan] = []
     for weights in options:
-        schedule = wish.schedule or _schedule(planner, weights, load)
+        schedule = wish.schedule or automatic_schedule(planner, weights, load)
         if schedule is not None:
             found.append(planner.plan(weights, schedule, load))
     fitting = [plan for plan in found if plan.fits]
@@ -75,23 +75,37 @@ def _plain(planner: Planner, kind: str) -> KvSchedule:
     return KvSchedule((KvStage(kind, kind, planner.sizes.n_ctx),))
 
 
-def _schedule(planner: Planner, weights: WeightOption, load: str) -> KvSchedule | None:
-    """The best cache in what the weights and everything else leave; None if there is none."""
+def automatic_schedule(planner: Planner, weights: WeightOption, load: str) -> KvSchedule | None:
+    """The schedule of ``--kv auto``: F16 throughout if that fits, else the best one that does.
+
+    That keeps F16 or Q8_0 for as many tokens as it can. The context is never cut; None if no
+    schedule fits.
+    """
     plain = planner.plan(weights, _plain(planner, "f16"), load)
     if plain.fits:
         return plain.schedule
+    # a quantized cache may need larger buffers than the plain one
+    small = planner.plan(weights, smallest_schedule(planner), load)
+    rest = plain.weights.n_bytes + plain.process + plain.draft + plain.logits
+    room = plain.limit - rest - max(plain.compute, small.compute)
     model = kv_model(planner.shape, planner.sizes.n_threads)
-    room = (plain.limit - (plain.total - plain.kv)) // planner.sizes.n_seq
     try:
-        schedule, cut = schedule_from_budget(room, model, planner.sizes.n_ctx)
+        schedule, cut = schedule_from_budget(
+            room // planner.sizes.n_seq, model, planner.sizes.n_ctx
+        )
     except SettingsError:  # not even the smallest cache
         return None
-    return None if cut else schedule
+    return schedule if not cut and planner.plan(weights, schedule, load).fits else None
+
+
+def smallest_schedule(planner: Planner) -> KvSchedule:
+    """The smallest cache that the model can have."""
+    return _plain(planner, coarsest_type(kv_model(planner.shape)))
 
 
 def _smallest(planner: Planner, options: Sequence[WeightOption], wish: Wish, load: str) -> Plan:
     weights = min(options, key=lambda option: option.n_bytes)
-    schedule = wish.schedule or _plain(planner, "f16")
+    schedule = wish.schedule or smallest_schedule(planner)
     plan = planner.plan(weights, schedule, load)
     over = f"{size_text(plan.total - plan.limit)} too much"
     if plan.total - plan.kv <= plan.limit:

@@ -7,7 +7,7 @@ Everything above it (token loop, text, session) speaks to the :class:`Engine` pr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,12 +15,12 @@ from typing import Protocol
 
 from infer_os.models.rotation import ROTATION_KEY
 from infer_os.native.context import Context
-from infer_os.native.errors import StateError
+from infer_os.native.errors import Interrupted, StateError
 from infer_os.native.gguf_file import GgufHeader, read_gguf_header
 from infer_os.native.kv_state import KvFormat, kv_geometry
 
 from .errors import PromptError
-from .kv_cache import KvStatus, SavedRows, StagedCache
+from .kv_cache import FAILED, INTERRUPTED, KvStatus, SavedRows, StagedCache
 from .kv_schedule import KvModel, has_flash_attention
 from .loading import drop_pages
 from .memory import MemoryUse, read_memory_use
@@ -110,8 +110,8 @@ class Engine(Protocol):
         """Draw a token from the last logits."""
         ...
 
-    def export_rows(self) -> tuple[KvFormat, Iterator[SavedRows]]:
-        """How the cache stores rows, and those of all its tokens, a few at a time."""
+    def export_rows(self, n_tokens: int) -> tuple[KvFormat, Iterator[SavedRows]]:
+        """How the cache stores rows, and those of its first tokens, a few at a time."""
         ...
 
     def restore(self, tokens: Sequence[int], form: KvFormat, batches: Iterator[SavedRows]) -> None:
@@ -173,13 +173,13 @@ class LlamaEngine:
         plan, notes = plan_file(header, settings, kv)
         with ExitStack() as stack:
             if settings.drop_pages:
-                stack.callback(drop_pages, path)
+                stack.callback(_drop_pages, path)
             model = stack.enter_context(
                 load_model(path, settings, plan, progress=progress, warmed=warmed)
             )
             cache = stack.enter_context(StagedCache(model, kv, plan.schedule))
             self._owned = stack.pop_all()
-        self._model, self._cache, self._context = model, cache, cache.context
+        self._cache = cache
         self._stage_end = cache.stage.up_to
         self._tokens: list[int] = []
         self._dirty = False
@@ -223,12 +223,12 @@ class LlamaEngine:
         # the last token is computed again even if it is held: its logits are gone
         shared = min(shared_prefix(self._tokens, tokens), len(tokens) - 1)
         shared = self._make_room(shared, len(tokens))
-        n_batch = self._context.n_batch
+        n_batch = self.context.n_batch
         for first in range(shared, len(tokens), n_batch):
             part = tokens[first : first + n_batch]
             last = first + len(part) == len(tokens)
             self._dirty = True
-            self._context.decode(part, first, outputs=int(last))
+            self.context.decode(part, first, outputs=int(last))
             self._tokens.extend(part)
             self._dirty = False
         return len(tokens) - shared
@@ -243,13 +243,13 @@ class LlamaEngine:
         if self._dirty or held >= self._stage_end:
             self._make_room(held, held + 1)
         self._dirty = True
-        self._context.decode_one(token, held)
+        self._cache.context.decode_one(token, held)
         self._tokens.append(token)
         self._dirty = False
 
     def sample(self, sampler: Sampler) -> int:
         """See :meth:`Engine.sample`."""
-        return sampler.draw(self._context)
+        return sampler.draw(self._cache.context)
 
     def _cut(self, n_tokens: int) -> None:
         # after an interrupted decode the cache may hold more than the list says
@@ -269,24 +269,25 @@ class LlamaEngine:
                 cache.start(n_tokens)
             elif not cache.fits(n_tokens) and n_tokens <= self.n_ctx:
                 cache.grow(self._tokens, n_tokens)
-            self._context, self._stage_end = cache.context, cache.stage.up_to
-        except BaseException:
+            self._stage_end = cache.stage.up_to
+        except BaseException as error:
             # a change of stage that was cut short leaves nothing to rely on
-            self._drop()
+            cut_short = isinstance(error, Interrupted) or not isinstance(error, Exception)
+            self._drop(INTERRUPTED if cut_short else FAILED)
             raise
         return shared
 
-    def _drop(self) -> None:
+    def _drop(self, reason: str) -> None:
         """Hold nothing, in no context; the next prompt makes one."""
-        self._cache.drop()
+        self._cache.drop(reason)
         self._tokens.clear()
         self._dirty, self._stage_end = False, 0
 
-    def export_rows(self) -> tuple[KvFormat, Iterator[SavedRows]]:
+    def export_rows(self, n_tokens: int) -> tuple[KvFormat, Iterator[SavedRows]]:
         """See :meth:`Engine.export_rows`."""
         if self._dirty:
             self._cut(len(self._tokens))
-        return self._cache.form, self._cache.export(len(self._tokens), _SAVED_BATCH)
+        return self._cache.form, self._cache.export(n_tokens, _SAVED_BATCH)
 
     def restore(self, tokens: Sequence[int], form: KvFormat, batches: Iterator[SavedRows]) -> None:
         """See :meth:`Engine.restore`."""
@@ -294,14 +295,14 @@ class LlamaEngine:
             raise PromptError(
                 f"{len(tokens)} tokens are held, but the context has {self.n_ctx}; raise --context"
             )
-        self._drop()
+        self._drop(FAILED)
         try:
             self._cache.restore(len(tokens), form, batches)
         except StateError as error:
             self._cache.notes.append(f"{error}; {len(tokens)} tokens were computed again")
             self.feed(tokens)
             return
-        self._context, self._stage_end = self._cache.context, self._cache.stage.up_to
+        self._stage_end = self._cache.stage.up_to
         self._tokens = list(tokens)
 
     @property
@@ -319,6 +320,8 @@ class LlamaEngine:
         """See :meth:`Engine.memory`."""
         plan = self.info.plan
         planned = plan.total if plan else 0
+        if not self._cache.is_open:
+            return MemoryUse(planned=planned)
         return read_memory_use(self.info.path, self.context, self.vocab.n_tokens, planned)
 
     def close(self) -> None:
@@ -335,6 +338,12 @@ class LlamaEngine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _drop_pages(path: Path) -> None:
+    # a file that was deleted meanwhile has no pages to give back
+    with suppress(OSError):
+        drop_pages(path)
 
 
 def kv_model(header: GgufHeader, n_threads: int) -> KvModel:

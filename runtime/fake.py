@@ -100,7 +100,7 @@ class FakeEngine:
         """The scripted token."""
         return sampler.draw(self._script(self._tokens))
 
-    def export_rows(self) -> tuple[KvFormat, Iterator[SavedRows]]:
+    def export_rows(self, n_tokens: int) -> tuple[KvFormat, Iterator[SavedRows]]:
         """No rows."""
         return KvFormat("f16", "f16"), iter(())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -113,7 +113,7 @@ def stream_text(
     sampling: SamplingSettings,
     stop: StopSettings,
     state: Generation,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Text loop: whole characters, nothing of a stop string, Ctrl-C as an ordinary end."""
     text = TextStream(stop.strings)
     sampler = engine.new_sampler(sampling)

@@ -7,8 +7,8 @@ are not what they should be, the tokens are computed again, and a note says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
 from infer_os.native.context import Context, ContextParams
@@ -18,10 +18,17 @@ from infer_os.native.model import Model
 
 from .kv_schedule import KvModel, KvSchedule, KvStage, batch_tokens
 
+#: Why a cache has no context.
+FAILED = "llama.cpp could not create its next stage"
+INTERRUPTED = "a change of its stage was interrupted"
+
 
 @dataclass(frozen=True, slots=True)
 class KvStatus:
-    """Where a cache stands. ``up_to`` is the number of tokens that this stage holds."""
+    """Where a cache stands. ``up_to`` is the number of tokens that this stage holds.
+
+    Bytes and tokens are 0 where a change of stage was cut short and left none.
+    """
 
     stage: int
     n_stages: int
@@ -81,6 +88,7 @@ class StagedCache:
         self.notes: list[str] = []
         self.bytes = KvBytes()
         self._context: Context | None = None
+        self._gone = FAILED
         self._open(schedule.stages[0])
 
     @property
@@ -88,11 +96,16 @@ class StagedCache:
         """The context of the present stage; a change of stage replaces it.
 
         Raises:
-            StateError: a change of stage failed and left none.
+            StateError: a change of stage failed or was interrupted, and left none.
         """
         if self._context is None:
-            raise StateError("the KV cache is gone: llama.cpp could not create its next stage")
+            raise StateError(f"the KV cache is gone: {self._gone}; the next prompt makes another")
         return self._context
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a context."""
+        return self._context is not None
 
     @property
     def stage(self) -> KvStage:
@@ -108,9 +121,10 @@ class StagedCache:
         """Where the cache stands with so many tokens."""
         stage, stages = self._stage, self.schedule.stages
         names = [known.name for known in stages]
+        n_bytes, up_to = (stage.n_bytes(self._kv), stage.up_to) if self.is_open else (0, 0)
         return KvStatus(
-            names.index(stage.name) + 1, len(stages), stage.name, stage.n_bytes(self._kv),
-            n_tokens, stage.up_to, self.schedule.n_ctx, self.bytes.peak, self.schedule.spec,
+            names.index(stage.name) + 1, len(stages), stage.name, n_bytes,
+            n_tokens, up_to, self.schedule.n_ctx, self.bytes.peak, self.schedule.spec,
         )  # fmt: skip
 
     # ---- stages
@@ -171,7 +185,7 @@ class StagedCache:
 
     # ---- rows
 
-    def export(self, n_tokens: int, largest: int = 0) -> Iterator[SavedRows]:
+    def export(self, n_tokens: int, largest: int = 0) -> Generator[SavedRows]:
         """The first ``n_tokens`` tokens' rows, in batches, each checked.
 
         Args:
@@ -197,12 +211,14 @@ class StagedCache:
         """Append all rows in another format; their bytes count until the caller drops them."""
         source, target = self.form, replace(target, rotates=self._rotates)
         scratch = self._kv.n_threads * max(self._kv.geometry.widths) * 4
-        for rows in self.export(n_tokens):
-            self.bytes.add(target.state_bytes(self._kv.geometry, rows.n_cells))
-            with self.bytes.held(scratch):
-                state = self.convert(rows, source, target)
-            saved.append(SavedRows(rows.first, rows.n_cells, state))
-            del rows
+        with closing(self.export(n_tokens)) as exported:
+            for rows in exported:
+                n_bytes = target.state_bytes(self._kv.geometry, rows.n_cells)
+                with self.bytes.held(n_bytes + scratch):
+                    state = self.convert(rows, source, target)
+                saved.append(SavedRows(rows.first, rows.n_cells, state))
+                self.bytes.add(len(state))
+                del rows
 
     def convert(self, rows: SavedRows, source: KvFormat, target: KvFormat) -> State:
         """Rows in another format; the very same bytes if it is no other.
@@ -268,12 +284,13 @@ class StagedCache:
 
     def _shut(self) -> None:
         if self._context is not None:
-            self._context.close()
-            self._context = None
+            context, self._context = self._context, None
             self.bytes.add(-self._stage.n_bytes(self._kv))
+            context.close()
 
-    def drop(self) -> None:
-        """Free the context; :meth:`start` makes another."""
+    def drop(self, reason: str) -> None:
+        """Free the context; :meth:`start` makes another. ``reason`` says why there is none."""
+        self._gone = reason
         self._shut()
 
     def close(self) -> None:

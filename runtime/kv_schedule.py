@@ -29,8 +29,6 @@ _BATCH_BYTES = 8 << 20
 _BATCH_SHARE = 16
 #: What a budget chooses from, best first.
 _LADDER = ("f16", "q8_0", "q5_1", "q4_0")
-#: ``auto`` leaves a cache of up to so many bytes in F16.
-_SMALL_CACHE = 256 << 20
 #: Graphs for which llama.cpp switches flash attention off.
 _NO_FLASH_ATTENTION = ("grok",)
 
@@ -220,7 +218,7 @@ def check_types(spec: str, stages: tuple[KvStage, ...], model: KvModel) -> None:
 def schedule_from_spec(spec: str, model: KvModel, n_ctx: int) -> tuple[KvSchedule, tuple[str, ...]]:
     """The schedule of a ``--kv`` value for a context of ``n_ctx`` tokens, and notes.
 
-    A last stage that ends earlier caps the context.
+    A last stage that ends earlier caps the context; stages past the context are left out.
 
     Raises:
         SettingsError: see :func:`parse_spec` and :func:`check_types`.
@@ -237,6 +235,9 @@ def schedule_from_spec(spec: str, model: KvModel, n_ctx: int) -> tuple[KvSchedul
         kept.append(replace(stage, up_to=min(stage.up_to or n_ctx, n_ctx)))
         if kept[-1].up_to == n_ctx:
             break
+    if unreached := stages[len(kept) :]:
+        names = ", ".join(stage.name for stage in unreached)
+        notes = (*notes, f"--kv {spec}: the context ends at {n_ctx} tokens, before {names}")
     return KvSchedule(tuple(kept)), notes
 
 
@@ -288,18 +289,9 @@ def _holds(budget: int, model: KvModel, stage: KvStage, following: KvStage) -> b
     return max(stage.n_bytes(model), worst) <= budget
 
 
-def automatic_schedule(room: int, model: KvModel, n_ctx: int) -> tuple[KvSchedule, tuple[str, ...]]:
-    """The schedule of ``--kv auto``, and notes.
-
-    F16 throughout if such a cache takes at most 256 MiB or a quarter of ``room`` (the bytes that
-    the model's weights leave); else the best schedule within half of it, which keeps F16 or
-    Q8_0 for as many tokens as it can.
-    """
-    plain = KvStage("f16", "f16", n_ctx)
-    room = max(room, 0)
-    if plain.n_bytes(model) <= max(room // 4, min(room, _SMALL_CACHE)):
-        return KvSchedule((plain,)), ()
-    return schedule_from_budget(room // 2, model, n_ctx, "--kv auto")
+def coarsest_type(model: KvModel) -> str:
+    """The smallest type that a budget can choose for a model."""
+    return next(name for name in reversed(_LADDER) if _suits(name, model))
 
 
 def has_flash_attention(graph: str) -> bool:
@@ -308,16 +300,19 @@ def has_flash_attention(graph: str) -> bool:
 
 
 def choose_schedule(
-    spec: str, budget: int, model: KvModel, n_ctx: int, room: int
+    spec: str, budget: int, model: KvModel, n_ctx: int, n_seq: int = 1
 ) -> tuple[KvSchedule, tuple[str, ...]]:
     """The schedule of ``--kv`` and ``--kv-budget``, and notes.
 
+    ``auto`` without a budget depends on everything else in memory: ``choice.automatic_schedule``.
+
     Args:
-        spec: a SPEC, ``auto``, or empty: F16 throughout.
-        budget: bytes, or 0 for none. It derives the stages, so only ``auto`` goes with it.
+        spec: a SPEC, or empty: F16 throughout.
+        budget: bytes of all sequences together, or 0 for none. It derives the stages, so only
+            ``auto`` goes with it.
         model: what is known of the model.
-        n_ctx: tokens of context that are wanted.
-        room: bytes that the weights leave, for ``auto``.
+        n_ctx: tokens of context that are wanted, of each sequence.
+        n_seq: sequences.
 
     Raises:
         SettingsError: the options do not go together or do not suit the model.
@@ -327,7 +322,6 @@ def choose_schedule(
             raise SettingsError(
                 f"--kv {spec} and --kv-budget: the budget derives the stages; give one of them"
             )
-        return schedule_from_budget(budget, model, n_ctx)
-    if spec == "auto":
-        return automatic_schedule(room, model, n_ctx)
+        option = "--kv-budget" if n_seq == 1 else "--kv-budget of each sequence"
+        return schedule_from_budget(budget // n_seq, model, n_ctx, option)
     return schedule_from_spec(spec or "f16", model, n_ctx)

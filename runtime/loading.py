@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from infer_os.native.residency import resident_bytes
+from infer_os.native.residency import resident_bytes, tells_residency
 
 from .errors import LockShortage
 
@@ -34,12 +34,13 @@ _LOCKED_SHARE = 0.98
 def prefetch(path: Path, progress: Callable[[int, int], None] | None = None) -> int:
     """Bring a file into the page cache with several readers; returns the bytes that were read.
 
-    Chunks that are there already cost next to nothing.
+    Chunks that are there already cost next to nothing; where the kernel does not tell (see
+    :func:`tells_residency`), all are read.
 
     Raises:
         OSError: the file cannot be read.
     """
-    total = path.stat().st_size
+    total, told = path.stat().st_size, tells_residency(path)
     done = read = 0
     lock = threading.Lock()
     stop = threading.Event()
@@ -49,7 +50,7 @@ def prefetch(path: Path, progress: Callable[[int, int], None] | None = None) -> 
         if stop.is_set():
             return
         size = min(_CHUNK, total - offset)
-        missing = size - resident_bytes(path, offset, size)
+        missing = size - resident_bytes(path, offset, size) if told else size
         if missing:
             _read_through(handle, offset, size)
         with lock:
@@ -82,8 +83,8 @@ def _read_through(handle: int, offset: int, size: int) -> None:
         offset += got
 
 
-def drop_pages(path: Path) -> int:
-    """Take a file's pages out of the page cache; returns the bytes that stay.
+def drop_pages(path: Path) -> int | None:
+    """Take a file's pages out of the page cache; returns the bytes that stay, if it can be known.
 
     Pages that a process maps, that are locked or not yet written stay: posix_fadvise(2).
 
@@ -95,7 +96,7 @@ def drop_pages(path: Path) -> int:
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(handle)
-    return resident_bytes(path)
+    return resident_bytes(path) if tells_residency(path) else None
 
 
 def check_lockable(n_bytes: int) -> None:

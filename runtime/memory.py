@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import resource
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from infer_os.native.context import Context
-from infer_os.native.residency import context_buffers, resident_bytes
+from infer_os.native.residency import context_buffers, resident_bytes, tells_residency
 
 _SMAPS = Path("/proc/self/smaps")
 # https://docs.kernel.org/filesystems/proc.html: a line per mapping, then "Key:  N kB" lines
@@ -28,7 +26,7 @@ class MemoryUse:
     rss: int = 0
     anonymous: int = 0
     model_pages: int = 0
-    cached: int = 0
+    cached: int | None = 0
     weights: int = 0
     kv: int = 0
     compute: int = 0
@@ -83,19 +81,14 @@ def parse_smaps(text: str, path: str) -> tuple[int, int, int]:
 
 def _smaps() -> str:
     try:
-        return _SMAPS.read_text()
+        return _SMAPS.read_text("utf-8", "surrogateescape")
     except OSError:  # no such file on other systems
         return ""
 
 
-def _cached(path: Path) -> int:
+def _cached(path: Path) -> int | None:
+    """None where the kernel does not tell: the file is another user's."""
     try:
-        return resident_bytes(path)
+        return resident_bytes(path) if tells_residency(path) else None
     except OSError:  # deleted meanwhile
         return 0
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident set of this process so far, mapped file pages included."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

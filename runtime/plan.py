@@ -197,13 +197,6 @@ def draft_bytes(shape: ModelShape, sizes: Sizes) -> int:
     )
 
 
-def kv_room(shape: ModelShape, sizes: Sizes, limit: int) -> int:
-    """Bytes that all but the cache leaves of ``limit``, for the file's own type."""
-    plain = KvStage("f16", "f16", sizes.n_ctx)
-    rest = process_bytes(shape) + compute_bytes(shape, sizes, plain)
-    return limit - shape.options[0].n_bytes - rest - sizes.n_rows * shape.n_vocab * _F32
-
-
 def decode_tokens_per_s(
     shape: ModelShape, weights: WeightOption, schedule: KvSchedule, bandwidth: float
 ) -> float:

@@ -10,10 +10,11 @@ from infer_os.native.cpu import repacked_types, used_features
 from infer_os.native.gguf_file import GgufHeader
 from infer_os.native.model import Model
 
+from .choice import automatic_schedule, smallest_schedule
 from .kv_schedule import KvModel, choose_schedule
 from .loading import check_lockable, check_locked, drop_pages, locked_bytes, prefetch
 from .machine import read_memory
-from .plan import Budget, Plan, Planner, Sizes, check_plan, kv_room
+from .plan import Budget, Plan, Planner, Sizes, check_plan
 from .positions import context_for
 from .settings import EngineSettings
 from .shapes import header_shape
@@ -43,12 +44,19 @@ def plan_file(
     n_ctx, notes = choose_context(header, settings.context)
     shape = header_shape(header)
     limit = settings.memory or read_memory().usable
+    weights = shape.options[0]
     sizes = Sizes(n_ctx, n_threads=settings.n_threads)
-    room = kv_room(shape, sizes, limit)
-    schedule, kv_notes = choose_schedule(settings.kv, settings.kv_budget, kv, n_ctx, room)
     budget = Budget(limit, repacked=repacked_types(used_features()))
-    planner = Planner(shape, replace(sizes, n_ctx=schedule.n_ctx), budget)
-    plan = planner.plan(shape.options[0], schedule, settings.load)
+    planner = Planner(shape, sizes, budget)
+    kv_notes: tuple[str, ...] = ()
+    if settings.kv == "auto" and not settings.kv_budget:
+        # if none fits, the plan says by how much
+        found = automatic_schedule(planner, weights, settings.load)
+        schedule = found or smallest_schedule(planner)
+    else:
+        schedule, kv_notes = choose_schedule(settings.kv, settings.kv_budget, kv, n_ctx)
+        planner = replace(planner, sizes=replace(sizes, n_ctx=schedule.n_ctx))
+    plan = planner.plan(weights, schedule, settings.load)
     check_plan(plan)
     return plan, (*notes, *kv_notes)
 

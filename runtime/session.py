@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 
 from infer_os.models.styles import STYLES, PromptStyle
@@ -28,9 +29,18 @@ class SessionRecord:
     system: tuple[int, ...]
     turns: tuple[tuple[int, ...], ...]
 
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """All of it, as it stands in a cache."""
+        return (*self.system, *(token for turn in self.turns for token in turn))
+
 
 class Session:
-    """A conversation on an engine. ``last`` tells about the latest reply."""
+    """A conversation on an engine. ``last`` tells about the latest reply.
+
+    ``changed`` says that a turn, a reset or another conversation came since it began; whoever keeps
+    it in a file sets it back.
+    """
 
     def __init__(self, engine: Engine, style: PromptStyle, system: str = "") -> None:
         """Start a conversation.
@@ -50,6 +60,7 @@ class Session:
         self._turns: list[Turn] = []
         self.last = Generation()
         self.dropped_turns = 0
+        self.changed = False
 
     def _opening(self) -> tuple[int, ...]:
         """What the model wants in front of any text (a start token, if it has one)."""
@@ -81,16 +92,20 @@ class Session:
         self._system = record.system
         self._turns = [Turn(tokens) for tokens in record.turns]
         self.last = Generation()
+        self.changed = True
 
     def reset(self) -> None:
         """Forget every turn; the system prompt stays."""
         self._turns.clear()
+        self.changed = True
 
     def reply(self, message: str, sampling: SamplingSettings, stop: StopSettings) -> Generator[str]:
         """Answer a message, chunk by chunk; the turn is kept however the reply ends.
 
-        Old turns are dropped until the message and a quarter of the context for the reply fit;
-        ``dropped_turns`` counts those of this reply.
+        Old turns are dropped when the message and a quarter of the context for the reply do not
+        fit, and then down to half of the context, the newest turn excepted: what stays must be
+        computed again, which must not be the fate of every later turn as well. ``dropped_turns``
+        counts those of this reply.
 
         Raises:
             PromptError: the message alone does not fit.
@@ -105,13 +120,16 @@ class Session:
         stops = StopSettings(stop.max_tokens, (*stop.strings, *style.stops))
         text = ""
         try:
-            for chunk in stream_text(self._engine, prompt, sampling, stops, self.last):
-                text += chunk
-                yield chunk
+            stream = stream_text(self._engine, prompt, sampling, stops, self.last)
+            with closing(stream):
+                for chunk in stream:
+                    text += chunk
+                    yield chunk
         finally:
             if self.last.finish_reason is None:
                 self.last.finish_reason = FinishReason.INTERRUPT
             self._turns.append(Turn((*opened, *self._closed_reply(text))))
+            self.changed = True
 
     def _closed_reply(self, visible: str) -> tuple[int, ...]:
         """The reply's tokens as later turns shall see them: without a stop string or end token.
@@ -136,9 +154,13 @@ class Session:
                 f"the message has {len(opened)} tokens; the context of {n_ctx} has no room for it"
             )
         self.dropped_turns = 0
-        while self._turns and self._length(opened) + reserve > n_ctx:
-            del self._turns[0]
-            self.dropped_turns += 1
+        if self._length(opened) + reserve > n_ctx:
+            while self._turns and (
+                self._length(opened) + reserve > n_ctx
+                or (len(self._turns) > 1 and self._length(opened) > n_ctx // 2)
+            ):
+                del self._turns[0]
+                self.dropped_turns += 1
         return [*self._system, *(t for turn in self._turns for t in turn.tokens), *opened]
 
     def _length(self, opened: list[int]) -> int:

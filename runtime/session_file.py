@@ -38,6 +38,7 @@ from infer_os.native.gguf_file import GgufHeader, read_gguf_header
 from infer_os.native.kv_state import KvFormat, KvGeometry, kv_geometry
 from infer_os.native.library import llama_version
 
+from .engine import shared_prefix
 from .errors import PromptError, SessionError
 from .kv_cache import SavedRows
 from .session import Session, SessionRecord
@@ -83,12 +84,14 @@ def save_session(path: Path, session: Session, model: Path, cache_folder: Path) 
     check_name(path)
     key = _read_key(cache_folder)
     engine, record = session.engine, session.record()
-    form, batches = engine.export_rows()
+    # what was forgotten, or cut off a reply, may still lie in the cache
+    tokens = record.tokens[: shared_prefix(engine.tokens, record.tokens)]
+    form, batches = engine.export_rows(len(tokens))
     first = next(batches, None)
     header = _Header(
         model_hash(read_gguf_header(model)), model.name, llama_version(),
         form.type_k, form.type_v, form.rotates,
-        first.n_cells if first else 0, list(engine.tokens),
+        first.n_cells if first else 0, list(tokens),
         record.style, list(record.system), [list(turn) for turn in record.turns],
     )  # fmt: skip
     text = json.dumps(asdict(header), separators=(",", ":")).encode()
@@ -110,6 +113,7 @@ def load_session(path: Path, session: Session, model: Path, cache_folder: Path) 
     Raises:
         SessionError: not a session of ours, changed, or of another model or llama.cpp.
     """
+    _exists(path)
     key = _read_key(cache_folder)
     try:
         with path.open("rb") as file:
@@ -137,15 +141,22 @@ def is_session(path: Path) -> bool:
 
 
 def model_hash(header: GgufHeader) -> str:
-    """What tells a model from others: see the module's text."""
+    """What tells a model from others: see the module's text.
+
+    Raises:
+        SessionError: the model's file cannot be read any more.
+    """
     digest = hashlib.blake2b(digest_size=_HASH_BYTES)
-    with header.path.open("rb") as file:
-        digest.update(header.file_bytes.to_bytes(8, "little"))
-        digest.update(file.read(header.data_offset))
-        for tensor in header.tensors:
-            middle = max(0, tensor.n_bytes - _SAMPLE_BYTES) // 2
-            file.seek(header.data_offset + tensor.offset + middle)
-            digest.update(file.read(min(_SAMPLE_BYTES, tensor.n_bytes)))
+    try:
+        with header.path.open("rb") as file:
+            digest.update(header.file_bytes.to_bytes(8, "little"))
+            digest.update(file.read(header.data_offset))
+            for tensor in header.tensors:
+                middle = max(0, tensor.n_bytes - _SAMPLE_BYTES) // 2
+                file.seek(header.data_offset + tensor.offset + middle)
+                digest.update(file.read(min(_SAMPLE_BYTES, tensor.n_bytes)))
+    except OSError as error:
+        raise SessionError(f"{header.path}: cannot be read: {error.strerror}") from error
     return digest.hexdigest()
 
 
@@ -265,18 +276,36 @@ def check_name(path: Path) -> None:
     """Check before any work that a session can be kept under this name.
 
     Raises:
-        SessionError: another kind of file is in the way, or there is no such folder.
+        SessionError: another kind of file is in the way, there is no such folder, or no file can
+            have that name.
     """
-    if path.exists() and not is_session(path):
+    if _exists(path) and not is_session(path):
         raise SessionError(f"{path}: not a session file of infer-os; choose another name")
     if not path.absolute().parent.is_dir():
         raise SessionError(f"{path}: there is no folder {path.parent}")
 
 
+def _exists(path: Path) -> bool:
+    """Whether there is such a file.
+
+    Raises:
+        SessionError: there cannot be one, such as with 300 letters or a zero byte.
+    """
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SessionError(f"{path}: cannot be a session file: {reason}") from error
+    return True
+
+
 @contextmanager
 def _new_file(path: Path) -> Iterator[BinaryIO]:
     """A file for its owner's eyes that takes its name when it is complete and synced."""
-    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    # not after its name, which may be as long as names can be
+    new = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with os.fdopen(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             yield file

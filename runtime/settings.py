@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 from dataclasses import dataclass
@@ -31,14 +30,16 @@ class SamplingSettings:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        finite = math.isfinite(self.temperature) and self.temperature >= 0
-        _check(finite, "--temperature", self.temperature, "0 or more")
-        _check(self.top_k >= 0, "--top-k", self.top_k, "0 (off) or more")
+        # llama.cpp computes in float32 and counts in int32: what those cannot hold is refused
+        good = self.temperature == 0 or 1e-3 <= self.temperature <= 1e3
+        _check(good, "--temperature", self.temperature, "0 (the likeliest), or 0.001 to 1000")
+        _check(0 <= self.top_k < 1 << 31, "--top-k", self.top_k, "0 (off) to 2147483647")
         _check(0 < self.top_p <= 1, "--top-p", self.top_p, "more than 0, at most 1 (off)")
         _check(0 <= self.min_p < 1, "--min-p", self.min_p, "0 (off) to less than 1")
-        good = math.isfinite(self.repeat_penalty) and self.repeat_penalty > 0
-        _check(good, "--repeat-penalty", self.repeat_penalty, "more than 0; 1 is off")
-        _check(self.repeat_last_n >= 0, "--repeat-last-n", self.repeat_last_n, "0 or more")
+        good = 0.001 <= self.repeat_penalty <= 1000
+        _check(good, "--repeat-penalty", self.repeat_penalty, "0.001 to 1000; 1 is off")
+        good = 0 <= self.repeat_last_n < 1 << 31
+        _check(good, "repeat_last_n", self.repeat_last_n, "0 (off) to 2147483647")
         # the largest value is llama.cpp's own sign for "choose one"
         good = self.seed is None or 0 <= self.seed < 0xFFFFFFFF
         _check(good, "--seed", self.seed, f"0 to {0xFFFFFFFF - 1}")

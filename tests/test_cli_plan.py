@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,11 @@ from helpers import PARALLEL, Converter
 
 from infer_os import cli
 from infer_os.native.gguf_file import read_gguf_header
-from infer_os.planning import RANKED, find_shape
+from infer_os.planning import RANKED, PlanRequest, find_shape, make_answer
+from infer_os.runtime.engine import kv_model
+from infer_os.runtime.errors import MemoryShortage
+from infer_os.runtime.prepare import plan_file
+from infer_os.runtime.settings import EngineSettings
 
 PLAN_KEYS = {
     "weights", "kv", "compute", "logits", "draft", "total", "fits", "choice",
@@ -177,6 +181,53 @@ def test_a_run_that_cannot_fit_shows_its_plan(
     assert memory["weights_bytes"] > 0
     assert 0 < memory["model_pages_bytes"] < memory["rss_bytes"]
     assert 0 < memory["compute_bytes"] < memory["planned_bytes"] < 600 << 20
+
+
+def test_auto_that_cannot_fit_shows_its_plan(
+    run: Callable[..., Outcome], converted: Converter
+) -> None:
+    result = run("generate", converted(), "-p", "a", "-n", "1", "--memory", "60M", "--kv", "auto")
+    assert "does not fit" in error_of(result)
+    assert any(line.startswith("KV cache") for line in result.stderr.splitlines()[1:])
+
+
+def test_a_budget_is_for_all_sequences(run: Callable[..., Outcome]) -> None:
+    budget = 400 << 20
+    result = run("plan", "gpt-j-6B", "--kv-budget", "400M", "--parallel", "4", "--json")
+    plan = json.loads(result.stdout)
+    assert 0 < plan["kv"] <= budget
+    assert all(stage["bytes"] <= budget for stage in plan["stages"])
+    assert "of each sequence" in error_of(
+        run("plan", "gpt-j-6B", "--kv-budget", "5M", "--parallel", "4")
+    )
+
+
+@pytest.mark.parametrize("load", ["mmap", "fast"])
+def test_the_plans_auto_is_the_engines(
+    cache: Path, converted: Converter, monkeypatch: pytest.MonkeyPatch, load: str
+) -> None:
+    """In every memory: the same schedule, or both say that nothing fits."""
+    monkeypatch.setenv("INFER_OS_CACHE", str(cache))
+    header = read_gguf_header(converted())
+    settings = EngineSettings(2048, load, 1, "auto")
+    enough = make_answer(PlanRequest(str(header.path), settings, load)).plan
+    specs = []
+    for step in range(-2, 34):
+        memory = enough.total - step * enough.kv // 32
+        asked = replace(settings, memory=memory)
+        planned = make_answer(PlanRequest(str(header.path), asked, load)).plan
+        try:
+            found, _notes = plan_file(header, asked, kv_model(header, 1))
+        except MemoryShortage as error:
+            assert error.plan is not None and not planned.fits
+            assert error.plan.total == planned.total
+            specs.append("")
+        else:
+            assert planned.fits
+            assert (found.schedule, found.total) == (planned.schedule, planned.total)
+            specs.append(found.schedule.spec)
+    assert len(set(specs)) >= 4
+    assert specs[0] == "f16" and specs[-1] == ""
 
 
 def test_direct_with_prefetch_is_an_error(

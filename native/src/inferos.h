@@ -52,7 +52,7 @@ struct inferos_quantize_error {
     double  sum_squared_error;
     double  sum_squared_value;
     double  max_abs_error;
-    int64_t n_not_finite;  // NaN or infinity in the source
+    int64_t n_not_finite;  // NaN, infinity, or too large for the target; their rows become zeros
 };
 
 enum inferos_status {

@@ -29,6 +29,13 @@ INFEROS_API int32_t inferos_interrupt_install(void) {
     action.sa_sigaction = on_interrupt;
     action.sa_flags     = SA_SIGINFO;
     sigemptyset(&action.sa_mask);
+    if (sigaction(SIGINT, nullptr, &previous_action) != 0) {
+        return -1;
+    }
+    // a process that was started to ignore SIGINT goes on ignoring it
+    if (!(previous_action.sa_flags & SA_SIGINFO) && previous_action.sa_handler == SIG_IGN) {
+        return 0;
+    }
     if (sigaction(SIGINT, &action, &previous_action) != 0) {
         return -1;
     }

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <new>
 #include <system_error>
@@ -41,29 +42,53 @@ void widen_row(const char * src, int32_t type, float * dst, int64_t n) {
     }
 }
 
-int64_t count_not_finite(const float * values, int64_t n) {
-    // an exponent of all ones is infinity or NaN; integers, so that it vectorizes under any flags
+// NaN, infinity, and values above `largest`.
+int64_t count_unusable(const float * values, int64_t n, float largest) {
+    // as integers, whose order is that of the magnitudes, so that it vectorizes under any flags
+    uint32_t bound;
+    memcpy(&bound, &largest, sizeof bound);
     int64_t count = 0;
     for (int64_t i = 0; i < n; i++) {
         uint32_t bits;
         memcpy(&bits, values + i, sizeof bits);
-        count += (bits & 0x7f800000u) == 0x7f800000u;
+        count += (bits & 0x7fffffffu) > bound;
     }
     return count;
 }
 
-void add_error(inferos_quantize_error & sum, const float * was, const float * is, int64_t n) {
-    double squared_error = 0, squared_value = 0;
-    float  largest = 0;
-    for (int64_t i = 0; i < n; i++) {
-        const float difference = was[i] - is[i];
-        squared_error += double(difference) * difference;
-        squared_value += double(was[i]) * was[i];
-        largest = std::max(largest, std::fabs(difference));
+// The largest value that a target can hold: floats their own, blocks what a float16 scale spans.
+float largest_value(ggml_type target) {
+    if (target == GGML_TYPE_F32 || target == GGML_TYPE_BF16) {
+        return std::numeric_limits<float>::max();
     }
-    sum.sum_squared_error += squared_error;
-    sum.sum_squared_value += squared_value;
-    sum.max_abs_error = std::max(sum.max_abs_error, double(largest));
+    return 65504.0f;
+}
+
+void add_error(inferos_quantize_error & sum, const float * was, const float * is, int64_t n) {
+    // in independent lanes, which vectorize without leave to reorder sums
+    constexpr int LANES = 8;
+    double squared_error[LANES] = {}, squared_value[LANES] = {};
+    float  largest[LANES] = {};
+    auto add = [&](int lane, int64_t i) {
+        const float difference = was[i] - is[i];
+        squared_error[lane] += double(difference) * difference;
+        squared_value[lane] += double(was[i]) * was[i];
+        largest[lane] = std::max(largest[lane], std::fabs(difference));
+    };
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        for (int lane = 0; lane < LANES; lane++) {
+            add(lane, i + lane);
+        }
+    }
+    for (; i < n; i++) {
+        add(0, i);
+    }
+    for (int lane = 0; lane < LANES; lane++) {
+        sum.sum_squared_error += squared_error[lane];
+        sum.sum_squared_value += squared_value[lane];
+        sum.max_abs_error = std::max(sum.max_abs_error, double(largest[lane]));
+    }
 }
 
 struct Worker {
@@ -85,6 +110,7 @@ struct Worker {
         const auto   target   = static_cast<ggml_type>(job.dst_type);
         const size_t src_size = ggml_row_size(static_cast<ggml_type>(job.src_type), job.n_per_row);
         const size_t dst_size = ggml_row_size(target, job.n_per_row);
+        const float  largest  = largest_value(target);
         for (;;) {
             const int64_t first = next_row.fetch_add(chunk_rows, std::memory_order_relaxed);
             if (first >= job.n_rows) {
@@ -97,8 +123,15 @@ struct Worker {
                           wide.get() + r * job.n_per_row, job.n_per_row);
             }
             char * out = static_cast<char *>(job.dst) + first * dst_size;
+            // before ggml sees them: the i-quants abort the process on what is no number, and on
+            // what a float16 scale cannot hold
+            const int64_t n_bad = count_unusable(wide.get(), rows * job.n_per_row, largest);
+            error.n_not_finite += n_bad;
+            if (n_bad > 0) {
+                memset(out, 0, rows * dst_size);
+                continue;
+            }
             ggml_quantize_chunk(target, wide.get(), out, 0, rows, job.n_per_row, job.importance);
-            error.n_not_finite += count_not_finite(wide.get(), rows * job.n_per_row);
             if (measure) {
                 measure_rows(target, out, dst_size, rows);
             }

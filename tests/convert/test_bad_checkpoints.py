@@ -381,8 +381,18 @@ def test_a_config_of_another_size(checkpoint: Path, output: Path) -> None:
 
 
 def test_a_config_that_claims_absurdly_many_layers(checkpoint: Path, output: Path) -> None:
-    set_config(checkpoint, num_hidden_layers=2000)
+    set_config(checkpoint, num_hidden_layers=1024)
     refused(checkpoint, output, PlanError, "missing", "more")
+
+
+@pytest.mark.parametrize(
+    ("key", "most"), [("num_hidden_layers", 1024), ("num_attention_heads", 4096)]
+)
+def test_sizes_are_bounded_before_anything_is_made_of_them(
+    checkpoint: Path, output: Path, key: str, most: int
+) -> None:
+    set_config(checkpoint, **{key: most + 1})
+    refused(checkpoint, output, ConfigError, key, f"from 1 to {most}")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -407,6 +417,16 @@ def test_weights_too_large_for_the_type(checkpoint: Path, output: Path) -> None:
 
     change_tensors(checkpoint, spoil)
     refused(checkpoint, output, ConvertError, HEAD, "f16", kind="f16")
+
+
+def test_weights_of_which_a_type_leaves_nothing(checkpoint: Path, output: Path) -> None:
+    """Below a float16 scale's smallest step every block becomes zeros."""
+
+    def spoil(tensors: dict[str, Any]) -> None:
+        tensors[HEAD] = tensors[HEAD].astype(np.float32) * 1e-12
+
+    change_tensors(checkpoint, spoil)
+    refused(checkpoint, output, SourceError, HEAD, "q8_0 cannot hold", kind="q8_0")
 
 
 # ---- the tokenizer

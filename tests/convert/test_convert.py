@@ -416,15 +416,19 @@ def test_special_tokens_by_text(tmp_path: Path, checkpoint: Path) -> None:
     assert "tokenizer.ggml.bos_token_id" not in metadata
 
 
-def test_a_checkpoint_without_an_end_token_is_never_ended_by_another(
-    tmp_path: Path, checkpoint: Path
+@pytest.mark.parametrize("rename", [False, True])
+def test_a_checkpoint_without_an_end_token_ends_at_a_special_one(
+    tmp_path: Path, checkpoint: Path, rename: bool
 ) -> None:
     """llama.cpp takes token 11 for a byte-level vocabulary that names none."""
     set_config(checkpoint, bos_token_id=..., eos_token_id=...)
-    edit_json(checkpoint / "tokenizer.json", _rename_end)
-    run(checkpoint, tmp_path / "m.gguf")
+    if rename:
+        edit_json(checkpoint / "tokenizer.json", _rename_end)
+    report = run(checkpoint, tmp_path / "m.gguf")
+    assert read_gguf_header(tmp_path / "m.gguf").metadata["tokenizer.ggml.eos_token_id"] == 0
+    assert any("no end token named; '<|" in note for note in report.notes)
     with Model(tmp_path / "m.gguf", vocab_only=True) as model:
-        assert [t for t in range(model.vocab.n_tokens) if model.vocab.is_end(t)] == []
+        assert [t for t in range(model.vocab.n_tokens) if model.vocab.is_end(t)] == [0]
 
 
 def _rename_end(data: dict) -> None:

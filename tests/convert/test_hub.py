@@ -25,6 +25,7 @@ from hub_server import commit_of
 from torch_writer import write_torch
 
 from infer_os.convert import hub as client
+from infer_os.convert.calibrated import CalibrationSettings, convert_calibrated
 from infer_os.convert.errors import (
     ConvertError,
     DownloadError,
@@ -302,6 +303,17 @@ def test_a_kept_source_is_a_checkpoint_folder(sharded: Desk, tmp_path: Path) -> 
     assert sharded.target.read_bytes() == first
 
 
+def test_a_kept_source_is_calibrated_with(sharded: Desk) -> None:
+    settings = ConvertSettings(
+        find_source(REPOSITORY), sharded.target, "q4_0", threads=1, keep_source=True
+    )
+    text = TESTS / "reference" / "imatrix" / "text.txt"
+    report = convert_calibrated(settings, CalibrationSettings(text), lambda name: None)
+    assert report.calibration is not None
+    assert sharded.made() == [sharded.target.name]
+    assert len(sharded.shard_downloads()) == 4
+
+
 @pytest.mark.parametrize("kept", [False, True])
 def test_offline(sharded: Desk, monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
     from huggingface_hub import constants
@@ -386,6 +398,19 @@ def test_no_network(sharded: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DownloadError, match=r"no answer from http://127\.0\.0\.1:9") as caught:
         sharded.convert()
     assert "\n" not in str(caught.value)
+    assert "there is no folder of that name" in str(caught.value)
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://no.such.host.invalid"])
+def test_a_listing_that_nobody_answers_does_not_wait(
+    sharded: Desk, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(client.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    with pytest.raises(DownloadError, match="no answer from"):
+        sharded.convert()
 
 
 def test_a_server_that_is_no_hub(sharded: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,7 +458,17 @@ def test_what_looks_like_a_path_is_one(text: str) -> None:
     assert find_source(text) == Path(text)
 
 
+def test_a_slip_beside_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    with pytest.raises(SourceError, match="models/nope: no such folder, though models is one"):
+        find_source("models/nope")
+    assert find_source("models/nope", "main") == HubSource("models/nope", "main")
+
+
 def test_sources_that_mean_nothing(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="empty"):
+        find_source("")
     with pytest.raises(SourceError, match="no such folder, and no name in the catalog"):
         find_source("gpt-5")
     with pytest.raises(UnsupportedError, match=r"--revision main: .* is a local folder"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,44 @@ def test_weights_are_mean_squares() -> None:
     weights = matrix.weights("x")
     assert weights is not None
     assert weights.dtype == np.float32
+    # 4/3 is between 1 and 2 already; twice and half of it come back to it
     assert weights.tobytes() == (sums / np.float32(3)).tobytes()
+    for factor in (2.0**100, 0.25, 2.0**-100):
+        scaled = a_matrix(x=ColumnSums(sums * np.float32(factor), 3)).weights("x")
+        assert scaled is not None
+        assert scaled.tobytes() == weights.tobytes()
     assert matrix.weights("y") is None
+
+
+@pytest.mark.parametrize("scale", [3e38, 1e-44])
+@pytest.mark.parametrize("kind", ["iq3_s", "q4_k", "q4_0"])
+def test_huge_and_tiny_sums_weigh_as_ordinary_ones(scale: float, kind: str) -> None:
+    """ggml sums products of weights in float32: it would find infinity, or nothing."""
+    rows = np.random.default_rng(2).standard_normal((2, 256)).astype(np.float32)
+    quantized = []
+    for level in (np.float32(scale), np.float32(1)):
+        weights = a_matrix(x=ColumnSums(np.full(256, level), 7)).weights("x")
+        assert weights is not None
+        assert 1 <= weights.mean() < 2
+        quantized.append(
+            quantize_rows(rows, ggml_type_named(kind), n_threads=1, importance=weights)[1].rms_error
+        )
+    assert quantized[0] == pytest.approx(quantized[1], rel=0.01)
+
+
+def test_the_rotation_of_the_columns_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write_imatrix(replace(a_matrix(), rotation="hadamard"), path)
+    assert read_imatrix(path).rotation == "hadamard"
+    write_imatrix(a_matrix(), path)
+    assert read_imatrix(path).rotation == ""
+
+
+def test_an_unknown_rotation_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write_imatrix(replace(a_matrix(), rotation="other"), path)
+    with pytest.raises(FileFormatError, match=r"inferos\.kv_rotation is 'other'"):
+        read_imatrix(path)
 
 
 def test_what_was_never_counted_weighs_the_same_everywhere() -> None:

@@ -18,7 +18,7 @@ import pytest
 from helpers import PARALLEL, Converter, read_tensors, set_config, write_tensors
 
 from infer_os.convert import pipeline
-from infer_os.convert.errors import ConvertError, OutputError, SourceError
+from infer_os.convert.errors import ConvertError, OutputError, SourceError, UnsupportedError
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
 from infer_os.native.gguf_file import read_gguf_header
@@ -268,3 +268,62 @@ def test_a_conversion_of_the_same_folder_twice_differs_in_nothing(folder: Path) 
         convert(ConvertSettings(PARALLEL, folder / name, "q4_0"))
         time.sleep(0.01)
     assert (folder / "a.gguf").read_bytes() == (folder / "b.gguf").read_bytes()
+
+
+# ---- outputs that are none
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_only_ordinary_files_are_replaced(folder: Path, linked: bool) -> None:
+    pipe = target = folder / "m.gguf"
+    if linked:
+        pipe = folder / "pipe"
+        target.symlink_to(pipe)
+    os.mkfifo(pipe)
+    with pytest.raises(OutputError, match="no ordinary file"):
+        convert(ConvertSettings(PARALLEL, target, force=True))
+    assert pipe.is_fifo()
+
+
+def test_a_link_is_replaced_and_its_file_stays(folder: Path) -> None:
+    target, mine = folder / "m.gguf", folder / "mine"
+    mine.write_text("mine")
+    target.symlink_to(mine)
+    with pytest.raises(OutputError, match="--force"):
+        convert(ConvertSettings(PARALLEL, target))
+    convert(ConvertSettings(PARALLEL, target, force=True))
+    assert not target.is_symlink()
+    assert mine.read_text() == "mine"
+
+
+def test_a_link_to_nothing_is_there_all_the_same(folder: Path) -> None:
+    target = folder / "m.gguf"
+    target.symlink_to(folder / "nothing")
+    with pytest.raises(OutputError, match="already exists"):
+        convert(ConvertSettings(PARALLEL, target))
+    assert target.is_symlink()
+
+
+def test_the_checkpoint_is_never_replaced(checkpoint: Path) -> None:
+    shard = next(checkpoint.glob("*.safetensors"))
+    before = shard.read_bytes()
+    with pytest.raises(OutputError, match="a file of the checkpoint"):
+        convert(ConvertSettings(checkpoint, shard, force=True))
+    # as huggingface_hub's cache has it: a link to a blob elsewhere
+    blob = checkpoint.parent / "blob"
+    shard.rename(blob)
+    shard.symlink_to(blob)
+    with pytest.raises(OutputError, match="a file of the checkpoint"):
+        convert(ConvertSettings(checkpoint, blob, force=True))
+    assert blob.read_bytes() == before
+    # a GGUF in that folder is none of its files
+    for _ in range(2):
+        convert(ConvertSettings(checkpoint, checkpoint / "m.gguf", force=True))
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"output": Path("-")}, "cannot be streamed"), ({"threads": 513}, "1 to 512"),
+])  # fmt: skip
+def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(UnsupportedError, match=words):
+        ConvertSettings(PARALLEL, **settings)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from comparison import all_logits, compare_logits
-from helpers import PARALLEL, REFERENCES, copy_checkpoint, read_tensors, write_tensors
+from helpers import PARALLEL, REFERENCES, TESTS, copy_checkpoint, read_tensors, write_tensors
 
 from infer_os.convert import blocks
 from infer_os.convert.errors import UnsupportedError
@@ -68,5 +68,8 @@ def test_a_cache_with_loud_channels_loses_less(
 
 
 def test_a_matrix_of_other_columns_is_refused(tmp_path: Path) -> None:
+    matrix = TESTS / "reference" / "imatrix" / "llama.gguf"
+    settings = ConvertSettings(PARALLEL, tmp_path / "m.gguf", imatrix=matrix, fold_rotation=True)
     with pytest.raises(UnsupportedError, match="--calibrate"):
-        ConvertSettings(PARALLEL, imatrix=tmp_path / "matrix.gguf", fold_rotation=True)
+        convert(settings)
+    assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,8 @@ import pytest
 from tokenizer_folders import read, write_gguf
 
 from infer_os.convert.errors import FileFormatError, UnsupportedError
-from infer_os.convert.vocabulary import Vocabulary
+from infer_os.convert.special import with_end
+from infer_os.convert.vocabulary import TokenType, Vocabulary
 from infer_os.native.gguf_file import read_gguf_header
 from infer_os.native.model import Model
 
@@ -182,3 +183,38 @@ def test_a_bad_template_file(folder: Path, data: bytes) -> None:
 
 def test_an_end_that_is_llama_cpps_own_default_ends_nothing(folder: Path) -> None:
     assert ends(read(folder), folder) == ["</s>"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "end"),
+    [
+        ("CCNN", 0), ("NCCN", 1), ("NNUU", 3), ("NDNU", 3), ("NDNN", None), ("NNNC", 3),
+    ],
+)  # fmt: skip
+def test_an_end_where_none_is_named(kinds: str, end: int | None) -> None:
+    """A special token before padding; never text, and a run of spaces (user-defined) is text."""
+    letters = {
+        "C": TokenType.CONTROL, "N": TokenType.NORMAL, "U": TokenType.UNUSED,
+        "D": TokenType.USER_DEFINED,
+    }  # fmt: skip
+    vocabulary = Vocabulary("gpt-2", ("a", "b", "c", "d"), tuple(letters[k] for k in kinds))
+    found = with_end(vocabulary)
+    assert found.special == ({} if end is None else {"eos": end})
+    assert "no end token named" in found.notes[0]
+
+
+def test_the_usual_end_goes_first() -> None:
+    kinds = (TokenType.CONTROL, TokenType.CONTROL, TokenType.NORMAL)
+    assert with_end(Vocabulary("gpt-2", ("<s>", "</s>", "x"), kinds)).special == {"eos": 1}
+    named = Vocabulary("gpt-2", ("<s>", "</s>", "x"), kinds, special={"eos": 2})
+    assert with_end(named) is named
+
+
+@pytest.mark.parametrize("junk", [-1, 10**9, "2", True, 1.0, "x" * 1000])
+def test_an_id_that_is_none_is_noted(folder: Path, junk: Any) -> None:
+    write(folder, "config", {"eos_token_id": 2, "pad_token_id": junk})
+    notes = [note for note in read(folder).notes if "pad_token_id" in note]
+    assert len(notes) == 1
+    assert "config.json: pad_token_id" in notes[0]
+    assert "ignored" in notes[0]
+    assert len(notes[0]) < 200

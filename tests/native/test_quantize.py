@@ -278,3 +278,13 @@ def test_stats_add_up() -> None:
     _, whole = quantize_rows(rows, target, n_threads=1)
     assert total.sum_squared_error == pytest.approx(whole.sum_squared_error)
     assert (total.n_values, total.max_abs_error) == (whole.n_values, whole.max_abs_error)
+
+
+@pytest.mark.parametrize("kind", ["iq3_s", "q4_0", "q6_k", "iq4_nl", "f16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+def test_values_that_no_block_can_hold_reach_no_quantizer(kind: str, value: float) -> None:
+    """The i-quants would abort the process."""
+    rows = np.random.default_rng(5).standard_normal((4, 256)).astype(np.float32)
+    rows[2, 7] = value
+    _, stats = quantize_rows(rows, ggml_type_named(kind), n_threads=1)
+    assert stats.n_not_finite == 1

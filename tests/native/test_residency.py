@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,40 @@ def test_prefetching_stops_when_it_is_told_to(file: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         prefetch(file, stop)
+
+
+def test_what_cannot_be_known_is_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = file.stat().st_size
+    assert prefetch(file) == 0
+    monkeypatch.setattr("infer_os.runtime.loading.tells_residency", lambda path: False)
+    assert prefetch(file) == size
+    assert drop_pages(file) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_residency_is_told_to_owners_and_writers() -> None:
+    script = (
+        "import os, pathlib, sys\n"
+        "from infer_os.native.residency import tells_residency\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "seen = [tells_residency(path)]\n"
+        "os.seteuid(65534)\n"
+        "seen.append(tells_residency(path))\n"
+        "os.seteuid(0); path.chmod(0o666); os.seteuid(65534)\n"
+        "seen.append(tells_residency(path))\n"
+        "os.seteuid(0); path.chmod(0o444); os.chown(path, 65534, 0); os.seteuid(65534)\n"
+        "seen.append(tells_residency(path))\n"
+        "print(seen)\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = Path(folder) / "shared.bin"
+        path.write_bytes(b"x" * PAGE)
+        path.chmod(0o644)
+        result = subprocess.run(
+            [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True
+        )
+    assert result.stdout == "[True, False, True, True]\n"
 
 
 def test_the_buffers_of_a_context(converted: Converter) -> None:

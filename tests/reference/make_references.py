@@ -144,6 +144,7 @@ REFERENCES = (
         "neox-sequential", _neox(**_SEQUENTIAL), change=_classic_rotary, rows_beyond_tokenizer=20
     ),
     Reference("neox-tied", _neox(tie_word_embeddings=True, hidden_size=32), stored=False),
+    Reference("neox-erf-gelu", _neox(hidden_act="gelu", hidden_size=32)),
     Reference("neox-no-bias", _neox(attention_bias=False, hidden_size=32), stored=False),
     Reference("gptj", _gptj(), store=_with_buffers),
     # a rotary_dim of null stands for the whole head
@@ -161,6 +162,9 @@ REFERENCES = (
     Reference(
         "gpt2-untied", _gpt2(n_embd=32, tie_word_embeddings=False, n_inner=96),
         dtype=torch.float32,
+    ),
+    Reference(
+        "gpt2-erf-gelu", _gpt2(n_embd=32, activation_function="gelu"), stored=False
     ),
     Reference("gpt2-no-prefix", _gpt2(n_embd=32), store=_without_prefix, stored=False),
 )  # fmt: skip
@@ -238,6 +242,38 @@ def check(seeds: range) -> int:
     return failures
 
 
+def check_bundled() -> int:
+    """Compare the bundled models with transformers on held-out text; count the failures.
+
+    At F32 the KL must stay below 1e-5, at Q8_0 below 1e-3.
+    """
+    sys.path.insert(0, str(HERE.parent))
+    from comparison import all_logits, compare_logits
+
+    from infer_os.convert.pipeline import convert
+    from infer_os.convert.settings import ConvertSettings
+    from infer_os.models.bundled import DRAFT, HELD_OUT, TARGET
+
+    failures = 0
+    for folder in (TARGET, DRAFT):
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokens = tokenizer.encode(HELD_OUT.read_text()[:8000]).ids[:512]
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        with torch.no_grad():
+            expected = model.eval()(torch.tensor([tokens])).logits[0].numpy()
+        for kind, bound in (("f32", 1e-5), ("q8_0", 1e-3)):
+            with tempfile.TemporaryDirectory() as place:
+                gguf = Path(place) / "model.gguf"
+                convert(ConvertSettings(folder, gguf, kind))
+                result = compare_logits(expected, all_logits(gguf, tokens))
+            failures += result.kl >= bound
+            print(
+                f"{'ok  ' if result.kl < bound else 'FAIL'} {folder.name} {kind}: KL "
+                f"{result.kl:.2e}, argmax {result.argmax_equal}/{result.n_tokens}"
+            )
+    return failures
+
+
 def main() -> None:
     """Parse the command and run it."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -251,7 +287,7 @@ def main() -> None:
                 build(reference, HERE / reference.name, seed=20)
                 print(f"wrote {reference.name}")
         return
-    failures = check(range(100, 100 + arguments.seeds))
+    failures = check(range(100, 100 + arguments.seeds)) + check_bundled()
     print(f"{failures} comparisons failed" if failures else "all comparisons agree")
     raise SystemExit(bool(failures))
 

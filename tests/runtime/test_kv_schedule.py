@@ -12,7 +12,6 @@ from infer_os.runtime.kv_schedule import (
     KvModel,
     KvSchedule,
     KvStage,
-    automatic_schedule,
     batch_tokens,
     cells_for,
     check_types,
@@ -54,11 +53,7 @@ def test_a_type_alone_holds_the_context(name: str) -> None:
         ("f16:512,q8_0", 2048, [("f16", 512), ("q8_0", 2048)]),
         ("q8_0/q4_0", 1000, [("q8_0/q4_0", 1000)]),
         ("f16:100,q8_0/q4_0:300", 300, [("f16", 100), ("q8_0/q4_0", 300)]),
-        # stages past the context are never reached
-        ("f16:512,q8_0:1024,q4_0:2048", 1024, [("f16", 512), ("q8_0", 1024)]),
-        ("f16:512,q8_0:1024,q4_0:2048", 700, [("f16", 512), ("q8_0", 700)]),
-        ("f16:512,q8_0:1024,q4_0:2048", 300, [("f16", 300)]),
-        ("f16:512,q8_0", 512, [("f16", 512)]),
+        ("f16:512,q8_0:1024", 700, [("f16", 512), ("q8_0", 700)]),
     ],
 )  # fmt: skip
 def test_specs(spec: str, n_ctx: int, expected: list[tuple[str, int]]) -> None:
@@ -66,6 +61,23 @@ def test_specs(spec: str, n_ctx: int, expected: list[tuple[str, int]]) -> None:
     assert shown(schedule) == expected
     assert notes == ()
     assert schedule.n_ctx == n_ctx
+
+
+@pytest.mark.parametrize(
+    ("spec", "n_ctx", "expected", "missing"),
+    [
+        ("f16:512,q8_0:1024,q4_0:2048", 1024, [("f16", 512), ("q8_0", 1024)], "q4_0"),
+        ("f16:512,q8_0:1024,q4_0:2048", 700, [("f16", 512), ("q8_0", 700)], "q4_0"),
+        ("f16:512,q8_0:1024,q4_0:2048", 300, [("f16", 300)], "q8_0, q4_0"),
+        ("f16:512,q8_0", 512, [("f16", 512)], "q8_0"),
+    ],
+)
+def test_stages_past_the_context_are_said_to_be_left_out(
+    spec: str, n_ctx: int, expected: list[tuple[str, int]], missing: str
+) -> None:
+    schedule, notes = schedule_from_spec(spec, GPTJ, n_ctx)
+    assert shown(schedule) == expected
+    assert notes == (f"--kv {spec}: the context ends at {n_ctx} tokens, before {missing}",)
 
 
 def test_a_last_stage_that_ends_early_caps_the_context() -> None:
@@ -262,30 +274,23 @@ def test_a_budget_may_forbid_full_precision() -> None:
     assert free.prompt_stage(GPTJ, 1500) == KvStage("f16", "f16", 1500)
 
 
-# ---- auto, and all options together
-
-
-def test_auto() -> None:
-    def stages(room: int) -> list[tuple[str, int]]:
-        return shown(automatic_schedule(room, GPTJ, 2048)[0])
-
-    assert stages(4 * 896 * MIB) == [("f16", 2048)]
-    assert stages(2 * 600 * MIB) == [("f16", 512), ("q8_0", 2048)]
-    assert stages(2 * 252 * MIB) == [("q4_0", 2048)]
-    assert shown(automatic_schedule(300 * MIB, TINY, 2048)[0]) == [("f16", 2048)]
-    with pytest.raises(SettingsError, match=r"--kv auto .*too small"):
-        automatic_schedule(-5, GPTJ, 2048)
+# ---- all options together
 
 
 def test_choice() -> None:
-    room = 1 << 40
-    assert choose_schedule("", 0, GPTJ, 2048, room)[0].spec == "f16"
-    assert choose_schedule("q8_0", 0, GPTJ, 2048, room)[0].spec == "q8_0"
-    assert choose_schedule("auto", 0, GPTJ, 2048, room)[0].spec == "f16"
-    assert choose_schedule("", 252 * MIB, GPTJ, 2048, room)[0].spec == "q4_0"
-    assert choose_schedule("auto", 252 * MIB, GPTJ, 2048, room)[0].spec == "q4_0"
+    assert choose_schedule("", 0, GPTJ, 2048)[0].spec == "f16"
+    assert choose_schedule("q8_0", 0, GPTJ, 2048)[0].spec == "q8_0"
+    assert choose_schedule("", 252 * MIB, GPTJ, 2048)[0].spec == "q4_0"
+    assert choose_schedule("auto", 252 * MIB, GPTJ, 2048)[0].spec == "q4_0"
     with pytest.raises(SettingsError, match="give one of them"):
-        choose_schedule("q8_0", MIB, GPTJ, 2048, room)
+        choose_schedule("q8_0", MIB, GPTJ, 2048)
+
+
+def test_a_budget_is_for_all_sequences_together() -> None:
+    schedule, _notes = choose_schedule("", 4 * 252 * MIB + 3, GPTJ, 2048, 4)
+    assert schedule == schedule_from_budget(252 * MIB, GPTJ, 2048)[0]
+    with pytest.raises(SettingsError, match="of each sequence 1310720: too small"):
+        choose_schedule("", 5 * MIB, GPTJ, 2048, 4)
 
 
 # ---- SIZE

@@ -102,6 +102,11 @@ def test_the_engine_prefetches_and_drops(copy: Path) -> None:
     assert resident_bytes(copy) == 0
 
 
+def test_a_file_that_is_deleted_meanwhile_has_no_pages_to_drop(copy: Path) -> None:
+    with LlamaEngine(copy, EngineSettings(64, threads=1, drop_pages=True)):
+        copy.unlink()
+
+
 def test_copies_need_no_pages_after_loading(copy: Path) -> None:
     settings = EngineSettings(64, "fast", threads=1, drop_pages=True)
     with LlamaEngine(copy, settings):

@@ -11,9 +11,10 @@ from helpers import Converter, RawGguf, string_key, tensor_entry, u32_key
 
 from infer_os.native.errors import GgufError
 from infer_os.native.gguf_file import GgufHeader, read_gguf_header
+from infer_os.native.residency import peak_rss_bytes
 from infer_os.runtime.engine import LlamaEngine, kv_model
 from infer_os.runtime.errors import MemoryShortage, SettingsError
-from infer_os.runtime.memory import MemoryUse, parse_smaps, peak_rss_bytes
+from infer_os.runtime.memory import MemoryUse, parse_smaps
 from infer_os.runtime.prepare import choose_context, plan_file
 from infer_os.runtime.settings import EngineSettings
 

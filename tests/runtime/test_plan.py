@@ -16,7 +16,7 @@ from infer_os.native.context import Context, ContextParams
 from infer_os.native.gguf_file import read_gguf_header
 from infer_os.native.model import Model
 from infer_os.native.residency import context_buffers
-from infer_os.runtime.choice import Wish, choose, type_table
+from infer_os.runtime.choice import Wish, automatic_schedule, choose, type_table
 from infer_os.runtime.errors import MemoryShortage
 from infer_os.runtime.kv_schedule import KvSchedule, KvStage
 from infer_os.runtime.plan import (
@@ -29,7 +29,6 @@ from infer_os.runtime.plan import (
     decode_tokens_per_s,
     kv_bytes,
     kv_model,
-    kv_room,
     staging_bytes,
 )
 from infer_os.runtime.shapes import header_shape
@@ -248,12 +247,6 @@ def test_the_predicted_speed() -> None:
     assert plan().tokens_per_s == pytest.approx(2 * expected)
 
 
-def test_the_room_for_a_cache_is_what_the_rest_leaves(converted: Converter) -> None:
-    shape = header_shape(read_gguf_header(converted()))
-    p = Planner(shape, Sizes(100), Budget(GIB)).plan(shape.options[0], whole("f16", 100), "mmap")
-    assert kv_room(shape, Sizes(100), GIB) == GIB - (p.total - p.kv)
-
-
 # ---- the choice
 
 
@@ -316,6 +309,26 @@ def test_the_context_is_never_cut_to_make_it_fit() -> None:
     assert not short.fits
     assert short.schedule.n_ctx == 2048
     assert choice("bloom-7b1", 4, n_ctx=512).fits
+
+
+def test_auto_uses_what_the_rest_leaves_to_the_byte() -> None:
+    shape = shape_of("gpt-j-6B")
+    weights = shape.option("q4_0")
+
+    def auto(limit: int, n_seq: int = 1) -> Plan | None:
+        planner = Planner(shape, Sizes(2048, n_seq), Budget(limit))
+        schedule = automatic_schedule(planner, weights, "mmap")
+        return planner.plan(weights, schedule, "mmap") if schedule else None
+
+    for n_seq in (1, 3):
+        planner = Planner(shape, Sizes(2048, n_seq), Budget(0))
+        for kind in ("f16", "q8_0", "q4_0"):
+            exact = planner.plan(weights, whole(kind), "mmap")
+            enough, short = auto(exact.total, n_seq), auto(exact.total - n_seq, n_seq)
+            assert enough is not None and enough.schedule.stages[-1].name == kind
+            assert enough.total <= exact.total
+            assert short is None if kind == "q4_0" else short is not None
+            assert short is None or short.schedule.stages[-1].name != kind
 
 
 def test_a_fine_cache_comes_before_finer_weights() -> None:

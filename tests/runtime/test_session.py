@@ -8,7 +8,7 @@ import pytest
 
 from infer_os.models.styles import DIALOGUE, PLAIN
 from infer_os.runtime.errors import PromptError
-from infer_os.runtime.fake import END, FakeEngine, Script, saying
+from infer_os.runtime.fake import END, FakeEngine, FakeSampler, Script, saying
 from infer_os.runtime.generate import FinishReason
 from infer_os.runtime.session import Session
 from infer_os.runtime.settings import SamplingSettings, StopSettings
@@ -209,3 +209,61 @@ def test_braces_in_a_message_are_kept() -> None:
     engine = FakeEngine(saying("!"), n_ctx=200)
     say(Session(engine, DIALOGUE, "{system} {0}"), "{text} {} {x!r}")
     assert held(engine) == "{system} {0}\n\nUser: {text} {} {x!r}\nAssistant:!"
+
+
+def test_what_changes_a_conversation() -> None:
+    session = Session(FakeEngine(saying(" x"), n_ctx=60), DIALOGUE)
+    assert not session.changed
+    with pytest.raises(PromptError):
+        say(session, "x" * 60)
+    assert not session.changed
+    say(session, "q")
+    assert session.changed
+    session.changed = False
+    session.reset()
+    assert session.changed
+    session.changed = False
+    session.resume(session.record())
+    assert session.changed
+
+
+def test_a_full_context_is_not_computed_again_at_every_turn() -> None:
+    engine = FakeEngine(lambda tokens: END if tokens[-1] == 88 else 88, n_ctx=600)
+    session = Session(engine, DIALOGUE, "S.")
+    dropped, computed = [], []
+    for i in range(100, 160):
+        say(session, f"message {i}")
+        dropped.append(session.dropped_turns)
+        computed.append(session.last.timings.computed_tokens)
+        if session.dropped_turns:
+            assert 200 < len(engine.tokens) <= 300
+        assert len(engine.tokens) + 20 <= engine.n_ctx
+    turn = len("\nUser: message 100\nAssistant:")
+    late = computed[20:]
+    assert sum(count > turn for count in late) <= 5
+    assert sum(late) < 3 * turn * len(late)
+    assert len([count for count in dropped if count]) >= 3
+
+
+def test_a_long_message_keeps_the_newest_turn_if_both_fit() -> None:
+    engine = FakeEngine(in_turn(" one", " two", " three"), n_ctx=200)
+    session = Session(engine, DIALOGUE)
+    say(session, "a" * 40)
+    say(session, "b" * 40)
+    say(session, "c" * 90)
+    assert session.dropped_turns == 1
+    assert held(engine).startswith("User: bbb")
+
+
+def test_the_sampler_is_freed_before_the_turn_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    engine = FakeEngine(saying(" abcdef"), n_ctx=200)
+    session = Session(engine, DIALOGUE)
+    monkeypatch.setattr(FakeSampler, "close", lambda self: events.append("freed"))
+    monkeypatch.setattr(
+        Session, "_closed_reply", lambda self, text: [events.append("kept"), 65][1:]
+    )
+    reply = session.reply("q", GREEDY, STOP)
+    next(reply)
+    reply.close()
+    assert events == ["freed", "kept"]

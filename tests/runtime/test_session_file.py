@@ -20,7 +20,13 @@ from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.errors import SessionError
 from infer_os.runtime.fake import FakeEngine, saying
 from infer_os.runtime.session import Session
-from infer_os.runtime.session_file import check_name, load_session, model_hash, save_session
+from infer_os.runtime.session_file import (
+    check_name,
+    is_session,
+    load_session,
+    model_hash,
+    save_session,
+)
 from infer_os.runtime.settings import EngineSettings, SamplingSettings, StopSettings
 
 GREEDY = SamplingSettings(temperature=0)
@@ -123,6 +129,32 @@ def test_before_the_first_turn(model: Path, tmp_path: Path) -> None:
         load_session(path, session, model, tmp_path)
         assert (list(engine.tokens), session.n_turns) == ([], 0)
         assert session.record().system == tuple(engine.vocab.tokenize("hello\n\n"))
+
+
+def test_what_was_forgotten_is_not_kept(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "talk.session"
+    with open_engine(model) as engine:
+        session = Session(engine, STYLES["dialogue"], "hello")
+        say(session, "a secret that nobody shall know " * 4)
+        secret = session.record().turns[0]
+        session.reset()
+        n_bytes = save_session(path, session, model, tmp_path)
+        data = path.read_bytes()
+        header = json.loads(data[24 : 24 + int.from_bytes(data[20:24], "little")])
+        assert header["tokens"] == list(session.record().system)
+        assert header["turns"] == []
+        say(session, "one")
+        assert save_session(path, session, model, tmp_path) > n_bytes
+        data = path.read_bytes()
+        header = json.loads(data[24 : 24 + int.from_bytes(data[20:24], "little")])
+        kept = list(session.record().tokens)
+        assert header["tokens"] == kept[: len(header["tokens"])]
+        assert len(header["tokens"]) < len(secret)
+    with open_engine(model) as engine:
+        again = Session(engine, STYLES["plain"])
+        load_session(path, again, model, tmp_path)
+        assert list(engine.tokens) == header["tokens"]
+        assert again.n_turns == 1
 
 
 # ---- refusals
@@ -275,6 +307,32 @@ def test_a_failed_save_keeps_the_old_file(
             save_session(saved, session, model, tmp_path)
     assert saved.read_bytes() == before
     assert not list(tmp_path.glob(".*part"))
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "zero\0byte", "talk.session/x"])
+def test_a_name_that_no_file_can_have(model: Path, saved: Path, name: str) -> None:
+    path = saved.parent / name
+    with pytest.raises(SessionError, match="cannot be a session file"):
+        check_name(path)
+    session = Session(FakeEngine(saying("fine")), STYLES["plain"])
+    for act in (save_session, load_session):
+        with pytest.raises(SessionError, match="cannot be a session file"):
+            act(path, session, model, saved.parent)
+
+
+def test_the_longest_name(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 255)
+    save_session(path, Session(FakeEngine(saying("fine")), STYLES["plain"]), model, tmp_path)
+    assert is_session(path)
+
+
+def test_a_model_that_is_gone(model: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(model.read_bytes())
+    header = read_gguf_header(copy)
+    copy.unlink()
+    with pytest.raises(SessionError, match=r"copy\.gguf: cannot be read: No such file"):
+        model_hash(header)
 
 
 def test_no_folder(tmp_path: Path) -> None:

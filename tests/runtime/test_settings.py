@@ -16,12 +16,11 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("key", "values"),
     [
-        ("temperature", [-0.1, NAN, INF, -INF]),
-        ("top_k", [-1, -100]),
+        ("temperature", [1e-45, 1e6, -0.1, NAN, INF, -INF]),
+        ("top_k", [-1, -100, 1 << 31, 1 << 32]),
         ("top_p", [0.0, -0.5, 1.01, NAN, INF]),
         ("min_p", [-0.1, 1.0, 2.0, NAN]),
-        ("repeat_penalty", [0.0, -1.0, NAN, INF]),
-        ("repeat_last_n", [-1]),
+        ("repeat_penalty", [0.0, -1.0, NAN, INF, 1e-300, 1e6]),
         ("seed", [-1, 0xFFFFFFFF, 1 << 40]),
     ],
 )
@@ -91,3 +90,8 @@ def test_a_random_seed_is_fresh_and_in_bounds() -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         SamplingSettings().top_k = 3  # type: ignore[misc]
+
+
+def test_a_window_that_cannot_be() -> None:
+    with pytest.raises(SettingsError, match="repeat_last_n -1: expected"):
+        SamplingSettings(repeat_last_n=-1)

@@ -17,11 +17,11 @@ from random_models import FAMILIES, random_model
 
 import infer_os.runtime.kv_cache as kv_cache
 from infer_os.native.context import Context, ContextParams
-from infer_os.native.errors import ModelLoadError, StateError
+from infer_os.native.errors import Interrupted, ModelLoadError, StateError
 from infer_os.native.model import Model
 from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.errors import SettingsError
-from infer_os.runtime.settings import EngineSettings
+from infer_os.runtime.settings import EngineSettings, SamplingSettings
 
 N_CTX = 192
 TOKENS = [int(t) for t in np.random.default_rng(5).integers(1, 290, N_CTX)]
@@ -257,6 +257,52 @@ def test_no_context_is_an_error(model: Path, monkeypatch: pytest.MonkeyPatch) ->
                 _ = engine.context
         engine.feed(TOKENS[:10])
         assert engine.kv.types == "f16"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyboardInterrupt, "was interrupted"),
+        (Interrupted, "was interrupted"),
+        (ModelLoadError, "could not create"),
+    ],
+)
+def test_an_engine_without_a_context_can_be_asked(
+    model: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], words: str
+) -> None:
+    with open_engine(model, SPEC) as engine:
+        engine.feed(TOKENS[:64])
+        sampler = engine.new_sampler(SamplingSettings(temperature=0))
+
+        def fail(*_arguments: object) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Context, "export_rows", fail)
+            with pytest.raises(error):
+                engine.step(TOKENS[64])
+        assert (engine.kv.n_bytes, engine.kv.n_tokens, engine.kv.up_to) == (0, 0, 0)
+        assert (engine.memory().kv, engine.memory().logits) == (0, 0)
+        assert engine.memory().planned > 0
+        with pytest.raises(StateError, match=words):
+            engine.sample(sampler)
+        sampler.close()
+        engine.step(TOKENS[0])
+        assert engine.memory().kv == engine.kv.n_bytes > 0
+
+
+def test_a_failed_conversion_leaves_no_bytes_counted(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise StateError("refused")
+
+    with open_engine(model, "f16:64,q8_0") as engine:
+        engine.feed(TOKENS[:64])
+        monkeypatch.setattr(kv_cache.StagedCache, "convert", fail)
+        engine.step(TOKENS[64])
+        assert "computed again" in engine.take_notes()[0]
+        assert engine._cache.bytes.alive == engine.kv.n_bytes
 
 
 # ---- layouts that differ
