@@ -7,11 +7,12 @@ import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from infer_os.native.owner import Owner
 
 from .errors import FileFormatError
 
@@ -76,10 +77,7 @@ class TensorFile(Protocol):
         ...
 
 
-_File = TypeVar("_File", bound="MappedFile")
-
-
-class MappedFile:
+class MappedFile(Owner):
     """A file mapped for reading. Use as a context manager; arrays die with it."""
 
     def __init__(self, path: Path) -> None:
@@ -101,14 +99,3 @@ class MappedFile:
         """Unmap the file, or leave that to the last array that still looks at it."""
         with contextlib.suppress(BufferError):
             self._mapped.close()
-
-    def __enter__(self: _File) -> _File:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import functools
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import llama_cpp
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from .errors import EvaluateError
 from .library import load_library
+from .owner import Owner
 
 
 class _Sums(ctypes.Structure):
@@ -69,7 +69,7 @@ def _functions() -> Any:
     return library
 
 
-class ActivationCollector:
+class ActivationCollector(Owner):
     """Sums squares for one context at a time, over all that it decodes. A context manager.
 
     Give it to :class:`~.context.Context` as its observer and close it after that context.
@@ -127,14 +127,3 @@ class ActivationCollector:
         if self._pointer is not None:
             self._library.inferos_activations_destroy(self._pointer)
             self._pointer = None
-
-    def __enter__(self) -> ActivationCollector:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Protocol
 
 import llama_cpp
@@ -21,6 +20,7 @@ from .interrupt import abort_callback
 from .kv_state import State
 from .logs import forget_complaints, last_complaint
 from .model import Model
+from .owner import Owner
 from .sampler import SamplerChain
 
 
@@ -77,7 +77,7 @@ class Observer(Protocol):
         """The pointer that the callback gets."""
 
 
-class Context:
+class Context(Owner):
     """A KV cache with its compute buffers. A context manager; close it before its model."""
 
     def __init__(
@@ -260,14 +260,3 @@ class Context:
             llama_cpp.llama_batch_free(self._batch)
             llama_cpp.llama_free(self._pointer)
             self._pointer = None
-
-    def __enter__(self) -> Context:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import llama_cpp
@@ -17,7 +16,8 @@ from .errors import ModelLoadError
 from .gguf_file import GgufHeader, read_gguf_header
 from .graph_check import check_graph
 from .logs import forget_complaints, last_complaint, route_logs
-from .text_rules import read_text_rules
+from .owner import Owner
+from .text_rules import TextRules, read_text_rules
 from .unigram import UnigramTokenizer, check_unigram, read_unigram
 
 # llama_token_type
@@ -48,10 +48,10 @@ LOAD_MODES: dict[str, LoadMode] = {
 class Vocab:
     """A model's vocabulary: text to tokens and back. Lives as long as its model."""
 
-    def __init__(self, pointer: Any, header: GgufHeader) -> None:
+    def __init__(self, pointer: Any, header: GgufHeader, rules: TextRules) -> None:
         self._pointer = pointer
         self._header = header
-        self._rules = read_text_rules(header)
+        self._rules = rules
         metadata = header.metadata
         # for a vocabulary that names none, llama.cpp takes Falcon's 11 or T5's 1
         self._names_end = "tokenizer.ggml.eos_token_id" in metadata or metadata.get(
@@ -147,7 +147,7 @@ def _start_backend() -> None:
     llama_cpp.llama_backend_init()
 
 
-class Model:
+class Model(Owner):
     """A loaded model. A context manager; close its contexts first."""
 
     def __init__(
@@ -174,7 +174,7 @@ class Model:
         self.header: GgufHeader = read_gguf_header(path)
         check_graph(self.header)
         check_unigram(self.header)
-        read_text_rules(self.header)
+        rules = read_text_rules(self.header)
         mode = LOAD_MODES[load]
         _start_backend()
         params = llama_cpp.llama_model_default_params()
@@ -196,7 +196,8 @@ class Model:
         if not self._pointer:
             raise ModelLoadError(f"{path}: llama.cpp cannot load it: {last_complaint()}")
         try:
-            self.vocab = Vocab(llama_cpp.llama_model_get_vocab(self._pointer), self.header)
+            pointer = llama_cpp.llama_model_get_vocab(self._pointer)
+            self.vocab = Vocab(pointer, self.header, rules)
         except BaseException:
             self.close()
             raise
@@ -232,14 +233,3 @@ class Model:
         if self._pointer:
             llama_cpp.llama_model_free(self._pointer)
             self._pointer = None
-
-    def __enter__(self) -> Model:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

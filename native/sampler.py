@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 import llama_cpp
 
+from .owner import Owner
 
-class SamplerChain:
+
+class SamplerChain(Owner):
     """llama.cpp's samplers in the order they were added. A context manager."""
 
     def __init__(self) -> None:
@@ -62,14 +63,3 @@ class SamplerChain:
         if self._pointer:
             llama_cpp.llama_sampler_free(self._pointer)
             self._pointer = None
-
-    def __enter__(self) -> SamplerChain:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 from infer_os.models.rotation import ROTATION_KEY
@@ -18,6 +17,7 @@ from infer_os.native.context import Context
 from infer_os.native.errors import Interrupted, StateError
 from infer_os.native.gguf_file import GgufHeader, read_gguf_header
 from infer_os.native.kv_state import KvFormat, kv_geometry
+from infer_os.native.owner import Owner
 
 from .errors import PromptError
 from .kv_cache import FAILED, INTERRUPTED, KvStatus, SavedRows, StagedCache
@@ -143,7 +143,7 @@ class Engine(Protocol):
         ...
 
 
-class LlamaEngine:
+class LlamaEngine(Owner):
     """The engine that runs llama.cpp. A context manager."""
 
     def __init__(
@@ -327,17 +327,6 @@ class LlamaEngine:
     def close(self) -> None:
         """Free the context, then the model."""
         self._owned.close()
-
-    def __enter__(self) -> LlamaEngine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _drop_pages(path: Path) -> None:

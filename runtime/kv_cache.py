@@ -15,6 +15,7 @@ from infer_os.native.context import Context, ContextParams
 from infer_os.native.errors import StateError
 from infer_os.native.kv_state import KvFormat, State, read_layout, reencode_state
 from infer_os.native.model import Model
+from infer_os.native.owner import Owner
 
 from .kv_schedule import KvModel, KvSchedule, KvStage, batch_tokens
 
@@ -72,7 +73,7 @@ class KvBytes:
             self.add(-n_bytes)
 
 
-class StagedCache:
+class StagedCache(Owner):
     """One sequence's cache. A context manager; close it before its model.
 
     ``notes`` collects what a user should know about changes of stage.
@@ -296,9 +297,3 @@ class StagedCache:
     def close(self) -> None:
         """Free the context."""
         self._shut()
-
-    def __enter__(self) -> StagedCache:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
