@@ -40,7 +40,7 @@ lint: $(VENV)/.installed-lint
 types: $(VENV)/.installed-lint
 	rm -rf build/types && mkdir -p build/types/infer_os
 	ln -s $(wildcard $(CURDIR)/*.py) $(CURDIR)/py.typed \
-	    $(addprefix $(CURDIR)/,convert models native runtime) build/types/infer_os/
+	    $(addprefix $(CURDIR)/,commands convert models native runtime) build/types/infer_os/
 	MYPYPATH=build/types $(BIN)/mypy -p infer_os
 
 # Compares fresh random checkpoints with torch and transformers, in an environment of its own.

@@ -21,6 +21,7 @@ import pytest
 from helpers import PARALLEL, Converter, copy_checkpoint, set_config
 
 from infer_os import cli
+from infer_os.commands import loading
 from infer_os.native.errors import DecodeError
 from infer_os.runtime.fake import END, FakeEngine, Script, saying
 
@@ -70,7 +71,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[Script], FakeEngine]:
 
     def put(script: Script, n_ctx: int = 500) -> FakeEngine:
         engine = FakeEngine(script, n_ctx)
-        monkeypatch.setattr(cli, "load_engine", lambda path, settings: (engine, 0.25))
+        monkeypatch.setattr(loading, "load_engine", lambda path, settings: (engine, 0.25))
         return engine
 
     return put
@@ -457,7 +458,7 @@ def test_settings_reach_the_engine(run: Cli, monkeypatch: pytest.MonkeyPatch) ->
         seen.append(settings)
         return Watched(saying("x")), 0.0
 
-    monkeypatch.setattr(cli, "load_engine", load)
+    monkeypatch.setattr(loading, "load_engine", load)
     run("generate", "m.gguf", "-p", "x", "--temperature", 0.5, "--top-k", 7, "--top-p", 0.6,
         "--min-p", 0.2, "--repeat-penalty", 1.3, "--seed", 9, "--context", 99, "--load", "fast",
         "--threads", 3)  # fmt: skip

@@ -20,11 +20,11 @@ SCRIPTS = {"models/bundled/train.py"}
 PRINTERS = {"cli.py", "console.py", "demo.py"}
 SOURCES = sorted(
     path.relative_to(REPOSITORY).as_posix()
-    for pattern in ("*.py", *(f"{room}/**/*.py" for room in ROOMS))
+    for pattern in ("*.py", "commands/*.py", *(f"{room}/**/*.py" for room in ROOMS))
     for path in REPOSITORY.glob(pattern)
     if path.relative_to(REPOSITORY).as_posix() not in SCRIPTS
 )  # fmt: skip
-IN_ROOMS = [source for source in SOURCES if "/" in source]
+IN_ROOMS = [source for source in SOURCES if source.split("/")[0] in ROOMS]
 
 
 def imported(source: str, text: str | None = None) -> Iterator[str]:

@@ -1,0 +1,89 @@
+"""``infer-os generate``."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import console, render
+from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
+from . import loading, options
+from .groups import grouped
+
+
+@grouped()
+def generate(
+    *,
+    model: options.Model,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "-p", "--prompt", metavar="TEXT", help="Text to continue.", show_default=False
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "-f",
+            "--file",
+            metavar="F",
+            help="Read the prompt from a file; - is stdin.",
+            show_default="stdin, if it is no terminal",
+        ),
+    ] = None,
+    sampling: SamplingSettings,
+    stops: StopSettings,
+    settings: EngineSettings,
+    as_json: options.Json = False,
+) -> None:
+    """Continue a prompt. The text goes to stdout, statistics to stderr.
+
+    Example: infer-os generate model.gguf -p "It is a truth" -n 64 --seed 1
+    """  # fmt: skip
+    from ..runtime.generate import Generation, finished, stream_text
+
+    text = _read_prompt(prompt, file)
+    engine, load_s = loading.load_engine(model, settings)
+    try:
+        tokens = engine.vocab.tokenize(text)
+        state = Generation()
+        pieces = []
+        try:
+            with closing(stream_text(engine, tokens, sampling, stops, state)) as chunks:
+                for chunk in chunks:
+                    pieces.append(chunk)
+                    if not as_json:
+                        console.answer(chunk, end="")
+        except KeyboardInterrupt:
+            pass  # between two tokens; inside a token the stream ends by itself
+        completion = finished(state, "".join(pieces))
+        if as_json:
+            console.answer_json(render.completion_json(completion, engine, load_s))
+        else:
+            console.answer("")
+            console.note(render.statistics_line(completion, load_s))
+        console.notes(engine.take_notes())
+    finally:
+        engine.close()
+    if completion.finish_reason.value == "interrupt":
+        raise typer.Exit(130)
+
+
+def _read_prompt(prompt: str | None, file: Path | None) -> str | bytes:
+    from ..runtime.errors import PromptError
+
+    if prompt is not None and file is not None:
+        raise PromptError("--prompt and --file: give one of them")
+    if prompt is not None:
+        return os.fsencode(prompt)
+    if file is None and console.stdin_is_terminal():
+        raise PromptError('no prompt: give --prompt "...", --file F, or pipe one in')
+    try:
+        data = console.read_stdin() if file in (None, Path("-")) else file.read_bytes()
+    except OSError as error:
+        raise PromptError(f"{file}: cannot be read: {error.strerror}") from error
+    return data.removesuffix(b"\n")

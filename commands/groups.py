@@ -1,0 +1,121 @@
+"""Options that belong together, given to a command as the settings record that they make."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_type_hints
+
+from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
+from ..runtime.sizes import parse_size
+from . import options
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _sampling(
+    temperature: options.Temperature = 0.8,
+    top_k: options.TopK = 40,
+    top_p: options.TopP = 0.95,
+    min_p: options.MinP = 0.05,
+    repeat_penalty: options.RepeatPenalty = 1.0,
+    seed: options.Seed = None,
+) -> SamplingSettings:
+    return SamplingSettings(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
+
+
+def _stops(max_tokens: options.MaxTokens = 128, stop: options.Stop = None) -> StopSettings:
+    return StopSettings(max_tokens, tuple(stop or ()))
+
+
+def _engine(
+    context: options.Context = 0,
+    kv: options.Kv = "",
+    kv_budget: options.KvBudget = "",
+    load: options.Load = "mmap",
+    memory: options.Memory = "",
+    prefetch: options.Prefetch = False,
+    drop_pages: options.DropPages = False,
+    threads: options.Threads = 0,
+) -> EngineSettings:
+    return EngineSettings(
+        context, load, threads, kv, size_option("--kv-budget", kv_budget),
+        size_option("--memory", memory), prefetch, drop_pages,
+    )  # fmt: skip
+
+
+_BUILDERS: dict[Any, Callable[..., Any]] = {
+    SamplingSettings: _sampling, StopSettings: _stops, EngineSettings: _engine,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """One record's options: ``options`` are the parameters that ``build`` takes."""
+
+    build: Callable[..., Any]
+    options: tuple[inspect.Parameter, ...]
+
+
+def size_option(option: str, size: str) -> int:
+    """Bytes of a size such as 12G; 0 for none.
+
+    Raises:
+        SettingsError: it is no size.
+    """
+    return parse_size(option, size) if size else 0
+
+
+def grouped(**defaults: Any) -> Callable[[Command], Command]:
+    """Let a command take settings records: each is spelled as the options that make it.
+
+    Args:
+        defaults: of single options, where this command's differ from the usual ones.
+    """
+
+    def expand(command: Command) -> Command:
+        unused = set(defaults)
+        parameters: list[inspect.Parameter] = []
+        groups: dict[str, _Group] = {}
+        for parameter in _parameters(command):
+            build = _BUILDERS.get(parameter.annotation)
+            if build is None:
+                parameters.append(parameter)
+                continue
+            singles = tuple(
+                single.replace(default=defaults.get(single.name, single.default))
+                for single in _parameters(build)
+            )
+            unused -= {single.name for single in singles}
+            groups[parameter.name] = _Group(build, singles)
+            parameters.extend(singles)
+        if unused:
+            raise TypeError(f"{command.__name__}: no option {', '.join(sorted(unused))}")
+
+        @functools.wraps(command)
+        def call(**given: Any) -> Any:
+            records = {
+                name: group.build(
+                    **{single.name: given.pop(single.name) for single in group.options}
+                )
+                for name, group in groups.items()
+            }
+            return command(**given, **records)
+
+        # typer reads the options from these two
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {p.name: p.annotation for p in parameters}
+        return call  # type: ignore[return-value]
+
+    return expand
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Its parameters with resolved annotations, keyword-only so that any order is a signature."""
+    hints = get_type_hints(function, include_extras=True)
+    return [
+        parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in inspect.signature(function).parameters.items()
+    ]

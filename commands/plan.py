@@ -1,0 +1,65 @@
+"""``infer-os plan`` and ``infer-os system``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .. import console
+from . import options
+from .groups import size_option
+
+
+def plan(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A GGUF file, a checkpoint folder, a catalog name (gpt-j-6B) or a hub id.",
+            show_default=False,
+        ),
+    ],
+    memory: options.Memory = "",
+    context: options.Context = 0,
+    type: Annotated[
+        str | None,
+        typer.Option("--type", metavar="T", help="Type of the weights.", show_default="chosen"),
+    ] = None,
+    kv: options.PlanKv = "auto",
+    kv_budget: options.KvBudget = "",
+    load: options.Load = "",
+    draft: options.PlanDraft = "none",
+    parallel: options.PlanParallel = 1,
+    threads: options.Threads = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Say what a model will take, what fits, and what to choose. Nothing is loaded or downloaded.
+
+    Example: infer-os plan gpt-j-6B --memory 8G --context 2048
+    """  # fmt: skip
+    from .. import render_plan
+    from ..planning import PlanRequest, make_answer
+    from ..runtime.settings import EngineSettings
+
+    settings = EngineSettings(
+        context, load or "mmap", threads, kv, size_option("--kv-budget", kv_budget),
+        size_option("--memory", memory),
+    )  # fmt: skip
+    answer = make_answer(PlanRequest(model, settings, load, type, draft, parallel))
+    if as_json:
+        console.answer_json(render_plan.plan_json(answer))
+    else:
+        render_plan.show_answer(answer)
+
+
+def system(as_json: options.Json = False) -> None:
+    """Check this machine: memory, limits, processor, bandwidth; rank the known models on it."""
+    from .. import render_plan
+    from ..planning import make_report
+
+    report = make_report()
+    if as_json:
+        console.answer_json(render_plan.system_json(report))
+    else:
+        render_plan.show_system(report)
