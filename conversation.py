@@ -64,6 +64,8 @@ def _obey(session: Session, command: str) -> None:
         case "/stats":
             console.note(render.statistics_line(finished(session.last, "")))
             console.note(render.memory_line(session.engine.memory()))
+            if line := render.speculation_line(session.engine):
+                console.note(line)
         case "/kv":
             console.note(render.kv_line(session.engine.kv))
         case _ if command.startswith(("/save", "/load")):

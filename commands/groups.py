@@ -38,11 +38,13 @@ def _engine(
     memory: options.Memory = "",
     prefetch: options.Prefetch = False,
     drop_pages: options.DropPages = False,
+    draft: options.Draft = "none",
+    draft_max: options.DraftMax = 6,
     threads: options.Threads = 0,
 ) -> EngineSettings:
     return EngineSettings(
         context, load, threads, kv, size_option("--kv-budget", kv_budget),
-        size_option("--memory", memory), prefetch, drop_pages,
+        size_option("--memory", memory), prefetch, drop_pages, draft, draft_max,
     )  # fmt: skip
 
 

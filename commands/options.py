@@ -89,6 +89,19 @@ KvBudget = Annotated[
     ),
 ]  # fmt: skip
 
+Draft = Annotated[
+    str,
+    typer.Option(
+        "--draft", metavar="MODEL|auto|lookup|none",
+        help="Guess tokens and verify them in one batch: with a small model of the same "
+        "vocabulary, and from what the text repeats (lookup). The text stays as it is without; "
+        "guesses that do not pay stop.",
+    ),
+]  # fmt: skip
+DraftMax = Annotated[
+    int, typer.Option("--draft-max", metavar="N", help="Most guesses that are verified at once.")
+]
+
 # ---- sampling
 MaxTokens = Annotated[
     int, typer.Option("-n", "--max-tokens", metavar="N", help="Most tokens to write.")

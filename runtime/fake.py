@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from infer_os.native.kv_state import KvFormat
+from infer_os.native.sampler import Distribution
 
 from .engine import EngineInfo, shared_prefix
 from .errors import PromptError
@@ -13,6 +17,7 @@ from .kv_cache import KvStatus, SavedRows
 from .memory import MemoryUse
 from .sampler import Sampler
 from .settings import SamplingSettings
+from .speculative.speculation import Speculation
 
 #: Token that ends a generation.
 END = 256
@@ -45,13 +50,31 @@ class FakeSampler:
     def __init__(self) -> None:
         self.remembered: list[int] = []
 
-    def draw(self, source: int) -> int:
+    def draw(self, source: int, row: int = -1) -> int:
         """The scripted token."""
         return source
 
     def remember(self, tokens: Iterable[int]) -> None:
         """Keep them, for a test to look at."""
         self.remembered.extend(tokens)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class FakeFilter:
+    """Leaves every token that a row of logits has."""
+
+    def begin(self, tokens: Sequence[int]) -> None:
+        """Nothing is remembered."""
+
+    def accept(self, token: int) -> None:
+        """Nothing is remembered."""
+
+    def distribution(self, logits: NDArray[np.float32]) -> Distribution:
+        """Softmax."""
+        p = np.exp(logits.astype(np.float64))
+        return Distribution(np.arange(len(logits), dtype=np.int32), p / p.sum())
 
     def close(self) -> None:
         """Nothing to free."""
@@ -66,6 +89,9 @@ class FakeEngine:
     def __init__(self, script: Script, n_ctx: int = 64) -> None:
         self._script = script
         self._tokens: list[int] = []
+        # the tokens that each row of logits has behind it
+        self._rows: list[list[int]] = []
+        self.speculation: Speculation | None = None
         self.vocab = ByteVocabulary()
         self.n_ctx = n_ctx
         self.computed = 0
@@ -88,17 +114,46 @@ class FakeEngine:
             raise PromptError(f"the prompt has {len(tokens)} tokens, the context {self.n_ctx}")
         shared = min(shared_prefix(self._tokens, tokens), len(tokens) - 1)
         self._tokens = list(tokens)
+        self._rows = [list(tokens)]
         self.computed += len(tokens) - shared
         return len(tokens) - shared
 
+    @property
+    def room(self) -> int:
+        """All of the context."""
+        return self.n_ctx - len(self._tokens)
+
+    def rows_alike(self) -> int:
+        """A script does not round."""
+        return self.n_ctx
+
+    def new_filter(self, settings: SamplingSettings) -> FakeFilter:
+        """A filter that leaves what the script says."""
+        return FakeFilter()
+
     def step(self, token: int) -> None:
         """Append a token."""
-        self._tokens.append(token)
-        self.computed += 1
+        self.extend([token])
 
-    def sample(self, sampler: Sampler) -> int:
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Append tokens."""
+        self._rows = [[*self._tokens, *tokens[: i + 1]] for i in range(len(tokens))]
+        self._tokens.extend(tokens)
+        self.computed += len(tokens)
+
+    def trim(self, n_tokens: int) -> None:
+        """Forget the others."""
+        del self._tokens[n_tokens:]
+
+    def sample(self, sampler: Sampler, row: int = -1) -> int:
         """The scripted token."""
-        return sampler.draw(self._script(self._tokens))
+        return sampler.draw(self._script(self._rows[row]))
+
+    def logits(self, row: int = -1) -> NDArray[np.float32]:
+        """All of the weight on the scripted token."""
+        logits = np.full(END + 1, -100, np.float32)
+        logits[self._script(self._rows[row])] = 0
+        return logits
 
     def export_rows(self, n_tokens: int) -> tuple[KvFormat, Iterator[SavedRows]]:
         """No rows."""
