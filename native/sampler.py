@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,14 @@ class Distribution:
         total = rest.sum()
         # nothing is left only where both are the same: then a rejection was a rounding error
         return Distribution(self.ids, rest / total) if total > 0 else self
+
+
+@functools.lru_cache(maxsize=2)
+def _candidates(n_vocab: int) -> NDArray[np.void]:
+    """Every token, (n_vocab,), without logits."""
+    candidates = np.zeros(n_vocab, _CANDIDATE)
+    candidates["id"] = np.arange(n_vocab, dtype=np.int32)
+    return candidates
 
 
 class SamplerChain(Owner):
@@ -89,8 +98,7 @@ class SamplerChain(Owner):
 
     def distribution(self, logits: NDArray[np.float32]) -> Distribution:
         """What the chain, which must not end with a draw, leaves of a row of logits (n_vocab,)."""
-        candidates = np.empty(len(logits), _CANDIDATE)
-        candidates["id"] = np.arange(len(logits), dtype=np.int32)
+        candidates = _candidates(len(logits)).copy()
         candidates["logit"] = logits
         data = candidates.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data))
         array = llama_cpp.llama_token_data_array(

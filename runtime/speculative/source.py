@@ -55,6 +55,12 @@ class SpeculativeSource:
     def advance(self, token: int, limit: int) -> list[int]:
         """See :meth:`~..generate.TokenSource.advance`."""
         engine, speculation = self._engine, self._speculation
+        if speculation.idle > 0:
+            speculation.idle -= 1
+            engine.step(token)
+            drawn_token = self._verifier.draw()
+            speculation.push(drawn_token)
+            return [drawn_token]
         self._measure()
         proposal = speculation.propose(min(limit, engine.room, self._verifier.most_rows()) - 1)
         started = time.perf_counter()

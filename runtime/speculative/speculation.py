@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 
 from .acceptance import Acceptance
 from .costs import GuessCosts, StepCosts
 from .draft import Drafted, Drafter
 from .length import best_length, expected_gain, pays_to_guess
+from .report import DrafterReport, SpeculationReport
 
 #: Guesses that are only compared, not verified, before a drafter is trusted or left for a while.
 _TRIALS = 5
@@ -22,6 +24,8 @@ _TRIALS = 5
 _TRIAL_SHARE = 0.008
 #: Each trial in vain makes the next pause longer, up to so many times.
 _LONGEST_PAUSE = 16
+#: Free guesses in vain before they are asked for less often, and the longest time without.
+_VAIN, _LONGEST_VAIN_PAUSE = 16, 6
 #: Guesses with so much to compute before say nothing about the usual cost.
 _USUAL_BACKLOG = 4
 
@@ -57,65 +61,34 @@ class Runner:
     trials_left: int = _TRIALS
     trials_right: int = 0
     trial_s: float = 0.0
+    #: Tokens to go without it.
     pause: int = 0
     patience: int = 1
+    vain: int = 0
     trial: Drafted | None = None
 
     @property
     def is_off(self) -> bool:
         """Whether it does not pay at present."""
-        return self.pause > 0
+        return self.pause > 0 and not self.free
+
+    def follow(self, tokens: Sequence[int]) -> None:
+        """The text has these more tokens."""
+        if self.trial is not None:
+            right = self.trial.token == tokens[0]
+            self.acceptance.record(self.trial.confidence, right)
+            self.trials_right += right
+            self.trial = None
+        for token in tokens:
+            self.drafter.push(token)
+        if self.pause > 0:
+            self.pause = max(0, self.pause - len(tokens))
+            if not self.pause and not self.free:
+                self.start_trials()
 
     def start_trials(self) -> None:
         """See anew what its guesses are worth."""
         self.trials_left, self.trials_right, self.trial_s = _TRIALS, 0, 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class DrafterReport:
-    """A drafter's figures. ``acceptance`` is the running rate, ``guess_s`` seconds of a guess.
-
-    ``gain`` is the expected speed over plain steps; where it is no more than 1, the drafter is off.
-    """
-
-    name: str
-    drafted: int
-    accepted: int
-    rounds: int
-    acceptance: float
-    guess_s: float
-    gain: float
-    on: bool
-
-
-@dataclass(frozen=True, slots=True)
-class SpeculationReport:
-    """What guessing did since the engine was loaded, and what it cost.
-
-    ``plain_tokens_per_s`` is measured from single steps; ``step_s`` has the seconds of a batch by
-    its size; ``redone`` counts single steps that decided a near tie.
-    """
-
-    drafters: tuple[DrafterReport, ...]
-    redone: int
-    plain_tokens_per_s: float
-    step_s: dict[int, float]
-
-    @property
-    def drafted(self) -> int:
-        """Guesses verified."""
-        return sum(drafter.drafted for drafter in self.drafters)
-
-    @property
-    def accepted(self) -> int:
-        """Guesses that were right."""
-        return sum(drafter.accepted for drafter in self.drafters)
-
-    @property
-    def mean_length(self) -> float:
-        """Tokens that a verification gave."""
-        rounds = sum(drafter.rounds for drafter in self.drafters)
-        return (self.accepted + rounds) / rounds if rounds else 0.0
 
 
 class Speculation:
@@ -138,54 +111,58 @@ class Speculation:
         self.draft_max = draft_max
         self.steps: StepCosts | None = None
         self.n_redone = 0
+        #: Plain steps before anything is to be decided again.
+        self.idle = 0
         self._clock = clock
+        # tokens that the drafters have not seen
+        self._unseen: list[int] = []
 
     def begin(self, tokens: Sequence[int]) -> None:
         """A text to go on with."""
+        self._unseen.clear()
+        self.idle = 0
         for runner in self.runners:
             runner.trial = None
             runner.drafter.begin(tokens)
 
     def push(self, token: int) -> None:
         """The text has one more token."""
-        for runner in self.runners:
-            if runner.trial is not None:
-                right = runner.trial.token == token
-                runner.acceptance.record(runner.trial.confidence, right)
-                runner.trials_right += right
-                runner.trial = None
-            runner.drafter.push(token)
+        self._unseen.append(token)
 
     def propose(self, limit: int) -> Proposal | None:
         """Guesses worth verifying, at most ``limit``; None for a plain step."""
         limit = min(limit, self.draft_max)
         if self.steps is None or limit < 1:
             return None
+        if self._unseen:
+            for runner in self.runners:
+                runner.follow(self._unseen)
+            self._unseen.clear()
         for runner in self.runners:
+            if runner.pause > 0:
+                continue
             guesses = self._free(runner, limit) if runner.free else self._paid(runner, limit)
             if guesses:
                 return Proposal(runner, tuple(guesses))
+        # this step is one of them
+        self.idle = max(0, min(runner.pause for runner in self.runners) - 1)
         return None
 
     def _free(self, runner: Runner, limit: int) -> list[Drafted]:
         """Guesses that cost nothing; those that are not worth verifying still teach."""
-        guesses: list[Drafted] = []
         with closing(runner.drafter.guess()) as source:
-            for guess in source:
-                guesses.append(guess)
-                if len(guesses) == limit:
-                    break
-        n = best_length(self._survival(runner, guesses), self._verify, 0.0)
-        if guesses and not n:
+            guesses = list(islice(source, limit))
+        n = best_length(self._survival(runner, guesses), self._verify, 0.0) if guesses else 0
+        if n:
+            return guesses[:n]
+        if guesses:
             runner.trial = guesses[0]
-        return guesses[:n]
+        runner.vain += 1
+        if runner.vain >= _VAIN:
+            runner.pause = min(runner.vain // _VAIN, _LONGEST_VAIN_PAUSE)
+        return []
 
     def _paid(self, runner: Runner, limit: int) -> list[Drafted]:
-        if runner.pause > 0:
-            runner.pause -= 1
-            if runner.pause == 0:
-                runner.start_trials()
-            return []
         if runner.trials_left > 0:
             self._try(runner)
             return []
@@ -273,7 +250,7 @@ class Speculation:
         for i, guess in enumerate(guesses[: n_right + 1]):
             runner.acceptance.record(guess.confidence, i < n_right)
         if n_right:
-            runner.patience = 1
+            runner.patience, runner.vain = 1, 0
         runner.trials_right = 0
         if self.steps is not None:
             self.steps.record(len(guesses) + 1, seconds)

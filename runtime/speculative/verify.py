@@ -139,14 +139,16 @@ class SameDistribution:
     """Draws from the target's distribution by rejecting guesses that are too likely."""
 
     def __init__(self, engine: Engine, settings: SamplingSettings) -> None:
-        """Make a filter."""
+        """Make a sampler for what is not guessed, and a filter for what is."""
         self._engine = engine
+        self._sampler: Sampler = engine.new_sampler(settings)
         self._filter: TokenFilter = engine.new_filter(settings)
         self._random = np.random.default_rng(settings.seed)
         self.n_redone = 0
 
     def begin(self, prompt: Sequence[int]) -> None:
         """See :meth:`Verifier.begin`."""
+        self._sampler.remember(prompt)
         self._filter.begin(prompt)
 
     def most_rows(self) -> int:
@@ -155,34 +157,37 @@ class SameDistribution:
 
     def draw(self) -> int:
         """See :meth:`Verifier.draw`."""
-        return self._take(self._left(-1))
+        return self._drawn(-1)
 
-    def _left(self, row: int) -> Distribution:
-        return self._filter.distribution(self._engine.logits(row))
+    def _drawn(self, row: int) -> int:
+        token = self._engine.sample(self._sampler, row)
+        self._filter.accept(token)
+        return token
 
-    def _take(self, left: Distribution) -> int:
-        token = left.draw(self._random.random())
+    def _take(self, token: int) -> int:
+        """Go on with a token that the sampler did not draw."""
+        self._sampler.remember([token])
         self._filter.accept(token)
         return token
 
     def verify(self, token: int, guesses: Sequence[Drafted]) -> list[int]:
         """See :meth:`Verifier.verify`."""
-        engine = self._engine
+        engine, random = self._engine, self._random.random
         held = len(engine.tokens)
         engine.extend([token, *(guess.token for guess in guesses)])
         drawn: list[int] = []
         for row, guess in enumerate(guesses):
-            left, proposed = self._left(row), _proposal(guess)
-            if self._random.random() * proposed.of(guess.token) >= left.of(guess.token):
-                drawn.append(self._take(left.without(proposed)))
+            left, proposed = self._filter.distribution(engine.logits(row)), _proposal(guess)
+            if random() * proposed.of(guess.token) >= left.of(guess.token):
+                drawn.append(self._take(left.without(proposed).draw(random())))
                 engine.trim(held + len(drawn))
                 return drawn
-            self._filter.accept(guess.token)
-            drawn.append(guess.token)
-        return [*drawn, self._take(self._left(len(guesses)))]
+            drawn.append(self._take(guess.token))
+        return [*drawn, self._drawn(len(guesses))]
 
     def close(self) -> None:
-        """Free the filter."""
+        """Free the samplers."""
+        self._sampler.close()
         self._filter.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from infer_os.runtime.fake import FakeEngine, saying
@@ -20,8 +21,19 @@ def test_sizes_between_are_interpolated() -> None:
     assert costs.seconds(12) == pytest.approx(4.5)
 
 
-def test_a_curve_that_falls_is_not_drawn_on_below_a_single_step() -> None:
-    assert StepCosts({1: 1.0, 2: 0.9}).seconds(16) == pytest.approx(0.9)
+def test_a_curve_does_not_fall() -> None:
+    costs = StepCosts({1: 1.0, 2: 0.8, 3: 2.0, 4: 1.6, 6: 3.0})
+    assert [costs.seconds(n) for n in (1, 2, 3, 4, 6)] == pytest.approx([0.9, 0.9, 1.8, 1.8, 3.0])
+    assert StepCosts({1: 1.0, 2: 0.9}).seconds(16) == pytest.approx(0.95)
+
+
+def test_noise_does_not_drive_sizes_apart() -> None:
+    random = np.random.default_rng(4)
+    costs = StepCosts({1: 1.0, 4: 2.0})
+    for noise in random.lognormal(0, 0.5, 5000):
+        costs.record(1, float(noise))
+    assert costs.seconds(4) / costs.seconds(1) == pytest.approx(2.0)
+    assert costs.seconds(1) == pytest.approx(1.0, rel=0.4)
 
 
 def test_measurements_move_the_curve() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from helpers import BUNDLED, Converter
 from infer_os.native.sampler import Distribution
 from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.fake import FakeEngine, saying
+from infer_os.runtime.sampler import LlamaFilter
 from infer_os.runtime.settings import EngineSettings, SamplingSettings
 from infer_os.runtime.speculative import verify
 from infer_os.runtime.speculative.draft import Drafted
@@ -72,6 +74,23 @@ def test_draws_cover_the_interval() -> None:
 # ---- the rules on a known distribution
 
 
+class FilterSampler:
+    """Draws from what a filter leaves."""
+
+    def __init__(self, chain: LlamaFilter) -> None:
+        self._filter = chain
+        self._random = np.random.default_rng(6)
+
+    def draw(self, source: np.ndarray) -> int:
+        return self._filter.distribution(source).draw(self._random.random())
+
+    def remember(self, tokens: list[int]) -> None:
+        pass
+
+    def close(self) -> None:
+        self._filter.close()
+
+
 class Rows:
     """An engine whose rows of logits are given, whatever it holds."""
 
@@ -90,10 +109,14 @@ class Rows:
     def logits(self, row: int = -1) -> np.ndarray:
         return self.rows[self._first + row]
 
-    def new_filter(self, settings: SamplingSettings) -> object:
-        from infer_os.runtime.sampler import LlamaFilter
-
+    def new_filter(self, settings: SamplingSettings) -> LlamaFilter:
         return LlamaFilter(settings, self.rows.shape[1])
+
+    def new_sampler(self, settings: SamplingSettings) -> FilterSampler:
+        return FilterSampler(self.new_filter(settings))
+
+    def sample(self, sampler: FilterSampler, row: int) -> int:
+        return sampler.draw(self.logits(row))
 
 
 ALL = SamplingSettings(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=11)
@@ -191,13 +214,12 @@ def speculative_pairs(
     n: int = 1500,
 ) -> Counter[tuple[int, ...]]:
     """The same pairs, drawn many times with guesses of the draft."""
-    rule = SameDistribution(engine, settings)
     drafter.sample_like(settings)
     counts: Counter[tuple[int, ...]] = Counter()
-    for _ in range(n):
+    for seed in range(n):
+        rule = SameDistribution(engine, replace(settings, seed=seed))
         engine.trim(len(prompt) - 1)
-        rule.begin(prompt[:-1])
-        rule._filter.accept(prompt[-1])
+        rule.begin(prompt)
         drafter.begin(prompt)
         guesses = [guess for guess, _ in zip(drafter.guess(), range(2), strict=False)]
         drawn = rule.verify(prompt[-1], guesses)
@@ -205,7 +227,7 @@ def speculative_pairs(
             engine.step(drawn[0])
             drawn.append(rule.draw())
         counts[drawn[0], drawn[1]] += 1
-    rule.close()
+        rule.close()
     return counts
 
 
