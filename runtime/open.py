@@ -16,6 +16,7 @@ from .speculative.draft import Drafter
 from .speculative.lookup import LookupDrafter
 from .speculative.model import ModelDrafter
 from .speculative.speculation import Speculation
+from .speculative.stored import cost_store
 from .speculative.vocabularies import shared_tokens
 
 
@@ -25,6 +26,7 @@ def open_engine(
     *,
     progress: Callable[[float], None] | None = None,
     warmed: Callable[[int, int], None] | None = None,
+    cache: Path | None = None,
 ) -> LlamaEngine:
     """Load a model, and its draft if the settings name one.
 
@@ -33,6 +35,7 @@ def open_engine(
         settings: how; ``draft`` may be a GGUF file.
         progress: called with 0.0 to 1.0 while llama.cpp loads.
         warmed: called with bytes done and in all while the file is prefetched.
+        cache: a folder that keeps what verifications were measured to cost.
 
     Raises:
         GgufError: a file cannot be used.
@@ -42,10 +45,11 @@ def open_engine(
     """
     if settings.draft == "none":
         return LlamaEngine(path, settings, progress=progress, warmed=warmed)
+    store = cost_store(cache, path, settings) if cache is not None and path.exists() else None
     drafters: list[tuple[Drafter, bool]] = [(LookupDrafter(), True)]
     if settings.draft == "lookup":
         engine = LlamaEngine(path, settings, progress=progress, warmed=warmed)
-        engine.speculation = Speculation(drafters, settings.draft_max)
+        engine.speculation = Speculation(drafters, settings.draft_max, store)
         return engine
     target, draft = read_gguf_header(path), read_gguf_header(Path(settings.draft))
     shared = shared_tokens(target, draft)
@@ -61,7 +65,7 @@ def open_engine(
         )  # fmt: skip
         helper = stack.enter_context(LlamaEngine(draft.path, theirs))
         drafters.append((ModelDrafter(helper, shared), False))
-        engine.speculation = Speculation(drafters, settings.draft_max)
+        engine.speculation = Speculation(drafters, settings.draft_max, store)
         engine.info = replace(engine.info, notes=(*engine.info.notes, *notes))
         stack.pop_all()
     return engine

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..engine import Engine
 from ..settings import SamplingSettings
-from .costs import StepCosts, measure_steps
+from .costs import measure_steps
 from .model import ModelDrafter
 from .speculation import Speculation
 from .verify import SameDistribution, SameText, Verifier
@@ -50,7 +50,7 @@ class SpeculativeSource:
         if self._speculation.steps is None:
             seconds = measure_steps(self._engine, self._speculation.draft_max + 1)
             if len(seconds) > 1:
-                self._speculation.steps = StepCosts(seconds)
+                self._speculation.set_costs(seconds)
 
     def advance(self, token: int, limit: int) -> list[int]:
         """See :meth:`~..generate.TokenSource.advance`."""

@@ -17,6 +17,7 @@ from .costs import GuessCosts, StepCosts
 from .draft import Drafted, Drafter
 from .length import best_length, expected_gain, pays_to_guess
 from .report import DrafterReport, SpeculationReport
+from .stored import CostStore
 
 #: Guesses that are only compared, not verified, before a drafter is trusted or left for a while.
 _TRIALS = 5
@@ -98,6 +99,7 @@ class Speculation:
         self,
         drafters: Sequence[tuple[Drafter, bool]],
         draft_max: int,
+        store: CostStore | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Take over drafters, in the order in which they are asked.
@@ -105,11 +107,14 @@ class Speculation:
         Args:
             drafters: each with whether its guesses are free.
             draft_max: most guesses of a round.
+            store: keeps what steps were measured to cost.
             clock: seconds, for tests.
         """
         self.runners = [Runner(d, free, Acceptance(0.4 if free else 0.6)) for d, free in drafters]
         self.draft_max = draft_max
-        self.steps: StepCosts | None = None
+        self._store = store
+        known = store.load() if store is not None else None
+        self.steps: StepCosts | None = StepCosts(known) if known else None
         self.n_redone = 0
         #: Plain steps before anything is to be decided again.
         self.idle = 0
@@ -124,6 +129,12 @@ class Speculation:
         for runner in self.runners:
             runner.trial = None
             runner.drafter.begin(tokens)
+
+    def set_costs(self, seconds: dict[int, float]) -> None:
+        """Steps were measured to take so long, by their size."""
+        self.steps = StepCosts(seconds)
+        if self._store is not None:
+            self._store.store(seconds)
 
     def push(self, token: int) -> None:
         """The text has one more token."""

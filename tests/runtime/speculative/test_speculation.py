@@ -68,7 +68,7 @@ class SilentDrafter(WorldDrafter):
 def run(world: World, n_tokens: int, *, free: bool = False) -> tuple[float, Speculation]:
     """Generate; returns the seconds that it took in the world."""
     drafter = WorldDrafter(world)
-    speculation = Speculation([(drafter, free)], 6, world.clock)
+    speculation = Speculation([(drafter, free)], 6, clock=world.clock)
     speculation.steps = StepCosts(world.steps)
     true = StepCosts(world.steps)
     speculation.begin([1])
@@ -135,7 +135,7 @@ def test_it_comes_within_a_tenth_of_the_best_fixed_length() -> None:
 def test_a_draft_that_turns_good_is_found_again() -> None:
     world = World(0.0, NATIVE, 0.05)
     drafter = WorldDrafter(world)
-    speculation = Speculation([(drafter, False)], 6, world.clock)
+    speculation = Speculation([(drafter, False)], 6, clock=world.clock)
     speculation.steps = StepCosts(NATIVE)
     proposed = 0
     for i in range(6000):
@@ -152,7 +152,7 @@ def test_a_draft_that_turns_good_is_found_again() -> None:
 
 def test_what_was_not_verified_teaches_nothing() -> None:
     world = World(1.0, NATIVE, 0.01)
-    speculation = Speculation([(WorldDrafter(world), True)], 4, world.clock)
+    speculation = Speculation([(WorldDrafter(world), True)], 4, clock=world.clock)
     speculation.steps = StepCosts(NATIVE)
     proposal = speculation.propose(8)
     assert proposal is not None
@@ -167,7 +167,7 @@ def test_what_was_not_verified_teaches_nothing() -> None:
 
 def test_the_limit_is_kept() -> None:
     world = World(1.0, NATIVE, 0.01)
-    speculation = Speculation([(WorldDrafter(world), True)], 6, world.clock)
+    speculation = Speculation([(WorldDrafter(world), True)], 6, clock=world.clock)
     speculation.steps = StepCosts(NATIVE)
     assert speculation.propose(0) is None
     proposal = speculation.propose(2)
@@ -178,7 +178,7 @@ def test_the_limit_is_kept() -> None:
 def test_the_first_drafter_that_has_something_is_taken() -> None:
     world = World(1.0, NATIVE, 0.01)
     silent, other = SilentDrafter(world), WorldDrafter(world)
-    speculation = Speculation([(silent, True), (other, True)], 6, world.clock)
+    speculation = Speculation([(silent, True), (other, True)], 6, clock=world.clock)
     speculation.steps = StepCosts(NATIVE)
     proposal = speculation.propose(8)
     assert proposal is not None
