@@ -140,3 +140,25 @@ Stop = Annotated[
         show_default=False,
     ),
 ]  # fmt: skip
+
+# ---- conversation
+System = Annotated[
+    str, typer.Option("--system", metavar="TEXT", help="A text that opens the conversation.")
+]
+Style = Annotated[
+    str,
+    typer.Option(
+        "--style", metavar="NAME",
+        help="How messages are framed: dialogue, plain, template (the file's own), or that of a "
+        "family, such as dialogpt; docs/chat.md has the list.",
+        show_default="the model's own",
+    ),
+]  # fmt: skip
+SessionFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--session", metavar="FILE",
+        help="Continue the conversation in FILE, if there is one, and keep it there at the end.",
+        show_default=False,
+    ),
+]  # fmt: skip

@@ -62,10 +62,21 @@ class Vocabulary(Protocol):
         """Whether the token ends a generation."""
         ...
 
+    def special_texts(self) -> Sequence[str]:
+        """Every special token, as it is spelled."""
+        ...
+
+    def special_text(self, name: str) -> str:
+        """How the "bos" or "eos" token is spelled; "" if there is none."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What was loaded, by which plan. ``notes`` are warnings for the user."""
+    """What was loaded, by which plan. ``notes`` are warnings for the user.
+
+    ``style`` names the prompt style of the model.
+    """
 
     path: Path
     graph: str
@@ -75,6 +86,7 @@ class EngineInfo:
     plan: Plan | None
     chat_template: str | None
     notes: tuple[str, ...]
+    style: str = "dialogue"
 
 
 class Engine(Protocol):

@@ -19,8 +19,9 @@ from .sampler import Sampler
 from .settings import SamplingSettings
 from .speculative.speculation import Speculation
 
-#: Token that ends a generation.
+#: Token that ends a generation, and how it is spelled.
 END = 256
+END_TEXT = "<|endoftext|>"
 
 #: Decides the next token from the tokens held so far.
 Script = Callable[[Sequence[int]], int]
@@ -32,8 +33,13 @@ class ByteVocabulary:
     def tokenize(
         self, text: str | bytes, *, add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
-        """The text's UTF-8 bytes."""
-        return list(text.encode() if isinstance(text, str) else text)
+        """The text's UTF-8 bytes, and its end tokens where special tokens are read."""
+        data = text.encode() if isinstance(text, str) else text
+        parts = data.split(END_TEXT.encode()) if parse_special else [data]
+        tokens = list(parts[0])
+        for part in parts[1:]:
+            tokens += [END, *part]
+        return tokens
 
     def piece(self, token: int) -> bytes:
         """The byte."""
@@ -42,6 +48,14 @@ class ByteVocabulary:
     def is_end(self, token: int) -> bool:
         """Whether it is token 256."""
         return token == END
+
+    def special_texts(self) -> list[str]:
+        """The end token."""
+        return [END_TEXT]
+
+    def special_text(self, name: str) -> str:
+        """The end token; there is no start token."""
+        return END_TEXT if name == "eos" else ""
 
 
 class FakeSampler:
@@ -86,7 +100,9 @@ class FakeEngine:
     ``computed`` counts the tokens that a model would have computed.
     """
 
-    def __init__(self, script: Script, n_ctx: int = 64) -> None:
+    def __init__(
+        self, script: Script, n_ctx: int = 64, *, chat_template: str | None = None
+    ) -> None:
         self._script = script
         self._tokens: list[int] = []
         # the tokens that each row of logits has behind it
@@ -95,7 +111,7 @@ class FakeEngine:
         self.vocab = ByteVocabulary()
         self.n_ctx = n_ctx
         self.computed = 0
-        self.info = EngineInfo(Path("fake.gguf"), "fake", "Fake", n_ctx, 1, None, None, ())
+        self.info = EngineInfo(Path("fake.gguf"), "fake", "Fake", n_ctx, 1, None, chat_template, ())
 
     @property
     def tokens(self) -> Sequence[int]:
