@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from infer_os.models.catalog import style_for
 from infer_os.models.rotation import ROTATION_KEY
 from infer_os.native.context import Context
 from infer_os.native.errors import Interrupted, StateError
@@ -22,7 +23,7 @@ from infer_os.native.owner import Owner
 from .errors import PromptError
 from .kv_cache import FAILED, INTERRUPTED, KvStatus, SavedRows, StagedCache
 from .kv_schedule import KvModel, has_flash_attention
-from .loading import drop_pages
+from .loading import drop_pages, in_use
 from .memory import MemoryUse, read_memory_use
 from .plan import Plan
 from .prepare import load_model, plan_file
@@ -56,7 +57,10 @@ class Vocabulary(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What was loaded, by which plan. ``notes`` are warnings for the user."""
+    """What was loaded, by which plan. ``notes`` are warnings for the user.
+
+    ``style`` names how its conversations are written (``models.styles``).
+    """
 
     path: Path
     graph: str
@@ -66,6 +70,7 @@ class EngineInfo:
     plan: Plan | None
     chat_template: str | None
     notes: tuple[str, ...]
+    style: str = "dialogue"
 
 
 class Engine(Protocol):
@@ -172,6 +177,7 @@ class LlamaEngine(Owner):
         kv = kv_model(header, settings.n_threads)
         plan, notes = plan_file(header, settings, kv)
         with ExitStack() as stack:
+            stack.enter_context(in_use(path))
             if settings.drop_pages:
                 stack.callback(_drop_pages, path)
             model = stack.enter_context(
@@ -195,6 +201,7 @@ class LlamaEngine(Owner):
             plan=plan,
             chat_template=model.chat_template,
             notes=notes,
+            style=style_for(header.metadata),
         )
 
     @property
