@@ -31,6 +31,21 @@ def converse(session: Session, sampling: SamplingSettings, stops: StopSettings) 
                 raise
 
 
+def answer_one(
+    session: Session, message: str, sampling: SamplingSettings, stops: StopSettings
+) -> bool:
+    """Answer one message: the reply to stdout, what it cost to stderr.
+
+    Returns whether Ctrl-C ended the reply.
+    """
+    from .runtime.generate import finished
+
+    stopped = _print_reply(session, message, sampling, stops)
+    console.note(render.statistics_line(finished(session.last, "")))
+    console.notes(session.engine.take_notes())
+    return stopped
+
+
 def _answer_lines(session: Session, sampling: SamplingSettings, stops: StopSettings) -> None:
     from .native.errors import NativeError
     from .runtime.errors import RuntimeFailure
@@ -46,7 +61,10 @@ def _answer_lines(session: Session, sampling: SamplingSettings, stops: StopSetti
             elif text.startswith("/"):
                 _obey(session, text)
             elif text:
-                _print_reply(session, text, sampling, stops)
+                stopped = _print_reply(session, text, sampling, stops)
+                # a pipe has nobody to go on with
+                if stopped and not console.stdin_is_terminal():
+                    raise KeyboardInterrupt
         except (RuntimeFailure, NativeError) as error:
             console.fail(str(error))
         console.notes(session.engine.take_notes())
@@ -112,7 +130,8 @@ def load(session: Session, path: Path) -> None:
 
 def _print_reply(
     session: Session, message: str, sampling: SamplingSettings, stops: StopSettings
-) -> None:
+) -> bool:
+    """Print a reply as it comes; returns whether Ctrl-C ended it."""
     reply = session.reply(message, sampling, stops)
     started = interrupted = False
     try:
@@ -131,8 +150,7 @@ def _print_reply(
             f"(the context is full: the oldest {session.dropped_turns} turns were dropped)"
         )
     reason = session.last.finish_reason
-    if interrupted or (reason is not None and reason.value == "interrupt"):
+    stopped = interrupted or (reason is not None and reason.value == "interrupt")
+    if stopped:
         console.note("(stopped)")
-        # a pipe has nobody to go on with
-        if not console.stdin_is_terminal():
-            raise KeyboardInterrupt
+    return stopped

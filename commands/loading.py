@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import console
+from ..model_store import ModelWish, Reporter, model_file
 
 if TYPE_CHECKING:
     from ..runtime.engine import Engine
     from ..runtime.settings import EngineSettings
 
 
-def load_engine(path: Path, settings: EngineSettings) -> tuple[Engine, float]:
-    """Load a GGUF file; its warnings go to stderr. Returns the engine and the seconds it took."""
-    from ..models.catalog import find_model
-    from ..runtime.engine import LlamaEngine
-    from ..runtime.errors import SettingsError
+def load_engine(model: str | ModelWish, settings: EngineSettings) -> tuple[Engine, float]:
+    """Load what the user calls a model, converted into the cache first if need be.
 
-    if path.is_dir():
-        raise SettingsError(
-            f"{path}: a folder; convert it first: infer-os convert {path} -o model.gguf"
-        )
-    if not path.exists() and find_model(str(path)):
-        raise SettingsError(
-            f"{path}: no such file; convert the model of that name first: infer-os convert {path}"
-        )
+    Its warnings go to stderr. Returns the engine and the seconds that loading took.
+    """
+    wish = ModelWish(model) if isinstance(model, str) else model
+    path = model_file(wish, settings, Reporter(console.note, console.progress_bar))
+    from ..runtime.engine import LlamaEngine
+
     started = time.perf_counter()
     with console.progress_bar("prefetching") if settings.prefetch else nullcontext() as warmed:
         engine = LlamaEngine(path, settings, warmed=warmed)

@@ -7,7 +7,23 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file.", show_default=False)]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A GGUF file, a checkpoint folder, a catalog name (gpt-j-6B) or a hub id "
+        "(EleutherAI/gpt-j-6B). What is no file yet is converted once, into the cache.",
+        show_default=False,
+    ),
+]  # fmt: skip
+ModelType = Annotated[
+    str,
+    typer.Option(
+        "--type", metavar="T",
+        help="Type to convert a folder or a name to: q8_0, q4_k_m, q4_0, ...",
+        show_default="what the cache has of it, else q4_0",
+    ),
+]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Threads = Annotated[
     int,
@@ -86,6 +102,26 @@ KvBudget = Annotated[
         "--kv-budget", metavar="SIZE",
         help="Choose the types so that the KV cache never takes more, such as 600M.",
         show_default="no limit",
+    ),
+]  # fmt: skip
+
+# ---- conversation
+System = Annotated[
+    str, typer.Option("--system", metavar="TEXT", help="A text that opens the conversation.")
+]
+Style = Annotated[
+    str,
+    typer.Option(
+        "--style", metavar="NAME", help="dialogue: User and Assistant; plain: no frame.",
+        show_default="the model's own",
+    ),
+]  # fmt: skip
+SessionFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--session", metavar="FILE",
+        help="Continue the conversation in FILE, if there is one, and keep it there at the end.",
+        show_default=False,
     ),
 ]  # fmt: skip
 

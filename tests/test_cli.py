@@ -25,7 +25,7 @@ from infer_os.commands import loading
 from infer_os.native.errors import DecodeError
 from infer_os.runtime.fake import END, FakeEngine, Script, saying
 
-COMMANDS = ["convert", "inspect", "generate", "chat", "demo"]
+COMMANDS = ["run", "chat", "generate", "models", "convert", "inspect", "plan", "system", "demo"]
 
 
 @dataclass
@@ -171,12 +171,6 @@ def test_without_a_command_comes_the_help(run: Cli) -> None:
 def test_bad_input(run: Cli, arguments: list[str], part: str) -> None:
     result = run(*arguments)
     assert part in result.error
-    assert result.code == 2
-
-
-def test_a_folder_as_model_tells_how_to_convert_it(run: Cli, tmp_path: Path) -> None:
-    result = run("generate", tmp_path, "-p", "x")
-    assert f"infer-os convert {tmp_path}" in result.error
     assert result.code == 2
 
 
