@@ -115,7 +115,8 @@ def test_help_imports_nothing_heavy() -> None:
         "heavy = {'numpy', 'llama_cpp', 'rich', 'huggingface_hub', 'gguf', 'prompt_toolkit'}\n"
         "print(code, sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
     )
-    for arguments in (["--help"], ["generate", "--help"], ["convert", "-h"], ["--version"]):
+    for arguments in (["--help"], ["generate", "--help"], ["convert", "-h"], ["--version"],
+                      ["run", "--help"], ["models", "rm", "--help"]):  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
         )
