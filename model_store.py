@@ -57,7 +57,7 @@ class ModelWish:
     @property
     def name(self) -> str:
         """The last part: a file's name, or a repository without its owner."""
-        return Path(self.text).name
+        return Path(self.text).name or Path(self.text).resolve().name
 
 
 @dataclass(frozen=True, slots=True)

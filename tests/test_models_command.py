@@ -239,13 +239,16 @@ def test_rm_of_one_type(desk: Desk, run: Run) -> None:
     assert [path.name for path in desk.cache.rglob("*.gguf")] == ["distilgpt2-q4_0.gguf"]
 
 
-def test_rm_of_a_folder_that_is_gone(desk: Desk, run: Run, tmp_path: Path) -> None:
+def test_rm_of_a_folder_that_is_gone(
+    desk: Desk, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = copy_checkpoint(PARALLEL, tmp_path / "gone")
     fetch(folder)
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
-    assert run("models", "rm", folder).code == 0
+    monkeypatch.chdir(tmp_path)
+    assert run("models", "rm", "gone").code == 0
     assert list(desk.cache.iterdir()) == []
 
 

@@ -157,7 +157,10 @@ def test_an_answer_goes_to_stdout_and_ends(desk: Desk, run: Run, tmp_path: Path)
     counts = [int(r.err.split("prompt ")[1].split()[0]) for r in (prompted, plain)]
     assert counts[0] > counts[1]
     # a message of several lines is one message
-    assert run(*line, stdin=b"one\ntwo\n").err.count("[prompt") == 1
+    both = [run(*line, stdin=text).err for text in (b"one\n", b"one\ntwo three four\n")]
+    assert [err.count("[prompt") for err in both] == [1, 1]
+    one, four = (int(err.split("prompt ")[1].split()[0]) for err in both)
+    assert four > one + 5
 
 
 def test_a_prompt_opens_a_conversation(desk: Desk, run: Run, tmp_path: Path) -> None:
@@ -350,6 +353,15 @@ def test_a_folder_that_is_no_checkpoint(desk: Desk, run: Run, tmp_path: Path) ->
     (tmp_path / "empty").mkdir()
     assert "not a checkpoint" in run("run", "--model", tmp_path / "empty", "-p", "x").error
     assert not desk.cache.exists()
+
+
+def test_a_conversion_that_fails_leaves_nothing(desk: Desk, run: Run, checkpoint: Path) -> None:
+    shard = next(checkpoint.glob("*.safetensors"))
+    os.truncate(shard, shard.stat().st_size - 1)
+    result = run("run", "--model", checkpoint, "-p", "x")
+    assert (result.code, result.out) == (2, "")
+    assert "truncated" in result.err.splitlines()[-1]
+    assert list(desk.cache.iterdir()) == []
 
 
 def test_a_cache_that_cannot_be_made(
