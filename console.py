@@ -80,6 +80,13 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.0f} B"
 
 
+def is_wide(columns: int) -> bool:
+    """Whether a table on stdout has so many columns; a pipe has any number."""
+    import shutil
+
+    return not sys.stdout.isatty() or shutil.get_terminal_size().columns >= columns
+
+
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1, stderr: bool = False
 ) -> None:

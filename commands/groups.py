@@ -8,11 +8,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_type_hints
 
+from ..model_store import ModelWish
 from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
 from ..runtime.sizes import parse_size
 from . import options
+from .talk import TalkSettings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _model(model: options.Model, type: options.ModelType = "") -> ModelWish:
+    return ModelWish(model, type)
+
+
+def _talk(
+    system: options.System = "",
+    style: options.Style = "",
+    session: options.SessionFile = None,
+) -> TalkSettings:
+    return TalkSettings(system, style, session)
 
 
 def _sampling(
@@ -49,7 +63,8 @@ def _engine(
 
 
 _BUILDERS: dict[Any, Callable[..., Any]] = {
-    SamplingSettings: _sampling, StopSettings: _stops, EngineSettings: _engine,
+    ModelWish: _model, TalkSettings: _talk, SamplingSettings: _sampling, StopSettings: _stops,
+    EngineSettings: _engine,
 }  # fmt: skip
 
 
