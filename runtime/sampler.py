@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from infer_os.native.context import Context
+from infer_os.native.model import Vocab
 from infer_os.native.sampler import SamplerChain
 
 from .settings import SamplingSettings
@@ -28,10 +29,13 @@ class Sampler(Protocol):
 
 
 class LlamaSampler:
-    """A chain in llama.cpp's usual order: penalty, top-k, top-p, min-p, temperature, draw."""
+    """llama.cpp's usual order: grammar, penalty, top-k, top-p, min-p, temperature, draw."""
 
-    def __init__(self, settings: SamplingSettings, n_vocab: int) -> None:
+    def __init__(self, settings: SamplingSettings, vocab: Vocab) -> None:
         self._chain = SamplerChain()
+        n_vocab = vocab.n_tokens
+        if settings.grammar:
+            self._chain.add_grammar(vocab, settings.grammar)
         self._penalized = settings.repeat_penalty != 1 and settings.repeat_last_n > 0
         if self._penalized:
             self._chain.add_penalties(n_vocab, settings.repeat_last_n, settings.repeat_penalty)
@@ -47,6 +51,11 @@ class LlamaSampler:
         self._chain.add_temperature(settings.temperature)
         self._chain.add_draw(settings.chosen_seed())
 
+    @property
+    def chain(self) -> SamplerChain:
+        """The chain, for those who draw from other rows than the last."""
+        return self._chain
+
     def draw(self, source: Context) -> int:
         """Draw from the context's last row of logits."""
         return source.sample(self._chain)
@@ -55,7 +64,7 @@ class LlamaSampler:
         """See :meth:`Sampler.remember`."""
         if self._penalized:
             for token in tokens:
-                self._chain.accept(token)
+                self._chain.penalize(token)
 
     def close(self) -> None:
         """Free the chain."""
