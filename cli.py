@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import __version__, console
-from .commands import chat, convert, demo, generate, inspect, plan
+from .commands import batch, chat, convert, demo, generate, inspect, plan
 
 app = typer.Typer(
     name="infer-os",
@@ -48,8 +48,8 @@ def _global_options(
 
 
 for command in (
-    convert.convert, inspect.inspect, generate.generate, chat.chat, plan.plan, plan.system,
-    demo.demo,
+    convert.convert, inspect.inspect, generate.generate, chat.chat, batch.batch, plan.plan,
+    plan.system, demo.demo,
 ):  # fmt: skip
     app.command()(command)
 

@@ -46,7 +46,7 @@ class BatchContextParams:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What one decode computes; all of shape (n_rows,). ``outputs`` is 1 where logits are wanted."""
+    """What one decode computes, arrays of (n_rows,); ``outputs`` is 1 where logits are wanted."""
 
     tokens: NDArray[np.int32]
     positions: NDArray[np.int32]
@@ -176,7 +176,8 @@ class BatchContext(Owner):
     def copy(self, source: int, target: int) -> None:
         """Make ``target`` hold what ``source`` holds, and nothing else.
 
-        llama.cpp copies the rows before the next decode; ``source`` must not be cut before that.
+        llama.cpp copies the rows before the next decode computes any; ``source`` may be cut until
+        then, since a cut leaves the rows where they are.
         """
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 

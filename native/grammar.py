@@ -26,6 +26,8 @@ def new_grammar(text: str, vocab: Any) -> Any:
     Raises:
         GrammarError: llama.cpp cannot read it.
     """
+    if not text.strip():  # which llama.cpp would take for no grammar at all
+        raise GrammarError("the grammar cannot be used: it is empty, without a rule named root")
     forget_complaints()
     sampler = llama_cpp.llama_sampler_init_grammar(vocab, text.encode(), _ROOT.encode())
     if not sampler:

@@ -6,7 +6,7 @@ It owns the model and a context of many sequences; the scheduler decides what ea
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Generator, Iterable, Iterator, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,10 +30,16 @@ from ..settings import EngineSettings
 from ..text import TextStream
 from .frame import frame
 from .prepare import (
-    N_BATCH, CurvePoint, best_parallel, measure_curve, most_that_fit, n_outputs, plan_batch,
+    N_BATCH,
+    CurvePoint,
+    best_parallel,
+    measure_curve,
+    most_that_fit,
+    n_outputs,
+    plan_batch,
 )  # fmt: skip
 from .records import BadRecord, Record, Result
-from .scheduler import Counts, Limits, Scheduler, Step
+from .scheduler import Counts, Limits, Scheduler, Step, slots_for
 from .sequence import Sequence, is_plain_greedy, token_logprobs
 from .settings import BatchSettings
 
@@ -89,7 +95,7 @@ class BatchEngine(Owner):
         header = read_gguf_header(path)
         kv = kv_model(header, settings.n_threads)
         if batch.parallel:
-            n_seq = batch.parallel
+            n_seq = slots_for(batch.parallel)
             plan, notes = plan_batch(header, settings, kv, n_seq)
             check_plan(plan)
         else:
@@ -98,6 +104,8 @@ class BatchEngine(Owner):
         self._batch = batch
         self.curve: tuple[CurvePoint, ...] = ()
         with ExitStack() as stack:
+            #: Bytes that the plans foresee at most, the measurement's included.
+            self.planned_bytes = plan.total
             self._model = stack.enter_context(load_model(path, settings, plan, warmed=warmed))
             self._context = self._new_context(plan)
             stack.callback(lambda: self._context.close())
@@ -130,9 +138,7 @@ class BatchEngine(Owner):
         n = n_seq * height
         positions = np.tile(np.arange(height, dtype=np.int32), n_seq)
         sequences = np.repeat(np.arange(n_seq, dtype=np.int32), height)
-        self._context.decode(
-            Rows(np.zeros(n, np.int32), positions, sequences, np.ones(n, np.int8))
-        )
+        self._context.decode(Rows(np.zeros(n, np.int32), positions, sequences, np.ones(n, np.int8)))
         for sequence in range(n_seq):
             self._context.trim(sequence, 0)
 
@@ -148,7 +154,7 @@ class BatchEngine(Owner):
 
     def run(
         self, records: Iterable[Record | BadRecord], done: Set[SampleKey] = frozenset()
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         """Answer records; each sample's result comes as soon as it is finished.
 
         Records are taken as there is room for them. A record that cannot be answered gives a
@@ -259,6 +265,7 @@ class _Run:
         if self._exhausted and not self._pending and (move := self._scheduler.move()):
             source, target = move
             self._context.copy(source, target)
+            self._context.trim(source, 0)
             self._running[target] = self._running.pop(source)
 
     def _take_record(self) -> bool:

@@ -51,9 +51,7 @@ def plan_batch(
     n_ctx, notes = choose_context(header, settings.context)
     shape = header_shape(header)
     limit = settings.memory or read_memory().usable
-    sizes = Sizes(
-        n_ctx, n_seq, N_BATCH, n_outputs(n_seq), settings.n_threads
-    )
+    sizes = Sizes(n_ctx, n_seq, N_BATCH, n_outputs(n_seq), settings.n_threads)
     planner = Planner(shape, sizes, Budget(limit, repacked=repacked_types(used_features())))
     if settings.kv == "auto" and not settings.kv_budget:
         schedule = automatic_schedule(planner, shape.options[0], settings.load)

@@ -196,7 +196,7 @@ class _Bad(Exception):
 def _messages(value: Any) -> tuple[Message, ...]:
     if not isinstance(value, (list, tuple)) or not value:
         raise _Bad('"messages" is a list of {"role", "content"}')
-    found = []
+    found: list[Message] = []
     for item in value:
         if (
             not isinstance(item, Mapping) or item.get("role") not in _ROLES
@@ -215,4 +215,3 @@ def _kind(value: Any) -> str:
     names = {str: "a text", bool: "true or false", int: "a whole number", float: "a number",
              list: "a list", dict: "an object"}  # fmt: skip
     return "nothing" if value is None else names.get(type(value), type(value).__name__)
-

@@ -7,8 +7,8 @@ neighbouring slots, so many rows each, since llama.cpp computes such a one at on
 nothing to compute are fillers, which are trimmed afterwards.
 
 Results must not depend on what else is in a step, so a step keeps to the bounds within which
-llama.cpp's CPU kernels compute a row alike (docs/batch.md): at least :data:`LEAST_ROWS` rows, and
-fewer than 64 of each sequence.
+llama.cpp's CPU kernels compute a row alike (docs/batch.md): at least :data:`LEAST_ROWS` rows, a
+multiple of :data:`ROWS_STEP`, and fewer than 64 of each sequence.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 
 #: From 8 rows on llama.cpp takes its tiled matrix kernels, from 2 on its blocked ones.
 LEAST_ROWS = 8
+#: Repacked weights take four rows at once, and what is left over by another kernel.
+ROWS_STEP = 4
 #: From 64 rows of a sequence on it takes its tiled attention.
 MOST_ROWS_OF_SLOT = 56
 #: Tokens of a common beginning that are worth waiting for, or copying a sequence for.
@@ -138,7 +140,7 @@ class Scheduler:
             default=0,
         )  # fmt: skip
         best = max(kept, key=lambda i: kept[i])
-        if coming - kept[best] >= WORTH_SHARING:
+        if coming >= WORTH_SHARING and coming > kept[best]:
             return None
         # of equally good ones the first, so that busy slots are neighbours
         slot = max(free, key=lambda i: (kept[i], -len(self._slots[i].held), -i))
@@ -176,8 +178,8 @@ class Scheduler:
     def move(self) -> tuple[int, int] | None:
         """Bring the last busy slot nearer to the others, when no more prompts come.
 
-        The caller copies the cache of the first slot named to the second; None if it is not worth
-        it. The rows between busy slots would all be fillers.
+        The caller copies the cache of the first slot named to the second, and empties the first;
+        None if it is not worth it. The rows between busy slots would all be fillers.
         """
         busy = [i for i, slot in enumerate(self._slots) if slot.busy]
         n_wide = max(len(busy), LEAST_ROWS)
@@ -211,7 +213,7 @@ class Scheduler:
                 break
             run.append(slot)
         rests = [self._slots[i].n_prefill for i in run]
-        most = max(1, min(MOST_ROWS_OF_SLOT, self._limits.n_batch // len(run)))
+        most = min(MOST_ROWS_OF_SLOT, self._limits.n_batch // len(run) // ROWS_STEP * ROWS_STEP)
 
         def worth(height: int) -> float:
             useful = sum(min(rest, height) for rest in rests)
@@ -224,16 +226,18 @@ class Scheduler:
         """From the first ready slot to the last; those between go on with what they have."""
         first, last = ready[0], ready[-1]
         # neighbours as fillers, as far as there are any
-        missing = min(LEAST_ROWS, self._limits.n_slots) - (last - first + 1)
-        if missing > 0:
-            last = min(self._limits.n_slots - 1, last + missing)
-            first = max(0, min(first, last + 1 - min(LEAST_ROWS, self._limits.n_slots)))
+        n_slots = self._limits.n_slots
+        wanted = min(n_slots, max(LEAST_ROWS, _rounded(last - first + 1)))
+        last = min(n_slots - 1, first + wanted - 1)
+        first = max(0, last + 1 - wanted)
         height = max(len(self._slots[i].todo) for i in ready)
         return self._rectangle(list(range(first, last + 1)), height, outputs=True)
 
     def _rectangle(self, run: list[int], height: int, *, outputs: bool) -> Step:
         n_ctx = self._limits.n_ctx
         height = max(height, -(-LEAST_ROWS // len(run)))
+        while height * len(run) % ROWS_STEP:
+            height += 1
         rows = []
         for i in run:
             slot = self._slots[i]
@@ -259,6 +263,15 @@ class Scheduler:
             counts.prefilled += rows.n_real - rows.n_wanted
 
 
+def _rounded(n: int) -> int:
+    return -(-n // ROWS_STEP) * ROWS_STEP
+
+
+def slots_for(parallel: int) -> int:
+    """Slots for so many sequences: where there are more than 8, full steps of four."""
+    return parallel if parallel <= LEAST_ROWS else _rounded(parallel)
+
+
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     """Number of leading tokens that both have; by halving, since slices compare in C."""
     low, high = 0, min(len(one), len(other))
@@ -269,4 +282,3 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
         else:
             high = middle - 1
     return low
-

@@ -32,6 +32,4 @@ class BatchSettings:
                 f"--parallel {self.parallel}: expected 1 to {MOST_PARALLEL}, or auto"
             )
         if not 0 <= self.logprobs <= MOST_LOGPROBS:
-            raise SettingsError(
-                f"--logprobs {self.logprobs}: expected 0 (none) to {MOST_LOGPROBS}"
-            )
+            raise SettingsError(f"--logprobs {self.logprobs}: expected 0 (none) to {MOST_LOGPROBS}")
