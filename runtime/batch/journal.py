@@ -138,17 +138,15 @@ class Journal(Owner):
         size = 0
         with os.fdopen(os.dup(self._handle), "rb") as handle:
             for number, line in enumerate(handle, 1):
-                if not line.endswith(b"\n"):
+                if _is_half_a_line(line):
                     break
                 try:
                     self.done.add(_done_key(line))
                 except (ValueError, TypeError, KeyError):
-                    if line.strip(b"\0\n") and handle.read(1):
-                        raise SettingsError(
-                            f"{self._lines}: line {number} is no answer of a batch; "
-                            "give another --output"
-                        ) from None
-                    break
+                    raise SettingsError(
+                        f"{self._lines}: line {number} is no answer of a batch; "
+                        "give another --output"
+                    ) from None
                 size += len(line)
         return size
 
@@ -220,6 +218,14 @@ class Journal(Owner):
                 self._lines.unlink(missing_ok=True)
             os.close(self._handle)
             self._handle = -1
+
+
+def _is_half_a_line(line: bytes) -> bool:
+    """Whether a kill or a power cut may have left it: the beginning of a line, or zeros."""
+    if not line.strip(b"\0\n"):
+        return True
+    start = b'{"id": '
+    return not line.endswith(b"\n") and (line.startswith(start) or start.startswith(line))
 
 
 def _done_key(line: bytes) -> DoneKey:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from infer_os.native.cpu import repacked_types, used_features
 from infer_os.native.gguf_file import GgufHeader
@@ -20,6 +20,8 @@ from .scheduler import LEAST_ROWS
 
 #: Rows that a step computes at most.
 N_BATCH = 512
+#: What a batch keeps besides what any process does: records, answers, samplers, its arrays.
+BATCH_BYTES = 4_000_000
 #: Numbers of sequences that are tried; a step has at least 8 rows in any case.
 CANDIDATES = (8, 16, 32)
 #: A larger number must give so much more throughput.
@@ -70,7 +72,8 @@ def plan_batch(
             f"{last.name}",
         )
     single = KvSchedule((KvStage(last.type_k, last.type_v, n_ctx),))
-    return planner.plan(shape.options[0], single, settings.load), notes
+    plan = planner.plan(shape.options[0], single, settings.load)
+    return replace(plan, process=plan.process + BATCH_BYTES), notes
 
 
 def n_outputs(n_seq: int) -> int:

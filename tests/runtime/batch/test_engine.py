@@ -234,4 +234,3 @@ def test_an_unknown_style(converted: Converter) -> None:
 def test_settings_check_themselves(parallel: int, logprobs: int) -> None:
     with pytest.raises(SettingsError):
         BatchSettings(parallel, logprobs)
-

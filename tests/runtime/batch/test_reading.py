@@ -50,7 +50,7 @@ def test_csv(tmp_path: Path) -> None:
 
 
 def test_parquet(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow")
     import pyarrow.parquet
 
     path = tmp_path / "a.parquet"
