@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import __version__, console
-from .commands import chat, convert, demo, generate, inspect, models, plan, run
+from .commands import batch, chat, convert, demo, generate, inspect, models, plan, run
 
 app = typer.Typer(
     name="infer-os",
@@ -48,8 +48,8 @@ def _global_options(
 
 
 for command in (
-    run.run, chat.chat, generate.generate, convert.convert, inspect.inspect, plan.plan, plan.system,
-    demo.demo,
+    run.run, chat.chat, generate.generate, batch.batch, convert.convert, inspect.inspect, plan.plan,
+    plan.system, demo.demo,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(models.app, name="models")

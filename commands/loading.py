@@ -12,6 +12,8 @@ from .. import console
 from ..model_store import ModelWish, Reporter, model_file
 
 if TYPE_CHECKING:
+    from ..runtime.batch.engine import BatchEngine
+    from ..runtime.batch.settings import BatchSettings
     from ..runtime.engine import Engine
     from ..runtime.settings import EngineSettings
 
@@ -33,6 +35,20 @@ def load_engine(model: str | ModelWish, settings: EngineSettings) -> tuple[Engin
         engine = open_engine(path, settings, warmed=warmed, cache=cache_folder())
     console.notes(engine.info.notes)
     return engine, time.perf_counter() - started
+
+
+def load_batch_engine(
+    model: str | ModelWish, settings: EngineSettings, batch: BatchSettings
+) -> BatchEngine:
+    """Load what the user calls a model for many prompts at once; its warnings go to stderr."""
+    from ..runtime.batch.engine import BatchEngine
+
+    wish = ModelWish(model) if isinstance(model, str) else model
+    path = model_file(wish, settings, Reporter(console.note, console.progress_bar))
+    with console.progress_bar("prefetching") if settings.prefetch else nullcontext() as warmed:
+        engine = BatchEngine(path, settings, batch, warmed=warmed)
+    console.notes(engine.notes)
+    return engine
 
 
 def draft_file(settings: EngineSettings, wish: ModelWish, model: Path, report: Reporter) -> str:

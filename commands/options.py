@@ -149,6 +149,20 @@ Seed = Annotated[
         "--seed", metavar="S", help="Makes a run repeatable.", show_default="a random one"
     ),
 ]
+Grammar = Annotated[
+    Path | None,
+    typer.Option(
+        "--grammar", metavar="FILE", help="A grammar (GBNF) that the text must follow.",
+        show_default=False,
+    ),
+]  # fmt: skip
+JsonSchema = Annotated[
+    Path | None,
+    typer.Option(
+        "--json-schema", metavar="FILE", help="A JSON schema that the text must follow.",
+        show_default=False,
+    ),
+]  # fmt: skip
 Stop = Annotated[
     list[str] | None,
     typer.Option(

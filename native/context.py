@@ -49,7 +49,7 @@ _SWITCH = "LLAMA_ATTN_ROT_DISABLE"
 
 
 @contextmanager
-def _rotation(wanted: bool) -> Iterator[bool]:
+def rotation(wanted: bool) -> Iterator[bool]:
     """Create a context in here; yields whether it rotates (a user may have set the switch)."""
     before = os.environ.get(_SWITCH)
     # llama.cpp reads it with atoi
@@ -111,7 +111,7 @@ class Context(Owner):
             c_params.cb_eval = observer.callback
             c_params.cb_eval_user_data = observer.user_data
         forget_complaints()
-        with _rotation(params.rotate) as self.rotates:
+        with rotation(params.rotate) as self.rotates:
             self._pointer = llama_cpp.llama_init_from_model(model.pointer, c_params)
         if not self._pointer:
             raise ModelLoadError(

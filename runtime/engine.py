@@ -268,7 +268,7 @@ class LlamaEngine(Owner):
 
     def new_sampler(self, settings: SamplingSettings) -> LlamaSampler:
         """A sampler for this model; the caller closes it."""
-        return LlamaSampler(settings, self.vocab.n_tokens)
+        return LlamaSampler(settings, self.vocab)
 
     @property
     def room(self) -> int:
