@@ -53,7 +53,7 @@ def batched_bench(program: Path, model: Path, given: argparse.Namespace, n_ctx: 
         str(program), "-m", str(model), "-c", str(n_ctx * given.parallel), "-b", "512", "-ub",
         "512", "-npp", str(given.prompt), "-ntg", str(given.tokens), "-npl", str(given.parallel),
         "-t", str(given.threads), "-tb", str(given.threads), "--output-format", "jsonl",
-        *([] if given.load == "mmap" else ["--no-mmap"]),
+        "--load-mode", "mmap" if given.load == "mmap" else "none",
         *(["--no-repack"] if given.load == "mmap" else []),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True)

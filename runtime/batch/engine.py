@@ -310,6 +310,7 @@ class _Run:
     def _draw(self, step: Step) -> None:
         n_rows = step.n_rows
         logits = self._context.logits(n_rows)
+        likeliest = logits.argmax(axis=1).tolist()
         row = 0
         for rows in step.slots:
             last = row + rows.n_real - 1
@@ -318,7 +319,7 @@ class _Run:
                 continue
             sequence = self._running[rows.slot]
             if sequence.sampler is None:
-                token = int(logits[last].argmax())
+                token = likeliest[last]
             else:
                 token = self._context.sample(sequence.sampler.chain, last)
             if self._n_logprobs:
