@@ -219,19 +219,22 @@ def _run(
 def _show_statistics(engine: BatchEngine, now: BatchStatistics, *, as_json: bool) -> None:
     from ..native.residency import peak_rss_bytes
 
+    drafted, accepted = engine.guesses.counts if engine.guesses is not None else (0, 0)
     if as_json:
         console.note_json({
             "records": now.records, "failed": now.failed, "prompt_tokens": now.prompt_tokens,
             "shared_tokens": now.counts.shared, "completion_tokens": now.completion_tokens,
             "seconds": now.seconds, "tokens_per_s": now.tokens_per_s, "parallel": engine.n_seq,
             "rows": asdict(now.counts),
+            "speculative": {"drafted": drafted, "accepted": accepted},
             "curve": [asdict(point) for point in engine.curve],
             "memory": {"peak_rss_bytes": peak_rss_bytes(), "planned_bytes": engine.planned_bytes},
         })  # fmt: skip
         return
+    guessed = f", {accepted} of {drafted} guesses right" if engine.guesses is not None else ""
     console.note(
         f"[{now.records} records, {now.failed} failed | {engine.n_seq} at once | prompts "
         f"{now.prompt_tokens} tokens, {now.counts.shared} of them shared | "
-        f"{now.completion_tokens} tokens at {now.tokens_per_s:.1f}/s | {now.seconds:.1f} s | peak "
-        f"RSS {console.size(peak_rss_bytes())} of {console.size(engine.planned_bytes)} planned]"
+        f"{now.completion_tokens} tokens at {now.tokens_per_s:.1f}/s{guessed} | "
+        f"{now.seconds:.1f} s | peak RSS {console.size(peak_rss_bytes())} of {console.size(engine.planned_bytes)} planned]"
     )

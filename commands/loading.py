@@ -44,7 +44,9 @@ def load_batch_engine(
     from ..runtime.batch.engine import BatchEngine
 
     wish = ModelWish(model) if isinstance(model, str) else model
-    path = model_file(wish, settings, Reporter(console.note, console.progress_bar))
+    report = Reporter(console.note, console.progress_bar)
+    path = model_file(wish, settings, report)
+    settings = replace(settings, draft=draft_file(settings, wish, path, report))
     with console.progress_bar("prefetching") if settings.prefetch else nullcontext() as warmed:
         engine = BatchEngine(path, settings, batch, warmed=warmed)
     console.notes(engine.notes)

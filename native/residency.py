@@ -16,7 +16,6 @@ from .context import Context
 from .errors import NativeError
 from .library import load_library
 
-
 _STATUS = Path("/proc/self/status")
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infer_os.models.rotation import ROTATION_KEY
 from infer_os.models.styles import STYLES
@@ -28,7 +29,9 @@ from ..prepare import load_model
 from ..sampler import LlamaSampler
 from ..settings import EngineSettings
 from ..text import TextStream
+from .drafts import make_drafters, read_draft
 from .frame import frame
+from .guesses import Guesses
 from .prepare import (
     N_BATCH,
     CurvePoint,
@@ -90,16 +93,17 @@ class BatchEngine(Owner):
             ModelLoadError: llama.cpp refuses it.
         """
         batch = batch or BatchSettings()
+        draft = read_draft(path, settings)
         if batch.style not in STYLES:
             raise SettingsError(f"--style {batch.style}: expected {' or '.join(STYLES)}")
         header = read_gguf_header(path)
         kv = kv_model(header, settings.n_threads)
         if batch.parallel:
             n_seq = slots_for(batch.parallel)
-            plan, notes = plan_batch(header, settings, kv, n_seq)
+            plan, notes = plan_batch(header, settings, kv, n_seq, draft)
             check_plan(plan)
         else:
-            n_seq, plan, notes = most_that_fit(header, settings, kv)
+            n_seq, plan, notes = most_that_fit(header, settings, kv, draft)
         self._rotates = ROTATION_KEY not in header.metadata
         self._batch = batch
         self.curve: tuple[CurvePoint, ...] = ()
@@ -113,7 +117,7 @@ class BatchEngine(Owner):
                 self.curve = measure_curve(n_seq, self._probe)
                 best = best_parallel(self.curve)
                 if best < n_seq:
-                    plan, notes = plan_batch(header, settings, kv, best)
+                    plan, notes = plan_batch(header, settings, kv, best, draft)
                     self._context.close()
                     self._context = self._new_context(plan)
             self._owned = stack.pop_all()
@@ -124,6 +128,11 @@ class BatchEngine(Owner):
         self.path = path
         self.vocab = self._model.vocab
         self.statistics = BatchStatistics()
+        self.guesses = (
+            Guesses(lambda: make_drafters(draft, settings, plan.sizes.n_ctx), settings.draft_max)
+            if settings.draft != "none"
+            else None
+        )
 
     def _new_context(self, plan: Plan) -> BatchContext:
         stage, sizes = plan.schedule.stages[-1], plan.sizes
@@ -202,7 +211,9 @@ class BatchEngine(Owner):
         return sampler
 
     def close(self) -> None:
-        """Free the context, then the model."""
+        """Free what guesses, the context, then the model."""
+        if self.guesses is not None:
+            self.guesses.close()
         self._owned.close()
 
 
@@ -223,6 +234,7 @@ class _Run:
         self._results: list[Result] = []
         self._started = time.perf_counter()
         self.statistics = BatchStatistics(counts=self._scheduler.counts)
+        self._guesses = engine.guesses
         for slot in range(engine.n_seq):
             context.trim(slot, 0)
 
@@ -233,7 +245,10 @@ class _Run:
         if step is None:
             # between two records that cannot be answered there may be nothing to compute
             return bool(self._pending) or not self._exhausted
+        started = time.perf_counter()
         self._context.decode(_rows(step))
+        if self._guesses is not None and step.outputs:
+            self._guesses.step_took(time.perf_counter() - started, self._scheduler.n_busy)
         for rows in step.slots:
             if rows.n_real < len(rows.tokens):
                 self._context.trim(rows.slot, rows.position + rows.n_real)
@@ -267,6 +282,8 @@ class _Run:
             self._context.copy(source, target)
             self._context.trim(source, 0)
             self._running[target] = self._running.pop(source)
+            if self._guesses is not None:
+                self._guesses.move(source, target)
 
     def _take_record(self) -> bool:
         """Put the samples of the next good record in line; False if there is none left."""
@@ -313,33 +330,75 @@ class _Run:
         likeliest = logits.argmax(axis=1).tolist()
         row = 0
         for rows in step.slots:
-            last = row + rows.n_real - 1
+            first = row + rows.n_real - rows.n_wanted
             row += len(rows.tokens)
             if not rows.n_wanted:
                 continue
+            # what was fed behind the token that is certain are guesses
+            guesses = rows.tokens[rows.n_real - rows.n_wanted + 1 : rows.n_real]
             sequence = self._running[rows.slot]
-            if sequence.sampler is None:
-                token = likeliest[last]
-            else:
-                token = self._context.sample(sequence.sampler.chain, last)
-            if self._n_logprobs:
-                sequence.logprobs.append(
-                    token_logprobs(logits[last], token, self._n_logprobs, self._engine.vocab)
-                )
-            self._push(rows.slot, sequence, token)
+            n_right = 0
+            while True:
+                token = self._drawn(sequence, logits, likeliest, first + n_right)
+                ended = self._take(rows.slot, sequence, token)
+                if ended or guesses[n_right : n_right + 1] != (token,):
+                    break
+                n_right += 1
+            if not ended:
+                self._go_on(rows.slot, sequence, token, len(guesses), n_right)
 
-    def _push(self, slot: int, sequence: Sequence, token: int) -> None:
+    def _drawn(
+        self, sequence: Sequence, logits: NDArray[np.float32], likeliest: list[int], row: int
+    ) -> int:
+        if sequence.sampler is None:
+            token = likeliest[row]
+        else:
+            token = self._context.sample(sequence.sampler.chain, row)
+        if self._n_logprobs:
+            sequence.logprobs.append(
+                token_logprobs(logits[row], token, self._n_logprobs, self._engine.vocab)
+            )
+        return token
+
+    def _take(self, slot: int, sequence: Sequence, token: int) -> bool:
+        """Take a drawn token; whether the sequence is finished."""
         self.statistics.completion_tokens += 1
         reason = sequence.push(token, self._engine.vocab, self._engine.n_ctx)
         if reason is None:
-            self._scheduler.push(slot, [token])
-            return
+            if self._guesses is not None:
+                self._guesses.push(slot, token)
+            return False
         self._results.append(sequence.result(reason, with_logprobs=self._n_logprobs > 0))
         self.statistics.records += 1
         _close(sequence)
         del self._running[slot]
+        if self._guesses is not None:
+            self._guesses.end(slot)
         self._scheduler.release(slot)
         self._context.trim(slot, len(self._scheduler.held(slot)))
+        return True
+
+    def _go_on(
+        self, slot: int, sequence: Sequence, token: int, n_guessed: int, n_right: int
+    ) -> None:
+        """Forget the guesses that were wrong, and feed the next token, with others behind it."""
+        held = len(self._scheduler.held(slot)) - (n_guessed - n_right)
+        if n_right < n_guessed:
+            self._scheduler.cut(slot, held)
+            self._context.trim(slot, held)
+        more: list[int] = []
+        if self._guesses is not None:
+            self._guesses.learn(slot, n_right)
+            rest = min(
+                sequence.record.stops.max_tokens - len(sequence.tokens),
+                self._engine.n_ctx - held,
+            )
+            more_come = bool(self._pending) or not self._exhausted
+            limit = min(self._scheduler.spare_rows(more=more_come), rest - 1)
+            if limit > 0 and not self._guesses.has(slot):
+                self._guesses.begin(slot, [*sequence.prompt, *sequence.tokens])
+            more = self._guesses.propose(slot, limit) if limit > 0 else []
+        self._scheduler.push(slot, [token, *more], 1 + len(more))
 
     def close(self) -> None:
         """Free the samplers of what is unfinished."""

@@ -16,6 +16,7 @@ from ..plan import Budget, Plan, Planner, Sizes, check_plan
 from ..prepare import choose_context
 from ..settings import EngineSettings
 from ..shapes import header_shape
+from .drafts import MOST_GUESSING, BatchDraft
 from .scheduler import LEAST_ROWS
 
 #: Rows that a step computes at most.
@@ -39,7 +40,11 @@ class CurvePoint:
 
 
 def plan_batch(
-    header: GgufHeader, settings: EngineSettings, kv: KvModel, n_seq: int
+    header: GgufHeader,
+    settings: EngineSettings,
+    kv: KvModel,
+    n_seq: int,
+    draft: BatchDraft | None = None,
 ) -> tuple[Plan, tuple[str, ...]]:
     """The plan of ``n_seq`` sequences, and notes; it need not fit.
 
@@ -54,7 +59,8 @@ def plan_batch(
     shape = header_shape(header)
     limit = settings.memory or read_memory().usable
     sizes = Sizes(n_ctx, n_seq, N_BATCH, n_outputs(n_seq), settings.n_threads)
-    planner = Planner(shape, sizes, Budget(limit, repacked=repacked_types(used_features())))
+    budget = Budget(limit, repacked=repacked_types(used_features()))
+    planner = Planner(shape, sizes, budget, draft.shape if draft else None)
     if settings.kv == "auto" and not settings.kv_budget:
         schedule = automatic_schedule(planner, shape.options[0], settings.load)
         schedule = schedule or smallest_schedule(planner)
@@ -62,8 +68,7 @@ def plan_batch(
         schedule, kv_notes = choose_schedule(settings.kv, settings.kv_budget, kv, n_ctx, n_seq)
         notes = (*notes, *kv_notes)
         n_ctx = schedule.n_ctx
-        planner = Planner(shape, Sizes(n_ctx, n_seq, N_BATCH, n_outputs(n_seq),
-                                       settings.n_threads), planner.budget)  # fmt: skip
+        planner = replace(planner, sizes=replace(sizes, n_ctx=n_ctx))
     last = schedule.stages[-1]
     if len(schedule.stages) > 1:
         notes = (
@@ -73,7 +78,9 @@ def plan_batch(
         )
     single = KvSchedule((KvStage(last.type_k, last.type_v, n_ctx),))
     plan = planner.plan(shape.options[0], single, settings.load)
-    return replace(plan, process=plan.process + BATCH_BYTES), notes
+    # every sequence that may have guesses opens the draft for itself
+    drafts = plan.draft * min(MOST_GUESSING, n_seq)
+    return replace(plan, process=plan.process + BATCH_BYTES, draft=drafts), notes
 
 
 def n_outputs(n_seq: int) -> int:
@@ -82,7 +89,7 @@ def n_outputs(n_seq: int) -> int:
 
 
 def most_that_fit(
-    header: GgufHeader, settings: EngineSettings, kv: KvModel
+    header: GgufHeader, settings: EngineSettings, kv: KvModel, draft: BatchDraft | None = None
 ) -> tuple[int, Plan, tuple[str, ...]]:
     """The largest of the candidates whose plan fits, or 1, with its plan and notes.
 
@@ -90,7 +97,7 @@ def most_that_fit(
         MemoryShortage: not even one sequence fits.
     """
     for n_seq in (*reversed(CANDIDATES), 4, 2, 1):
-        plan, notes = plan_batch(header, settings, kv, n_seq)
+        plan, notes = plan_batch(header, settings, kv, n_seq, draft)
         if plan.fits:
             return n_seq, plan, notes
     check_plan(plan)

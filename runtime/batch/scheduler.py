@@ -161,6 +161,17 @@ class Scheduler:
         self._slots[slot].todo = list(tokens)
         self._slots[slot].n_wanted = n_wanted
 
+    def spare_rows(self, *, more: bool) -> int:
+        """Rows of each sequence that a step would fill, besides those of its next tokens.
+
+        ``more``: whether free slots may get a prompt before that step.
+        """
+        busy = [i for i, slot in enumerate(self._slots) if slot.busy]
+        if not busy:
+            return 0
+        width = self._limits.n_slots if more else busy[-1] - busy[0] + 1
+        return max(0, LEAST_ROWS // width - 1)
+
     def cut(self, slot: int, n_tokens: int) -> None:
         """A slot holds only its first tokens; the caller trims the cache likewise."""
         del self._slots[slot].held[n_tokens:]
@@ -225,12 +236,14 @@ class Scheduler:
     def _decode(self, ready: list[int]) -> Step:
         """From the first ready slot to the last; those between go on with what they have."""
         first, last = ready[0], ready[-1]
+        height = max(len(self._slots[i].todo) for i in ready)
         # neighbours as fillers, as far as there are any
         n_slots = self._limits.n_slots
-        wanted = min(n_slots, max(LEAST_ROWS, _rounded(last - first + 1)))
+        span = last - first + 1
+        wanted = max(-(-LEAST_ROWS // height), _rounded(span) if height == 1 else span)
+        wanted = min(n_slots, wanted)
         last = min(n_slots - 1, first + wanted - 1)
         first = max(0, last + 1 - wanted)
-        height = max(len(self._slots[i].todo) for i in ready)
         return self._rectangle(list(range(first, last + 1)), height, outputs=True)
 
     def _rectangle(self, run: list[int], height: int, *, outputs: bool) -> Step:

@@ -1,0 +1,64 @@
+"""The draft model of a batch: read once, opened for each sequence that has room for guesses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infer_os.models.shape import ModelShape
+from infer_os.native.gguf_file import read_gguf_header
+
+from ..engine import LlamaEngine
+from ..settings import EngineSettings
+from ..shapes import header_shape
+from ..speculative.draft import Drafter
+from ..speculative.lookup import LookupDrafter
+from ..speculative.model import ModelDrafter
+from ..speculative.vocabularies import shared_tokens
+from .scheduler import LEAST_ROWS
+
+#: Sequences of a batch that can have guesses: with more, a step has no row to spare.
+MOST_GUESSING = LEAST_ROWS // 2
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDraft:
+    """A draft model's file, its sizes, and which of its tokens are the target's, (n_draft,)."""
+
+    path: Path
+    shape: ModelShape
+    n_ctx_train: int
+    shared: NDArray[np.bool_]
+
+
+def read_draft(target: Path, settings: EngineSettings) -> BatchDraft | None:
+    """The draft that the settings name; None where it is none, or lookup alone.
+
+    Raises:
+        GgufError: the file cannot be used.
+        SettingsError: it has other tokens.
+    """
+    if settings.draft in ("none", "lookup"):
+        return None
+    header = read_gguf_header(Path(settings.draft))
+    return BatchDraft(
+        header.path, header_shape(header), header.count("context_length", 2048),
+        shared_tokens(read_gguf_header(target), header),
+    )  # fmt: skip
+
+
+def make_drafters(
+    draft: BatchDraft | None, settings: EngineSettings, n_ctx: int
+) -> list[tuple[Drafter, bool]]:
+    """Drafters for one more sequence, each with whether its guesses are free."""
+    drafters: list[tuple[Drafter, bool]] = [(LookupDrafter(), True)]
+    if draft is not None:
+        theirs = replace(
+            settings, draft="none", kv="", kv_budget=0, prefetch=False, drop_pages=False,
+            context=min(n_ctx, draft.n_ctx_train),
+        )  # fmt: skip
+        drafters.append((ModelDrafter(LlamaEngine(draft.path, theirs), draft.shared), False))
+    return drafters
