@@ -64,6 +64,7 @@ def _obey(session: Session, command: str) -> None:
         case "/stats":
             console.note(render.statistics_line(finished(session.last, "")))
             console.note(render.memory_line(session.engine.memory()))
+            console.note(f"[own kernels {render.kernels_text(session.engine.info.kernels)}]")
         case "/kv":
             console.note(render.kv_line(session.engine.kv))
         case _ if command.startswith(("/save", "/load")):

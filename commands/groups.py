@@ -39,10 +39,11 @@ def _engine(
     prefetch: options.Prefetch = False,
     drop_pages: options.DropPages = False,
     threads: options.Threads = 0,
+    no_native: options.NoNative = False,
 ) -> EngineSettings:
     return EngineSettings(
         context, load, threads, kv, size_option("--kv-budget", kv_budget),
-        size_option("--memory", memory), prefetch, drop_pages,
+        size_option("--memory", memory), prefetch, drop_pages, not no_native,
     )  # fmt: skip
 
 

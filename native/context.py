@@ -14,6 +14,7 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
+from .backend import kernels_switched
 from .errors import ContextFull, DecodeError, Interrupted, ModelLoadError, StateError
 from .ggml_types import ggml_type_named
 from .interrupt import abort_callback
@@ -111,7 +112,7 @@ class Context(Owner):
             c_params.cb_eval = observer.callback
             c_params.cb_eval_user_data = observer.user_data
         forget_complaints()
-        with _rotation(params.rotate) as self.rotates:
+        with _rotation(params.rotate) as self.rotates, kernels_switched(model.kernels.in_use):
             self._pointer = llama_cpp.llama_init_from_model(model.pointer, c_params)
         if not self._pointer:
             raise ModelLoadError(

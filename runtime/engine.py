@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from infer_os.models.rotation import ROTATION_KEY
+from infer_os.native.backend import SWITCHED_OFF, KernelStatus
 from infer_os.native.context import Context
 from infer_os.native.errors import Interrupted, StateError
 from infer_os.native.gguf_file import GgufHeader, read_gguf_header
@@ -66,6 +67,7 @@ class EngineInfo:
     plan: Plan | None
     chat_template: str | None
     notes: tuple[str, ...]
+    kernels: KernelStatus = SWITCHED_OFF
 
 
 class Engine(Protocol):
@@ -195,6 +197,7 @@ class LlamaEngine(Owner):
             plan=plan,
             chat_template=model.chat_template,
             notes=notes,
+            kernels=model.kernels,
         )
 
     @property

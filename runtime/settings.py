@@ -59,6 +59,7 @@ class EngineSettings:
 
     ``kv`` is empty (F16 throughout), ``auto`` or a SPEC of :mod:`.kv_schedule`; ``kv_budget`` is in
     bytes, 0 for none. ``memory`` is what everything may take in bytes, 0 for what there is now.
+    ``native`` lets our own kernels compute what they compute faster than llama.cpp's.
     """
 
     context: int = 0
@@ -69,6 +70,7 @@ class EngineSettings:
     memory: int = 0
     prefetch: bool = False
     drop_pages: bool = False
+    native: bool = True
 
     def __post_init__(self) -> None:
         good = self.context == 0 or 8 <= self.context <= 1 << 20
