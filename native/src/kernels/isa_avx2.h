@@ -96,6 +96,7 @@ struct Avx2 {
 #endif
     }
     static Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }
+    static Float as_float(Int v) { return _mm256_castsi256_ps(v); }
     static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
     static Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
     static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
@@ -120,8 +121,9 @@ struct Avx2 {
     static Float where_equal(Float x, Float y, Float a, Float b) {
         return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, y, _CMP_EQ_OQ));
     }
-    static bool any_differs(Float x, Float y) {
-        return _mm256_movemask_ps(_mm256_cmp_ps(x, y, _CMP_NEQ_UQ)) != 0;
+    // a bit for every lane
+    static unsigned differing(Float x, Float y) {
+        return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(x, y, _CMP_NEQ_UQ)));
     }
     static Float round(Float v) {
         return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

@@ -78,6 +78,7 @@ struct Avx512 {
         return _mm512_dpbusd_epi32(sum, w, a);
     }
     static Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
+    static Float as_float(Int v) { return _mm512_castsi512_ps(v); }
     static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
     static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
     static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
@@ -94,9 +95,8 @@ struct Avx512 {
     static Float where_equal(Float x, Float y, Float a, Float b) {
         return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, y, _CMP_EQ_OQ), b, a);
     }
-    static bool any_differs(Float x, Float y) {
-        return _mm512_cmp_ps_mask(x, y, _CMP_NEQ_UQ) != 0;
-    }
+    // a bit for every lane
+    static unsigned differing(Float x, Float y) { return _mm512_cmp_ps_mask(x, y, _CMP_NEQ_UQ); }
     static Float round(Float v) {
         return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     }

@@ -57,8 +57,43 @@ struct WeightType {
 using QuantizeKernel = void (*)(const float * x, int64_t n_blocks, int32_t offset, bool split,
                                 int32_t width, int32_t column, uint8_t * tile);
 
-// Probabilities of scores: see softmax_part in attention.h.
-struct PartKernels;
+// What a query has seen of the positions so far: of its scores the largest, of their exponentials
+// the sum, and the values, weighted by them. A largest of -infinity: nothing yet.
+struct Seen {
+    alignas(64) float values[kMostHead];
+    float largest;
+    float sum;
+};
+
+// A panel of V, position by position: out[c] += p[c][position] * V. p[c] is at c * p_stride.
+using ValuesKernel = void (*)(const uint8_t * panel, size_t row_stride, int32_t n_blocks,
+                              const float * p, size_t p_stride, Seen * out);
+
+// Scores into exponentials, in place, for n_positions, a multiple of a panel; sets largest and sum.
+// A position whose mask is -infinity is not looked at. mask: float16, or null for none.
+using SoftmaxKernel = void (*)(float * scores, int64_t n_positions, float scale,
+                               const uint16_t * mask, float slope, Seen * seen);
+
+// Adds what was seen of later positions.
+using MergeKernel = void (*)(Seen * into, const Seen * later, int32_t n_blocks);
+
+// A type of the KV cache. For quantized K, `scores` takes tiles, as a product does; for float16 a
+// tile is float queries[width][head size].
+struct CacheType {
+    int32_t      type;
+    int32_t      block_bytes;  // of 32 values
+    bool         quantized;
+    int32_t      offset;
+    FewKernel    scores[kTile];
+    ValuesKernel values[kTile];
+};
+
+struct AttentionKernels {
+    const CacheType * types;
+    int32_t           n_types;
+    SoftmaxKernel     softmax;
+    MergeKernel       merge;
+};
 
 struct Variant {
     const char *       name;
@@ -66,7 +101,7 @@ struct Variant {
     QuantizeKernel     quantize;
     const WeightType * types;
     int32_t            n_types;
-    const PartKernels * attention;
+    AttentionKernels   attention;
 };
 
 // Null: not compiled in. Whether the CPU can run it is asked in cpu_features.cpp.
