@@ -322,7 +322,9 @@ bool compute_attention(const Variant & variant, const ggml_tensor * op, int n_th
             }
             attention.write(tile, desk.seen);
         }
+        if (split) {
 #pragma omp barrier
+        }
         while (merges.claim(first, end)) {
             const Tile tile = attention.tile(first);
             Attention::forget(desk.seen);

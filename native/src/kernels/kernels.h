@@ -36,9 +36,19 @@ using FewKernel = void (*)(const uint8_t * panel, size_t row_stride, int64_t n_u
                            const uint8_t * tile, float * out, size_t out_stride, Ahead ahead);
 using UnpackKernel = void (*)(const uint8_t * panel, size_t row_stride, int64_t n_units,
                               uint8_t * unpacked);
+// What is to be unpacked next: a part of some rows, fetched a few lines per block.
+struct Fetch {
+    const uint8_t * row;
+    size_t          row_stride;
+    int32_t         n_lines;  // of each row
+    int32_t         line;     // the next of this row
+    int64_t         left;
+    int64_t         per_block;
+};
+
 // One tile against an unpacked panel; adds to out unless it is the first part of the row.
 using ManyKernel = void (*)(const uint8_t * unpacked, int64_t n_blocks, const uint8_t * tile,
-                            float * out, size_t out_stride, bool first);
+                            float * out, size_t out_stride, bool first, Fetch * fetch);
 
 // A type of weights. A unit is its own block: 32 or 256 values of a row.
 struct WeightType {

@@ -20,6 +20,13 @@ struct Tiles {
 
     int64_t first(int64_t i) const { return i * n_columns / count; }
     int32_t width(int64_t i) const { return static_cast<int32_t>(first(i + 1) - first(i)); }
+    int64_t tile_of(int64_t column) const {
+        int64_t i = column * count / n_columns;
+        while (first(i + 1) <= column) {
+            i++;
+        }
+        return i;
+    }
 };
 
 struct Plan {
@@ -48,26 +55,28 @@ struct Plan {
     bool overlaps(int64_t i) const { return i * variant.rows != first_row(i); }
 };
 
-void quantize_share(const Plan & plan, int thread, int n_threads) {
-    // whole columns if there are enough of them, else parts of each
-    const int64_t parts = plan.job.n_columns >= 4 * n_threads ? 1 : n_threads;
-    for (int64_t t = 0; t < plan.tiles.count; t++) {
-        const int32_t width = plan.tiles.width(t);
-        for (int32_t c = 0; c < width; c++) {
-            const int64_t column = plan.tiles.first(t) + c;
-            for (int64_t part = 0; part < parts; part++) {
-                if ((column * parts + part) % n_threads != thread) {
-                    continue;
-                }
-                const int64_t first = plan.n_blocks * part / parts;
-                const int64_t end   = plan.n_blocks * (part + 1) / parts;
-                plan.variant.quantize(
-                    plan.job.x + static_cast<size_t>(column) * plan.job.x_stride + first * kBlock,
-                    end - first, plan.type.offset, plan.type.split, width, c,
-                    plan.tile(t) + static_cast<size_t>(first * width) * kColumnBytes);
-            }
-        }
-    }
+// How the columns are shared out for quantizing: whole, or in parts if they are few.
+struct Pieces {
+    int64_t per_column;
+    int64_t count;
+
+    Pieces(int64_t n_columns, int64_t n_blocks, int n_threads)
+        : per_column(n_columns >= 4 * n_threads ? 1 : std::min<int64_t>(n_threads, n_blocks)),
+          count(n_columns * per_column) {}
+};
+
+void quantize_piece(const Plan & plan, const Pieces & pieces, int64_t piece) {
+    const int64_t column = piece / pieces.per_column;
+    const int64_t part   = piece % pieces.per_column;
+    const int64_t first  = plan.n_blocks * part / pieces.per_column;
+    const int64_t end    = plan.n_blocks * (part + 1) / pieces.per_column;
+    const int64_t t      = plan.tiles.tile_of(column);
+    const int32_t width  = plan.tiles.width(t);
+    plan.variant.quantize(
+        plan.job.x + static_cast<size_t>(column) * plan.job.x_stride + first * kBlock, end - first,
+        plan.type.offset, plan.type.split, width,
+        static_cast<int32_t>(column - plan.tiles.first(t)),
+        plan.tile(t) + static_cast<size_t>(first * width) * kColumnBytes);
 }
 
 // The rows of the overlapping last panel that no other panel has.
@@ -109,37 +118,78 @@ void run_few(const Plan & plan, Queue & queue, float * tail) {
     }
 }
 
-// Panels [first, end) against all tiles, from start to end of the rows.
-void run_group(const Plan & plan, int64_t first, int64_t end, uint8_t * unpacked, float * tails) {
+// Neighbouring panels that are unpacked together, a part of their rows at a time.
+struct Group {
+    int64_t first, end;
+};
+
+// Fetches units from u on of a group's rows, while n_blocks are computed.
+Fetch fetch_part(const Plan & plan, Group group, int64_t u, int64_t n_blocks) {
+    const int64_t first   = plan.first_row(group.first);
+    const int64_t n_rows  = plan.first_row(group.end - 1) + plan.variant.rows - first;
+    const int64_t n_bytes = std::min(plan.part_units, plan.n_units - u) * plan.type.unit_bytes;
+    // rows begin anywhere in a line
+    const auto    n_lines = static_cast<int32_t>(n_bytes / static_cast<int64_t>(kLine) + 2);
+    const int64_t total   = n_lines * n_rows;
+    return {plan.panel(group.first) + u * plan.type.unit_bytes, plan.job.row_stride, n_lines, 0,
+            total, (total + n_blocks - 1) / n_blocks};
+}
+
+// A group against all tiles; `next` is fetched at the end, if it is any.
+void run_group(const Plan & plan, Group group, Group next, uint8_t * unpacked, float * tails) {
     const MulMat & job         = plan.job;
     const int64_t  per_unit    = plan.type.unit_values / kBlock;
     const size_t   panel_bytes = static_cast<size_t>(plan.part_units * per_unit) *
                                plan.type.unpacked_bytes;
     for (int64_t u = 0; u < plan.n_units; u += plan.part_units) {
         const int64_t n_units = std::min(plan.part_units, plan.n_units - u);
-        for (int64_t i = first; i < end; i++) {
+        const auto    part    = [&](int64_t i) {
+            return unpacked + static_cast<size_t>(i - group.first) * panel_bytes;
+        };
+        for (int64_t i = group.first; i < group.end; i++) {
             plan.type.unpack(plan.panel(i) + u * plan.type.unit_bytes, job.row_stride, n_units,
-                             unpacked + static_cast<size_t>(i - first) * panel_bytes);
+                             part(i));
+        }
+        const int64_t n_blocks = n_units * per_unit;
+        const int64_t n_steps  = n_blocks * plan.tiles.count * (group.end - group.first);
+        Fetch         fetch    = {};
+        if (u + n_units < plan.n_units) {
+            fetch = fetch_part(plan, group, u + n_units, n_steps);
+        } else if (next.first < next.end) {
+            fetch = fetch_part(plan, next, 0, n_steps);
         }
         for (int64_t t = 0; t < plan.tiles.count; t++) {
-            const int32_t   width = plan.tiles.width(t);
+            const int32_t   width  = plan.tiles.width(t);
             const int64_t   column = plan.tiles.first(t);
             const uint8_t * tile =
                 plan.tile(t) + static_cast<size_t>(u * per_unit * width) * kColumnBytes;
-            for (int64_t i = first; i < end; i++) {
+            for (int64_t i = group.first; i < group.end; i++) {
                 const bool partial = plan.overlaps(i);
                 float *    out     = partial ? tails + column * kMostRows
                                              : job.out + plan.first_row(i) +
                                              static_cast<size_t>(column) * job.out_stride;
-                plan.type.many[width - 1](unpacked + static_cast<size_t>(i - first) * panel_bytes,
-                                          n_units * per_unit, tile, out,
-                                          partial ? kMostRows : job.out_stride, u == 0);
+                plan.type.many[width - 1](part(i), n_blocks, tile, out,
+                                          partial ? kMostRows : job.out_stride, u == 0, &fetch);
             }
         }
     }
-    if (plan.overlaps(end - 1)) {
-        copy_tail(plan, end - 1, tails, static_cast<int32_t>(job.n_columns),
-                  job.out + plan.first_row(end - 1));
+    if (plan.overlaps(group.end - 1)) {
+        copy_tail(plan, group.end - 1, tails, static_cast<int32_t>(job.n_columns),
+                  job.out + plan.first_row(group.end - 1));
+    }
+}
+
+void run_many(const Plan & plan, Queue & queue, uint8_t * unpacked, float * tails) {
+    const auto claim = [&](Group & group) {
+        int64_t    first = 0, end = 0;
+        const bool got = queue.claim(first, end);
+        group          = {first * kGroup, std::min(end * kGroup, plan.n_panels)};
+        return got;
+    };
+    Group group = {}, next = {};
+    for (bool more = claim(group); more; group = next) {
+        more = claim(next);
+        run_group(plan, group, more ? next : Group{}, unpacked, tails);
     }
 }
 
@@ -172,22 +222,20 @@ bool mul_mat(const Variant & variant, const WeightType & type, const MulMat & jo
     const int64_t n_groups = (n_panels + kGroup - 1) / kGroup;
     Queue         queue(is_few ? n_panels : n_groups, n_threads, is_few ? INT64_MAX : 1);
 
+    const Pieces pieces(job.n_columns, n_blocks, n_threads);
+    Phase        quantizing(pieces.count);
+
 #pragma omp parallel num_threads(n_threads)
     {
         int thread = 0, count = 1;
         team_place(thread, count);
-        quantize_share(plan, thread, count);
-#pragma omp barrier
+        quantizing.run([&](int64_t piece) { quantize_piece(plan, pieces, piece); });
         uint8_t * mine = plan.private_part + static_cast<size_t>(thread) * private_bytes;
         auto *    tail = reinterpret_cast<float *>(mine);
         if (is_few) {
             run_few(plan, queue, tail);
         } else {
-            int64_t first = 0, end = 0;
-            while (queue.claim(first, end)) {
-                run_group(plan, first * kGroup, std::min(end * kGroup, n_panels),
-                          mine + tail_bytes, tail);
-            }
+            run_many(plan, queue, mine + tail_bytes, tail);
         }
     }
     return true;

@@ -6,6 +6,7 @@
 namespace {
 
 using inferos::kernels::Ahead;
+using inferos::kernels::Fetch;
 using inferos::kernels::kBlock;
 using inferos::kernels::kColumnBytes;
 using inferos::kernels::kTile;
@@ -103,17 +104,26 @@ void unpack_panel(const uint8_t * panel, size_t row_stride, int64_t n_units, uin
 
 template <class Isa, class W, int C>
 void many(const uint8_t * unpacked, int64_t n_blocks, const uint8_t * tile, float * out,
-          size_t out_stride, bool first) {
+          size_t out_stride, bool first, Fetch * fetch) {
     const auto *        w = reinterpret_cast<const Unpacked<Isa> *>(unpacked);
     typename Isa::Float sums[C];
     for (int c = 0; c < C; c++) {
         sums[c] = first ? Isa::zero()
                         : Isa::load_floats(out + static_cast<size_t>(c) * out_stride);
     }
+    Fetch next = *fetch;
     for (int64_t i = 0; i < n_blocks; i++) {
+        for (int64_t j = 0; j < next.per_block && next.left > 0; j++, next.left--) {
+            _mm_prefetch(reinterpret_cast<const char *>(next.row + 64 * next.line), _MM_HINT_T1);
+            if (++next.line == next.n_lines) {
+                next.line = 0;
+                next.row += next.row_stride;
+            }
+        }
         add_block<Isa, W, C>(w[i], tile, sums);
         tile += C * kColumnBytes;
     }
+    *fetch = next;
     for (int c = 0; c < C; c++) {
         Isa::store_floats(out + static_cast<size_t>(c) * out_stride, sums[c]);
     }

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <thread>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -78,6 +79,35 @@ class Queue {
     alignas(kLine) int64_t n_;
     int64_t share_;
     int64_t longest_;
+};
+
+// A phase of work that later phases need whole. Whoever comes takes pieces; nobody waits for a
+// thread that has not come yet, as at a barrier, but only for pieces that were begun.
+class Phase {
+  public:
+    explicit Phase(int64_t n) : n_(n) {}
+
+    template <typename Work> void run(Work work) {
+        for (;;) {
+            const int64_t piece = next_.fetch_add(1, std::memory_order_relaxed);
+            if (piece >= n_) {
+                break;
+            }
+            work(piece);
+            done_.fetch_add(1, std::memory_order_release);
+        }
+        for (int spins = 0; done_.load(std::memory_order_acquire) < n_; spins++) {
+            if (spins >= kSpins) {
+                std::this_thread::yield();  // its thread may need this processor
+            }
+        }
+    }
+
+  private:
+    static constexpr int kSpins = 2000;
+    alignas(kLine) std::atomic<int64_t> next_{0};
+    alignas(kLine) std::atomic<int64_t> done_{0};
+    alignas(kLine) int64_t n_;
 };
 
 }  // namespace inferos::kernels
