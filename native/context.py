@@ -106,6 +106,9 @@ class Context(Owner):
         c_params.n_threads_batch = params.n_threads
         c_params.type_k = ggml_type_named(params.type_k).id
         c_params.type_v = ggml_type_named(params.type_v).id
+        if model.kernels.in_use:
+            # left to itself, llama.cpp drops it where another device than the cache's computes it
+            c_params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         c_params.abort_callback = abort_callback()
         c_params.no_perf = True
         if observer is not None:
