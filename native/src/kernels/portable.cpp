@@ -39,7 +39,7 @@ Column quantize(const float * x) {
         const float scaled = x[i] * inverse;
         // what a conversion of no number gives is of no account, as long as it is small
         const bool  fits = scaled >= -127.5f && scaled <= 127.5f;
-        column.quants[i] = fits ? static_cast<int>(std::nearbyint(scaled)) : -128;
+        column.quants[i] = fits ? static_cast<int>(std::nearbyint(scaled)) : -127;
     }
     return column;
 }

@@ -9,7 +9,7 @@ namespace {
 
 // 256-bit in every variant: it is no hot spot, and all have AVX2 and F16C.
 inline __m256i rounded(__m256 values, __m256 inverse) {
-    // NaN and infinity become INT_MIN, and -128 when packed: the scale alone says that they are
+    // NaN and infinity become INT_MIN, in the end -127: the scale alone says what they are
     return _mm256_cvtps_epi32(_mm256_mul_ps(values, inverse));
 }
 
@@ -46,10 +46,11 @@ void quantize_columns(const float * x, int64_t n_blocks, int32_t offset, bool sp
         for (int i = 0; i < 4; i++) {
             ints[i] = rounded(values[i], inverse);
         }
-        const __m256i bytes = _mm256_permutevar8x32_epi32(
-            _mm256_packs_epi16(_mm256_packs_epi32(ints[0], ints[1]),
-                               _mm256_packs_epi32(ints[2], ints[3])),
-            order);
+        const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(ints[0], ints[1]),
+                                                  _mm256_packs_epi32(ints[2], ints[3]));
+        // -128 has no negative, which AVX2 without VNNI needs
+        const __m256i bytes  = _mm256_permutevar8x32_epi32(
+            _mm256_max_epi8(packed, _mm256_set1_epi8(-127)), order);
         uint8_t * block = tile + b * width * static_cast<int64_t>(kColumnBytes);
         _mm256_storeu_si256(reinterpret_cast<__m256i *>(block + kBlock * column), bytes);
         // sums of what was stored, which for NaN is not what was rounded
