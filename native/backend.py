@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from .cpu import repacked_types, used_features
 from .ggml_types import ggml_types
 from .library import build_complaint, build_info, load_library
+from .logs import route_logs
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ SWITCHED_OFF = KernelStatus("", "switched off")
 def start_kernels() -> KernelStatus:
     """Register the backend with llama.cpp, the first time; later calls only say how that went."""
     library = load_library()
+    route_logs()
     # before anything of ggml's inner structs is read
     complaint = build_complaint(build_info(library))
     if complaint:
