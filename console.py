@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 
 class Progress(Protocol):
@@ -102,6 +103,24 @@ def table(
     console.print(drawn)
 
 
+def paragraph(text: str, name: str = "", indent: int = 0) -> None:
+    """Print text to stderr, on a terminal with lines broken between words.
+
+    ``name`` stands in front of the first line, ``indent`` blanks in front of the others.
+    """
+    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else sys.maxsize
+    lines = textwrap.wrap(printable(text), max(width - indent, 12), break_on_hyphens=False)
+    note(name.ljust(indent) + f"\n{' ' * indent}".join(lines))
+
+
+def definitions(rows: Iterable[tuple[str, str]]) -> None:
+    """Print names and what they stand for to stderr, in two columns as wide as the terminal."""
+    rows = list(rows)
+    indent = max(len(name) for name, _ in rows) + 2
+    for name, text in rows:
+        paragraph(text, name, indent)
+
+
 @contextmanager
 def progress_bar(label: str) -> Iterator[Progress | None]:
     """A bar over bytes on stderr; nothing where stderr is no terminal."""
@@ -144,30 +163,11 @@ def read_stdin() -> bytes:
     return b"" if sys.stdin is None else sys.stdin.buffer.read()
 
 
-def read_lines(prompt: str) -> Iterator[str | None]:
-    """Lines that a person types, with editing and history; None for Ctrl-C.
+def read_line() -> bytes:
+    """A line of stdin with its end; nothing at the end, or if it is closed."""
+    return b"" if sys.stdin is None else sys.stdin.buffer.readline()
 
-    Where stdin is no terminal, or no terminal is left to show the prompt on: its lines.
-    """
-    # the prompt goes to stderr, so that stdout can be redirected
-    shown = next((stream for stream in (sys.stderr, sys.stdout) if stream.isatty()), None)
-    if not stdin_is_terminal() or shown is None:
-        for line in sys.stdin.buffer if sys.stdin is not None else ():
-            yield line.decode("utf-8", "replace").rstrip("\n")
-        return
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import InMemoryHistory
-    from prompt_toolkit.output.vt100 import Vt100_Output
 
-    output = Vt100_Output.from_pty(shown, term=os.environ.get("TERM"))
-    # asking the terminal for the cursor's place would keep it raw after Enter until it answers,
-    # and a Ctrl-C in that time would be lost
-    output.enable_cpr = False
-    session: PromptSession[Any] = PromptSession(history=InMemoryHistory(), output=output)
-    while True:
-        try:
-            yield session.prompt(prompt)
-        except KeyboardInterrupt:
-            yield None
-        except EOFError:
-            return
+def prompt_stream() -> TextIO | None:
+    """Where a prompt is seen: on stderr, so that stdout can be redirected, else on stdout."""
+    return next((stream for stream in (sys.stderr, sys.stdout) if stream.isatty()), None)

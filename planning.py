@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .convert.checkpoint import read_config
@@ -130,7 +130,12 @@ def make_answer(request: PlanRequest) -> PlanAnswer:
     bandwidth = known_bandwidth(cache_folder(), cpu, memory)
     planner = Planner(
         shape,
-        Sizes(n_ctx, n_seq=request.parallel, n_threads=engine.n_threads),
+        Sizes(
+            n_ctx,
+            n_seq=request.parallel,
+            n_threads=engine.n_threads,
+            n_outputs=replace(engine, draft=request.draft).n_outputs,
+        ),
         Budget(limit, bandwidth.all_cores, faster_layouts(kernel_status(engine.native))),
         draft,
     )

@@ -153,8 +153,44 @@ def completion_json(completion: Completion, engine: Engine, load_s: float) -> di
             "kv_tokens": engine.kv.n_tokens,
         },
         "kernels": kernels_json(engine.info.kernels),
-        "speculative": {"drafted": 0, "accepted": 0},
+        "speculative": speculation_json(engine, t.decode_tokens_per_s),
     }
+
+
+def speculation_json(engine: Engine, tokens_per_s: float) -> dict[str, Any]:
+    """What guessing did, for ``--json``."""
+    if engine.speculation is None:
+        return {"drafted": 0, "accepted": 0}
+    report = engine.speculation.report()
+    return {
+        "drafted": report.drafted,
+        "accepted": report.accepted,
+        "mean_length": report.mean_length,
+        "redone": report.redone,
+        "tokens_per_s": tokens_per_s,
+        "plain_tokens_per_s": report.plain_tokens_per_s,
+        "step_s": report.step_s,
+        "drafters": [asdict(drafter) for drafter in report.drafters],
+    }
+
+
+def speculation_line(engine: Engine) -> str | None:
+    """What guessing did, in one line; None where nothing guesses."""
+    if engine.speculation is None:
+        return None
+    report = engine.speculation.report()
+    parts = [
+        f"[guesses: {report.accepted} of {report.drafted} right, {report.mean_length:.1f} tokens a "
+        f"verification; plain steps would give {report.plain_tokens_per_s:.1f}/s"
+    ]
+    for drafter in report.drafters:
+        state = f"{100 * drafter.acceptance:.0f} % right"
+        if drafter.drafted or not drafter.on:
+            state += f", {drafter.accepted} of {drafter.drafted}"
+        if not drafter.on:
+            state += f", off: expected {drafter.gain:.2f} times the speed"
+        parts.append(f"{drafter.name}: {state}")
+    return " | ".join(parts) + "]"
 
 
 def report_json(report: ConversionReport) -> dict[str, Any]:

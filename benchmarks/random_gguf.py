@@ -84,9 +84,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--layers", type=int, default=0, help="fewer layers than the model has")
     arguments = parser.parse_args()
-    write_random_gguf(
-        arguments.name, arguments.type, arguments.output, layers=arguments.layers
-    )
+    write_random_gguf(arguments.name, arguments.type, arguments.output, layers=arguments.layers)
 
 
 if __name__ == "__main__":

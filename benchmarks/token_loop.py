@@ -23,7 +23,7 @@ from random_model import GEOMETRIES, make_folder
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
 from infer_os.runtime.engine import LlamaEngine
-from infer_os.runtime.generate import Generation, stream_tokens
+from infer_os.runtime.generate import Generation, PlainSource, stream_tokens
 from infer_os.runtime.settings import EngineSettings, SamplingSettings
 
 _PROMPT = [1, 2, 3, 4, 5, 6, 7, 8]
@@ -45,18 +45,18 @@ def build_loop(folder: Path) -> Path:
 
 def our_round(engine: LlamaEngine, n_steps: int) -> tuple[float, int]:
     """Seconds of ``n_steps`` greedy steps through the token loop, and a checksum of the tokens."""
-    sampler = engine.new_sampler(SamplingSettings(temperature=0))
+    source = PlainSource(engine, engine.new_sampler(SamplingSettings(temperature=0)))
     engine.forget()
     checksum, count, start = 0, 0, 0.0
     # the first token comes from the prompt; each further one costs a step
-    for token in stream_tokens(engine, _PROMPT, sampler, n_steps + 1, Generation()):
+    for token in stream_tokens(engine, _PROMPT, source, n_steps + 1, Generation()):
         if count == 0:
             start = time.perf_counter()
         if count < n_steps:
             checksum = (checksum * 31 + token) % 2**64
         count += 1
     seconds = time.perf_counter() - start
-    sampler.close()
+    source.close()
     if count != n_steps + 1:
         raise SystemExit("the model ended its text early: choose another --seed")
     return seconds, checksum

@@ -66,6 +66,8 @@ def generate(
         else:
             console.answer("")
             console.note(render.statistics_line(completion, load_s))
+            if line := render.speculation_line(engine):
+                console.note(line)
         console.notes(engine.take_notes())
     finally:
         engine.close()

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 def load_engine(path: Path, settings: EngineSettings) -> tuple[Engine, float]:
     """Load a GGUF file; its warnings go to stderr. Returns the engine and the seconds it took."""
+    from ..convert.source import cache_folder
     from ..models.catalog import find_model
-    from ..runtime.engine import LlamaEngine
     from ..runtime.errors import SettingsError
+    from ..runtime.open import open_engine
 
     if path.is_dir():
         raise SettingsError(
@@ -30,6 +31,6 @@ def load_engine(path: Path, settings: EngineSettings) -> tuple[Engine, float]:
         )
     started = time.perf_counter()
     with console.progress_bar("prefetching") if settings.prefetch else nullcontext() as warmed:
-        engine = LlamaEngine(path, settings, warmed=warmed)
+        engine = open_engine(path, settings, warmed=warmed, cache=cache_folder())
     console.notes(engine.info.notes)
     return engine, time.perf_counter() - started

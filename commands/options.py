@@ -93,6 +93,19 @@ KvBudget = Annotated[
     ),
 ]  # fmt: skip
 
+Draft = Annotated[
+    str,
+    typer.Option(
+        "--draft", metavar="MODEL|auto|lookup|none",
+        help="Guess tokens and verify them in one batch: with a small model of the same "
+        "vocabulary, and from what the text repeats (lookup). The text stays as it is without; "
+        "guesses that do not pay stop.",
+    ),
+]  # fmt: skip
+DraftMax = Annotated[
+    int, typer.Option("--draft-max", metavar="N", help="Most guesses that are verified at once.")
+]
+
 # ---- sampling
 MaxTokens = Annotated[
     int, typer.Option("-n", "--max-tokens", metavar="N", help="Most tokens to write.")
@@ -128,6 +141,28 @@ Stop = Annotated[
     list[str] | None,
     typer.Option(
         "--stop", metavar="TEXT", help="Stop before this text; may be given several times.",
+        show_default=False,
+    ),
+]  # fmt: skip
+
+# ---- conversation
+System = Annotated[
+    str, typer.Option("--system", metavar="TEXT", help="A text that opens the conversation.")
+]
+Style = Annotated[
+    str,
+    typer.Option(
+        "--style", metavar="NAME",
+        help="How messages are framed: dialogue, plain, template (the file's own), or that of a "
+        "family, such as dialogpt; docs/chat.md has the list.",
+        show_default="the model's own",
+    ),
+]  # fmt: skip
+SessionFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--session", metavar="FILE",
+        help="Continue the conversation in FILE, if there is one, and keep it there at the end.",
         show_default=False,
     ),
 ]  # fmt: skip

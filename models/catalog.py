@@ -140,7 +140,7 @@ def _blooms() -> Iterator[CatalogModel]:
                 f"bigscience/{family}-{size}", _BLOOM,
                 _sized(n_layer, n_embd, n_head, 250880, 2048),
                 draft=_BLOOM_DRAFT if n_embd > 2048 else None,
-                style="plain" if family == "bloomz" else "dialogue",
+                style="bloomz" if family == "bloomz" else "dialogue",
             )  # fmt: skip
 
 
@@ -213,20 +213,23 @@ def _neox_relatives() -> Iterator[CatalogModel]:
         "togethercomputer/GPT-NeoXT-Chat-Base-20B", _NEOX, _NEOX_20B, weights="bin",
         draft=_SMALL_DRAFT, style="human-bot",
     )  # fmt: skip
-    yield CatalogModel(
-        "rinna/japanese-gpt-neox-3.6b", _NEOX,
-        Geometry(36, 2816, 22, 11264, 32000, 2048, rotary=1.0, parallel=False),
-    )  # fmt: skip
+    for suffix in ("", "-instruction-sft", "-instruction-sft-v2", "-instruction-ppo"):
+        yield CatalogModel(
+            f"rinna/japanese-gpt-neox-3.6b{suffix}", _NEOX,
+            Geometry(36, 2816, 22, 11264, 32000, 2048, rotary=1.0, parallel=False),
+            style="rinna" if suffix else "japanese",
+        )  # fmt: skip
     yield CatalogModel(
         "cyberagent/open-calm-7b", _NEOX,
         Geometry(32, 4096, 32, 16384, 52224, 2048, rotary=1.0, parallel=False), weights="bin",
+        style="japanese",
     )  # fmt: skip
 
 
 def _gptj_relatives() -> Iterator[CatalogModel]:
     for name, style in (
-        ("togethercomputer/GPT-JT-6B-v1", "plain"), ("PygmalionAI/pygmalion-6b", "dialogue"),
-        ("nomic-ai/gpt4all-j", "instruction"), ("databricks/dolly-v1-6b", "instruction"),
+        ("togethercomputer/GPT-JT-6B-v1", "plain"), ("PygmalionAI/pygmalion-6b", "pygmalion"),
+        ("nomic-ai/gpt4all-j", "gpt4all"), ("databricks/dolly-v1-6b", "instruction"),
     ):  # fmt: skip
         yield CatalogModel(name, _GPTJ, _GPTJ_6B, weights="bin", draft=_GPT2_DRAFT, style=style)
 
@@ -246,9 +249,13 @@ CATALOG: tuple[CatalogModel, ...] = (
     *_gptj_relatives(),
     *_cerebras(),
     CatalogModel(
-        "rinna/japanese-gpt2-medium", _GPT2, _sized(24, 1024, 16, 32000, 1024), dtype="F32"
+        "rinna/japanese-gpt2-medium", _GPT2, _sized(24, 1024, 16, 32000, 1024), dtype="F32",
+        style="japanese",
     ),
-    CatalogModel("rinna/japanese-gpt2-small", _GPT2, _sized(12, 768, 12, 32000, 1024), dtype="F32"),
+    CatalogModel(
+        "rinna/japanese-gpt2-small", _GPT2, _sized(12, 768, 12, 32000, 1024), dtype="F32",
+        style="japanese",
+    ),
 )  # fmt: skip
 
 

@@ -83,4 +83,3 @@ def kernels_switched(on: bool) -> Iterator[None]:
         yield
     finally:
         switch(True)
-

@@ -7,6 +7,7 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from .text_rules import TextRules, read_text_rules
 from .unigram import UnigramTokenizer, check_unigram, read_unigram
 
 # llama_token_type
-_UNUSED, _BYTE = 5, 6
+_CONTROL, _UNUSED, _BYTE = 3, 5, 6
 _UNKNOWN_KEY = "tokenizer.ggml.unknown_token_id"
 _INT32_MIN = -(1 << 31)
 
@@ -140,6 +141,25 @@ class Vocab:
         if token == self.eos and not self._names_end:
             return False
         return bool(llama_cpp.llama_vocab_is_eog(self._pointer, token))
+
+    def special_texts(self) -> list[str]:
+        """Every special (control) token, as it is spelled."""
+        metadata = self._header.metadata
+        pairs = zip(
+            metadata.get("tokenizer.ggml.tokens", ()),
+            metadata.get("tokenizer.ggml.token_type", ()),
+            strict=False,
+        )
+        return [text for text, kind in pairs if kind == _CONTROL and text]
+
+    def special_text(self, name: str) -> str:
+        """How the "bos" or "eos" token is spelled; "" if there is none."""
+        metadata = self._header.metadata
+        # llama.cpp has its own idea of one that the file does not name
+        token = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        if not isinstance(token, int):
+            return ""
+        return next(islice(metadata.get("tokenizer.ggml.tokens", ()), token, None), "")
 
 
 @functools.cache

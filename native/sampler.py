@@ -2,11 +2,57 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
 
 from .owner import Owner
+
+#: ``llama_token_data`` of llama.h
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """Probabilities of the tokens that can be drawn: ``ids`` (n,), each once, ``p`` (n,)."""
+
+    ids: NDArray[np.int32]
+    p: NDArray[np.float64]
+
+    def of(self, token: int) -> float:
+        """The probability of a token."""
+        return float(self.p[self.ids == token].sum())
+
+    def draw(self, uniform: float) -> int:
+        """The token at a place of the unit interval."""
+        at = int(np.searchsorted(np.cumsum(self.p), uniform * float(self.p.sum()), side="right"))
+        return int(self.ids[min(at, len(self.ids) - 1)])
+
+    def without(self, other: Distribution) -> Distribution:
+        """What remains of it where ``other`` is taken off and what falls below zero left out.
+
+        The residual of speculative sampling, ``max(0, p - q)`` made a distribution (Leviathan et
+        al. 2023, https://arxiv.org/abs/2211.17192, section 2.3).
+        """
+        order = np.argsort(other.ids)
+        at = order[np.searchsorted(other.ids, self.ids, sorter=order).clip(max=len(order) - 1)]
+        rest = np.maximum(self.p - np.where(other.ids[at] == self.ids, other.p[at], 0), 0)
+        total = rest.sum()
+        # nothing is left only where both are the same: then a rejection was a rounding error
+        return Distribution(self.ids, rest / total) if total > 0 else self
+
+
+@functools.lru_cache(maxsize=2)
+def _candidates(n_vocab: int) -> NDArray[np.void]:
+    """Every token, (n_vocab,), without logits."""
+    candidates = np.zeros(n_vocab, _CANDIDATE)
+    candidates["id"] = np.arange(n_vocab, dtype=np.int32)
+    return candidates
 
 
 class SamplerChain(Owner):
@@ -49,6 +95,24 @@ class SamplerChain(Owner):
     def add_greedy(self) -> None:
         """End of the chain: take the likeliest."""
         self._add(llama_cpp.llama_sampler_init_greedy())
+
+    def distribution(self, logits: NDArray[np.float32]) -> Distribution:
+        """What the chain, which must not end with a draw, leaves of a row of logits (n_vocab,)."""
+        candidates = _candidates(len(logits)).copy()
+        candidates["logit"] = logits
+        data = candidates.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data))
+        array = llama_cpp.llama_token_data_array(
+            data=data, size=len(candidates), selected=-1, sorted=False
+        )
+        llama_cpp.llama_sampler_apply(self._pointer, ctypes.byref(array))
+        # a sampler may have put the candidates elsewhere
+        kept = np.ctypeslib.as_array(array.data, (array.size,))
+        weights = np.exp(kept["logit"].astype(np.float64) - kept["logit"].max())
+        return Distribution(kept["id"].copy(), weights / weights.sum())
+
+    def forget(self) -> None:
+        """Forget every token that was accepted."""
+        llama_cpp.llama_sampler_reset(self._pointer)
 
     def accept(self, token: int) -> None:
         """Let the chain remember a token that it did not draw."""

@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from infer_os.models.rotation import ROTATION_KEY
 from infer_os.native.backend import SWITCHED_OFF, KernelStatus
@@ -22,13 +25,19 @@ from infer_os.native.owner import Owner
 
 from .errors import PromptError
 from .kv_cache import FAILED, INTERRUPTED, KvStatus, SavedRows, StagedCache
-from .kv_schedule import KvModel, has_flash_attention
+from .kv_schedule import KvModel, cells_for, has_flash_attention
 from .loading import drop_pages
 from .memory import MemoryUse, read_memory_use
 from .plan import Plan
 from .prepare import load_model, plan_file
-from .sampler import LlamaSampler, Sampler
-from .settings import EngineSettings, SamplingSettings
+from .sampler import LlamaFilter, LlamaSampler, Sampler, TokenFilter
+from .settings import MOST_GUESSES, EngineSettings, SamplingSettings
+from .speculative.rounding import rows_alike
+
+if TYPE_CHECKING:
+    from infer_os.models.shape import ModelShape
+
+    from .speculative.speculation import Speculation
 
 #: Bytes of rows that are held besides the cache while a session is saved.
 _SAVED_BATCH = 1 << 20
@@ -54,10 +63,21 @@ class Vocabulary(Protocol):
         """Whether the token ends a generation."""
         ...
 
+    def special_texts(self) -> Sequence[str]:
+        """Every special token, as it is spelled."""
+        ...
+
+    def special_text(self, name: str) -> str:
+        """How the "bos" or "eos" token is spelled; "" if there is none."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What was loaded, by which plan. ``notes`` are warnings for the user."""
+    """What was loaded, by which plan. ``notes`` are warnings for the user.
+
+    ``style`` names the prompt style of the model.
+    """
 
     path: Path
     graph: str
@@ -67,6 +87,7 @@ class EngineInfo:
     plan: Plan | None
     chat_template: str | None
     notes: tuple[str, ...]
+    style: str = "dialogue"
     kernels: KernelStatus = SWITCHED_OFF
 
 
@@ -104,12 +125,42 @@ class Engine(Protocol):
         """
         ...
 
+    @property
+    def room(self) -> int:
+        """Tokens that can be appended before the cache has to change."""
+        ...
+
+    def rows_alike(self) -> int:
+        """Most tokens of a batch whose logits are those of single steps, bit for bit."""
+        ...
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """What guesses tokens for it, if anything does."""
+        ...
+
+    def new_filter(self, settings: SamplingSettings) -> TokenFilter:
+        """What a sampler does before it draws; the caller closes it."""
+        ...
+
     def step(self, token: int) -> None:
         """Append one token and compute its logits."""
         ...
 
-    def sample(self, sampler: Sampler) -> int:
-        """Draw a token from the last logits."""
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Append tokens in one batch and compute the logits of each."""
+        ...
+
+    def trim(self, n_tokens: int) -> None:
+        """Forget all but the first tokens; the logits stay as they are."""
+        ...
+
+    def sample(self, sampler: Sampler, row: int = -1) -> int:
+        """Draw a token from a row of the last batch's logits; -1 is the last."""
+        ...
+
+    def logits(self, row: int = -1) -> NDArray[np.float32]:
+        """A row of the last batch's logits, (n_vocab,); valid until the next token."""
         ...
 
     def export_rows(self, n_tokens: int) -> tuple[KvFormat, Iterator[SavedRows]]:
@@ -155,6 +206,7 @@ class LlamaEngine(Owner):
         *,
         progress: Callable[[float], None] | None = None,
         warmed: Callable[[int, int], None] | None = None,
+        draft: ModelShape | None = None,
     ) -> None:
         """Plan, check, load and allocate.
 
@@ -163,6 +215,7 @@ class LlamaEngine(Owner):
             settings: how.
             progress: called with 0.0 to 1.0 while llama.cpp loads.
             warmed: called with bytes done and in all while the file is prefetched.
+            draft: the shape of a draft model that the plan must have room for, too.
 
         Raises:
             GgufError: the file cannot be used.
@@ -172,19 +225,22 @@ class LlamaEngine(Owner):
         """
         header = read_gguf_header(path)
         kv = kv_model(header, settings.n_threads)
-        plan, notes = plan_file(header, settings, kv)
+        plan, notes = plan_file(header, settings, kv, draft)
         with ExitStack() as stack:
             if settings.drop_pages:
                 stack.callback(_drop_pages, path)
             model = stack.enter_context(
                 load_model(path, settings, plan, progress=progress, warmed=warmed)
             )
-            cache = stack.enter_context(StagedCache(model, kv, plan.schedule))
+            cache = stack.enter_context(StagedCache(model, kv, plan.schedule, settings.n_outputs))
             self._owned = stack.pop_all()
         self._cache = cache
         self._stage_end = cache.stage.up_to
         self._tokens: list[int] = []
         self._dirty = False
+        self.speculation: Speculation | None = None
+        self._load = settings.load
+        self._matrix_types = frozenset(t.type.name for t in header.tensors if len(t.shape) > 1)
         self.vocab = model.vocab
         # llama.cpp rounds the size of a cache up: what was asked for is the promise
         self.n_ctx = plan.sizes.n_ctx
@@ -213,6 +269,21 @@ class LlamaEngine(Owner):
     def new_sampler(self, settings: SamplingSettings) -> LlamaSampler:
         """A sampler for this model; the caller closes it."""
         return LlamaSampler(settings, self.vocab.n_tokens)
+
+    @property
+    def room(self) -> int:
+        """See :meth:`Engine.room`."""
+        return self._stage_end - len(self._tokens)
+
+    def rows_alike(self) -> int:
+        """See :meth:`Engine.rows_alike`."""
+        stage = self._cache.stage
+        n_cells = cells_for(len(self._tokens) + MOST_GUESSES + 1)
+        return rows_alike(self._matrix_types, self._load, (stage.type_k, stage.type_v), n_cells)
+
+    def new_filter(self, settings: SamplingSettings) -> LlamaFilter:
+        """See :meth:`Engine.new_filter`."""
+        return LlamaFilter(settings, self.vocab.n_tokens)
 
     def feed(self, tokens: Sequence[int]) -> int:
         """See :meth:`Engine.feed`."""
@@ -250,9 +321,27 @@ class LlamaEngine(Owner):
         self._tokens.append(token)
         self._dirty = False
 
-    def sample(self, sampler: Sampler) -> int:
+    def extend(self, tokens: Sequence[int]) -> None:
+        """See :meth:`Engine.extend`."""
+        held = len(self._tokens)
+        if self._dirty or held + len(tokens) > self._stage_end:
+            self._make_room(held, held + len(tokens))
+        self._dirty = True
+        self._cache.context.decode(tokens, held, outputs=len(tokens))
+        self._tokens.extend(tokens)
+        self._dirty = False
+
+    def trim(self, n_tokens: int) -> None:
+        """See :meth:`Engine.trim`."""
+        self._cut(n_tokens)
+
+    def sample(self, sampler: Sampler, row: int = -1) -> int:
         """See :meth:`Engine.sample`."""
-        return sampler.draw(self._cache.context)
+        return sampler.draw(self._cache.context, row)
+
+    def logits(self, row: int = -1) -> NDArray[np.float32]:
+        """See :meth:`Engine.logits`."""
+        return self._cache.context.logits(row)
 
     def _cut(self, n_tokens: int) -> None:
         # after an interrupted decode the cache may hold more than the list says
@@ -328,7 +417,9 @@ class LlamaEngine(Owner):
         return read_memory_use(self.info.path, self.context, self.vocab.n_tokens, planned)
 
     def close(self) -> None:
-        """Free the context, then the model."""
+        """Free what guesses, the context, then the model."""
+        if self.speculation is not None:
+            self.speculation.close()
         self._owned.close()
 
 

@@ -3,6 +3,7 @@
 RuntimeFailure
 ├── SettingsError   an option's value that cannot work
 ├── PromptError     a prompt that is empty or does not fit the context
+├── TemplateFailure a chat template that cannot be rendered
 ├── SessionError    a session file that cannot be written, or must not be continued
 └── MemoryShortage  a model that does not fit into this machine's memory
     └── LockShortage  weights that may not be locked
@@ -26,6 +27,10 @@ class SettingsError(RuntimeFailure):
 
 class PromptError(RuntimeFailure):
     """A prompt that cannot be processed."""
+
+
+class TemplateFailure(RuntimeFailure):
+    """A chat template that cannot be used."""
 
 
 class SessionError(RuntimeFailure):

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from infer_os.native.kv_state import KvFormat
+from infer_os.native.sampler import Distribution
 
 from .engine import EngineInfo, shared_prefix
 from .errors import PromptError
@@ -13,9 +17,11 @@ from .kv_cache import KvStatus, SavedRows
 from .memory import MemoryUse
 from .sampler import Sampler
 from .settings import SamplingSettings
+from .speculative.speculation import Speculation
 
-#: Token that ends a generation.
+#: Token that ends a generation, and how it is spelled.
 END = 256
+END_TEXT = "<|endoftext|>"
 
 #: Decides the next token from the tokens held so far.
 Script = Callable[[Sequence[int]], int]
@@ -27,8 +33,13 @@ class ByteVocabulary:
     def tokenize(
         self, text: str | bytes, *, add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
-        """The text's UTF-8 bytes."""
-        return list(text.encode() if isinstance(text, str) else text)
+        """The text's UTF-8 bytes, and its end tokens where special tokens are read."""
+        data = text.encode() if isinstance(text, str) else text
+        parts = data.split(END_TEXT.encode()) if parse_special else [data]
+        tokens = list(parts[0])
+        for part in parts[1:]:
+            tokens += [END, *part]
+        return tokens
 
     def piece(self, token: int) -> bytes:
         """The byte."""
@@ -38,6 +49,14 @@ class ByteVocabulary:
         """Whether it is token 256."""
         return token == END
 
+    def special_texts(self) -> list[str]:
+        """The end token."""
+        return [END_TEXT]
+
+    def special_text(self, name: str) -> str:
+        """The end token; there is no start token."""
+        return END_TEXT if name == "eos" else ""
+
 
 class FakeSampler:
     """Takes what the script says."""
@@ -45,7 +64,7 @@ class FakeSampler:
     def __init__(self) -> None:
         self.remembered: list[int] = []
 
-    def draw(self, source: int) -> int:
+    def draw(self, source: int, row: int = -1) -> int:
         """The scripted token."""
         return source
 
@@ -57,19 +76,42 @@ class FakeSampler:
         """Nothing to free."""
 
 
+class FakeFilter:
+    """Leaves every token that a row of logits has."""
+
+    def begin(self, tokens: Sequence[int]) -> None:
+        """Nothing is remembered."""
+
+    def accept(self, token: int) -> None:
+        """Nothing is remembered."""
+
+    def distribution(self, logits: NDArray[np.float32]) -> Distribution:
+        """Softmax."""
+        p = np.exp(logits.astype(np.float64))
+        return Distribution(np.arange(len(logits), dtype=np.int32), p / p.sum())
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
 class FakeEngine:
     """An :class:`~.engine.Engine` whose next token is ``script(tokens held)``.
 
     ``computed`` counts the tokens that a model would have computed.
     """
 
-    def __init__(self, script: Script, n_ctx: int = 64) -> None:
+    def __init__(
+        self, script: Script, n_ctx: int = 64, *, chat_template: str | None = None
+    ) -> None:
         self._script = script
         self._tokens: list[int] = []
+        # the tokens that each row of logits has behind it
+        self._rows: list[list[int]] = []
+        self.speculation: Speculation | None = None
         self.vocab = ByteVocabulary()
         self.n_ctx = n_ctx
         self.computed = 0
-        self.info = EngineInfo(Path("fake.gguf"), "fake", "Fake", n_ctx, 1, None, None, ())
+        self.info = EngineInfo(Path("fake.gguf"), "fake", "Fake", n_ctx, 1, None, chat_template, ())
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -88,17 +130,46 @@ class FakeEngine:
             raise PromptError(f"the prompt has {len(tokens)} tokens, the context {self.n_ctx}")
         shared = min(shared_prefix(self._tokens, tokens), len(tokens) - 1)
         self._tokens = list(tokens)
+        self._rows = [list(tokens)]
         self.computed += len(tokens) - shared
         return len(tokens) - shared
 
+    @property
+    def room(self) -> int:
+        """All of the context."""
+        return self.n_ctx - len(self._tokens)
+
+    def rows_alike(self) -> int:
+        """A script does not round."""
+        return self.n_ctx
+
+    def new_filter(self, settings: SamplingSettings) -> FakeFilter:
+        """A filter that leaves what the script says."""
+        return FakeFilter()
+
     def step(self, token: int) -> None:
         """Append a token."""
-        self._tokens.append(token)
-        self.computed += 1
+        self.extend([token])
 
-    def sample(self, sampler: Sampler) -> int:
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Append tokens."""
+        self._rows = [[*self._tokens, *tokens[: i + 1]] for i in range(len(tokens))]
+        self._tokens.extend(tokens)
+        self.computed += len(tokens)
+
+    def trim(self, n_tokens: int) -> None:
+        """Forget the others."""
+        del self._tokens[n_tokens:]
+
+    def sample(self, sampler: Sampler, row: int = -1) -> int:
         """The scripted token."""
-        return sampler.draw(self._script(self._tokens))
+        return sampler.draw(self._script(self._rows[row]))
+
+    def logits(self, row: int = -1) -> NDArray[np.float32]:
+        """All of the weight on the scripted token."""
+        logits = np.full(END + 1, -100, np.float32)
+        logits[self._script(self._rows[row])] = 0
+        return logits
 
     def export_rows(self, n_tokens: int) -> tuple[KvFormat, Iterator[SavedRows]]:
         """No rows."""

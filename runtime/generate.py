@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Protocol
 
 from infer_os.native.errors import ContextFull, Interrupted
 from infer_os.native.interrupt import interruptible
@@ -13,6 +14,7 @@ from infer_os.native.interrupt import interruptible
 from .engine import Engine
 from .sampler import Sampler
 from .settings import SamplingSettings, StopSettings
+from .speculative.source import SpeculativeSource
 from .text import TextStream
 
 
@@ -67,8 +69,61 @@ class Completion:
     timings: Timings
 
 
+class TokenSource(Protocol):
+    """Where tokens come from. The engine then holds all tokens but the last one drawn."""
+
+    def start(self, prompt: Sequence[int]) -> int:
+        """Compute a prompt; returns the number of tokens computed."""
+        ...
+
+    def first(self) -> int:
+        """The token behind the prompt."""
+        ...
+
+    def advance(self, token: int, limit: int) -> list[int]:
+        """Append a token; returns the next ones, from 1 to ``limit``."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+class PlainSource:
+    """One token at a time."""
+
+    def __init__(self, engine: Engine, sampler: Sampler) -> None:
+        self._engine, self._sampler = engine, sampler
+
+    def start(self, prompt: Sequence[int]) -> int:
+        """See :meth:`TokenSource.start`."""
+        n_computed = self._engine.feed(prompt)
+        self._sampler.remember(prompt)
+        return n_computed
+
+    def first(self) -> int:
+        """See :meth:`TokenSource.first`."""
+        return self._engine.sample(self._sampler)
+
+    def advance(self, token: int, limit: int) -> list[int]:
+        """See :meth:`TokenSource.advance`."""
+        self._engine.step(token)
+        return [self._engine.sample(self._sampler)]
+
+    def close(self) -> None:
+        """Free the sampler."""
+        self._sampler.close()
+
+
+def token_source(engine: Engine, sampling: SamplingSettings) -> TokenSource:
+    """How an engine generates: with guesses, if it has something to guess with."""
+    if engine.speculation is not None:
+        return SpeculativeSource(engine, engine.speculation, sampling)
+    return PlainSource(engine, engine.new_sampler(sampling))
+
+
 def stream_tokens(
-    engine: Engine, prompt: Sequence[int], sampler: Sampler, max_tokens: int, state: Generation
+    engine: Engine, prompt: Sequence[int], source: TokenSource, max_tokens: int, state: Generation
 ) -> Iterator[int]:
     """Token loop: feed the prompt, then draw and append until something ends it.
 
@@ -78,33 +133,31 @@ def stream_tokens(
     timings = state.timings
     started = time.perf_counter()
     timings.prompt_tokens = len(prompt)
-    timings.computed_tokens = engine.feed(prompt)
-    sampler.remember(prompt)
+    timings.computed_tokens = source.start(prompt)
     timings.prefill_s = time.perf_counter() - started
-    is_end, sample, step, n_ctx = engine.vocab.is_end, engine.sample, engine.step, engine.n_ctx
+    is_end, advance, n_ctx = engine.vocab.is_end, source.advance, engine.n_ctx
     held = len(prompt)
-    first = 0.0
+    drawn = [source.first()]
+    first = time.perf_counter()
+    timings.first_token_s = first - started
     while True:
-        token = sample(sampler)
-        now = time.perf_counter()
-        if not state.tokens:
-            first = now
-            timings.first_token_s = now - started
-        state.tokens.append(token)
-        timings.completion_tokens = len(state.tokens)
-        timings.decode_s = now - first
-        if is_end(token):
-            state.finish_reason = FinishReason.END
-            return
-        yield token
-        if len(state.tokens) >= max_tokens:
-            state.finish_reason = FinishReason.LENGTH
-            return
-        if held >= n_ctx:
-            state.finish_reason = FinishReason.CONTEXT
-            return
-        step(token)
-        held += 1
+        timings.decode_s = time.perf_counter() - first
+        for token in drawn:
+            state.tokens.append(token)
+            timings.completion_tokens = len(state.tokens)
+            if is_end(token):
+                state.finish_reason = FinishReason.END
+                return
+            yield token
+            if len(state.tokens) >= max_tokens:
+                state.finish_reason = FinishReason.LENGTH
+                return
+            if held >= n_ctx:
+                state.finish_reason = FinishReason.CONTEXT
+                return
+            held += 1
+        # behind the token that is appended, the context has room for so many
+        drawn = advance(token, min(max_tokens - len(state.tokens), n_ctx - held + 1))
 
 
 def stream_text(
@@ -116,10 +169,10 @@ def stream_text(
 ) -> Generator[str, None, None]:
     """Text loop: whole characters, nothing of a stop string, Ctrl-C as an ordinary end."""
     text = TextStream(stop.strings)
-    sampler = engine.new_sampler(sampling)
+    source = token_source(engine, sampling)
     try:
         with interruptible():
-            for token in stream_tokens(engine, prompt, sampler, stop.max_tokens, state):
+            for token in stream_tokens(engine, prompt, source, stop.max_tokens, state):
                 if chunk := text.push(engine.vocab.piece(token)):
                     yield chunk
                 if text.stopped:
@@ -130,7 +183,7 @@ def stream_text(
     except ContextFull:
         state.finish_reason = FinishReason.CONTEXT
     finally:
-        sampler.close()
+        source.close()
     if chunk := text.finish():
         yield chunk
 

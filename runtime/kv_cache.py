@@ -79,13 +79,20 @@ class StagedCache(Owner):
     ``notes`` collects what a user should know about changes of stage.
     """
 
-    def __init__(self, model: Model, kv: KvModel, schedule: KvSchedule) -> None:
+    def __init__(self, model: Model, kv: KvModel, schedule: KvSchedule, n_outputs: int = 1) -> None:
         """Allocate the first stage.
+
+        Args:
+            model: its weights.
+            kv: the model's cache.
+            schedule: the stages.
+            n_outputs: rows of logits that a batch may have.
 
         Raises:
             ModelLoadError: llama.cpp cannot create the context.
         """
         self._model, self._kv, self.schedule = model, kv, schedule
+        self._n_outputs = n_outputs
         self.notes: list[str] = []
         self.bytes = KvBytes()
         self._context: Context | None = None
@@ -278,6 +285,7 @@ class StagedCache(Owner):
                 # what was asked for decides the size of a batch; the cells are rounded up
                 n_ctx=stage.up_to, n_threads=self._kv.n_threads, type_k=stage.type_k,
                 type_v=stage.type_v, window=True, rotate=self._kv.rotates,
+                n_outputs_max=self._n_outputs,
             ),
         )  # fmt: skip
         self._stage, self._rotates = stage, self._context.rotates

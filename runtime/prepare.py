@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from infer_os.models.shape import ModelShape
 from infer_os.native.backend import faster_layouts, kernel_status
 from infer_os.native.gguf_file import GgufHeader
 from infer_os.native.model import Model
@@ -32,9 +33,15 @@ def choose_context(header: GgufHeader, asked: int) -> tuple[int, tuple[str, ...]
 
 
 def plan_file(
-    header: GgufHeader, settings: EngineSettings, kv: KvModel
+    header: GgufHeader, settings: EngineSettings, kv: KvModel, draft: ModelShape | None = None
 ) -> tuple[Plan, tuple[str, ...]]:
     """The plan of a file as it is about to be loaded, and warnings for the user.
+
+    Args:
+        header: the file's.
+        settings: how it is loaded.
+        kv: the model's cache.
+        draft: a draft model that is loaded beside it.
 
     Raises:
         GgufError: a size in the header that is no number.
@@ -45,10 +52,10 @@ def plan_file(
     shape = header_shape(header)
     limit = settings.memory or read_memory().usable
     weights = shape.options[0]
-    sizes = Sizes(n_ctx, n_threads=settings.n_threads)
+    sizes = Sizes(n_ctx, n_threads=settings.n_threads, n_outputs=settings.n_outputs)
     status = kernel_status(settings.native)
     budget = Budget(limit, repacked=faster_layouts(status))
-    planner = Planner(shape, sizes, budget)
+    planner = Planner(shape, sizes, budget, draft)
     kv_notes: tuple[str, ...] = ()
     if settings.kv == "auto" and not settings.kv_budget:
         # if none fits, the plan says by how much

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from infer_os.native.context import Context
-from infer_os.native.sampler import SamplerChain
+from infer_os.native.sampler import Distribution, SamplerChain
 
 from .settings import SamplingSettings
 
@@ -14,12 +17,32 @@ from .settings import SamplingSettings
 class Sampler(Protocol):
     """Draws tokens and remembers what was drawn."""
 
-    def draw(self, source: Any) -> int:
-        """Draw from the logits that the engine hands over."""
+    def draw(self, source: Any, row: int = -1) -> int:
+        """Draw from a row of the logits that the engine hands over; -1 is the last."""
         ...
 
     def remember(self, tokens: Iterable[int]) -> None:
         """Take tokens of the prompt into account, for the repetition penalty."""
+        ...
+
+    def close(self) -> None:
+        """Free it."""
+        ...
+
+
+class TokenFilter(Protocol):
+    """What the settings leave of a row of logits, before anything is drawn."""
+
+    def begin(self, tokens: Sequence[int]) -> None:
+        """The text so far is this, for the repetition penalty."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """The text has one more token."""
+        ...
+
+    def distribution(self, logits: NDArray[np.float32]) -> Distribution:
+        """The tokens that may be drawn, with their probabilities."""
         ...
 
     def close(self) -> None:
@@ -32,31 +55,67 @@ class LlamaSampler:
 
     def __init__(self, settings: SamplingSettings, n_vocab: int) -> None:
         self._chain = SamplerChain()
-        self._penalized = settings.repeat_penalty != 1 and settings.repeat_last_n > 0
-        if self._penalized:
-            self._chain.add_penalties(n_vocab, settings.repeat_last_n, settings.repeat_penalty)
+        self._penalizes = settings.penalizes
+        add_filters(self._chain, settings, n_vocab)
         if settings.temperature == 0:
             self._chain.add_greedy()
-            return
-        if settings.top_k:
-            self._chain.add_top_k(settings.top_k)
-        if settings.top_p < 1:
-            self._chain.add_top_p(settings.top_p)
-        if settings.min_p:
-            self._chain.add_min_p(settings.min_p)
-        self._chain.add_temperature(settings.temperature)
-        self._chain.add_draw(settings.chosen_seed())
+        else:
+            self._chain.add_draw(settings.chosen_seed())
 
-    def draw(self, source: Context) -> int:
-        """Draw from the context's last row of logits."""
-        return source.sample(self._chain)
+    def draw(self, source: Context, row: int = -1) -> int:
+        """Draw from a row of the context's logits."""
+        return source.sample(self._chain, row)
 
     def remember(self, tokens: Iterable[int]) -> None:
         """See :meth:`Sampler.remember`."""
-        if self._penalized:
+        if self._penalizes:
             for token in tokens:
                 self._chain.accept(token)
 
     def close(self) -> None:
         """Free the chain."""
         self._chain.close()
+
+
+class LlamaFilter:
+    """The same chain without the draw."""
+
+    def __init__(self, settings: SamplingSettings, n_vocab: int) -> None:
+        self._chain = SamplerChain()
+        self._window = settings.repeat_last_n if settings.penalizes else 0
+        add_filters(self._chain, settings, n_vocab)
+
+    def begin(self, tokens: Sequence[int]) -> None:
+        """See :meth:`TokenFilter.begin`."""
+        if self._window:
+            self._chain.forget()
+            for token in tokens[-self._window :]:
+                self._chain.accept(token)
+
+    def accept(self, token: int) -> None:
+        """See :meth:`TokenFilter.accept`."""
+        if self._window:
+            self._chain.accept(token)
+
+    def distribution(self, logits: NDArray[np.float32]) -> Distribution:
+        """See :meth:`TokenFilter.distribution`."""
+        return self._chain.distribution(logits)
+
+    def close(self) -> None:
+        """Free the chain."""
+        self._chain.close()
+
+
+def add_filters(chain: SamplerChain, settings: SamplingSettings, n_vocab: int) -> None:
+    """Everything before the draw; at temperature 0 only what changes which token is likeliest."""
+    if settings.penalizes:
+        chain.add_penalties(n_vocab, settings.repeat_last_n, settings.repeat_penalty)
+    if settings.temperature == 0:
+        return
+    if settings.top_k:
+        chain.add_top_k(settings.top_k)
+    if settings.top_p < 1:
+        chain.add_top_p(settings.top_p)
+    if settings.min_p:
+        chain.add_min_p(settings.min_p)
+    chain.add_temperature(settings.temperature)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
 from infer_os.models.styles import STYLES, PromptStyle
 
 from .engine import Engine, Vocabulary
-from .errors import PromptError
+from .errors import PromptError, SettingsError
+from .frame import Frame, StyleFrame, Turn
 from .generate import FinishReason, Generation, stream_text
 from .settings import SamplingSettings, StopSettings
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One message and its reply, as they stand in the cache."""
-
-    tokens: tuple[int, ...]
+from .template import TemplateFrame
+from .text import replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +22,33 @@ class SessionRecord:
     """A conversation without its engine: what a session file keeps of it."""
 
     style: str
-    system: tuple[int, ...]
-    turns: tuple[tuple[int, ...], ...]
+    system: str
+    turns: tuple[Turn, ...]
 
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """All of it, as it stands in a cache."""
-        return (*self.system, *(token for turn in self.turns for token in turn))
+
+def make_frame(style: str, engine: Engine) -> Frame:
+    """The frame of a style's name, or of the model's own chat template for ``template``.
+
+    Raises:
+        SettingsError: there is no such style, or the model has no template.
+        TemplateFailure: the template cannot be used.
+    """
+    info = engine.info
+    if style == TemplateFrame.name:
+        if info.chat_template is None:
+            raise SettingsError(
+                f"--style template: {info.path} has no chat template; --style {info.style} does "
+                "without one"
+            )
+        return TemplateFrame(info.chat_template, engine.vocab)
+    if style not in STYLES:
+        raise SettingsError(f"--style {style}: expected one of {', '.join(style_names())}")
+    return StyleFrame(STYLES[style], engine.vocab)
+
+
+def style_names() -> tuple[str, ...]:
+    """Every name that :func:`make_frame` takes."""
+    return (*STYLES, TemplateFrame.name)
 
 
 class Session:
@@ -42,29 +58,44 @@ class Session:
     it in a file sets it back.
     """
 
-    def __init__(self, engine: Engine, style: PromptStyle, system: str = "") -> None:
+    def __init__(self, engine: Engine, style: PromptStyle | Frame, system: str = "") -> None:
         """Start a conversation.
 
         Raises:
             PromptError: the system prompt alone fills the context.
+            TemplateFailure: a chat template refuses it.
         """
         self._engine = engine
-        self._style = style
-        head = style.system.format(text=system) if system else ""
-        self._system = tuple(engine.vocab.tokenize(head)) if head else self._opening()
-        if len(self._system) >= engine.n_ctx:
-            raise PromptError(
-                f"the system prompt has {len(self._system)} tokens; the context holds "
-                f"{engine.n_ctx}: raise --context"
-            )
+        self._frame: Frame = (
+            StyleFrame(style, engine.vocab) if isinstance(style, PromptStyle) else style
+        )
         self._turns: list[Turn] = []
+        self._system = ""
+        self.system = system
         self.last = Generation()
         self.dropped_turns = 0
         self.changed = False
 
-    def _opening(self) -> tuple[int, ...]:
-        """What the model wants in front of any text (a start token, if it has one)."""
-        return tuple(self._engine.vocab.tokenize("", add_special=True))
+    @property
+    def system(self) -> str:
+        """The system prompt; what follows another one is computed again.
+
+        Raises:
+            PromptError: it alone fills the context; the old one stays.
+            TemplateFailure: a chat template refuses it.
+        """
+        return self._system
+
+    @system.setter
+    def system(self, text: str) -> None:
+        count = len(self._frame.tokens(text, (), ""))
+        if count >= self._engine.n_ctx:
+            raise PromptError(
+                f"the system prompt has {count} tokens; the context holds "
+                f"{self._engine.n_ctx}: raise --context"
+            )
+        self._system = text
+        self.changed = True
 
     @property
     def n_turns(self) -> int:
@@ -77,20 +108,28 @@ class Session:
         return self._engine
 
     @property
-    def style(self) -> PromptStyle:
+    def style(self) -> Frame:
         """The frame around its messages."""
-        return self._style
+        return self._frame
+
+    def tokens(self) -> list[int]:
+        """All of it, as it stands in a cache."""
+        return self._frame.tokens(self._system, self._turns, None)
 
     def record(self) -> SessionRecord:
         """What a session file keeps."""
-        turns = tuple(turn.tokens for turn in self._turns)
-        return SessionRecord(self._style.name, self._system, turns)
+        return SessionRecord(self._frame.name, self._system, tuple(self._turns))
 
     def resume(self, record: SessionRecord) -> None:
-        """Go on where a recorded conversation was."""
-        self._style = STYLES[record.style]
+        """Go on where a recorded conversation was.
+
+        Raises:
+            SettingsError: its style is unknown here.
+            TemplateFailure: the model's chat template cannot be used.
+        """
+        self._frame = make_frame(record.style, self._engine)
         self._system = record.system
-        self._turns = [Turn(tokens) for tokens in record.turns]
+        self._turns = list(record.turns)
         self.last = Generation()
         self.changed = True
 
@@ -98,6 +137,13 @@ class Session:
         """Forget every turn; the system prompt stays."""
         self._turns.clear()
         self.changed = True
+
+    def undo(self) -> Turn | None:
+        """Forget the last turn and return it; None if there is none."""
+        if not self._turns:
+            return None
+        self.changed = True
+        return self._turns.pop()
 
     def reply(self, message: str, sampling: SamplingSettings, stop: StopSettings) -> Generator[str]:
         """Answer a message, chunk by chunk; the turn is kept however the reply ends.
@@ -110,61 +156,86 @@ class Session:
         Raises:
             PromptError: the message alone does not fit.
         """
-        vocab, style = self._engine.vocab, self._style
-        opened = vocab.tokenize(
-            style.user.format(text=message) + style.assistant,
-            add_special=False, parse_special=False,
-        )  # fmt: skip
-        prompt = self._make_room(opened, stop.max_tokens)
+        prompt = self._make_room(message, stop.max_tokens)
         self.last = Generation()
-        stops = StopSettings(stop.max_tokens, (*stop.strings, *style.stops))
-        text = ""
+        stops = StopSettings(stop.max_tokens, (*stop.strings, *self._frame.stops))
+        drawn: list[str] = []
         try:
             stream = stream_text(self._engine, prompt, sampling, stops, self.last)
             with closing(stream):
-                for chunk in stream:
-                    text += chunk
-                    yield chunk
+                yield from replaced(
+                    _kept(self._up_to_end(stream), drawn), self._frame.newline, "\n"
+                )
         finally:
             if self.last.finish_reason is None:
                 self.last.finish_reason = FinishReason.INTERRUPT
-            self._turns.append(Turn((*opened, *self._closed_reply(text))))
+            self._turns.append(Turn(message, self._reply_tokens("".join(drawn))))
             self.changed = True
 
-    def _closed_reply(self, visible: str) -> tuple[int, ...]:
+    def _up_to_end(self, stream: Iterator[str]) -> Iterator[str]:
+        """The stream up to a special token that ends a turn, which shows in the tokens alone."""
+        shown = 0
+        for chunk in stream:
+            at = self._end_of_turn()
+            if at is not None:
+                self.last.finish_reason = FinishReason.END
+                data = b"".join(map(self._engine.vocab.piece, self.last.tokens[:at]))
+                yield data.decode("utf-8", "replace")[shown:]
+                return
+            yield chunk
+            shown += len(chunk)
+
+    def _end_of_turn(self) -> int | None:
+        """Where in the reply such a token stands."""
+        ends = self._frame.ends
+        return next((i for i, token in enumerate(self.last.tokens) if token in ends), None)
+
+    def _reply_tokens(self, visible: str) -> tuple[int, ...]:
         """The reply's tokens as later turns shall see them: without a stop string or end token.
 
         The drawn tokens are kept as they are, so that the cache can be; only what a stop string
         cuts out of the middle of a token is tokenized anew.
         """
         vocab = self._engine.vocab
-        tokens = list(self.last.tokens)
+        tokens = self.last.tokens[: self._end_of_turn()]
         if tokens and vocab.is_end(tokens[-1]):
             tokens.pop()
         if self.last.finish_reason is FinishReason.STOP:
             tokens = _cut_tokens(vocab, tokens, visible.encode())
-        end = vocab.tokenize(self._style.end, add_special=False, parse_special=False)
-        return (*tokens, *end)
+        return tuple(tokens)
 
-    def _make_room(self, opened: list[int], max_tokens: int) -> list[int]:
+    def _make_room(self, message: str, max_tokens: int) -> list[int]:
+        """The prompt for a message, after as many of the oldest turns as must are dropped."""
         n_ctx = self._engine.n_ctx
         reserve = min(max_tokens, n_ctx // 4)
-        if len(self._system) + len(opened) + 1 > n_ctx:
+        alone = len(self._frame.tokens(self._system, (), message))
+        if alone + 1 > n_ctx:
             raise PromptError(
-                f"the message has {len(opened)} tokens; the context of {n_ctx} has no room for it"
+                f"the message and what must precede it are {alone} tokens; the context of {n_ctx} "
+                "has no room for it"
             )
-        self.dropped_turns = 0
-        if self._length(opened) + reserve > n_ctx:
-            while self._turns and (
-                self._length(opened) + reserve > n_ctx
-                or (len(self._turns) > 1 and self._length(opened) > n_ctx // 2)
+        dropped = 0
+        prompt = self._prompt(dropped, message)
+        if len(prompt) + reserve > n_ctx:
+            while dropped < len(self._turns) and (
+                len(prompt) + reserve > n_ctx
+                or (dropped + 1 < len(self._turns) and len(prompt) > n_ctx // 2)
             ):
-                del self._turns[0]
-                self.dropped_turns += 1
-        return [*self._system, *(t for turn in self._turns for t in turn.tokens), *opened]
+                dropped += 1
+                prompt = self._prompt(dropped, message)
+        del self._turns[:dropped]
+        self.dropped_turns = dropped
+        return prompt
 
-    def _length(self, opened: list[int]) -> int:
-        return len(self._system) + sum(len(turn.tokens) for turn in self._turns) + len(opened)
+    def _prompt(self, dropped: int, message: str) -> list[int]:
+        return self._frame.tokens(self._system, self._turns[dropped:], message)
+
+
+def _kept(chunks: Iterator[str], kept: list[str]) -> Iterator[str]:
+    """The same chunks, which are kept besides."""
+    for chunk in chunks:
+        kept.append(chunk)
+        yield chunk
 
 
 def _cut_tokens(vocab: Vocabulary, tokens: list[int], visible: bytes) -> list[int]:

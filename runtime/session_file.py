@@ -33,18 +33,18 @@ from typing import BinaryIO
 
 import numpy as np
 
-from infer_os.models.styles import STYLES
 from infer_os.native.gguf_file import GgufHeader, read_gguf_header
 from infer_os.native.kv_state import KvFormat, KvGeometry, kv_geometry
 from infer_os.native.library import llama_version
 
 from .engine import shared_prefix
-from .errors import PromptError, SessionError
+from .errors import PromptError, SessionError, SettingsError, TemplateFailure
+from .frame import Turn
 from .kv_cache import SavedRows
-from .session import Session, SessionRecord
+from .session import Session, SessionRecord, make_frame
 
 _MAGIC = b"INFEROS-SESSION\0"
-_VERSION = 1
+_VERSION = 2
 _PREFIX = struct.Struct("<16sII")
 _HASH_BYTES = 32
 _LONGEST_HEADER = 64 << 20
@@ -53,7 +53,10 @@ _SAMPLE_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What a session file says before its rows. ``batch`` tokens share a state, the last fewer."""
+    """What a session file says before its rows. ``batch`` tokens share a state, the last fewer.
+
+    A turn is a message and the tokens of its reply.
+    """
 
     model: str
     model_name: str
@@ -64,8 +67,8 @@ class _Header:
     batch: int
     tokens: list[int]
     style: str
-    system: list[int]
-    turns: list[list[int]]
+    system: str
+    turns: list[tuple[str, list[int]]]
 
 
 def save_session(path: Path, session: Session, model: Path, cache_folder: Path) -> int:
@@ -85,14 +88,15 @@ def save_session(path: Path, session: Session, model: Path, cache_folder: Path) 
     key = _read_key(cache_folder)
     engine, record = session.engine, session.record()
     # what was forgotten, or cut off a reply, may still lie in the cache
-    tokens = record.tokens[: shared_prefix(engine.tokens, record.tokens)]
+    tokens = session.tokens()
+    del tokens[shared_prefix(engine.tokens, tokens) :]
     form, batches = engine.export_rows(len(tokens))
     first = next(batches, None)
     header = _Header(
         model_hash(read_gguf_header(model)), model.name, llama_version(),
         form.type_k, form.type_v, form.rotates,
-        first.n_cells if first else 0, list(tokens),
-        record.style, list(record.system), [list(turn) for turn in record.turns],
+        first.n_cells if first else 0, tokens,
+        record.style, record.system, [(turn.message, list(turn.reply)) for turn in record.turns],
     )  # fmt: skip
     text = json.dumps(asdict(header), separators=(",", ":")).encode()
     with _new_file(path) as file:
@@ -118,7 +122,7 @@ def load_session(path: Path, session: Session, model: Path, cache_folder: Path) 
     try:
         with path.open("rb") as file:
             header, tag = _read_header(path, file, key)
-            _check_fits_here(path, header, model)
+            _check_fits_here(path, header, session, model)
             form = KvFormat(header.type_k, header.type_v, header.rotates)
             geometry = kv_geometry(read_gguf_header(model))
             batches = _read_batches(path, file, header, (key, tag), geometry)
@@ -127,8 +131,8 @@ def load_session(path: Path, session: Session, model: Path, cache_folder: Path) 
         raise SessionError(f"{path}: cannot be read: {error.strerror}") from error
     except PromptError as error:
         raise SessionError(f"{path}: {error}") from error
-    turns = tuple(tuple(turn) for turn in header.turns)
-    session.resume(SessionRecord(header.style, tuple(header.system), turns))
+    turns = tuple(Turn(message, tuple(reply)) for message, reply in header.turns)
+    session.resume(SessionRecord(header.style, header.system, turns))
 
 
 def is_session(path: Path) -> bool:
@@ -188,15 +192,17 @@ def _changed(path: Path) -> SessionError:
     )
 
 
-def _check_fits_here(path: Path, header: _Header, model: Path) -> None:
+def _check_fits_here(path: Path, header: _Header, session: Session, model: Path) -> None:
     if header.model != model_hash(read_gguf_header(model)):
         raise SessionError(
             f"{path}: saved with another model ({header.model_name}), not with this {model.name}"
         )
     if header.llama != llama_version():
         raise SessionError(f"{path}: saved by {header.llama}; this is {llama_version()}")
-    if header.style not in STYLES:
-        raise SessionError(f"{path}: of style {header.style!r}, which this infer-os does not know")
+    try:
+        make_frame(header.style, session.engine)
+    except (SettingsError, TemplateFailure) as error:
+        raise SessionError(f"{path}: of style {header.style!r}: {error}") from error
 
 
 def _read_batches(

@@ -44,11 +44,18 @@ class SamplingSettings:
         good = self.seed is None or 0 <= self.seed < 0xFFFFFFFF
         _check(good, "--seed", self.seed, f"0 to {0xFFFFFFFF - 1}")
 
+    @property
+    def penalizes(self) -> bool:
+        """Whether recent tokens are made less likely."""
+        return self.repeat_penalty != 1 and self.repeat_last_n > 0
+
     def chosen_seed(self) -> int:
         """The seed, or a fresh random one."""
         return secrets.randbelow(0xFFFFFFFF) if self.seed is None else self.seed
 
 
+#: Guesses that a round of speculative decoding can have.
+MOST_GUESSES = 31
 #: ``--load``; :mod:`.loading` says what each trades.
 LOADS = ("mmap", "fast", "locked", "direct")
 
@@ -59,6 +66,8 @@ class EngineSettings:
 
     ``kv`` is empty (F16 throughout), ``auto`` or a SPEC of :mod:`.kv_schedule`; ``kv_budget`` is in
     bytes, 0 for none. ``memory`` is what everything may take in bytes, 0 for what there is now.
+    ``draft`` is ``none``, ``lookup`` or the GGUF file of a draft model, of whose guesses at most
+    ``draft_max`` are verified at once.
     ``native`` lets our own kernels compute what they compute faster than llama.cpp's.
     """
 
@@ -70,9 +79,13 @@ class EngineSettings:
     memory: int = 0
     prefetch: bool = False
     drop_pages: bool = False
+    draft: str = "none"
+    draft_max: int = 6
     native: bool = True
 
     def __post_init__(self) -> None:
+        good = 1 <= self.draft_max <= MOST_GUESSES
+        _check(good, "--draft-max", self.draft_max, f"1 to {MOST_GUESSES}")
         good = self.context == 0 or 8 <= self.context <= 1 << 20
         _check(good, "--context", self.context, "8 to 1048576 tokens")
         _check(self.load in LOADS, "--load", self.load, ", ".join(LOADS))
@@ -84,6 +97,11 @@ class EngineSettings:
                     "drop one of them"
                 )
         _check(0 <= self.threads <= 512, "--threads", self.threads, "1 to 512")
+
+    @property
+    def n_outputs(self) -> int:
+        """Rows of logits of a batch: of a round of guesses, or one."""
+        return 1 if self.draft == "none" else self.draft_max + 1
 
     @property
     def n_threads(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class TextStream:
@@ -57,3 +57,19 @@ def _longest_partial_stop(text: str, stops: Sequence[str]) -> int:
         if any(stop.startswith(tail) for stop in stops):
             return length
     return 0
+
+
+def replaced(chunks: Iterable[str], old: str, new: str) -> Iterator[str]:
+    """A stream of text with ``old`` replaced, wherever the chunks cut it."""
+    if old == new:
+        yield from chunks
+        return
+    held = ""
+    for chunk in chunks:
+        held = (held + chunk).replace(old, new)
+        certain = len(held) - _longest_partial_stop(held, (old,))
+        if certain:
+            yield held[:certain]
+            held = held[certain:]
+    if held:
+        yield held

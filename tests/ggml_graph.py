@@ -93,9 +93,7 @@ class Graph:
     def tensor(self, data: NDArray[Any], shape: Sequence[int], kind: str = "f32") -> Any:
         """A tensor of ggml's shape (the row's length first)."""
         sizes = (ctypes.c_int64 * len(shape))(*shape)
-        pointer = ggml().ggml_new_tensor(
-            self.context, ggml_type_named(kind).id, len(shape), sizes
-        )
+        pointer = ggml().ggml_new_tensor(self.context, ggml_type_named(kind).id, len(shape), sizes)
         self.contents.append((pointer, np.ascontiguousarray(data)))
         return pointer
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from infer_os import console, conversation
+from infer_os import chat_commands, console, conversation
+from infer_os.line_editor import Entry
 from infer_os.models.styles import STYLES
 from infer_os.native.errors import StateError
 from infer_os.runtime import session_file
@@ -17,6 +18,7 @@ from infer_os.runtime.session import Session
 from infer_os.runtime.settings import SamplingSettings, StopSettings
 
 Chat = Callable[..., tuple[str, str]]
+GREEDY = SamplingSettings(temperature=0)
 
 
 @pytest.fixture
@@ -26,10 +28,16 @@ def chat(
     """Type lines; returns what came on stdout and on stderr."""
     monkeypatch.setenv("INFER_OS_CACHE", str(tmp_path))
 
-    def talk(session: Session, *lines: str, terminal: bool = False) -> tuple[str, str]:
-        monkeypatch.setattr(console, "read_lines", lambda prompt: iter(lines))
+    def talk(
+        session: Session,
+        *lines: str,
+        terminal: bool = False,
+        sampling: SamplingSettings = GREEDY,
+    ) -> tuple[str, str]:
+        entries = [Entry(line, line.startswith("/")) for line in lines]
+        monkeypatch.setattr(conversation, "read_entries", lambda *_: iter(entries))
         monkeypatch.setattr(console, "stdin_is_terminal", lambda: terminal)
-        conversation.converse(session, SamplingSettings(temperature=0), StopSettings(20))
+        conversation.converse(session, sampling, StopSettings(20), tmp_path / "history")
         out, err = capfdbinary.readouterr()
         return out.decode(), err.decode()
 
@@ -99,6 +107,23 @@ def test_an_interrupt_while_the_last_chunk_is_printed_counts(
         chat(fake_session(" hello\nUs"), "hi")
 
 
+def test_an_interrupt_while_printing_ends_the_reply_alone(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed: list[str] = []
+
+    def interrupt(text: str, end: str = "\n") -> None:
+        printed.append(text)
+        if len(printed) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(console, "answer", interrupt)
+    session = fake_session()
+    _out, err = chat(session, "hi", terminal=True)
+    assert err == "(stopped)\n"
+    assert session.n_turns == 1
+
+
 def test_another_conversation_is_a_change_and_its_own_is_none(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +132,7 @@ def test_another_conversation_is_a_change_and_its_own_is_none(
         session_file, "load_session", lambda path, session, model, folder: session.resume(other)
     )
     session = fake_session()
-    conversation.load(session, Path("own"))
+    chat_commands.load(session, Path("own"))
     assert not session.changed
     chat(session, "/load other")
     assert session.changed

@@ -1,4 +1,4 @@
-"""Attention over a cache: the backend against float64 arithmetic and against llama.cpp's kernels."""
+"""Attention over a cache: the backend against float64 arithmetic and llama.cpp's kernels."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from ggml_graph import Graph, compute, encoded, ggml
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
-from ggml_graph import Graph, compute, encoded, ggml
 from numpy.typing import NDArray
 
 from infer_os.native.backend import start_kernels
@@ -172,10 +172,8 @@ def test_attention_is_no_further_off_than_llama_cpp(case: Case) -> None:
 def test_a_query_does_not_depend_on_those_beside_it(kind: str) -> None:
     case = Case(keys=kind, values=kind, n_tokens=21, n_positions=700, mask="none", head=96)
     together = result("inferos", case)
-    cache = stored(case)
-
+    cache, alone = stored(case), replace(case, n_tokens=1)
     for at in (0, 8, 20):
-        alone = replace(case, n_tokens=1)
         query = case.queries()[:, at : at + 1]
 
         def build(graph: Graph, query: NDArray[np.float32] = query) -> object:

@@ -7,9 +7,9 @@ import ctypes
 
 import numpy as np
 import pytest
+from ggml_graph import Graph, compute, encoded, ggml
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
-from ggml_graph import Graph, compute, encoded, ggml
 from numpy.typing import NDArray
 
 from infer_os.native.ggml_types import ggml_type_named

@@ -17,6 +17,7 @@ from infer_os.runtime.generate import (
     Completion,
     FinishReason,
     Generation,
+    PlainSource,
     complete,
     stream_text,
     stream_tokens,
@@ -235,7 +236,7 @@ def test_the_repeat_penalty_counts_the_prompt(engine: LlamaEngine) -> None:
 def test_generate_tells_the_penalty_of_the_prompt() -> None:
     engine = FakeEngine(saying("x"))
     sampler = engine.new_sampler(GREEDY)
-    list(stream_tokens(engine, [1, 2, 3], sampler, 5, Generation()))
+    list(stream_tokens(engine, [1, 2, 3], PlainSource(engine, sampler), 5, Generation()))
     assert sampler.remembered == [1, 2, 3]
 
 

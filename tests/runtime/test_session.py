@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from infer_os.models.styles import DIALOGUE, PLAIN
+from infer_os.models.styles import DIALOGUE, PLAIN, STYLES
 from infer_os.runtime.errors import PromptError
 from infer_os.runtime.fake import END, FakeEngine, FakeSampler, Script, saying
 from infer_os.runtime.generate import FinishReason
@@ -261,9 +261,87 @@ def test_the_sampler_is_freed_before_the_turn_is_kept(monkeypatch: pytest.Monkey
     session = Session(engine, DIALOGUE)
     monkeypatch.setattr(FakeSampler, "close", lambda self: events.append("freed"))
     monkeypatch.setattr(
-        Session, "_closed_reply", lambda self, text: [events.append("kept"), 65][1:]
+        Session, "_reply_tokens", lambda self, text: (events.append("kept"), 65)[1:]
     )
     reply = session.reply("q", GREEDY, STOP)
     next(reply)
     reply.close()
     assert events == ["freed", "kept"]
+
+
+# ---- undo, another answer, another system prompt
+
+
+def test_undo_forgets_the_last_turn_and_keeps_the_cache() -> None:
+    engine = FakeEngine(in_turn(" one", " two", " three"), n_ctx=500)
+    session = Session(engine, DIALOGUE, "S.")
+    say(session, "first")
+    say(session, "second")
+    session.changed = False
+    turn = session.undo()
+    assert turn is not None
+    assert (turn.message, bytes(turn.reply)) == ("second", b" two")
+    assert (session.n_turns, session.changed) == (1, True)
+    say(session, "third")
+    assert held(engine) == "S.\n\nUser: first\nAssistant: one\nUser: third\nAssistant: three"
+    # all up to "User: " is held already
+    assert session.last.timings.computed_tokens == len("third\nAssistant:")
+
+
+def test_undo_of_nothing() -> None:
+    session = Session(FakeEngine(saying(" x"), n_ctx=100), DIALOGUE)
+    assert session.undo() is None
+    assert not session.changed
+
+
+def test_answering_again_computes_one_token_of_the_prompt() -> None:
+    engine = FakeEngine(in_turn(" one", " two"), n_ctx=500)
+    session = Session(engine, DIALOGUE)
+    say(session, "first")
+    turn = session.undo()
+    assert turn is not None
+    assert say(session, turn.message) == " two"
+    # its logits are gone, all else is held
+    assert session.last.timings.computed_tokens == 1
+    assert held(engine) == "User: first\nAssistant: two"
+
+
+def test_another_system_prompt_keeps_the_turns() -> None:
+    engine = FakeEngine(in_turn(" one", " two", " three"), n_ctx=300)
+    session = Session(engine, DIALOGUE, "Old.")
+    say(session, "a")
+    session.changed = False
+    session.system = "New."
+    assert (session.system, session.changed) == ("New.", True)
+    say(session, "b")
+    assert held(engine) == "New.\n\nUser: a\nAssistant: one\nUser: b\nAssistant: two"
+    with pytest.raises(PromptError, match="--context"):
+        session.system = "s" * 300
+    assert session.system == "New."
+    session.system = ""
+    say(session, "c")
+    assert held(engine).startswith("User: a")
+
+
+def test_a_dialogpt_turn_ends_with_the_end_token_once() -> None:
+    engine = FakeEngine(in_turn("one", "two"), n_ctx=100)
+    session = Session(engine, STYLES["dialogpt"])
+    say(session, "a")
+    assert say(session, "b<|endoftext|>") == "two"
+    assert list(engine.tokens).count(END) == 3
+    assert held(engine) == "aoneb<|endoftext|>two"
+    # the end of the reply was drawn, but never computed
+    assert session.last.timings.computed_tokens == len("|b|") + len("<|endoftext|>") - 1 + 1
+
+
+@pytest.mark.parametrize("reply", ["a<NL>b", "<NL><NL>x", "a<N", "<NL", "no", "a<<NL>NL>"])
+def test_line_breaks_of_rinna(reply: str) -> None:
+    engine = FakeEngine(saying(reply), n_ctx=300)
+    session = Session(engine, STYLES["rinna"])
+    assert say(session, "one\ntwo") == reply.replace("<NL>", "\n")
+    assert held(engine).endswith("ユーザー: one<NL>two<NL>システム: " + reply)
+
+
+def test_line_breaks_of_rinna_are_shown_as_they_come() -> None:
+    session = Session(FakeEngine(saying("ab<NL>c"), n_ctx=300), STYLES["rinna"])
+    assert list(session.reply("x", GREEDY, STOP)) == ["a", "b", "\nc"]

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from infer_os.runtime.text import TextStream
+from infer_os.runtime.text import TextStream, replaced
 
 TEXT = "Grün, 東京 👩🏽‍💻 e\u0301 done."
 
@@ -156,3 +156,16 @@ def test_the_cut_of_the_pieces_never_matters() -> None:
         assert ("".join(chunks), stream.stopped) == expected(text, stops), (text, stops)
         stopped += stream.stopped
     assert 500 < stopped < 2500
+
+
+def test_a_replaced_text_may_be_cut_anywhere() -> None:
+    draw = random.Random(5)
+    for _ in range(1000):
+        text = "".join(draw.choice(("a", "<", "N", "L", ">", "<NL>")) for _ in range(8))
+        chunks = [piece.decode() for piece in pieces_of(text.encode(), draw)]
+        assert "".join(replaced(chunks, "<NL>", "\n")) == text.replace("<NL>", "\n"), chunks
+
+
+def test_what_is_certain_is_not_held_back() -> None:
+    assert list(replaced(["a", "b<", "N", "x"], "<NL>", "\n")) == ["a", "b", "<Nx"]
+    assert list(replaced(["a\n"], "\n", "\n")) == ["a\n"]

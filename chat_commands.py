@@ -1,0 +1,256 @@
+"""The commands of a chat: one table, from which /help and Tab are made as well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import console, render
+from .line_editor import FILES
+
+if TYPE_CHECKING:
+    from .runtime.session import Session
+    from .runtime.settings import SamplingSettings, StopSettings
+
+_LONGEST_QUOTE = 60
+_RANDOM = "random"
+_NONE = "none"
+
+
+@dataclass(slots=True)
+class Chat:
+    """A conversation and how its replies are drawn. ``attempts`` counts /retry of one message."""
+
+    session: Session
+    sampling: SamplingSettings
+    stops: StopSettings
+    attempts: int = 0
+
+
+class ChatEnd(Exception):
+    """The person wants to go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command: its name, what may follow it, what it does.
+
+    ``run`` gets what follows, and may return a message that is to be answered. An ``argument`` in
+    brackets may be left out.
+    """
+
+    name: str
+    argument: str
+    help: str
+    run: Callable[[Chat, str], str | None]
+    words: tuple[str, ...] = ()
+
+
+def obey(chat: Chat, line: str) -> str | None:
+    """Run a command line. Returns a message that is to be answered now.
+
+    Raises:
+        ChatEnd: the chat is over.
+        RuntimeFailure: the command failed.
+    """
+    name, *rest = line.split(maxsplit=1)
+    argument = rest[0].strip() if rest else ""
+    command = next((c for c in COMMANDS if c.name == name), None)
+    if command is None:
+        console.note(f"{name}: no such command; /help lists them")
+        return None
+    optional = not command.argument or command.argument.startswith("[")
+    if bool(argument) > bool(command.argument) or (not argument and not optional):
+        usage = f"{name} {command.argument}" if command.argument else f"{name} alone"
+        console.note(f"{name}: expected {usage}")
+        return None
+    return command.run(chat, argument)
+
+
+def completions() -> dict[str, tuple[str, ...]]:
+    """Every command's name with the words that may follow it."""
+    return {command.name: command.words for command in COMMANDS}
+
+
+# ---- the conversation
+
+
+def _help(chat: Chat, argument: str) -> None:
+    rows = [(f"{c.name} {c.argument}".strip(), c.help) for c in COMMANDS]
+    console.definitions([*rows, *_KEYS])
+
+
+def _reset(chat: Chat, argument: str) -> None:
+    chat.session.reset()
+    console.note("The conversation starts anew.")
+
+
+def _undo(chat: Chat, argument: str) -> None:
+    turn = chat.session.undo()
+    if turn is None:
+        console.note("There is no turn to undo.")
+    else:
+        console.note(f"Forgotten: {_quoted(turn.message)}")
+
+
+def _retry(chat: Chat, argument: str) -> str | None:
+    turn = chat.session.undo()
+    if turn is None:
+        console.note("There is no turn to answer again.")
+        return None
+    chat.attempts += 1
+    if chat.sampling.temperature == 0:
+        console.note("note: temperature 0 gives the same reply again; /set temperature 0.8")
+    return turn.message
+
+
+def _system(chat: Chat, argument: str) -> None:
+    session = chat.session
+    if not argument:
+        console.note(f"The system prompt: {session.system}" if session.system else
+                     "There is no system prompt.")  # fmt: skip
+        return
+    session.system = "" if argument == _NONE else argument
+    console.note("The system prompt is set." if session.system else
+                 "There is no system prompt any more.")  # fmt: skip
+
+
+def _quoted(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST_QUOTE else text[: _LONGEST_QUOTE - 3] + "..."
+
+
+# ---- settings
+
+
+def _seed(text: str) -> int | None:
+    return None if text == _RANDOM else int(text)
+
+
+#: What /set knows: each setting, the record of a :class:`Chat` that holds it, how it is read.
+_SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
+    "temperature": ("sampling", float, "a number"),
+    "top_k": ("sampling", int, "a whole number"),
+    "top_p": ("sampling", float, "a number"),
+    "min_p": ("sampling", float, "a number"),
+    "repeat_penalty": ("sampling", float, "a number"),
+    "seed": ("sampling", _seed, f"a whole number, or {_RANDOM}"),
+    "max_tokens": ("stops", int, "a whole number"),
+}
+
+
+def _set(chat: Chat, argument: str) -> None:
+    from .runtime.errors import SettingsError
+
+    name, _, value = argument.partition(" ")
+    name = name.replace("-", "_")
+    if not name:
+        return console.definitions([(each, _shown(chat, each)) for each in _SETTINGS])
+    if name not in _SETTINGS:
+        raise SettingsError(f"/set {name}: expected one of {', '.join(_SETTINGS)}")
+    if not value.strip():
+        return console.note(f"{name} {_shown(chat, name)}")
+    owner, read, expected = _SETTINGS[name]
+    try:
+        parsed = read(value.strip())
+    except ValueError:
+        raise SettingsError(f"/set {name} {value.strip()}: expected {expected}") from None
+    try:
+        setattr(chat, owner, replace(getattr(chat, owner), **{name: parsed}))
+    except SettingsError as error:
+        # the record names the option of the command line
+        option = f"--{name.replace('_', '-')}"
+        raise SettingsError(str(error).replace(option, f"/set {name}", 1)) from None
+    console.note(f"{name} {_shown(chat, name)}")
+
+
+def _shown(chat: Chat, name: str) -> str:
+    value = getattr(getattr(chat, _SETTINGS[name][0]), name)
+    return _RANDOM if value is None else str(value)
+
+
+# ---- figures
+
+
+def _stats(chat: Chat, argument: str) -> None:
+    from .runtime.generate import finished
+
+    console.note(render.statistics_line(finished(chat.session.last, "")))
+    console.note(render.memory_line(chat.session.engine.memory()))
+    console.note(f"[own kernels {render.kernels_text(chat.session.engine.info.kernels)}]")
+    if line := render.speculation_line(chat.session.engine):
+        console.note(line)
+
+
+def _kv(chat: Chat, argument: str) -> None:
+    console.note(render.kv_line(chat.session.engine.kv))
+
+
+# ---- files
+
+
+def _save(chat: Chat, argument: str) -> None:
+    save(chat.session, _path("/save", argument))
+
+
+def _load(chat: Chat, argument: str) -> None:
+    load(chat.session, _path("/load", argument))
+    # what --session holds is another conversation
+    chat.session.changed = True
+
+
+def _path(verb: str, name: str) -> Path:
+    from .runtime.errors import SessionError
+
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise SessionError(f"{verb} {name}: there is no such home folder") from error
+
+
+def save(session: Session, path: Path) -> None:
+    """Keep the conversation in a file."""
+    from .convert.source import cache_folder
+    from .runtime.session_file import save_session
+
+    n_bytes = save_session(path, session, session.engine.info.path, cache_folder())
+    console.note(f"saved {session.n_turns} turns in {path}, {console.size(n_bytes)}")
+
+
+def load(session: Session, path: Path) -> None:
+    """Continue the conversation that a file keeps; it is not ``changed`` then."""
+    from .convert.source import cache_folder
+    from .runtime.session_file import load_session
+
+    load_session(path, session, session.engine.info.path, cache_folder())
+    session.changed = False
+    console.notes(session.engine.take_notes())
+    console.note(f"continuing {session.n_turns} turns from {path}")
+
+
+def _quit(chat: Chat, argument: str) -> None:
+    raise ChatEnd
+
+
+COMMANDS = (
+    Command("/help", "", "this list", _help),
+    Command("/reset", "", "forget the conversation; the system prompt stays", _reset),
+    Command("/undo", "", "forget the last turn", _undo),
+    Command("/retry", "", "answer the last message again", _retry),
+    Command("/system", "[TEXT]", "show or set the system prompt; none removes it", _system),
+    Command("/set", "[NAME VALUE]", "show or change how replies are drawn", _set,
+            tuple(_SETTINGS)),
+    Command("/stats", "", "what the last reply cost", _stats),
+    Command("/kv", "", "where the KV cache stands", _kv),
+    Command("/save", "FILE", "keep the conversation", _save, FILES),
+    Command("/load", "FILE", "continue another", _load, FILES),
+    Command("/quit", "", "end (so does Ctrl-D)", _quit),
+)  # fmt: skip
+
+_KEYS = (
+    ("Ctrl-C", "end the reply"),
+    ("Alt-Enter", "break the line"),
+    ('"""', "begin and end a block of lines"),
+)

@@ -1,0 +1,80 @@
+"""Open a model as the settings say: alone, or with what guesses its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from infer_os.native.gguf_file import GgufHeader, read_gguf_header
+
+from .engine import LlamaEngine
+from .settings import EngineSettings
+from .shapes import header_shape
+from .speculative.draft import Drafter
+from .speculative.lookup import LookupDrafter
+from .speculative.model import ModelDrafter
+from .speculative.speculation import Speculation
+from .speculative.stored import cost_store
+from .speculative.vocabularies import shared_tokens
+
+
+def open_engine(
+    path: Path,
+    settings: EngineSettings,
+    *,
+    progress: Callable[[float], None] | None = None,
+    warmed: Callable[[int, int], None] | None = None,
+    cache: Path | None = None,
+) -> LlamaEngine:
+    """Load a model, and its draft if the settings name one.
+
+    Args:
+        path: a GGUF file.
+        settings: how; ``draft`` may be a GGUF file.
+        progress: called with 0.0 to 1.0 while llama.cpp loads.
+        warmed: called with bytes done and in all while the file is prefetched.
+        cache: a folder that keeps what verifications were measured to cost.
+
+    Raises:
+        GgufError: a file cannot be used.
+        SettingsError: the context is not possible, or the draft has other tokens.
+        MemoryShortage: both together do not fit.
+        ModelLoadError: llama.cpp refuses one of them.
+    """
+    if settings.draft == "none":
+        return LlamaEngine(path, settings, progress=progress, warmed=warmed)
+    store = cost_store(cache, path, settings) if cache is not None and path.exists() else None
+    drafters: list[tuple[Drafter, bool]] = [(LookupDrafter(), True)]
+    if settings.draft == "lookup":
+        engine = LlamaEngine(path, settings, progress=progress, warmed=warmed)
+        engine.speculation = Speculation(drafters, settings.draft_max, store)
+        return engine
+    target, draft = read_gguf_header(path), read_gguf_header(Path(settings.draft))
+    shared = shared_tokens(target, draft)
+    notes = _warnings(target, draft)
+    with ExitStack() as stack:
+        engine = stack.enter_context(
+            LlamaEngine(path, settings, progress=progress, warmed=warmed, draft=header_shape(draft))
+        )
+        # the plan of the two was checked; alone, the draft has the target's limit
+        theirs = replace(
+            settings, draft="none", kv="", kv_budget=0, prefetch=False,
+            context=min(engine.n_ctx, draft.count("context_length", engine.n_ctx)),
+        )  # fmt: skip
+        helper = stack.enter_context(LlamaEngine(draft.path, theirs))
+        drafters.append((ModelDrafter(helper, shared), False))
+        engine.speculation = Speculation(drafters, settings.draft_max, store)
+        engine.info = replace(engine.info, notes=(*engine.info.notes, *notes))
+        stack.pop_all()
+    return engine
+
+
+def _warnings(target: GgufHeader, draft: GgufHeader) -> tuple[str, ...]:
+    if draft.n_params >= target.n_params:
+        return (
+            f"--draft {draft.path.name} has {draft.n_params / 1e6:.1f} M parameters, no fewer than "
+            f"the model itself ({target.n_params / 1e6:.1f} M): its guesses will not pay",
+        )
+    return ()

@@ -1,0 +1,88 @@
+"""Where a generation's tokens come from: one step at a time, or in rounds of guesses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from ..engine import Engine
+from ..settings import SamplingSettings
+from .costs import measure_steps
+from .model import ModelDrafter
+from .speculation import Speculation
+from .verify import SameDistribution, SameText, Verifier
+
+
+class SpeculativeSource:
+    """Rounds of guesses on an engine; see :class:`~..generate.TokenSource`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        speculation: Speculation,
+        settings: SamplingSettings,
+    ) -> None:
+        """Choose the rule: the same text where it is determined, else the same distribution."""
+        self._engine, self._speculation = engine, speculation
+        determined = settings.temperature == 0 or settings.seed is not None
+        self._verifier: Verifier = (
+            SameText(engine, settings) if determined else SameDistribution(engine, settings)
+        )
+        for runner in speculation.runners:
+            if isinstance(runner.drafter, ModelDrafter):
+                runner.drafter.sample_like(None if determined else settings)
+
+    def start(self, prompt: Sequence[int]) -> int:
+        """See :meth:`~..generate.TokenSource.start`."""
+        n_computed = self._engine.feed(prompt)
+        self._verifier.begin(prompt)
+        self._speculation.begin(prompt)
+        return n_computed
+
+    def first(self) -> int:
+        """See :meth:`~..generate.TokenSource.first`."""
+        token = self._verifier.draw()
+        self._speculation.push(token)
+        return token
+
+    def _measure(self) -> None:
+        """Measure what batches cost, once there is a text to append them to."""
+        if self._speculation.steps is None:
+            seconds = measure_steps(self._engine, self._speculation.draft_max + 1)
+            if len(seconds) > 1:
+                self._speculation.set_costs(seconds)
+
+    def advance(self, token: int, limit: int) -> list[int]:
+        """See :meth:`~..generate.TokenSource.advance`."""
+        engine, speculation = self._engine, self._speculation
+        if speculation.idle > 0:
+            speculation.idle -= 1
+            engine.step(token)
+            drawn_token = self._verifier.draw()
+            speculation.push(drawn_token)
+            return [drawn_token]
+        self._measure()
+        proposal = speculation.propose(min(limit, engine.room, self._verifier.most_rows()) - 1)
+        started = time.perf_counter()
+        if proposal is None:
+            engine.step(token)
+            drawn = [self._verifier.draw()]
+            speculation.learn_step(time.perf_counter() - started)
+        else:
+            redone = self._verifier.n_redone
+            drawn = self._verifier.verify(token, proposal.guesses)
+            seconds = time.perf_counter() - started
+            guesses = [guess.token for guess in proposal.guesses]
+            n_right = sum(mine == theirs for mine, theirs in zip(drawn, guesses, strict=False))
+            if self._verifier.n_redone == redone:
+                speculation.learn_round(proposal, n_right, seconds)
+            else:
+                speculation.learn_redone(proposal, n_right)
+        for drawn_token in drawn:
+            speculation.push(drawn_token)
+        return drawn
+
+    def close(self) -> None:
+        """Free the samplers."""
+        self._speculation.n_redone += self._verifier.n_redone
+        self._verifier.close()

@@ -1,0 +1,80 @@
+"""Batches that are said to round as single steps do, bit for bit, and some that do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import BUNDLED, Converter
+from numpy.typing import NDArray
+
+from infer_os.runtime.engine import LlamaEngine
+from infer_os.runtime.settings import EngineSettings
+from infer_os.runtime.speculative.rounding import rows_alike
+
+TOKENS = [int(t) for t in np.random.default_rng(8).integers(1, 1500, 400)]
+TYPES = ("q8_0", "q5_0", "q4_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "iq3_s")
+
+
+@pytest.fixture(scope="module")
+def model(converted: Converter) -> Converter:
+    folder = next(folder for folder in BUNDLED if folder.name == "austen-6m")
+    return lambda kind: converted(folder, kind)
+
+
+def logits(path: Path, kv: str, rows: int, start: int, stop: int) -> NDArray[np.float32]:
+    settings = EngineSettings(context=512, threads=2, kv=kv, draft="lookup", draft_max=15)
+    with LlamaEngine(path, settings) as engine:
+        engine.feed(TOKENS[:start])
+        out = []
+        for at in range(start, stop, rows):
+            part = TOKENS[at : min(at + rows, stop)]
+            engine.extend(part)
+            out += [engine.logits(row).copy() for row in range(len(part))]
+        return np.stack(out)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kv", ["q8_0", "q4_0"])
+def test_what_is_said_to_be_alike_is(model: Converter, kind: str, kv: str) -> None:
+    path = model(kind)
+    with LlamaEngine(path, EngineSettings(context=512, kv=kv)) as engine:
+        alike = engine.rows_alike()
+    assert alike == 7
+    single = logits(path, kv, 1, 230, 300)
+    for rows in (2, 3, alike):
+        assert np.array_equal(logits(path, kv, rows, 230, 300), single), rows
+
+
+def test_a_float_cache_is_alike_while_it_is_short(model: Converter) -> None:
+    path = model("q8_0")
+    with LlamaEngine(path, EngineSettings(context=512)) as engine:
+        engine.feed(TOKENS[:200])
+        assert engine.rows_alike() == 7
+        engine.feed(TOKENS[:260])
+        assert engine.rows_alike() == 1
+    assert np.array_equal(logits(path, "f16", 7, 150, 250), logits(path, "f16", 1, 150, 250))
+    assert not np.array_equal(logits(path, "f16", 7, 260, 330), logits(path, "f16", 1, 260, 330))
+
+
+def test_larger_batches_are_not_alike(model: Converter) -> None:
+    path = model("q4_0")
+    assert not np.array_equal(logits(path, "q8_0", 8, 230, 300), logits(path, "q8_0", 1, 230, 300))
+
+
+@pytest.mark.parametrize(
+    ("types", "load", "cache", "n_cells", "rows"),
+    [
+        ({"q8_0", "q4_0"}, "mmap", {"q8_0"}, 4096, 7),
+        ({"q8_0"}, "locked", {"q8_0", "q4_0"}, 4096, 7),
+        ({"q8_0"}, "mmap", {"f16"}, 256, 7),
+        ({"q8_0"}, "mmap", {"f16"}, 512, 1),
+        ({"q8_0"}, "mmap", {"q8_0", "f16"}, 512, 1),
+        ({"q8_0"}, "fast", {"q8_0"}, 256, 1),
+        ({"q8_0", "f16"}, "mmap", {"q8_0"}, 256, 1),
+        ({"iq4_nl"}, "mmap", {"q8_0"}, 256, 1),
+    ],
+)
+def test_the_rule(types: set[str], load: str, cache: set[str], n_cells: int, rows: int) -> None:
+    assert rows_alike(types, load, cache, n_cells) == rows
