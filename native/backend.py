@@ -14,8 +14,13 @@ from dataclasses import dataclass
 
 from .cpu import repacked_types, used_features
 from .ggml_types import ggml_types
+from .kv_state import KvGeometry
 from .library import build_complaint, build_info, load_library
 from .logs import route_logs
+
+#: takes_attention of native/src/kernels/attention_op.cpp
+_CACHES = frozenset({"f16", "q8_0", "q4_0"})
+_BLOCK, _MOST_HEAD = 32, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,14 @@ class KernelStatus:
     def in_use(self) -> bool:
         """Whether our kernels run."""
         return bool(self.variant)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnKernels:
+    """Types of the weights whose products, and of the caches whose attention, are ours."""
+
+    weights: frozenset[str]
+    caches: frozenset[str]
 
 
 #: ``--no-native``.
@@ -66,6 +79,15 @@ def taken_types(status: KernelStatus) -> frozenset[str]:
     takes = load_library().inferos_kernels_takes
     takes.argtypes, takes.restype = [ctypes.c_int32], ctypes.c_int32
     return frozenset(kind.name for kind in ggml_types().values() if takes(kind.id))
+
+
+def own_kernels(status: KernelStatus, geometry: KvGeometry) -> OwnKernels | None:
+    """What our kernels compute of a model whose heads are of this geometry; None: nothing."""
+    if not status.in_use:
+        return None
+    good = all(head % _BLOCK == 0 and head <= _MOST_HEAD
+               for head in (geometry.head_k, geometry.head_v))  # fmt: skip
+    return OwnKernels(taken_types(status), _CACHES if good else frozenset())
 
 
 def faster_layouts(status: KernelStatus) -> frozenset[str]:
