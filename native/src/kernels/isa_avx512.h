@@ -37,16 +37,19 @@ struct Avx512 {
         const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(at(8)), at(12), 1);
         return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
     }
-    // a float16 of every row
+    // a float16 of every row; put together in whole registers, as the vector units are busy
     static Float load_halves(const uint8_t * p, size_t stride) {
-        const auto at = [p, stride](size_t row) {
-            int16_t value;
-            __builtin_memcpy(&value, p + row * stride, 2);
-            return value;
+        const auto four = [p, stride](size_t row) {
+            uint16_t halves[4];
+            for (size_t i = 0; i < 4; i++) {
+                __builtin_memcpy(&halves[i], p + (row + i) * stride, 2);
+            }
+            const uint64_t low = halves[0] | static_cast<uint64_t>(halves[1]) << 16;
+            return static_cast<long long>(low | static_cast<uint64_t>(halves[2]) << 32 |
+                                          static_cast<uint64_t>(halves[3]) << 48);
         };
-        const __m128i low  = _mm_setr_epi16(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7));
-        const __m128i high = _mm_setr_epi16(at(8), at(9), at(10), at(11), at(12), at(13), at(14),
-                                            at(15));
+        const __m128i low  = _mm_set_epi64x(four(4), four(0));
+        const __m128i high = _mm_set_epi64x(four(12), four(8));
         return _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1));
     }
     // neighbouring float16
