@@ -5,9 +5,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 # what an editable install compiles or records; Python sources are used in place
-BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard native/src/*.cpp native/src/*.h)
+BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard native/src/*.cpp native/src/*.h native/src/*/*)
 
-.PHONY: demo test lint types reference-check wheel fresh-check clean
+.PHONY: demo test lint types sanitize reference-check wheel fresh-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/infer-os demo
@@ -42,6 +42,16 @@ types: $(VENV)/.installed-lint
 	ln -s $(wildcard $(CURDIR)/*.py) $(CURDIR)/py.typed \
 	    $(addprefix $(CURDIR)/,commands convert models native runtime) build/types/infer_os/
 	MYPYPATH=build/types $(BIN)/mypy -p infer_os
+
+# The kernels alone, under the address and undefined-behaviour sanitizers. cmake is the one of PyPI.
+SITE = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
+sanitize: $(VENV)/.installed-test
+	test -x $(BIN)/cmake || $(BIN)/python -m pip install --quiet "cmake>=3.21,<5"
+	$(BIN)/cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=Debug -DINFEROS_KERNELS_CHECK=ON \
+	    -DCMAKE_PREFIX_PATH=$(SITE) -DCMAKE_BUILD_RPATH=$(SITE)/llama_cpp/lib \
+	    -DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
+	$(BIN)/cmake --build build/sanitize --target kernels_check
+	LD_LIBRARY_PATH=$(SITE)/llama_cpp/lib build/sanitize/kernels_check
 
 # Compares fresh random checkpoints with torch and transformers, in an environment of its own.
 reference-check: $(VENV)/.installed-test

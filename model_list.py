@@ -12,7 +12,7 @@ from .model_removal import CachedModel, cached_models, find_cached
 from .models import describe
 from .models.catalog import CATALOG, CatalogModel, find_model, near_names
 from .models.shape import ModelShape, network_shape
-from .native.cpu import repacked_types, used_features
+from .native.backend import faster_layouts, kernel_status
 from .native.errors import GgufError
 from .native.gguf_file import GgufHeader, read_gguf_header
 from .runtime.choice import CHOSEN_TYPES
@@ -91,7 +91,7 @@ def list_models() -> ModelList:
     """The whole catalog with its needs, and what is in the cache. Nothing is asked of the hub."""
     cached = cached_models()
     by_title = {model.title: model for model in cached}
-    budget = Budget(read_memory().usable, repacked=repacked_types(used_features()))
+    budget = Budget(read_memory().usable, repacked=faster_layouts(kernel_status(True)))
     catalog = tuple(_listed(model, budget, by_title.get(model.id)) for model in CATALOG)
     return ModelList(catalog, tuple(cached), budget.limit)
 
@@ -114,7 +114,7 @@ def show_model(text: str) -> ModelDetails:
         cached = None
     listed = None
     if known is not None:
-        budget = Budget(read_memory().usable, repacked=repacked_types(used_features()))
+        budget = Budget(read_memory().usable, repacked=faster_layouts(kernel_status(True)))
         listed = _listed(known, budget, cached)
     files = (
         tuple(_details(file.type, file.path, file.n_bytes) for file in cached.files)

@@ -14,7 +14,7 @@ from .convert.source import HubSource, cache_folder, find_source
 from .models import describe
 from .models.catalog import CatalogModel, find_model, near_names
 from .models.shape import ModelShape, network_shape
-from .native.cpu import repacked_types, used_features
+from .native.backend import KernelStatus, faster_layouts, kernel_status
 from .native.gguf_file import read_gguf_header
 from .runtime.bandwidth import (
     Bandwidth,
@@ -92,6 +92,7 @@ class SystemReport:
     memory: Memory
     cpu: Cpu
     extensions: Extensions
+    kernels: KernelStatus
     bandwidth: Bandwidth
     disk: Disk
     ranking: tuple[RankedModel, ...]
@@ -136,7 +137,7 @@ def make_answer(request: PlanRequest, *, rates: bool = True) -> PlanAnswer:
             n_threads=engine.n_threads,
             n_outputs=replace(engine, draft=request.draft).n_outputs,
         ),
-        Budget(limit, bandwidth, repacked_types(used_features())),
+        Budget(limit, bandwidth, faster_layouts(kernel_status(engine.native))),
         draft,
     )
     plan = choose(planner, Wish(request.type, schedule, request.load or None))
@@ -204,7 +205,7 @@ def finest_type(source: str, revision: str | None = None) -> str:
     n_ctx, _ = context_for(shape.graph, shape.name, shape.n_ctx_train, 0)
     memory, cpu = read_memory(), read_cpu()
     bandwidth = known_bandwidth(cache_folder(), cpu, memory)
-    budget = Budget(memory.usable, bandwidth.all_cores, repacked_types(used_features()))
+    budget = Budget(memory.usable, bandwidth.all_cores, faster_layouts(kernel_status(True)))
     plan = choose(Planner(shape, Sizes(n_ctx), budget), Wish())
     if not plan.fits:
         raise MemoryShortage(
@@ -252,12 +253,13 @@ def make_report() -> SystemReport:
     bandwidth = measure_bandwidth(cpu, memory)
     store_bandwidth(cache_folder(), machine_fingerprint(cpu, memory), bandwidth)
     extensions = read_extensions()
-    repacked = repacked_types(extensions.used)
-    budget = Budget(memory.usable, bandwidth.all_cores, repacked)
+    kernels = kernel_status(True)
+    budget = Budget(memory.usable, bandwidth.all_cores, faster_layouts(kernels))
     return SystemReport(
         memory=memory,
         cpu=cpu,
         extensions=extensions,
+        kernels=kernels,
         bandwidth=bandwidth,
         disk=read_disk(cache_folder()),
         ranking=tuple(rank(budget)),

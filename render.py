@@ -9,6 +9,7 @@ from . import console
 
 if TYPE_CHECKING:
     from .convert.report import CalibrationReport, ConversionReport
+    from .native.backend import KernelStatus
     from .native.gguf_file import GgufHeader
     from .runtime.engine import Engine
     from .runtime.generate import Completion
@@ -77,6 +78,20 @@ def statistics_line(completion: Completion, load_s: float | None = None) -> str:
     )
 
 
+def kernels_json(status: KernelStatus) -> dict[str, Any]:
+    """Whether our kernels run, for ``--json``."""
+    return {
+        "in_use": status.in_use,
+        "variant": status.variant or None,
+        "reason": status.reason or None,
+    }
+
+
+def kernels_text(status: KernelStatus) -> str:
+    """Whether our kernels run, in a few words."""
+    return f"in use, {status.variant}" if status.in_use else f"not in use: {status.reason}"
+
+
 def memory_json(use: MemoryUse) -> dict[str, int | None]:
     """What is in memory, for ``--json``."""
     return {
@@ -137,6 +152,7 @@ def completion_json(completion: Completion, engine: Engine, load_s: float) -> di
             "kv_types": engine.kv.types,
             "kv_tokens": engine.kv.n_tokens,
         },
+        "kernels": kernels_json(engine.info.kernels),
         "speculative": speculation_json(engine, t.decode_tokens_per_s),
     }
 

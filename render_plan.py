@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import console
+from .render import kernels_json, kernels_text
 
 if TYPE_CHECKING:
     from .planning import PlanAnswer, SystemReport
@@ -121,6 +122,7 @@ def system_json(report: SystemReport) -> dict[str, Any]:
         "extensions": {
             "used": list(report.extensions.used), "unused": list(report.extensions.unused),
         },
+        "kernels": kernels_json(report.kernels),
         "bandwidth_bytes_per_s": report.bandwidth.all_cores,
         "bandwidth_one_core_bytes_per_s": report.bandwidth.one_core,
         "disk": {"folder": str(report.disk.folder), "free": report.disk.free},
@@ -152,6 +154,7 @@ def show_system(report: SystemReport) -> None:
         ),
         ("llama.cpp uses", " ".join(report.extensions.used)),
         ("leaves unused", " ".join(report.extensions.unused) or "nothing that it knows"),
+        ("own kernels", kernels_text(report.kernels)),
         (
             "reads memory at",
             f"{size(report.bandwidth.all_cores)}/s, one core {size(report.bandwidth.one_core)}/s",

@@ -1,6 +1,6 @@
 """Write a GGUF file of a known model's geometry with random weights, without any checkpoint.
 
-    python benchmarks/random_gguf.py gpt-j-6B q4_0 OUT.gguf
+    python benchmarks/random_gguf.py gpt-j-6B q4_0 OUT.gguf [--layers 4]
 
 Tensors, types, sizes and the size of the vocabulary are those that ``convert`` would write; the
 values are one random block row, repeated. For measuring memory and speed at real size.
@@ -26,6 +26,7 @@ from infer_os.native.ggml_types import ggml_type_named
 from infer_os.native.quantize import quantize_rows
 
 _PIECE = 64 << 20
+_LAYER_KEYS = ("num_hidden_layers", "n_layer")
 
 
 def planned(network: Network, kind: str) -> Plan:
@@ -40,12 +41,16 @@ def planned(network: Network, kind: str) -> Plan:
     return Plan(tuple(tensors))
 
 
-def write_random_gguf(name: str, kind: str, path: Path, seed: int = 1) -> None:
-    """Write ``path``; ``name`` is a name of the catalog."""
+def write_random_gguf(name: str, kind: str, path: Path, seed: int = 1, *, layers: int = 0) -> None:
+    """Write ``path``; ``name`` is a name of the catalog, ``layers`` 0 is as many as it has."""
     model = find_model(name)
     if model is None:
         raise SystemExit(f"{name}: not in the catalog")
-    network = describe(model.config)
+    config = dict(model.config)
+    for key in _LAYER_KEYS:
+        if layers and key in config:
+            config[key] = layers
+    network = describe(config)
     plan = planned(network, kind)
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder), network.vocab_rows)
@@ -77,8 +82,9 @@ def main() -> None:
     parser.add_argument("name", help="a name of the catalog")
     parser.add_argument("type", help="as of infer-os convert --type")
     parser.add_argument("output", type=Path)
+    parser.add_argument("--layers", type=int, default=0, help="fewer layers than the model has")
     arguments = parser.parse_args()
-    write_random_gguf(arguments.name, arguments.type, arguments.output)
+    write_random_gguf(arguments.name, arguments.type, arguments.output, layers=arguments.layers)
 
 
 if __name__ == "__main__":

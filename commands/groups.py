@@ -87,10 +87,11 @@ def _engine(
     draft: options.Draft = "none",
     draft_max: options.DraftMax = 6,
     threads: options.Threads = 0,
+    no_native: options.NoNative = False,
 ) -> EngineSettings:
     return EngineSettings(
         context, load, threads, kv, size_option("--kv-budget", kv_budget),
-        size_option("--memory", memory), prefetch, drop_pages, draft, draft_max,
+        size_option("--memory", memory), prefetch, drop_pages, draft, draft_max, not no_native,
     )  # fmt: skip
 
 

@@ -70,6 +70,10 @@ DropPages = Annotated[
         "else at the end.",
     ),
 ]  # fmt: skip
+NoNative = Annotated[
+    bool,
+    typer.Option("--no-native", help="Compute with llama.cpp's own kernels alone."),
+]
 PlanDraft = Annotated[
     str,
     typer.Option(

@@ -25,6 +25,7 @@ def plan(
     draft: options.PlanDraft = "none",
     parallel: options.PlanParallel = 1,
     threads: options.Threads = 0,
+    no_native: options.NoNative = False,
     as_json: options.Json = False,
 ) -> None:
     """Say what a model will take, what fits, and what to choose. Nothing is loaded or downloaded.
@@ -37,7 +38,7 @@ def plan(
 
     settings = EngineSettings(
         context, load or "mmap", threads, kv, size_option("--kv-budget", kv_budget),
-        size_option("--memory", memory),
+        size_option("--memory", memory), native=not no_native,
     )  # fmt: skip
     answer = make_answer(PlanRequest(model, settings, load, type, draft, parallel))
     if as_json:

@@ -13,6 +13,7 @@ from typing import Any
 
 import llama_cpp
 
+from .backend import faster_layouts, kernel_status
 from .errors import ModelLoadError
 from .gguf_file import GgufHeader, read_gguf_header
 from .graph_check import check_graph
@@ -180,6 +181,7 @@ class Model(Owner):
         path: Path,
         *,
         load: str = "mmap",
+        native: bool = False,
         vocab_only: bool = False,
         progress: Callable[[float], None] | None = None,
     ) -> None:
@@ -188,6 +190,7 @@ class Model(Owner):
         Args:
             path: a GGUF file.
             load: a key of :data:`LOAD_MODES`.
+            native: let our own kernels compute, where they can be used; see :attr:`kernels`.
             vocab_only: only the vocabulary, no weights.
             progress: called with 0.0 to 1.0.
 
@@ -204,7 +207,10 @@ class Model(Owner):
         _start_backend()
         params = llama_cpp.llama_model_default_params()
         params.load_mode = mode.load_mode
-        params.use_extra_bufts = mode.repack
+        self.kernels = kernel_status(native)
+        kinds = {tensor.type.name for tensor in self.header.tensors}
+        # our kernels read the file's own layout: copies in another would be out of their reach
+        params.use_extra_bufts = mode.repack and bool(kinds & faster_layouts(self.kernels))
         params.n_gpu_layers = 0
         params.vocab_only = vocab_only
         if progress is not None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from infer_os.models.catalog import style_for
 from infer_os.models.rotation import ROTATION_KEY
+from infer_os.native.backend import SWITCHED_OFF, KernelStatus, own_kernels
 from infer_os.native.context import Context
 from infer_os.native.errors import Interrupted, StateError
 from infer_os.native.gguf_file import GgufHeader, read_gguf_header
@@ -88,6 +89,7 @@ class EngineInfo:
     chat_template: str | None
     notes: tuple[str, ...]
     style: str = "dialogue"
+    kernels: KernelStatus = SWITCHED_OFF
 
 
 class Engine(Protocol):
@@ -240,6 +242,7 @@ class LlamaEngine(Owner):
         self._dirty = False
         self.speculation: Speculation | None = None
         self._load = settings.load
+        self._own = own_kernels(model.kernels, kv.geometry)
         self._matrix_types = frozenset(t.type.name for t in header.tensors if len(t.shape) > 1)
         self.vocab = model.vocab
         # llama.cpp rounds the size of a cache up: what was asked for is the promise
@@ -254,6 +257,7 @@ class LlamaEngine(Owner):
             chat_template=model.chat_template,
             notes=notes,
             style=style_for(header.metadata),
+            kernels=model.kernels,
         )
 
     @property
@@ -279,7 +283,8 @@ class LlamaEngine(Owner):
         """See :meth:`Engine.rows_alike`."""
         stage = self._cache.stage
         n_cells = cells_for(len(self._tokens) + MOST_GUESSES + 1)
-        return rows_alike(self._matrix_types, self._load, (stage.type_k, stage.type_v), n_cells)
+        types = stage.type_k, stage.type_v
+        return rows_alike(self._matrix_types, self._load, types, n_cells, self._own)
 
     def new_filter(self, settings: SamplingSettings) -> LlamaFilter:
         """See :meth:`Engine.new_filter`."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from infer_os.models.shape import ModelShape
-from infer_os.native.cpu import repacked_types, used_features
+from infer_os.native.backend import faster_layouts, kernel_status
 from infer_os.native.gguf_file import GgufHeader
 from infer_os.native.model import Model
 
@@ -53,7 +53,8 @@ def plan_file(
     limit = settings.memory or read_memory().usable
     weights = shape.options[0]
     sizes = Sizes(n_ctx, n_threads=settings.n_threads, n_outputs=settings.n_outputs)
-    budget = Budget(limit, repacked=repacked_types(used_features()))
+    status = kernel_status(settings.native)
+    budget = Budget(limit, repacked=faster_layouts(status))
     planner = Planner(shape, sizes, budget, draft)
     kv_notes: tuple[str, ...] = ()
     if settings.kv == "auto" and not settings.kv_budget:
@@ -65,6 +66,8 @@ def plan_file(
         planner = replace(planner, sizes=replace(sizes, n_ctx=schedule.n_ctx))
     plan = planner.plan(weights, schedule, settings.load)
     check_plan(plan)
+    if settings.native and not status.in_use:
+        notes = (*notes, f"llama.cpp's own kernels compute: {status.reason}")
     return plan, (*notes, *kv_notes)
 
 
@@ -96,7 +99,7 @@ def load_model(
     if settings.prefetch:
         prefetch(path, warmed)
     before = locked_bytes() if locked else 0
-    model = Model(path, load=settings.load, progress=progress)
+    model = Model(path, load=settings.load, native=settings.native, progress=progress)
     try:
         if locked:
             check_locked(path, n_bytes, before)

@@ -70,6 +70,7 @@ class EngineSettings:
     bytes, 0 for none. ``memory`` is what everything may take in bytes, 0 for what there is now.
     ``draft`` is ``none``, ``lookup`` or the GGUF file of a draft model, of whose guesses at most
     ``draft_max`` are verified at once.
+    ``native`` lets our own kernels compute what they compute faster than llama.cpp's.
     """
 
     context: int = 0
@@ -82,6 +83,7 @@ class EngineSettings:
     drop_pages: bool = False
     draft: str = "none"
     draft_max: int = 6
+    native: bool = True
 
     def __post_init__(self) -> None:
         good = 1 <= self.draft_max <= MOST_GUESSES

@@ -180,3 +180,35 @@ struct inferos_kv_part {
 // Re-encodes all parts on up to n_threads threads, each with one row of float32 as scratch.
 INFEROS_API int32_t inferos_kv_reencode(const inferos_kv_part * parts, int64_t n_parts,
                                         int32_t n_threads);
+
+// ---- kernels/backend.cpp --------------------------------------------------------------------
+
+// Why the kernels cannot be used in this process; empty if they can.
+INFEROS_API const char * inferos_kernels_complaint(void);
+
+// Makes them known to llama.cpp, through ggml_backend_load of this library; the same answer.
+INFEROS_API const char * inferos_kernels_start(void);
+
+// The variant in use, by its instruction set, and whether it takes weights of a ggml type.
+INFEROS_API const char * inferos_kernels_name(void);
+INFEROS_API int32_t      inferos_kernels_takes(int32_t type);
+
+// Contexts that this thread creates from now on use the kernels or leave everything to llama.cpp.
+INFEROS_API void inferos_kernels_switch(int32_t on);
+
+// One product, for tests and benchmarks: out (n_columns, n_rows) = x (n_columns, n_per_row) times
+// the transposed weights, rows of a ggml type.
+struct inferos_mul_mat {
+    const void  * weights;  // (n_rows, row_bytes)
+    const float * x;
+    float       * out;
+    int64_t       n_rows;  // at least 16
+    int64_t       n_per_row;
+    int64_t       n_columns;
+    int64_t       row_bytes;
+    int32_t       type;
+    int32_t       n_threads;
+};
+
+// variant: "portable", or one that this CPU runs; INFEROS_BAD_TYPE: it does not.
+INFEROS_API int32_t inferos_kernels_mul_mat(const char * variant, const inferos_mul_mat * job);

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from infer_os.native.cpu import repacked_types, used_features
+from infer_os.native.backend import faster_layouts, kernel_status
 from infer_os.native.gguf_file import GgufHeader
 
 from ..choice import automatic_schedule, smallest_schedule
@@ -59,7 +59,7 @@ def plan_batch(
     shape = header_shape(header)
     limit = settings.memory or read_memory().usable
     sizes = Sizes(n_ctx, n_seq, N_BATCH, n_outputs(n_seq), settings.n_threads)
-    budget = Budget(limit, repacked=repacked_types(used_features()))
+    budget = Budget(limit, repacked=faster_layouts(kernel_status(settings.native)))
     planner = Planner(shape, sizes, budget, draft.shape if draft else None)
     if settings.kv == "auto" and not settings.kv_budget:
         schedule = automatic_schedule(planner, shape.options[0], settings.load)

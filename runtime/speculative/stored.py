@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from infer_os.native.backend import kernel_status
+
 from ..bandwidth import machine_fingerprint
 from ..machine import read_cpu, read_memory
 from ..settings import EngineSettings
@@ -68,5 +70,6 @@ def cost_store(folder: Path, model: Path, settings: EngineSettings) -> CostStore
     text = json.dumps([
         machine_fingerprint(read_cpu(), read_memory()), str(model.resolve()), stat.st_size,
         stat.st_mtime_ns, settings.load, settings.n_threads, settings.kv, settings.draft_max,
+        kernel_status(settings.native).variant,
     ])  # fmt: skip
     return CostStore(folder, hashlib.sha256(text.encode()).hexdigest()[:32])

@@ -9,6 +9,8 @@ import pytest
 from helpers import BUNDLED, Converter
 from numpy.typing import NDArray
 
+from infer_os.native.backend import SWITCHED_OFF, OwnKernels, own_kernels, start_kernels
+from infer_os.native.kv_state import KvGeometry
 from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.settings import EngineSettings
 from infer_os.runtime.speculative.rounding import rows_alike
@@ -23,8 +25,12 @@ def model(converted: Converter) -> Converter:
     return lambda kind: converted(folder, kind)
 
 
-def logits(path: Path, kv: str, rows: int, start: int, stop: int) -> NDArray[np.float32]:
-    settings = EngineSettings(context=512, threads=2, kv=kv, draft="lookup", draft_max=15)
+def logits(
+    path: Path, kv: str, rows: int, start: int, stop: int, *, native: bool = False
+) -> NDArray[np.float32]:
+    settings = EngineSettings(
+        context=512, threads=2, kv=kv, draft="lookup", draft_max=31, native=native
+    )
     with LlamaEngine(path, settings) as engine:
         engine.feed(TOKENS[:start])
         out = []
@@ -39,7 +45,7 @@ def logits(path: Path, kv: str, rows: int, start: int, stop: int) -> NDArray[np.
 @pytest.mark.parametrize("kv", ["q8_0", "q4_0"])
 def test_what_is_said_to_be_alike_is(model: Converter, kind: str, kv: str) -> None:
     path = model(kind)
-    with LlamaEngine(path, EngineSettings(context=512, kv=kv)) as engine:
+    with LlamaEngine(path, EngineSettings(context=512, kv=kv, native=False)) as engine:
         alike = engine.rows_alike()
     assert alike == 7
     single = logits(path, kv, 1, 230, 300)
@@ -49,13 +55,43 @@ def test_what_is_said_to_be_alike_is(model: Converter, kind: str, kv: str) -> No
 
 def test_a_float_cache_is_alike_while_it_is_short(model: Converter) -> None:
     path = model("q8_0")
-    with LlamaEngine(path, EngineSettings(context=512)) as engine:
+    with LlamaEngine(path, EngineSettings(context=512, native=False)) as engine:
         engine.feed(TOKENS[:200])
         assert engine.rows_alike() == 7
         engine.feed(TOKENS[:260])
         assert engine.rows_alike() == 1
     assert np.array_equal(logits(path, "f16", 7, 150, 250), logits(path, "f16", 1, 150, 250))
     assert not np.array_equal(logits(path, "f16", 7, 260, 330), logits(path, "f16", 1, 260, 330))
+
+
+needs_kernels = pytest.mark.skipif(
+    not start_kernels().in_use, reason=f"our kernels do not run: {start_kernels().reason}"
+)
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_k_m"])
+@pytest.mark.parametrize("kv", ["f16", "q8_0", "q4_0"])
+def test_our_own_kernels_round_every_batch_alike(model: Converter, kind: str, kv: str) -> None:
+    path = model(kind)
+    with LlamaEngine(path, EngineSettings(context=512, kv=kv)) as engine:
+        assert engine.rows_alike() > 32
+    single = logits(path, kv, 1, 230, 300, native=True)
+    for rows in (2, 7, 9, 32):
+        assert np.array_equal(logits(path, kv, rows, 230, 300, native=True), single), rows
+
+
+@needs_kernels
+def test_what_is_not_ours_keeps_its_limits(model: Converter) -> None:
+    with LlamaEngine(model("q5_0"), EngineSettings(context=512, kv="q8_0")) as engine:
+        assert engine.rows_alike() == 7
+    with LlamaEngine(model("q8_0"), EngineSettings(context=512, kv="q5_1")) as engine:
+        assert engine.rows_alike() == 7
+    for geometry in (KvGeometry(1, 1, 40, 64), KvGeometry(1, 1, 64, 320)):
+        own = own_kernels(start_kernels(), geometry)
+        assert own is not None
+        assert not own.caches
+    assert own_kernels(SWITCHED_OFF, KvGeometry(1, 1, 64, 64)) is None
 
 
 def test_larger_batches_are_not_alike(model: Converter) -> None:
@@ -78,3 +114,20 @@ def test_larger_batches_are_not_alike(model: Converter) -> None:
 )
 def test_the_rule(types: set[str], load: str, cache: set[str], n_cells: int, rows: int) -> None:
     assert rows_alike(types, load, cache, n_cells) == rows
+
+
+@pytest.mark.parametrize(
+    ("types", "load", "cache", "rows"),
+    [
+        ({"q8_0", "q4_0"}, "mmap", {"q8_0"}, 1 << 20),
+        ({"q8_0"}, "fast", {"f16"}, 1 << 20),
+        ({"q8_0", "q5_0"}, "mmap", {"f16"}, 7),
+        ({"q8_0", "f16"}, "mmap", {"f16"}, 1),
+        ({"q8_0", "q5_0"}, "fast", {"f16"}, 1),
+        ({"q8_0"}, "mmap", {"q5_1"}, 7),
+        ({"q8_0"}, "mmap", {"bf16", "f16"}, 1),
+    ],
+)
+def test_the_rule_with_our_own(types: set[str], load: str, cache: set[str], rows: int) -> None:
+    own = OwnKernels(frozenset({"q8_0", "q4_0"}), frozenset({"f16", "q8_0", "q4_0"}))
+    assert rows_alike(types, load, cache, 4096, own) == rows

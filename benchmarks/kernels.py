@@ -1,0 +1,235 @@
+"""Our kernels against llama.cpp's, side by side in one process.
+
+    python benchmarks/kernels.py steps [--model gpt-j-6B] [--layers 4] [--types q4_0,q8_0]
+    python benchmarks/kernels.py prefill [--tokens 512] ...
+    python benchmarks/kernels.py depth [--depth 1800] [--caches f16,q8_0,q4_0] ...
+    python benchmarks/kernels.py small FILE.gguf
+
+``steps``: one decoding step of 1 to 32 tokens, all with logits, as verifying a draft needs it, and
+the share of the memory's read bandwidth that reading the weights once in that time is. ``prefill``:
+a prompt. ``depth``: a step of one token behind many others, per type of the KV cache. ``small``: a
+step of a small model from a file. The compared sides are ``native``, ``stock`` (both with the
+file's own pages) and ``repacked`` (llama.cpp's fastest, on private copies); every repeat runs all
+of them by turns. Weights are random. A row per case and side, in JSON: the median, and the fastest
+and slowest, in seconds; ``ratio`` is the median of stock's, or repacked's, time over ours in the
+same repeat, with its quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from random_gguf import write_random_gguf
+
+from infer_os.native.backend import start_kernels
+from infer_os.native.context import Context, ContextParams
+from infer_os.native.cpu import read_bandwidth
+from infer_os.native.library import llama_version
+from infer_os.native.model import Model
+
+_SIDES = {"native": ("mmap", True), "stock": ("mmap", False), "repacked": ("fast", False)}
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """What every row says of how it came about."""
+
+    arguments: argparse.Namespace
+
+    def say(self, row: dict[str, Any]) -> None:
+        """Print a row."""
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip()
+        cpu = next(
+            (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+             if line.startswith("model name")), platform.processor(),
+        )  # fmt: skip
+        given = self.arguments
+        where = {"layers": given.layers, "repeats": given.repeats, "threads": given.threads,
+                 "variant": start_kernels().variant, "cpu": cpu, "llama": llama_version(),
+                 "commit": commit, "command": " ".join(sys.argv)}  # fmt: skip
+        print(json.dumps(row | where), flush=True)
+
+
+@contextmanager
+def random_file(arguments: argparse.Namespace, kind: str) -> Iterator[Path]:
+    """A model of the geometry with random weights, for as long as it is needed."""
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        path = Path(folder) / "model.gguf"
+        write_random_gguf(arguments.model, kind, path, layers=arguments.layers)
+        yield path
+
+
+@contextmanager
+def sides(path: Path, names: list[str], params: ContextParams) -> Iterator[dict[str, Context]]:
+    """A context of every side."""
+    with ExitStack() as stack:
+        contexts = {}
+        for name in names:
+            load, native = _SIDES[name]
+            model = stack.enter_context(Model(path, load=load, native=native))
+            contexts[name] = stack.enter_context(Context(model, params))
+        yield contexts
+
+
+def by_turns(
+    contexts: dict[str, Context], repeats: int, run: Callable[[Context], float]
+) -> dict[str, list[float]]:
+    """Seconds of every side in every repeat; who begins changes, and one round warms up."""
+    taken: dict[str, list[float]] = {name: [] for name in contexts}
+    names = list(contexts)
+    for i in range(repeats + 1):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            seconds = run(contexts[name])
+            if i:
+                taken[name].append(seconds)
+    return taken
+
+
+def rows(taken: dict[str, list[float]], about: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row per side."""
+    for name, seconds in taken.items():
+        row = about | {"side": name, "median_s": statistics.median(seconds),
+                       "spread_s": [min(seconds), max(seconds)]}  # fmt: skip
+        if name != "native":
+            ratios = [s / n for s, n in zip(seconds, taken["native"], strict=True)]
+            quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+            row |= {"ratio": statistics.median(ratios), "quartiles": [quartiles[0], quartiles[2]]}
+        yield row
+
+
+def timed_step(n: int, position: int, outputs: int) -> Callable[[Context], float]:
+    """A step of ``n`` tokens at a position, which is forgotten again."""
+    tokens = [(7 * i) % 1000 + 1 for i in range(n)]
+
+    def run(context: Context) -> float:
+        start = time.perf_counter()
+        context.decode(tokens, position, outputs=outputs)
+        context.logits()
+        seconds = time.perf_counter() - start
+        context.trim(position)
+        return seconds
+
+    return run
+
+
+def weight_bytes(context_path: Path) -> int:
+    """Bytes of the matrices that a step reads; of an embedding apart it reads a row only."""
+    from infer_os.native.gguf_file import read_gguf_header
+
+    tensors = read_gguf_header(context_path).tensors
+    tied = all(tensor.name != "output.weight" for tensor in tensors)
+    return sum(
+        tensor.n_bytes for tensor in tensors
+        if tensor.name not in ("token_embd.weight", "position_embd.weight")
+        or (tied and tensor.name == "token_embd.weight")
+    )  # fmt: skip
+
+
+def steps(arguments: argparse.Namespace, where: Where) -> None:
+    """Steps of few tokens."""
+    counts = [int(n) for n in arguments.counts.split(",")]
+    params = ContextParams(256, arguments.threads, n_batch=max(counts), n_outputs_max=max(counts))
+    for kind in arguments.types.split(","):
+        with (
+            random_file(arguments, kind) as path,
+            sides(path, arguments.sides.split(","), params) as contexts,
+        ):
+            n_bytes = weight_bytes(path)
+            for n in counts:
+                bandwidth = read_bandwidth(arguments.threads, seconds=0.3)
+                taken = by_turns(contexts, arguments.repeats, timed_step(n, 0, n))
+                about = {"what": "step", "model": arguments.model, "type": kind, "tokens": n}
+                for row in rows(taken, about):
+                    share = n_bytes / row["median_s"] / bandwidth
+                    where.say(row | {"bandwidth_share": share, "bandwidth": bandwidth})
+
+
+def prefill(arguments: argparse.Namespace, where: Where) -> None:
+    """A prompt, into every type of cache."""
+    n = arguments.tokens
+    for kind in arguments.types.split(","):
+        with random_file(arguments, kind) as path:
+            for cache in arguments.caches.split(","):
+                params = ContextParams(n, arguments.threads, n_batch=min(n, 512), type_k=cache,
+                                       type_v=cache)  # fmt: skip
+                with sides(path, arguments.sides.split(","), params) as contexts:
+                    taken = by_turns(contexts, arguments.repeats, timed_step(n, 0, 1))
+                about = {"what": "prefill", "model": arguments.model, "type": kind, "tokens": n,
+                         "cache": cache}  # fmt: skip
+                for row in rows(taken, about):
+                    where.say(row | {"tokens_per_s": n / row["median_s"]})
+
+
+def depth(arguments: argparse.Namespace, where: Where) -> None:
+    """A step behind many tokens, all types of cache by turns."""
+    depth, kind = arguments.depth, arguments.types.split(",")[0]
+    with random_file(arguments, kind) as path, ExitStack() as stack:
+        contexts = {}
+        for cache in arguments.caches.split(","):
+            params = ContextParams(depth + 64, arguments.threads, type_k=cache, type_v=cache)
+            made = stack.enter_context(sides(path, arguments.sides.split(","), params))
+            contexts |= {(cache, name): context for name, context in made.items()}
+        for context in contexts.values():
+            for first in range(0, depth, context.n_batch):
+                n = min(context.n_batch, depth - first)
+                context.decode([(7 * i) % 1000 + 1 for i in range(n)], first, outputs=0)
+        keyed = {f"{cache} {name}": context for (cache, name), context in contexts.items()}
+        taken = by_turns(keyed, arguments.repeats, timed_step(1, depth, 1))
+        f16 = taken.get("f16 native")
+        for (cache, name), seconds in zip(contexts, taken.values(), strict=True):
+            row = {"what": "depth", "model": arguments.model, "type": kind, "cache": cache,
+                   "depth": depth, "side": name, "median_s": statistics.median(seconds),
+                   "spread_s": [min(seconds), max(seconds)]}  # fmt: skip
+            if f16:
+                ratios = [a / b for a, b in zip(f16, seconds, strict=True)]
+                row["f16_over_this"] = statistics.median(ratios)
+            where.say(row)
+
+
+def small(arguments: argparse.Namespace, where: Where) -> None:
+    """A step of a model from a file."""
+    path = arguments.file
+    params = ContextParams(256, arguments.threads)
+    with sides(path, arguments.sides.split(","), params) as contexts:
+        taken = by_turns(contexts, arguments.repeats, timed_step(1, 16, 1))
+        for row in rows(taken, {"what": "small", "file": path.name}):
+            where.say(row)
+
+
+def main() -> None:
+    """Parse and measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("what", choices=("steps", "prefill", "depth", "small"))
+    parser.add_argument("file", nargs="?", type=Path, help="of small")
+    parser.add_argument("--model", default="gpt-j-6B")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--types", default="q4_0,q8_0")
+    parser.add_argument("--counts", default="1,2,3,4,6,8,16,32")
+    parser.add_argument("--caches", default="f16")
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--depth", type=int, default=1800)
+    parser.add_argument("--sides", default="native,stock,repacked")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--folder", help="for the temporary model")
+    arguments = parser.parse_args()
+    what = {"steps": steps, "prefill": prefill, "depth": depth, "small": small}
+    what[arguments.what](arguments, Where(arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Our kernels inside llama.cpp: bring them in once, and say whether they are in use.
+
+They come as a ggml backend (native/src/kernels) that must be there before a context is created.
+Where they cannot be used, llama.cpp's own kernels compute everything and the reason is told.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from .cpu import repacked_types, used_features
+from .ggml_types import ggml_types
+from .kv_state import KvGeometry
+from .library import build_complaint, build_info, load_library
+from .logs import route_logs
+
+#: takes_attention of native/src/kernels/attention_op.cpp
+_CACHES = frozenset({"f16", "q8_0", "q4_0"})
+_BLOCK, _MOST_HEAD = 32, 256
+
+
+@dataclass(frozen=True, slots=True)
+class KernelStatus:
+    """``variant`` is the instruction set of our kernels; empty: llama.cpp's run, for ``reason``."""
+
+    variant: str
+    reason: str = ""
+
+    @property
+    def in_use(self) -> bool:
+        """Whether our kernels run."""
+        return bool(self.variant)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnKernels:
+    """Types of the weights whose products, and of the caches whose attention, are ours."""
+
+    weights: frozenset[str]
+    caches: frozenset[str]
+
+
+#: ``--no-native``.
+SWITCHED_OFF = KernelStatus("", "switched off")
+
+
+@functools.cache
+def start_kernels() -> KernelStatus:
+    """Register the backend with llama.cpp, the first time; later calls only say how that went."""
+    library = load_library()
+    route_logs()
+    # before anything of ggml's inner structs is read
+    complaint = build_complaint(build_info(library))
+    if complaint:
+        return KernelStatus("", complaint)
+    library.inferos_kernels_start.argtypes = []
+    library.inferos_kernels_start.restype = ctypes.c_char_p
+    library.inferos_kernels_name.argtypes = []
+    library.inferos_kernels_name.restype = ctypes.c_char_p
+    reason = library.inferos_kernels_start().decode()
+    if reason:
+        return KernelStatus("", reason)
+    return KernelStatus(library.inferos_kernels_name().decode())
+
+
+def kernel_status(wanted: bool) -> KernelStatus:
+    """What a model that wants our kernels, or does not, gets."""
+    return start_kernels() if wanted else SWITCHED_OFF
+
+
+def taken_types(status: KernelStatus) -> frozenset[str]:
+    """Names of the weight types whose products our kernels compute."""
+    if not status.in_use:
+        return frozenset()
+    takes = load_library().inferos_kernels_takes
+    takes.argtypes, takes.restype = [ctypes.c_int32], ctypes.c_int32
+    return frozenset(kind.name for kind in ggml_types().values() if takes(kind.id))
+
+
+def own_kernels(status: KernelStatus, geometry: KvGeometry) -> OwnKernels | None:
+    """What our kernels compute of a model whose heads are of this geometry; None: nothing."""
+    if not status.in_use:
+        return None
+    good = all(head % _BLOCK == 0 and head <= _MOST_HEAD
+               for head in (geometry.head_k, geometry.head_v))  # fmt: skip
+    return OwnKernels(taken_types(status), _CACHES if good else frozenset())
+
+
+def faster_layouts(status: KernelStatus) -> frozenset[str]:
+    """Tensor types that gain from llama.cpp's repacking: ours compute in the file's own layout."""
+    return repacked_types(used_features()) - taken_types(status)
+
+
+@contextmanager
+def kernels_switched(on: bool) -> Iterator[None]:
+    """A context that is created in here, by this thread, uses our kernels or llama.cpp's alone."""
+    switch = load_library().inferos_kernels_switch
+    switch.argtypes, switch.restype = [ctypes.c_int32], None
+    switch(on)
+    try:
+        yield
+    finally:
+        switch(True)

@@ -1,0 +1,120 @@
+// 512-bit vectors: AVX-512 F, BW, VL with VNNI. Everything here has internal linkage, since other
+// files are compiled for other CPUs and a linker keeps but one of two equal inline functions.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace {
+
+struct Avx512 {
+    using Int   = __m512i;
+    using Float = __m512;
+    static constexpr int  lanes       = 16;
+    static constexpr bool wide_offset = true;  // dot() takes all 8 bits of a weight
+
+    static Int load(const void * p) { return _mm512_loadu_si512(p); }
+    static void store(void * p, Int v) { _mm512_storeu_si512(p, v); }
+    static Float load_floats(const float * p) { return _mm512_loadu_ps(p); }
+    static void store_floats(float * p, Float v) { _mm512_storeu_ps(p, v); }
+    static Int broadcast(const void * p) {
+        int32_t value;
+        __builtin_memcpy(&value, p, 4);
+        return _mm512_set1_epi32(value);
+    }
+    static Float broadcast_float(const void * p) { return _mm512_castsi512_ps(broadcast(p)); }
+    static Float set(float value) { return _mm512_set1_ps(value); }
+    static Float zero() { return _mm512_setzero_ps(); }
+
+    // 16 bytes of each of the rows t, t + 4, t + 8, t + 12, a row per 128-bit lane
+    static Int load_rows(const uint8_t * p, size_t stride) {
+        const auto at = [p, stride](size_t row) {
+            return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p + row * stride));
+        };
+        const __m256i low  = _mm256_inserti128_si256(_mm256_castsi128_si256(at(0)), at(4), 1);
+        const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(at(8)), at(12), 1);
+        return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+    }
+    // a float16 of every row; put together in whole registers, as the vector units are busy
+    static Float load_halves(const uint8_t * p, size_t stride) {
+        const auto four = [p, stride](size_t row) {
+            uint16_t halves[4];
+            for (size_t i = 0; i < 4; i++) {
+                __builtin_memcpy(&halves[i], p + (row + i) * stride, 2);
+            }
+            const uint64_t low = halves[0] | static_cast<uint64_t>(halves[1]) << 16;
+            return static_cast<long long>(low | static_cast<uint64_t>(halves[2]) << 32 |
+                                          static_cast<uint64_t>(halves[3]) << 48);
+        };
+        const __m128i low  = _mm_set_epi64x(four(4), four(0));
+        const __m128i high = _mm_set_epi64x(four(12), four(8));
+        return _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1));
+    }
+    // neighbouring float16
+    static Float load_half_run(const void * p) {
+        return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i *>(p)));
+    }
+    // the float16 in the low (high) half of every lane
+    static Float low_halves(Int v) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)); }
+    static Float high_halves(Int v) { return low_halves(_mm512_srli_epi32(v, 16)); }
+
+    static Int unpack_low32(Int a, Int b) { return _mm512_unpacklo_epi32(a, b); }
+    static Int unpack_high32(Int a, Int b) { return _mm512_unpackhi_epi32(a, b); }
+    static Int unpack_low64(Int a, Int b) { return _mm512_unpacklo_epi64(a, b); }
+    static Int unpack_high64(Int a, Int b) { return _mm512_unpackhi_epi64(a, b); }
+
+    static Int and_bytes(Int v, uint8_t mask) {
+        return _mm512_and_si512(v, _mm512_set1_epi8(static_cast<char>(mask)));
+    }
+    static Int xor_bytes(Int v, uint8_t mask) {
+        return _mm512_xor_si512(v, _mm512_set1_epi8(static_cast<char>(mask)));
+    }
+    static Int bits_or(Int a, Int b) { return _mm512_or_si512(a, b); }
+    template <int n> static Int right(Int v) { return _mm512_srli_epi32(v, n); }
+    template <int n> static Int left(Int v) { return _mm512_slli_epi32(v, n); }
+    template <int n> static Int right_signed(Int v) { return _mm512_srai_epi32(v, n); }
+
+    // sum + the four products of unsigned bytes of w and signed bytes of a, in every lane
+    template <bool wide> static Int dot(Int sum, Int w, Int a) {
+        return _mm512_dpbusd_epi32(sum, w, a);
+    }
+    static Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
+    static Float as_float(Int v) { return _mm512_castsi512_ps(v); }
+    static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
+    static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
+    static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+    static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+    static Float fnma(Float a, Float b, Float c) { return _mm512_fnmadd_ps(a, b, c); }
+    // b where a is NaN
+    static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
+    static Float max_across(Float v) { return set(_mm512_reduce_max_ps(v)); }
+    static float sum_across(Float v) { return _mm512_reduce_add_ps(v); }
+    // a where x < y, else b; b where either is NaN
+    static Float where_less(Float x, Float y, Float a, Float b) {
+        return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, y, _CMP_LT_OQ), b, a);
+    }
+    static Float where_equal(Float x, Float y, Float a, Float b) {
+        return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, y, _CMP_EQ_OQ), b, a);
+    }
+    // a bit for every lane
+    static unsigned differing(Float x, Float y) { return _mm512_cmp_ps_mask(x, y, _CMP_NEQ_UQ); }
+    static Float round(Float v) {
+        return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
+    // v * 2^n for whole n within the exponents of normal numbers
+    static Float scale_by_power(Float v, Float n) { return _mm512_scalef_ps(v, n); }
+
+    // neighbouring bytes, widened
+    static Int signed_bytes(const void * p) {
+        return _mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i *>(p)));
+    }
+    static Int unsigned_bytes(const void * p) {
+        return _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i *>(p)));
+    }
+    static Int add_ints(Int a, int32_t b) { return _mm512_add_epi32(a, _mm512_set1_epi32(b)); }
+    static Int and_ints(Int a, int32_t b) { return _mm512_and_si512(a, _mm512_set1_epi32(b)); }
+};
+
+}  // namespace

@@ -1,0 +1,43 @@
+# The kernels: shared code for any CPU, and one file per instruction set with flags of its own. What
+# they are compiled for is decided here, whether they run when the library is loaded.
+find_package(OpenMP COMPONENTS CXX)
+
+set(KERNELS ${CMAKE_CURRENT_LIST_DIR})
+set(KERNEL_SOURCES
+  ${KERNELS}/attention_op.cpp
+  ${KERNELS}/cpu_features.cpp
+  ${KERNELS}/mul_mat.cpp
+  ${KERNELS}/portable.cpp)
+
+# a fused multiply-add is one only where the code says so: all variants must round alike
+set(AVX2_FLAGS -mavx2 -mfma -mf16c -ffp-contract=off)
+set(VNNI_FLAGS -mavx512f -mavx512bw -mavx512vl -mavx512vnni -mprefer-vector-width=512)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  list(APPEND KERNEL_SOURCES
+    ${KERNELS}/variant_avx2.cpp ${KERNELS}/variant_avxvnni.cpp ${KERNELS}/variant_avx512vnni.cpp)
+  set_source_files_properties(${KERNELS}/variant_avx2.cpp
+    PROPERTIES COMPILE_OPTIONS "${AVX2_FLAGS}")
+  set_source_files_properties(${KERNELS}/variant_avxvnni.cpp
+    PROPERTIES COMPILE_OPTIONS "${AVX2_FLAGS};-mavxvnni")
+  set_source_files_properties(${KERNELS}/variant_avx512vnni.cpp
+    PROPERTIES COMPILE_OPTIONS "${AVX2_FLAGS};${VNNI_FLAGS}")
+endif()
+
+target_sources(inferos PRIVATE
+  ${KERNEL_SOURCES} ${KERNELS}/backend.cpp ${KERNELS}/ggml_abi.cpp)
+if(OpenMP_CXX_FOUND)
+  target_link_libraries(inferos PRIVATE OpenMP::OpenMP_CXX)
+endif()
+
+# make sanitize
+option(INFEROS_KERNELS_CHECK "Build the kernels' own check" OFF)
+if(INFEROS_KERNELS_CHECK)
+  set(CHECKS ${CMAKE_CURRENT_SOURCE_DIR}/tests/native)
+  add_executable(kernels_check EXCLUDE_FROM_ALL
+    ${KERNEL_SOURCES} ${CHECKS}/kernels_check.cpp ${CHECKS}/variant_avx512vl.cpp)
+  set_source_files_properties(${CHECKS}/variant_avx512vl.cpp
+    PROPERTIES COMPILE_OPTIONS "${AVX2_FLAGS};${VNNI_FLAGS}")
+  target_include_directories(kernels_check PRIVATE ${KERNELS})
+  target_compile_options(kernels_check PRIVATE -Wall -Wextra -Wno-maybe-uninitialized)
+  target_link_libraries(kernels_check PRIVATE llama OpenMP::OpenMP_CXX)
+endif()

@@ -1,0 +1,131 @@
+// What the kernels of every instruction set offer, and the layouts that they share.
+//
+// A panel is `rows` neighbouring rows of weights (or of K in the cache), one per 32-bit lane of a
+// vector. A tile is up to 8 columns of activations, quantized to int8 in blocks of 32 with one
+// scale each, as ggml's q8_0 rounds them. Per block of a tile of `width` columns come
+//     int8   quants[width][32]
+//     float  scale[width]       that of q8_0, rounded to float16
+//     int32  start0[width]      -offset * (sum of the quants, of the first 16 for split types)
+//     int32  start1[width]      the same of the last 16, for types with a scale per 16
+//     float  sum[width]         scale * (sum of the quants), for types with a minimum
+//
+// Every column's result is one chain of fused multiply-adds in the order of the blocks, whatever
+// the width of its tile: a token's result does not depend on the tokens beside it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace inferos::kernels {
+
+constexpr int    kTile         = 8;
+constexpr int    kBlock        = 32;
+constexpr size_t kColumnBytes  = 48;   // of a column's share of a tile, per block
+constexpr int    kMostRows     = 16;   // of a panel, in any instruction set
+constexpr int    kMostHead     = 256;  // values of a head
+constexpr int    kMaxUnpacked  = 2 * 64 + 512;  // bytes of a panel's block, unpacked: at most
+
+// The next panel in memory, which is fetched meanwhile; null for none.
+struct Ahead {
+    const uint8_t * start;
+    size_t          per_unit;  // bytes per unit of the current panel
+};
+
+// One tile against a panel in the file's layout; out[column * out_stride + row].
+using FewKernel = void (*)(const uint8_t * panel, size_t row_stride, int64_t n_units,
+                           const uint8_t * tile, float * out, size_t out_stride, Ahead ahead);
+using UnpackKernel = void (*)(const uint8_t * panel, size_t row_stride, int64_t n_units,
+                              uint8_t * unpacked);
+// What is to be unpacked next: a part of some rows, fetched a few lines per block.
+struct Fetch {
+    const uint8_t * row;
+    size_t          row_stride;
+    int32_t         n_lines;  // of each row
+    int32_t         line;     // the next of this row
+    int64_t         left;
+    int64_t         per_block;
+};
+
+// One tile against an unpacked panel; adds to out unless it is the first part of the row.
+using ManyKernel = void (*)(const uint8_t * unpacked, int64_t n_blocks, const uint8_t * tile,
+                            float * out, size_t out_stride, bool first, Fetch * fetch);
+
+// A type of weights. A unit is its own block: 32 or 256 values of a row.
+struct WeightType {
+    int32_t      type;  // ggml_type
+    int32_t      unit_values;
+    int32_t      unit_bytes;
+    int32_t      offset;  // what the unpacked, unsigned quants exceed the signed ones by
+    bool         split;   // a scale per 16 values: two starts per block
+    FewKernel    few[kTile];   // [width - 1]
+    UnpackKernel unpack;
+    ManyKernel   many[kTile];
+    size_t       unpacked_bytes;  // per block of a panel
+};
+
+// A block of 32 floats into its place in a tile; `block` is the tile's block.
+using QuantizeKernel = void (*)(const float * x, int64_t n_blocks, int32_t offset, bool split,
+                                int32_t width, int32_t column, uint8_t * tile);
+
+// What a query has seen of the positions so far: of its scores the largest, of their exponentials
+// the sum, and the values, weighted by them. A largest of -infinity: nothing yet.
+struct Seen {
+    alignas(64) float values[kMostHead];
+    float largest;
+    float sum;
+};
+
+// A panel of V, position by position: out[c] += p[c][position] * V. p[c] is at c * p_stride.
+using ValuesKernel = void (*)(const uint8_t * panel, size_t row_stride, int32_t n_blocks,
+                              const float * p, size_t p_stride, Seen * out);
+
+// Scores into exponentials, in place, for n_positions, a multiple of a panel; sets largest and sum.
+// A position whose mask is -infinity is not looked at. mask: float16, or null for none.
+using SoftmaxKernel = void (*)(float * scores, int64_t n_positions, float scale,
+                               const uint16_t * mask, float slope, Seen * seen);
+
+// Adds what was seen of later positions.
+using MergeKernel = void (*)(Seen * into, const Seen * later, int32_t n_blocks);
+
+// A type of the KV cache. For quantized K, `scores` takes tiles, as a product does; for float16 a
+// tile is float queries[width][head size].
+struct CacheType {
+    int32_t      type;
+    int32_t      block_bytes;  // of 32 values
+    bool         quantized;
+    int32_t      offset;
+    FewKernel    scores[kTile];
+    ValuesKernel values[kTile];
+};
+
+struct AttentionKernels {
+    const CacheType * types;
+    int32_t           n_types;
+    SoftmaxKernel     softmax;
+    MergeKernel       merge;
+};
+
+struct Variant {
+    const char *       name;
+    int32_t            rows;  // of a panel
+    QuantizeKernel     quantize;
+    const WeightType * types;
+    int32_t            n_types;
+    AttentionKernels   attention;
+};
+
+// Null: not compiled in. Whether the CPU can run it is asked in cpu_features.cpp.
+const Variant * variant_avx2();
+const Variant * variant_avxvnni();
+const Variant * variant_avx512vnni();
+
+// The best variant that this CPU runs; null: none.
+const Variant * best_variant();
+// By name, if this CPU runs it.
+const Variant * variant_named(const char * name);
+const WeightType * find_type(const Variant & variant, int32_t type);
+
+// Why no variant runs here; empty if one does.
+const char * missing_features();
+
+}  // namespace inferos::kernels

@@ -1,0 +1,179 @@
+// The arithmetic of mul_mat in plain C++, written from the definitions of ggml's block layouts
+// (ggml-common.h, dequantize_row_* in ggml-quants.c) and sharing nothing with the vector code.
+#include <cmath>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include "ggml.h"
+#include "mul_mat.h"
+
+namespace inferos::kernels {
+namespace {
+
+float half_at(const uint8_t * p) {
+    ggml_fp16_t bits;
+    std::memcpy(&bits, p, 2);
+    return ggml_fp16_to_fp32(bits);
+}
+
+// 32 activations as integers, their sums and scale.
+struct Column {
+    int   quants[kBlock];
+    float scale;
+};
+
+Column quantize(const float * x) {
+    Column column  = {};
+    float  largest = 0;
+    for (int i = 0; i < kBlock; i++) {
+        const float size = std::fabs(x[i]);
+        largest          = size > largest || std::isnan(size) ? size : largest;
+        if (std::isnan(largest)) {
+            break;
+        }
+    }
+    const float inverse = largest != 0 ? 127.0f / largest : 0.0f;
+    column.scale        = ggml_fp16_to_fp32(ggml_fp32_to_fp16(largest / 127.0f));
+    for (int i = 0; i < kBlock; i++) {
+        const float scaled = x[i] * inverse;
+        // what a conversion of no number gives is of no account, as long as it is small
+        const bool  fits = scaled >= -127.5f && scaled <= 127.5f;
+        column.quants[i] = fits ? static_cast<int>(std::nearbyint(scaled)) : -127;
+    }
+    return column;
+}
+
+// 32 signed weights of a row, with a scale for each half, and a minimum to take off.
+struct Weights {
+    int   quants[kBlock];
+    float scale[2];
+    float minimum;
+    int   n_scales;  // 1: the first is for all
+};
+
+void k_scale(const uint8_t * packed, int i, int & scale, int & minimum) {
+    if (i < 4) {
+        scale   = packed[i] & 63;
+        minimum = packed[i + 4] & 63;
+    } else {
+        scale   = (packed[i + 4] & 15) | (packed[i - 4] >> 6 << 4);
+        minimum = (packed[i + 4] >> 4) | (packed[i] >> 6 << 4);
+    }
+}
+
+// Block i of a row; false: an unknown type.
+bool read_weights(int32_t type, const uint8_t * row, int64_t i, Weights & w) {
+    w = {};
+    w.n_scales = 1;
+    switch (type) {
+        case GGML_TYPE_Q4_0: {
+            const uint8_t * p = row + 18 * i;
+            for (int j = 0; j < 16; j++) {
+                w.quants[j]      = (p[2 + j] & 15) - 8;
+                w.quants[j + 16] = (p[2 + j] >> 4) - 8;
+            }
+            w.scale[0] = half_at(p);
+            return true;
+        }
+        case GGML_TYPE_Q8_0: {
+            const uint8_t * p = row + 34 * i;
+            for (int j = 0; j < 32; j++) {
+                w.quants[j] = static_cast<int8_t>(p[2 + j]);
+            }
+            w.scale[0] = half_at(p);
+            return true;
+        }
+        case GGML_TYPE_Q4_K:
+        case GGML_TYPE_Q5_K: {
+            const bool      five = type == GGML_TYPE_Q5_K;
+            const int       sub  = static_cast<int>(i % 8);
+            const uint8_t * p    = row + (five ? 176 : 144) * (i / 8);
+            const uint8_t * low  = p + (five ? 48 : 16) + 32 * (sub / 2);
+            int             scale = 0, minimum = 0;
+            k_scale(p + 4, sub, scale, minimum);
+            for (int j = 0; j < 32; j++) {
+                const int nibble = sub % 2 == 0 ? low[j] & 15 : low[j] >> 4;
+                w.quants[j]      = nibble + (five ? (p[16 + j] >> sub & 1) * 16 : 0);
+            }
+            w.scale[0] = half_at(p) * static_cast<float>(scale);
+            w.minimum  = half_at(p + 2) * static_cast<float>(minimum);
+            return true;
+        }
+        case GGML_TYPE_Q6_K: {
+            const int       half = static_cast<int>(i % 8) / 4, sub = static_cast<int>(i % 4);
+            const uint8_t * p    = row + 210 * (i / 8);
+            for (int j = 0; j < 32; j++) {
+                const int low  = p[64 * half + 32 * (sub % 2) + j] >> (sub / 2 * 4) & 15;
+                const int high = p[128 + 32 * half + j] >> (2 * sub) & 3;
+                w.quants[j]    = (low | high << 4) - 32;
+            }
+            for (int j = 0; j < 2; j++) {
+                w.scale[j] = half_at(p + 208) *
+                             static_cast<float>(static_cast<int8_t>(p[192 + 8 * half + 2 * sub + j]));
+            }
+            w.n_scales = 2;
+            return true;
+        }
+        default: return false;
+    }
+}
+
+int dot(const int * a, const int * b, int first, int end) {
+    int sum = 0;
+    for (int i = first; i < end; i++) {
+        sum += a[i] * b[i];
+    }
+    return sum;
+}
+
+float add_block(const Weights & w, const Column & column, bool has_minimum, float sum) {
+    const int middle = w.n_scales == 2 ? kBlock / 2 : kBlock;
+    sum = std::fma(static_cast<float>(dot(w.quants, column.quants, 0, middle)),
+                   w.scale[0] * column.scale, sum);
+    if (w.n_scales == 2) {
+        sum = std::fma(static_cast<float>(dot(w.quants, column.quants, middle, kBlock)),
+                       w.scale[1] * column.scale, sum);
+    }
+    if (has_minimum) {
+        int total = 0;
+        for (const int quant : column.quants) {
+            total += quant;
+        }
+        sum = std::fma(-w.minimum, column.scale * static_cast<float>(total), sum);
+    }
+    return sum;
+}
+
+}  // namespace
+
+bool mul_mat_portable(int32_t type, const MulMat & job) {
+    const bool    has_minimum = type == GGML_TYPE_Q4_K || type == GGML_TYPE_Q5_K;
+    const int64_t n_blocks    = job.n_per_row / kBlock;
+    try {
+        std::vector<Column> column(static_cast<size_t>(n_blocks));
+        for (int64_t c = 0; c < job.n_columns; c++) {
+            for (int64_t i = 0; i < n_blocks; i++) {
+                column[static_cast<size_t>(i)] =
+                    quantize(job.x + static_cast<size_t>(c) * job.x_stride + i * kBlock);
+            }
+            for (int64_t r = 0; r < job.n_rows; r++) {
+                const uint8_t * row = job.weights + static_cast<size_t>(r) * job.row_stride;
+                float           sum = 0;
+                for (int64_t i = 0; i < n_blocks; i++) {
+                    Weights w;
+                    if (!read_weights(type, row, i, w)) {
+                        return false;
+                    }
+                    sum = add_block(w, column[static_cast<size_t>(i)], has_minimum, sum);
+                }
+                job.out[static_cast<size_t>(c) * job.out_stride + static_cast<size_t>(r)] = sum;
+            }
+        }
+    } catch (const std::bad_alloc &) {
+        return false;
+    }
+    return true;
+}
+
+}  // namespace inferos::kernels

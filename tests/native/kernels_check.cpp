@@ -1,0 +1,239 @@
+// The kernels by themselves, to be built with sanitizers (make sanitize): every variant against the
+// portable path, on buffers of exactly the right size, and attention against double precision.
+// The 256-bit code with VNNI also runs here, in AVX-512's encoding, where the CPU has no other.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "attention_op.h"
+#include "ggml.h"
+#include "kernels.h"
+#include "mul_mat.h"
+
+namespace inferos::kernels {
+const Variant * variant_avx512vl();
+}
+
+using namespace inferos::kernels;
+
+namespace {
+
+std::mt19937 engine(1);
+int          n_failed = 0;
+
+float normal() {
+    static std::normal_distribution<float> distribution;
+    return distribution(engine);
+}
+
+void check(bool good, const char * what, const char * variant, int64_t a, int64_t b, int64_t c) {
+    if (!good) {
+        std::printf("FAILED: %s %s %ld %ld %ld\n", what, variant, long(a), long(b), long(c));
+        n_failed++;
+    }
+}
+
+std::vector<uint8_t> random_bytes(size_t n) {
+    std::vector<uint8_t> bytes(n);
+    for (auto & byte : bytes) {
+        byte = static_cast<uint8_t>(engine());
+    }
+    return bytes;
+}
+
+// Any bits but for the scales, which sit at `halves` of every block.
+std::vector<uint8_t> random_rows(const WeightType & type, int64_t n_rows, int64_t n_per_row) {
+    auto bytes = random_bytes(static_cast<size_t>(n_rows * n_per_row / type.unit_values *
+                                                  type.unit_bytes));
+    const size_t at = type.type == GGML_TYPE_Q6_K ? 208 : 0;
+    for (size_t i = 0; i < bytes.size(); i += static_cast<size_t>(type.unit_bytes)) {
+        for (size_t j = 0; j < (type.unit_values == 256 && at == 0 ? 4 : 2); j += 2) {
+            const ggml_fp16_t half = ggml_fp32_to_fp16(0.01f * normal());
+            std::memcpy(&bytes[i + at + j], &half, 2);
+        }
+    }
+    return bytes;
+}
+
+bool same(const std::vector<float> & a, const std::vector<float> & b) {
+    for (size_t i = 0; i < a.size(); i++) {
+        if (!(a[i] == b[i]) && !(std::isnan(a[i]) && std::isnan(b[i]))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void check_product(const Variant & variant, const WeightType & type, int64_t n_rows,
+                   int64_t n_per_row, int64_t n_columns, bool extreme) {
+    const auto         weights = random_rows(type, n_rows, n_per_row);
+    std::vector<float> x(static_cast<size_t>(n_per_row * n_columns));
+    for (auto & value : x) {
+        value = normal();
+    }
+    if (extreme) {
+        const float limits[] = {0.0f, -0.0f, 1e-41f, 3e38f, 65504.0f,
+                                std::numeric_limits<float>::quiet_NaN(),
+                                -std::numeric_limits<float>::infinity()};
+        for (size_t i = 0; i < x.size(); i += 37) {
+            x[i] = limits[i / 37 % 7];
+        }
+    }
+    std::vector<float> wanted(static_cast<size_t>(n_rows * n_columns)), got(wanted.size());
+    MulMat             job = {
+        weights.data(), static_cast<size_t>(n_per_row / type.unit_values * type.unit_bytes), n_rows,
+        n_per_row, x.data(), static_cast<size_t>(n_per_row), wanted.data(),
+        static_cast<size_t>(n_rows), n_columns,
+    };
+    check(mul_mat_portable(type.type, job), "portable", variant.name, type.type, 0, 0);
+    job.out = got.data();
+    Scratch scratch;
+    check(mul_mat(variant, type, job, 1 + static_cast<int>(n_columns % 3), scratch), "memory",
+          variant.name, type.type, 0, 0);
+    check(same(wanted, got), "product", variant.name, type.type, n_rows, n_columns);
+}
+
+ggml_tensor tensor(int type, const void * data, int64_t a, int64_t b, int64_t c, size_t row) {
+    ggml_tensor made = {};
+    made.type        = static_cast<ggml_type>(type);
+    made.data        = const_cast<void *>(data);
+    const int64_t ne[] = {a, b, c, 1};
+    const size_t  nb[] = {ggml_type_size(made.type), row, row * static_cast<size_t>(b),
+                          row * static_cast<size_t>(b * c)};
+    std::memcpy(made.ne, ne, sizeof(ne));
+    std::memcpy(made.nb, nb, sizeof(nb));
+    return made;
+}
+
+// Rows of the cache in float, and as stored.
+struct Rows {
+    std::vector<float>   values;
+    std::vector<uint8_t> bytes;
+};
+
+Rows cache_rows(int type, int64_t n_rows, int64_t n) {
+    Rows rows;
+    rows.values.resize(static_cast<size_t>(n_rows * n));
+    for (auto & value : rows.values) {
+        value = normal();
+    }
+    const auto * traits = ggml_get_type_traits(static_cast<ggml_type>(type));
+    const auto   size   = ggml_row_size(static_cast<ggml_type>(type), n);
+    rows.bytes.resize(size * static_cast<size_t>(n_rows));
+    for (int64_t i = 0; i < n_rows; i++) {
+        float *   values = &rows.values[static_cast<size_t>(i * n)];
+        uint8_t * bytes  = &rows.bytes[static_cast<size_t>(i) * size];
+        traits->from_float_ref(values, bytes, n);
+        traits->to_float(bytes, values, n);
+    }
+    return rows;
+}
+
+void check_attention(const Variant & variant, int k_type, int v_type, int64_t head,
+                     int64_t n_tokens, int64_t n_positions, int n_threads) {
+    const int64_t      n_heads = 2;
+    const Rows         k = cache_rows(k_type, n_heads * n_positions, head);
+    const Rows         v = cache_rows(v_type, n_heads * n_positions, head);
+    std::vector<float> q(static_cast<size_t>(n_heads * n_tokens * head)), out(q.size());
+    for (auto & value : q) {
+        value = normal();
+    }
+    std::vector<ggml_fp16_t> mask(static_cast<size_t>(n_tokens * n_positions));
+    for (int64_t t = 0; t < n_tokens; t++) {
+        for (int64_t i = 0; i < n_positions; i++) {
+            const bool seen = i <= n_positions - n_tokens + t;
+            mask[static_cast<size_t>(t * n_positions + i)] =
+                ggml_fp32_to_fp16(seen ? 0.0f : -std::numeric_limits<float>::infinity());
+        }
+    }
+    const auto  size = [head](int type) { return ggml_row_size(static_cast<ggml_type>(type), head); };
+    ggml_tensor tq   = tensor(GGML_TYPE_F32, q.data(), head, n_tokens, n_heads, size(GGML_TYPE_F32));
+    ggml_tensor tk   = tensor(k_type, k.bytes.data(), head, n_positions, n_heads, size(k_type));
+    ggml_tensor tv   = tensor(v_type, v.bytes.data(), head, n_positions, n_heads, size(v_type));
+    ggml_tensor tm   = tensor(GGML_TYPE_F16, mask.data(), n_positions, n_tokens, 1,
+                              static_cast<size_t>(2 * n_positions));
+    ggml_tensor op   = tensor(GGML_TYPE_F32, out.data(), head, n_heads, n_tokens,
+                              size(GGML_TYPE_F32));
+    op.src[0] = &tq;
+    op.src[1] = &tk;
+    op.src[2] = &tv;
+    op.src[3] = &tm;
+    const float parameters[] = {1.0f / std::sqrt(static_cast<float>(head)), 0.0f, 0.0f};
+    std::memcpy(op.op_params, parameters, sizeof(parameters));
+    check(takes_attention(variant, &op), "takes", variant.name, k_type, v_type, head);
+    Scratch scratch;
+    check(compute_attention(variant, &op, n_threads, scratch), "memory", variant.name, 0, 0, 0);
+    double worst = 0;
+    for (int64_t t = 0; t < n_tokens; t++) {
+        for (int64_t h = 0; h < n_heads; h++) {
+            const int64_t       n = n_positions - n_tokens + t + 1;
+            std::vector<double> p(static_cast<size_t>(n)), wanted(static_cast<size_t>(head));
+            double              total = 0;
+            for (int64_t i = 0; i < n; i++) {
+                double dot = 0;
+                for (int64_t d = 0; d < head; d++) {
+                    dot += double(q[size_t((h * n_tokens + t) * head + d)]) *
+                           k.values[size_t((h * n_positions + i) * head + d)];
+                }
+                total += p[size_t(i)] = std::exp(dot * parameters[0]);
+            }
+            for (int64_t i = 0; i < n; i++) {
+                for (int64_t d = 0; d < head; d++) {
+                    wanted[size_t(d)] +=
+                        p[size_t(i)] / total * v.values[size_t((h * n_positions + i) * head + d)];
+                }
+            }
+            for (int64_t d = 0; d < head; d++) {
+                worst = std::max(worst, std::fabs(wanted[size_t(d)] -
+                                                  out[size_t((t * n_heads + h) * head + d)]));
+            }
+        }
+    }
+    // queries are rounded to 8 bits
+    check(worst < 3e-2, "attention", variant.name, k_type, head, n_positions);
+}
+
+}  // namespace
+
+int main() {
+    const Variant * variants[4] = {};
+    int             n           = 0;
+    for (const char * name : {"avx2", "avxvnni", "avx512vnni"}) {
+        if (const Variant * variant = variant_named(name)) {
+            variants[n++] = variant;
+        }
+    }
+    if (variant_named("avx512vnni") != nullptr) {
+        variants[n++] = variant_avx512vl();
+    }
+    for (int i = 0; i < n; i++) {
+        const Variant & variant = *variants[i];
+        for (int32_t t = 0; t < variant.n_types; t++) {
+            const WeightType & type = variant.types[t];
+            for (const int64_t n_columns : {1, 2, 5, 8, 9, 19, 70}) {
+                for (const int64_t n_rows : {16, 17, 37, 130}) {
+                    check_product(variant, type, n_rows, 256, n_columns, n_rows == 37);
+                }
+                check_product(variant, type, 33, 2304, n_columns, false);
+            }
+        }
+        for (const int k_type : {GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_F16}) {
+            for (const int v_type : {GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_F16}) {
+                check_attention(variant, k_type, v_type, 64, 1, 300, 1);
+                check_attention(variant, k_type, v_type, 96, 3, 530, 4);
+                check_attention(variant, k_type, v_type, 128, 19, 77, 2);
+                check_attention(variant, k_type, v_type, 256, 8, 40, 2);
+            }
+        }
+        std::printf("%s: checked\n", variant.name);
+    }
+    if (n == 0) {
+        std::printf("no variant runs on this CPU\n");
+    }
+    return n_failed == 0 ? 0 : 1;
+}
