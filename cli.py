@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import __version__, console
-from .commands import chat, convert, demo, generate, inspect, plan
+from .commands import batch, chat, convert, demo, generate, inspect, models, plan, run
 
 app = typer.Typer(
     name="infer-os",
@@ -48,10 +48,11 @@ def _global_options(
 
 
 for command in (
-    convert.convert, inspect.inspect, generate.generate, chat.chat, plan.plan, plan.system,
-    demo.demo,
+    run.run, chat.chat, generate.generate, batch.batch, convert.convert, inspect.inspect, plan.plan,
+    plan.system, demo.demo,
 ):  # fmt: skip
     app.command()(command)
+app.add_typer(models.app, name="models")
 
 
 def main() -> None:

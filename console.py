@@ -80,6 +80,13 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.0f} B"
 
 
+def is_wide(columns: int) -> bool:
+    """Whether a table on stdout has so many columns; a pipe has any number."""
+    import shutil
+
+    return not sys.stdout.isatty() or shutil.get_terminal_size().columns >= columns
+
+
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1, stderr: bool = False
 ) -> None:
@@ -151,6 +158,59 @@ def progress_steps() -> Iterator[Callable[[str], Progress | None]]:
             return report
 
         yield step
+
+
+class BatchProgress(Protocol):
+    """Takes finished records, tokens, and the tokens per second."""
+
+    def __call__(self, records: int, tokens: int, seconds: float) -> None:
+        """Show it."""
+        ...
+
+
+@contextmanager
+def batch_bar(total: int | None) -> Iterator[BatchProgress | None]:
+    """A bar over records with their rates on stderr; nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rates]}"),
+               TextColumn("ETA"), TimeRemainingColumn())  # fmt: skip
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=total, rates="")
+
+        def report(records: int, tokens: int, seconds: float) -> None:
+            per_s = 1 / seconds if seconds else 0.0
+            rates = f"{records * per_s:.1f} records/s  {tokens * per_s:.0f} tokens/s"
+            bars.update(task, completed=records, rates=rates)
+
+        yield report
+
+
+def answer_lines() -> Callable[[bytes], None]:
+    """Where lines of bytes go to stdout, each at once."""
+
+    def write(line: bytes) -> None:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+
+    return write
+
+
+def stdin_stream() -> Any:
+    """stdin as a binary stream; an empty one if it is closed."""
+    import io
+
+    return io.BytesIO() if sys.stdin is None else sys.stdin.buffer
+
+
+def note_json(value: object) -> None:
+    """Print one JSON object to stderr, where stdout holds records."""
+    note(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))
 
 
 def stdin_is_terminal() -> bool:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import console
+from . import console, render
 from .chat_commands import Chat, ChatEnd, completions, obey
 from .line_editor import read_entries
 
@@ -40,6 +40,30 @@ def converse(
                 raise
 
 
+def history_file() -> Path:
+    """Where what is typed on a terminal is kept."""
+    from .convert.source import cache_folder
+
+    return cache_folder() / "chat_history"
+
+
+def answer_one(
+    session: Session, message: str, sampling: SamplingSettings, stops: StopSettings
+) -> bool:
+    """Answer one message: the reply to stdout, what it cost to stderr.
+
+    Returns whether Ctrl-C ended the reply.
+    """
+    from .runtime.generate import finished
+
+    stopped = _print_reply(Chat(session, sampling, stops), message)
+    console.note(render.statistics_line(finished(session.last, "")))
+    if line := render.speculation_line(session.engine):
+        console.note(line)
+    console.notes(session.engine.take_notes())
+    return stopped
+
+
 def _answer_entries(chat: Chat, history: Path) -> None:
     from .native.errors import NativeError
     from .runtime.errors import RuntimeFailure
@@ -49,19 +73,21 @@ def _answer_entries(chat: Chat, history: Path) -> None:
         try:
             if entry is None:
                 console.note("Ctrl-D or /quit ends the program.")
+                message = None
             elif entry.is_command:
                 message = obey(chat, entry.text)
-                if message is not None:
-                    _print_reply(chat, message)
-            elif entry.text:
-                chat.attempts = 0
-                _print_reply(chat, entry.text)
+            else:
+                message, chat.attempts = entry.text, 0
+            # a pipe has nobody to go on with
+            if message and _print_reply(chat, message) and not console.stdin_is_terminal():
+                raise KeyboardInterrupt
         except (RuntimeFailure, NativeError) as error:
             console.fail(str(error))
         console.notes(chat.session.engine.take_notes())
 
 
-def _print_reply(chat: Chat, message: str) -> None:
+def _print_reply(chat: Chat, message: str) -> bool:
+    """Print a reply as it comes; returns whether Ctrl-C ended it."""
     from .runtime.generate import FinishReason
 
     session, sampling = chat.session, chat.sampling
@@ -87,8 +113,7 @@ def _print_reply(chat: Chat, message: str) -> None:
     reason = session.last.finish_reason
     if reason is FinishReason.CONTEXT:
         console.paragraph("(the context is full: the reply was cut)")
-    if interrupted or reason is FinishReason.INTERRUPT:
+    stopped = interrupted or reason is FinishReason.INTERRUPT
+    if stopped:
         console.note("(stopped)")
-        # a pipe has nobody to go on with
-        if not console.stdin_is_terminal():
-            raise KeyboardInterrupt
+    return stopped

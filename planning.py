@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from .convert.hub import list_repository, read_start
 from .convert.sizes import weight_options
 from .convert.source import HubSource, cache_folder, find_source
 from .models import describe
-from .models.catalog import CATALOG, CatalogModel, find_model
+from .models.catalog import CatalogModel, find_model, near_names
 from .models.shape import ModelShape, network_shape
 from .native.backend import KernelStatus, faster_layouts, kernel_status
 from .native.gguf_file import read_gguf_header
@@ -104,8 +103,10 @@ class SystemReport:
         return next((ranked for ranked in self.ranking if ranked.plan.fits), None)
 
 
-def make_answer(request: PlanRequest) -> PlanAnswer:
+def make_answer(request: PlanRequest, *, rates: bool = True) -> PlanAnswer:
     """Plan a model; reads headers and configs only, and downloads no more than a config.
+
+    Without ``rates``, the machine's bandwidth is not asked for: no plan says how fast it is then.
 
     Raises:
         SourceError: no such model; names those that are spelled nearly so.
@@ -127,7 +128,7 @@ def make_answer(request: PlanRequest) -> PlanAnswer:
         )
         n_ctx, notes = schedule.n_ctx, (*notes, *kv_notes)
     draft = _draft_shape(request.draft, request.model)
-    bandwidth = known_bandwidth(cache_folder(), cpu, memory)
+    bandwidth = known_bandwidth(cache_folder(), cpu, memory).all_cores if rates else None
     planner = Planner(
         shape,
         Sizes(
@@ -136,7 +137,7 @@ def make_answer(request: PlanRequest) -> PlanAnswer:
             n_threads=engine.n_threads,
             n_outputs=replace(engine, draft=request.draft).n_outputs,
         ),
-        Budget(limit, bandwidth.all_cores, faster_layouts(kernel_status(engine.native))),
+        Budget(limit, bandwidth, faster_layouts(kernel_status(engine.native))),
         draft,
     )
     plan = choose(planner, Wish(request.type, schedule, request.load or None))
@@ -156,14 +157,35 @@ def find_shape(text: str) -> ModelShape:
     try:
         source = find_source(text)
     except SourceError as error:
-        raise SourceError(f"{error}{_near_names(text)}") from None
+        raise SourceError(f"{error}{near_names(text)}") from None
     if isinstance(source, Path):
         if not source.exists():
-            raise SourceError(f"{text}: no such file or folder{_near_names(text)}")
+            raise SourceError(f"{text}: no such file or folder{near_names(text)}")
         return _config_shape(source.resolve().name, read_config(source))
     if source.model is not None:
         return _config_shape(source.model.name, source.model.config)
     return _config_shape(source.name, _hub_config(source))
+
+
+def check_conversion(model: str, kind: str, settings: EngineSettings) -> None:
+    """See, before anything is downloaded, that a model of this type will fit when it is loaded.
+
+    Raises:
+        MemoryShortage: it will not; carries the plan, and names the finest type that would fit.
+        SourceError, ConfigError, UnreachableError: as :func:`find_shape`.
+    """
+    if not settings.kv and not settings.kv_budget:
+        settings = replace(settings, kv="f16")  # what an empty one is when the file is loaded
+    request = PlanRequest(model, settings, settings.load, kind.lower())
+    plan = make_answer(request, rates=False).plan
+    if plan.fits:
+        return
+    free = make_answer(replace(request, type=None), rates=False).plan
+    instead = f"--type {free.weights.type} would fit" if free.fits else "no type would fit"
+    over = f"{plan.total / 1e9:.1f} GB, and {plan.limit / 1e9:.1f} GB may be used"
+    raise MemoryShortage(
+        f"{model}: as {kind} it needs {over}; {instead}; nothing was downloaded", plan
+    )
 
 
 def finest_type(source: str, revision: str | None = None) -> str:
@@ -203,7 +225,7 @@ def _hub_config(source: HubSource) -> dict[str, object]:
     try:
         repository = list_repository(source)
     except SourceError as error:
-        raise SourceError(f"{error}{_near_names(source.repository)}") from None
+        raise SourceError(f"{error}{near_names(source.repository)}") from None
     file = repository.files.get("config.json")
     if file is None or file.size > _LARGEST_CONFIG:
         raise SourceError(f"{source.repository}: not a checkpoint: it has no config.json")
@@ -214,13 +236,6 @@ def _hub_config(source: HubSource) -> dict[str, object]:
     if not isinstance(config, dict):
         raise SourceError(f"{source.repository}: config.json is no JSON object")
     return config
-
-
-def _near_names(text: str) -> str:
-    """ "; did you mean ...?" with names of the catalog, or nothing."""
-    names = {name.lower(): name for model in CATALOG for name in (model.id, model.name)}
-    near = difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(names[name] for name in near)}?" if near else ""
 
 
 def _draft_shape(draft: str, target: str) -> ModelShape | None:

@@ -23,38 +23,45 @@ from infer_os.models import describe
 #: Published settings of config.json.
 GEOMETRIES: dict[str, dict[str, Any]] = {
     "gpt-neox-20b": {
+        "model_type": "gpt_neox",
         "architectures": ["GPTNeoXForCausalLM"], "hidden_size": 6144, "num_hidden_layers": 44,
         "num_attention_heads": 64, "intermediate_size": 24576, "vocab_size": 50432,
         "rotary_pct": 0.25, "rotary_emb_base": 10000, "max_position_embeddings": 2048,
         "hidden_act": "gelu_fast", "use_parallel_residual": True, "layer_norm_eps": 1e-5,
     },
     "gpt-j-6B": {
+        "model_type": "gptj",
         "architectures": ["GPTJForCausalLM"], "n_embd": 4096, "n_layer": 28, "n_head": 16,
         "n_positions": 2048, "rotary_dim": 64, "vocab_size": 50400, "n_inner": None,
         "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
         "tie_word_embeddings": False,
     },
     "bloom-7b1": {
+        "model_type": "bloom",
         "architectures": ["BloomForCausalLM"], "hidden_size": 4096, "n_layer": 30,
         "num_attention_heads": 32, "vocab_size": 250880, "layer_norm_epsilon": 1e-5,
     },
     "gpt2-large": {
+        "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"], "n_embd": 1280, "n_layer": 36, "n_head": 20,
         "n_positions": 1024, "vocab_size": 50257, "activation_function": "gelu_new",
     },
     "pythia-1.4b": {
+        "model_type": "gpt_neox",
         "architectures": ["GPTNeoXForCausalLM"], "hidden_size": 2048, "num_hidden_layers": 24,
         "num_attention_heads": 16, "intermediate_size": 8192, "vocab_size": 50304,
         "rotary_pct": 0.25, "rotary_emb_base": 10000, "max_position_embeddings": 2048,
         "hidden_act": "gelu", "use_parallel_residual": True, "layer_norm_eps": 1e-5,
     },
     "pythia-160m": {
+        "model_type": "gpt_neox",
         "architectures": ["GPTNeoXForCausalLM"], "hidden_size": 768, "num_hidden_layers": 12,
         "num_attention_heads": 12, "intermediate_size": 3072, "vocab_size": 50304,
         "rotary_pct": 0.25, "rotary_emb_base": 10000, "max_position_embeddings": 2048,
         "hidden_act": "gelu", "use_parallel_residual": True, "layer_norm_eps": 1e-5,
     },
     "distilgpt2": {
+        "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"], "n_embd": 768, "n_layer": 6, "n_head": 12,
         "n_positions": 1024, "vocab_size": 50257, "activation_function": "gelu_new",
     },

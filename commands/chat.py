@@ -2,151 +2,25 @@
 
 from __future__ import annotations
 
-import signal
-from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 from .. import console
+from ..model_store import ModelWish
 from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
-from . import loading, options
 from .groups import grouped
-
-if TYPE_CHECKING:
-    from ..runtime.engine import Engine
-    from ..runtime.frame import Frame
-
-
-@dataclass(frozen=True, slots=True)
-class ChatOptions:
-    """How a conversation is held. ``style`` is empty for the model's own."""
-
-    system: str = ""
-    style: str = ""
-    session: Path | None = None
-
-    def check(self) -> None:
-        """Find what cannot work before a model is loaded.
-
-        Raises:
-            SettingsError: an unknown style, or a system prompt for a conversation that has one.
-            SessionError: the session cannot be kept in that file.
-        """
-        from ..runtime.errors import SettingsError
-        from ..runtime.session import style_names
-        from ..runtime.session_file import check_name
-
-        if self.style and self.style not in style_names():
-            raise SettingsError(f"--style {self.style}: expected one of {', '.join(style_names())}")
-        if self.session is not None:
-            check_name(self.session)
-            if self.system and self.session.exists():
-                raise SettingsError(
-                    f"--system: the conversation in {self.session} has its own opening"
-                )
+from .talk import TalkSettings, conversation_on
 
 
 @grouped(max_tokens=256, repeat_penalty=1.1)
 def chat(
     *,
-    model: options.Model,
-    system: options.System = "",
-    style: options.Style = "",
+    model: ModelWish,
+    talk: TalkSettings,
     sampling: SamplingSettings,
     stops: StopSettings,
     settings: EngineSettings,
-    session: options.SessionFile = None,
 ) -> None:
     """Talk with a model. Ctrl-C ends a reply, Ctrl-D the program; /help lists commands."""
-    how = ChatOptions(system, style, session)
-    how.check()
-    engine, load_s = loading.load_engine(model, settings)
-    with closing(engine):
-        talk(engine, f"{model.name}, loaded in {load_s:.1f} s", how, sampling, stops)
+    from ..conversation import converse, history_file
 
-
-def talk(
-    engine: Engine, title: str, how: ChatOptions, sampling: SamplingSettings, stops: StopSettings
-) -> None:
-    """Hold a conversation until the person ends it; the engine stays open.
-
-    Args:
-        engine: the model.
-        title: what to call it in the first line.
-        how: options, checked before.
-        sampling: how replies are drawn.
-        stops: when they end.
-    """
-    from ..chat_commands import load, save
-    from ..conversation import converse
-    from ..convert.source import cache_folder
-    from ..runtime.session import Session
-
-    _end_on_signals()
-    saved = how.session is not None and how.session.exists()
-    session = Session(engine, choose_frame(engine, how.style, how.system), how.system)
-    console.paragraph(
-        f"{title}: {engine.info.source}, {engine.n_ctx} tokens of context, style "
-        f"{session.style.name}. /help lists commands, Ctrl-D ends."
-    )
-    if how.session is not None and saved:
-        load(session, how.session)
-        if how.style and session.style.name != how.style:
-            console.note(f"note: the saved conversation is of style {session.style.name}")
-    try:
-        converse(session, sampling, stops, cache_folder() / "chat_history")
-    finally:
-        if how.session is not None and session.changed and (session.n_turns or saved):
-            save(session, how.session)
-
-
-def choose_frame(engine: Engine, style: str, system: str = "") -> Frame:
-    """The frame for a style's name; by default the model's own template, else its style.
-
-    What differs from what one may expect is said on stderr.
-
-    Raises:
-        SettingsError: there is no such style, or the model has no template.
-        TemplateFailure: its template was asked for and cannot be used.
-    """
-    from ..models.styles import DIALOGUE, STYLES
-    from ..runtime.errors import TemplateFailure
-    from ..runtime.frame import StyleFrame
-    from ..runtime.session import make_frame
-    from ..runtime.template import TemplateFrame
-
-    info = engine.info
-    own = info.style
-    if own not in STYLES:
-        own = DIALOGUE.name
-        if not style and info.chat_template is None:
-            console.note(f"note: the file's style {info.style} is unknown here; {own} is used")
-    name = style or (own if info.chat_template is None else TemplateFrame.name)
-    try:
-        frame = make_frame(name, engine)
-    except TemplateFailure as error:
-        if style:
-            raise TemplateFailure(f"{error}; --style {own} does without it") from error
-        console.note(f"note: {error}; style {own} is used instead")
-        frame = make_frame(own, engine)
-    if isinstance(frame, StyleFrame) and frame.missing_markers:
-        console.note(
-            f"note: style {frame.name}: this model has no token "
-            f"{', '.join(frame.missing_markers)}; written as letters"
-        )
-    if isinstance(frame, TemplateFrame) and frame.merges_system and system:
-        console.note(
-            "note: the chat template takes no system prompt; it is put before the first message"
-        )
-    return frame
-
-
-def _end_on_signals() -> None:
-    """Let SIGTERM and a closed terminal end the program in order, so that a session is saved."""
-
-    def end(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    for name in ("SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name), end)
+    with conversation_on(model, talk, settings) as session:
+        console.note("/help lists commands, Ctrl-D ends.")
+        converse(session, sampling, stops, history_file())

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from .. import console, render
+from ..model_store import ModelWish
 from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
 from . import loading, options
 from .groups import grouped
@@ -18,7 +19,7 @@ from .groups import grouped
 @grouped()
 def generate(
     *,
-    model: options.Model,
+    model: ModelWish,
     prompt: Annotated[
         str | None,
         typer.Option(

@@ -6,13 +6,28 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from ..model_store import ModelWish
 from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
 from ..runtime.sizes import parse_size
 from . import options
+from .talk import TalkSettings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _model(model: options.Model, type: options.ModelType = "") -> ModelWish:
+    return ModelWish(model, type)
+
+
+def _talk(
+    system: options.System = "",
+    style: options.Style = "",
+    session: options.SessionFile = None,
+) -> TalkSettings:
+    return TalkSettings(system, style, session)
 
 
 def _sampling(
@@ -22,8 +37,39 @@ def _sampling(
     min_p: options.MinP = 0.05,
     repeat_penalty: options.RepeatPenalty = 1.0,
     seed: options.Seed = None,
+    grammar: options.Grammar = None,
+    json_schema: options.JsonSchema = None,
 ) -> SamplingSettings:
-    return SamplingSettings(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
+    text = _grammar_text(grammar, json_schema) if grammar or json_schema else ""
+    return SamplingSettings(
+        temperature, top_k, top_p, min_p, repeat_penalty, seed=seed, grammar=text
+    )
+
+
+def _grammar_text(grammar: Path | None, json_schema: Path | None) -> str:
+    """The grammar of either file, checked before any model is loaded."""
+    from ..native.errors import GrammarError
+    from ..native.grammar import check_grammar, grammar_of_schema
+    from ..runtime.errors import SettingsError
+
+    if grammar and json_schema:
+        raise SettingsError("--grammar and --json-schema: give one of them")
+    file = grammar or json_schema
+    assert file is not None
+    try:
+        text = file.read_text("utf-8")
+    except OSError as error:
+        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{file}: is no UTF-8 text") from None
+    if not text.strip():
+        raise SettingsError(f"{file}: is empty")
+    try:
+        text = text if grammar else grammar_of_schema(text)
+        check_grammar(text)
+    except GrammarError as error:
+        raise SettingsError(f"{file}: {error}") from None
+    return text
 
 
 def _stops(max_tokens: options.MaxTokens = 128, stop: options.Stop = None) -> StopSettings:
@@ -50,7 +96,8 @@ def _engine(
 
 
 _BUILDERS: dict[Any, Callable[..., Any]] = {
-    SamplingSettings: _sampling, StopSettings: _stops, EngineSettings: _engine,
+    ModelWish: _model, TalkSettings: _talk, SamplingSettings: _sampling, StopSettings: _stops,
+    EngineSettings: _engine,
 }  # fmt: skip
 
 

@@ -7,7 +7,23 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file.", show_default=False)]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A GGUF file, a checkpoint folder, a catalog name (gpt-j-6B) or a hub id "
+        "(EleutherAI/gpt-j-6B). What is no file yet is converted once, into the cache.",
+        show_default=False,
+    ),
+]  # fmt: skip
+ModelType = Annotated[
+    str,
+    typer.Option(
+        "--type", metavar="T",
+        help="Type to convert a folder or a name to: q8_0, q4_k_m, q4_0, ...",
+        show_default="what the cache has of it, else q4_0",
+    ),
+]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Threads = Annotated[
     int,
@@ -137,6 +153,20 @@ Seed = Annotated[
         "--seed", metavar="S", help="Makes a run repeatable.", show_default="a random one"
     ),
 ]
+Grammar = Annotated[
+    Path | None,
+    typer.Option(
+        "--grammar", metavar="FILE", help="A grammar (GBNF) that the text must follow.",
+        show_default=False,
+    ),
+]  # fmt: skip
+JsonSchema = Annotated[
+    Path | None,
+    typer.Option(
+        "--json-schema", metavar="FILE", help="A JSON schema that the text must follow.",
+        show_default=False,
+    ),
+]  # fmt: skip
 Stop = Annotated[
     list[str] | None,
     typer.Option(

@@ -12,14 +12,7 @@ from .groups import size_option
 
 
 def plan(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A GGUF file, a checkpoint folder, a catalog name (gpt-j-6B) or a hub id.",
-            show_default=False,
-        ),
-    ],
+    model: options.Model,
     memory: options.Memory = "",
     context: options.Context = 0,
     type: Annotated[

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,21 @@ from infer_os.native.quantize import QuantizeStats, quantize_rows
 # Source bytes per block: large enough that threads share it well, small enough to keep the
 # converter's own memory to a few tens of megabytes.
 _BLOCK_BYTES = 16 << 20
+
+Item = TypeVar("Item")
+
+
+def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """The items, each made in a thread of its own while the one before it is in use.
+
+    Whoever stops early closes this iterator (``contextlib.closing``): that waits for the item that
+    is being made.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
 
 
 def quantized_blocks(

@@ -7,6 +7,7 @@
     ├── UnsupportedError    an architecture, tokenizer or type that cannot be expressed
     ├── OutputError         an output that exists, cannot be written, or does not fit on the disk
     ├── DownloadError       the network or the hub failed; the same command continues later
+    │   └── UnreachableError nobody answers at all, before anything was downloaded
     └── VerifyError         a written file is not what was planned (--verify)
 
 ``exit_code`` 1 marks what goes wrong while running; the others are about the user's input (2).
@@ -46,6 +47,10 @@ class DownloadError(ConvertError):
     """The network or the hub failed; running again continues where it stopped."""
 
     exit_code: ClassVar[int] = 1
+
+
+class UnreachableError(DownloadError):
+    """No hub answers; nothing was downloaded yet."""
 
 
 class VerifyError(ConvertError):

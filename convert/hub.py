@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import ConvertError, DownloadError, SourceError
+from .errors import ConvertError, DownloadError, SourceError, UnreachableError
 from .source import HubSource
 
 _CHUNK = 1 << 20
@@ -65,7 +65,8 @@ def list_repository(source: HubSource) -> Repository:
 
     Raises:
         SourceError: no such repository or revision, or one that needs a token.
-        DownloadError: the hub cannot be reached.
+        UnreachableError: the hub does not answer.
+        DownloadError: it answers as no hub does.
     """
     from huggingface_hub import HfApi, constants
 
@@ -287,21 +288,27 @@ def _retrying(
             if listing and type(error.__cause__).__name__ == "ConnectError":
                 from huggingface_hub import constants
 
-                raise DownloadError(
+                raise UnreachableError(
                     f"{repository}: no answer from {constants.ENDPOINT} ({error}), and there is no "
                     "folder of that name; check the name, the network and HF_ENDPOINT"
                 ) from error
             failures += 1
-            _wait(repository, failures, error, name)
+            _wait(repository, failures, error, name, UnreachableError if listing else DownloadError)
 
 
-def _wait(repository: str, failures: int, error: Exception, name: str) -> None:
+def _wait(
+    repository: str,
+    failures: int,
+    error: Exception,
+    name: str,
+    failure: type[DownloadError] = DownloadError,
+) -> None:
     """Wait before the next attempt; raises if there were enough."""
     if failures > len(RETRY_WAITS):
         from huggingface_hub import constants
 
         what = f"{repository}: {name}" if name else repository
-        raise DownloadError(
+        raise failure(
             f"{what}: no answer from {constants.ENDPOINT} after {failures} attempts ({error}); "
             "check the network and HF_ENDPOINT, then run the same command again to continue"
         ) from error

@@ -213,6 +213,18 @@ class HubCheckpoint:
         return tensors
 
 
+def find_repository(source: HubSource, cache: Path) -> Repository:
+    """A repository at its present commit; offline, as a cache has it.
+
+    Raises:
+        SourceError: no such model, or offline and in no cache.
+        UnreachableError: the hub does not answer.
+    """
+    if not is_offline():
+        return list_repository(source)
+    return _stored_listing(source, cache / "checkpoints" / source.repository.replace("/", "--"))
+
+
 @contextmanager
 def open_hub_checkpoint(
     source: HubSource, cache: Path, *, keep: bool, plan_only: bool
@@ -231,7 +243,7 @@ def open_hub_checkpoint(
     """
     home = cache / "checkpoints" / source.repository.replace("/", "--")
     with ExitStack() as stack:
-        repository = _stored_listing(source, home) if is_offline() else list_repository(source)
+        repository = find_repository(source, cache)
         folder = home / repository.commit
         if plan_only and not (folder / _LISTING).is_file():
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="infer-os-")))

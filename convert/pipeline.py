@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from infer_os.models.rotation import ROTATION, ROTATION_KEY, fold_rotation
 from infer_os.native.quantize import QuantizeStats
 from infer_os.native.residency import peak_rss_bytes
 
-from .blocks import quantized_blocks
+from .blocks import ahead, quantized_blocks
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import DownloadError, SourceError, UnsupportedError
 from .gguf_writer import (
@@ -33,7 +33,7 @@ from .gguf_writer import (
 from .hub_checkpoint import HubCheckpoint, open_hub_checkpoint
 from .imatrix import ImportanceMatrix, read_imatrix
 from .journal import Journal, fingerprint
-from .plan import Job, Plan, make_plan
+from .plan import Job, Plan, PlannedTensor, make_plan
 from .report import ClassTable, ConversionReport
 from .settings import ConvertSettings
 from .source import cache_folder
@@ -269,12 +269,10 @@ def _write_shards(work: _Work, output: GgufOutput, journal: Journal, meter: _Met
         with work.checkpoint.open(path) as file:
             jobs = work.jobs(path, planned)
             meter.total += _n_bytes(jobs) - n_bytes
-            for job in jobs:
-                at = job.at
-                for data, n_read, stats in _job_blocks(work, file, job):
-                    output.write(job.tensor, at, data)
-                    work.table.add(job.tensor, stats)
-                    at += data.nbytes
+            with closing(ahead(_shard_blocks(work, file, jobs))) as blocks:
+                for tensor, at, data, n_read, stats in blocks:
+                    output.write(tensor, at, data)
+                    work.table.add(tensor, stats)
                     meter.add(n_read)
             if work.settings.verify:
                 n_blocks += _compare(work, output, file, jobs)
@@ -283,6 +281,17 @@ def _write_shards(work: _Work, output: GgufOutput, journal: Journal, meter: _Met
             journal.record(path.name, work.table.state())
             hub.drop(path.name)
     return n_blocks
+
+
+def _shard_blocks(
+    work: _Work, file: TensorFile, jobs: list[Job]
+) -> Iterator[tuple[PlannedTensor, int, NDArray[np.uint8], int, QuantizeStats]]:
+    """Every block of a shard: its tensor, where in it, and what ``_job_blocks`` says of it."""
+    for job in jobs:
+        at = job.at
+        for data, n_read, stats in _job_blocks(work, file, job):
+            yield job.tensor, at, data, n_read, stats
+            at += data.nbytes
 
 
 def _n_bytes(jobs: list[Job]) -> int:

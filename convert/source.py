@@ -34,6 +34,11 @@ class HubSource:
         return self.repository.rpartition("/")[2]
 
 
+def is_hub_id(text: str) -> bool:
+    """Whether a text is spelled ``OWNER/NAME``."""
+    return _HUB_ID.fullmatch(text) is not None
+
+
 def find_source(text: str, revision: str | None = None) -> Path | HubSource:
     """Read a SOURCE; ``revision`` overrides the catalog's.
 

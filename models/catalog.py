@@ -8,9 +8,12 @@ them with the published counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from .styles import DIALOGUE, STYLES
 
 _NEOX, _GPTJ = "GPTNeoXForCausalLM", "GPTJForCausalLM"
 _BLOOM, _GPT2 = "BloomForCausalLM", "GPT2LMHeadModel"
@@ -262,6 +265,38 @@ CATALOG: tuple[CatalogModel, ...] = (
 def find_model(name: str) -> CatalogModel | None:
     """The model of a hub id, an alias or a short name, whatever its case; None if unknown."""
     return _BY_NAME.get(name.lower())
+
+
+def near_names(text: str, others: Iterable[str] = ()) -> str:
+    """ "; did you mean ...?" with names of the catalog or of ``others``, or nothing."""
+    known = (name for model in CATALOG for name in (model.id, model.name, *model.aliases))
+    names = {name.lower(): name for name in (*known, *others)}
+    near = difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(names[name] for name in near)}?" if near else ""
+
+
+def model_of(metadata: Mapping[str, Any]) -> CatalogModel | None:
+    """The known model that a GGUF file was made from, if it was.
+
+    The file's metadata says which repository it was converted from, or what it is called; a copy
+    of a known model under another owner counts as that model.
+    """
+    keys = ("inferos.source.repository", "general.source.huggingface.repository", "general.name")
+    for key in keys:
+        name = str(metadata.get(key, ""))
+        model = find_model(name) or find_model(name.rpartition("/")[2])
+        if model is not None:
+            return model
+    return None
+
+
+def style_for(metadata: Mapping[str, Any]) -> str:
+    """How conversations with a GGUF file's model are written: the name of a style in ``STYLES``.
+
+    Models that are not known are base models, for which ``dialogue`` is the style.
+    """
+    model = model_of(metadata)
+    return model.style if model is not None and model.style in STYLES else DIALOGUE.name
 
 
 def _index() -> dict[str, CatalogModel]:

@@ -6,6 +6,7 @@
     ├── ModelLoadError    llama.cpp refused a model or a context
     ├── QuantizeError     rows that cannot be quantized as asked
     ├── StateError        a saved state that does not fit
+    ├── GrammarError      a grammar or a JSON schema that cannot be used
     ├── EvaluateError     models and tokens that cannot be evaluated together
     └── DecodeError       llama_decode failed
         ├── ContextFull   no room left in the KV cache
@@ -42,6 +43,10 @@ class QuantizeError(NativeError):
 
 class StateError(NativeError):
     """A saved state that does not fit the context."""
+
+
+class GrammarError(NativeError):
+    """A grammar or a JSON schema that cannot be used."""
 
 
 class EvaluateError(NativeError):

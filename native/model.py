@@ -136,6 +136,11 @@ class Vocab:
         """The bytes of several tokens."""
         return b"".join(map(self.piece, tokens))
 
+    @property
+    def has_end(self) -> bool:
+        """Whether there is a token that ends a generation."""
+        return self.eos >= 0
+
     def is_end(self, token: int) -> bool:
         """Whether the token ends a generation (``<|endoftext|>`` and its like)."""
         if token == self.eos and not self._names_end:

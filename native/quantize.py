@@ -29,6 +29,7 @@ class _Job(ctypes.Structure):
         ("src_type", ctypes.c_int32),
         ("dst_type", ctypes.c_int32),
         ("n_threads", ctypes.c_int32),
+        ("kernel", ctypes.c_int32),
     )
 
 
@@ -70,6 +71,9 @@ class QuantizeStats:
         return float(np.sqrt(self.sum_squared_error / self.n_values)) if self.n_values else 0.0
 
 
+# enum inferos_kernel, in its order
+KERNELS = ("best", "ggml", "baseline", "avx2", "avx512")
+
 # enum inferos_status
 _REFUSALS = {
     1: "no quantizer from {source} to {target}",
@@ -77,6 +81,7 @@ _REFUSALS = {
     3: "a row index lies outside the source",
     4: "{target} needs importance weights (an importance matrix)",
     5: "not enough memory for the scratch buffers",
+    7: "no {kernel} kernel for {target} on this CPU",
 }
 
 
@@ -86,6 +91,13 @@ def _quantize_function() -> Any:
     function.argtypes = [ctypes.POINTER(_Job), ctypes.POINTER(_Error)]
     function.restype = ctypes.c_int32
     return function
+
+
+def best_kernel() -> str:
+    """Which of ``KERNELS`` "best" stands for: "ggml" if the one loaded rounds unlike ours."""
+    function = load_library().inferos_best_kernel
+    function.restype = ctypes.c_int32
+    return KERNELS[function()]
 
 
 def _source_type(rows: NDArray[Any]) -> GgmlType:
@@ -106,6 +118,7 @@ def quantize_rows(
     row_order: NDArray[np.int64] | None = None,
     importance: NDArray[np.float32] | None = None,
     measure: bool = True,
+    kernel: str = "best",
 ) -> tuple[NDArray[np.uint8], QuantizeStats]:
     """Quantize rows.
 
@@ -116,12 +129,14 @@ def quantize_rows(
         row_order: (n_rows,) source row of each output row; None for all in order.
         importance: (n_per_row,) weight of each column's squared error.
         measure: fill the stats, at the price of reading the result back.
+        kernel: one of ``KERNELS``, for comparison; the bytes are the same.
 
     Returns:
         (n_rows, bytes per row) uint8 and the stats.
 
     Raises:
-        QuantizeError: types, shape or row indices that do not go together.
+        QuantizeError: types, shape or row indices that do not go together, or a kernel that this
+            CPU or type does not have.
     """
     if rows.ndim != 2 or not rows.flags.c_contiguous:
         raise QuantizeError("expected a contiguous matrix of rows")
@@ -138,14 +153,20 @@ def quantize_rows(
         None if order is None else order.ctypes.data,
         None if weights is None else weights.ctypes.data,
         result.ctypes.data,
-        n_rows, n_src_rows, width, source.id, target.id, n_threads,
+        n_rows, n_src_rows, width, source.id, target.id, n_threads, KERNELS.index(kernel),
     )  # fmt: skip
     error = _Error()
     status = _quantize_function()(ctypes.byref(job), ctypes.byref(error) if measure else None)
     if status != 0:
         reason = _REFUSALS.get(status, f"status {status}")
         raise QuantizeError(
-            reason.format(source=source.name, target=target.name, width=width, block=target.block)
+            reason.format(
+                source=source.name,
+                target=target.name,
+                width=width,
+                block=target.block,
+                kernel=kernel,
+            )
         )
     stats = QuantizeStats(
         n_rows * width if measure else 0,

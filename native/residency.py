@@ -7,6 +7,7 @@ import functools
 import os
 import resource
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from .context import Context
 from .errors import NativeError
 from .library import load_library
+
+_STATUS = Path("/proc/self/status")
 
 
 class _Buffers(ctypes.Structure):
@@ -94,5 +97,10 @@ def resident_bytes(path: Path, offset: int = 0, length: int | None = None) -> in
 
 def peak_rss_bytes() -> int:
     """Largest resident set of this process so far, mapped file pages included."""
+    # getrusage counts what the parent held when it started this process, VmHWM does not
+    with suppress(OSError):
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

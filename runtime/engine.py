@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from infer_os.models.catalog import style_for
 from infer_os.models.rotation import ROTATION_KEY
 from infer_os.native.backend import SWITCHED_OFF, KernelStatus, own_kernels
 from infer_os.native.context import Context
@@ -26,7 +27,7 @@ from infer_os.native.owner import Owner
 from .errors import PromptError
 from .kv_cache import FAILED, INTERRUPTED, KvStatus, SavedRows, StagedCache
 from .kv_schedule import KvModel, cells_for, has_flash_attention
-from .loading import drop_pages
+from .loading import drop_pages, in_use
 from .memory import MemoryUse, read_memory_use
 from .plan import Plan
 from .prepare import load_model, plan_file
@@ -227,6 +228,7 @@ class LlamaEngine(Owner):
         kv = kv_model(header, settings.n_threads)
         plan, notes = plan_file(header, settings, kv, draft)
         with ExitStack() as stack:
+            stack.enter_context(in_use(path))
             if settings.drop_pages:
                 stack.callback(_drop_pages, path)
             model = stack.enter_context(
@@ -255,6 +257,7 @@ class LlamaEngine(Owner):
             chat_template=model.chat_template,
             notes=notes,
             kernels=model.kernels,
+            style=style_for(header.metadata),
         )
 
     @property
@@ -269,7 +272,7 @@ class LlamaEngine(Owner):
 
     def new_sampler(self, settings: SamplingSettings) -> LlamaSampler:
         """A sampler for this model; the caller closes it."""
-        return LlamaSampler(settings, self.vocab.n_tokens)
+        return LlamaSampler(settings, self.vocab)
 
     @property
     def room(self) -> int:

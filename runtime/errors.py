@@ -4,6 +4,7 @@ RuntimeFailure
 ├── SettingsError   an option's value that cannot work
 ├── PromptError     a prompt that is empty or does not fit the context
 ├── TemplateFailure a chat template that cannot be rendered
+├── OutputError     results that cannot be written (while running: exit code 1)
 ├── SessionError    a session file that cannot be written, or must not be continued
 └── MemoryShortage  a model that does not fit into this machine's memory
     └── LockShortage  weights that may not be locked
@@ -11,7 +12,7 @@ RuntimeFailure
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -31,6 +32,12 @@ class PromptError(RuntimeFailure):
 
 class TemplateFailure(RuntimeFailure):
     """A chat template that cannot be used."""
+
+
+class OutputError(RuntimeFailure):
+    """Results that cannot be written; those written before stay."""
+
+    exit_code: ClassVar[int] = 1
 
 
 class SessionError(RuntimeFailure):

@@ -12,11 +12,13 @@ direct  private copies in the fastest layout, read past the page cache: other fi
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from infer_os.native.residency import resident_bytes, tells_residency
@@ -29,6 +31,21 @@ _CAP_IPC_LOCK = 14  # linux/capability.h
 _STATUS = Path("/proc/self/status")
 #: Of what is to be locked, so much may be missing: the file's header is not mapped.
 _LOCKED_SHARE = 0.98
+
+
+@contextmanager
+def in_use(path: Path) -> Iterator[None]:
+    """Hold a shared flock(2) on a file, by which others see that a process uses it.
+
+    A file system without locks only goes without the sign.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def prefetch(path: Path, progress: Callable[[int, int], None] | None = None) -> int:

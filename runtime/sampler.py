@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer_os.native.context import Context
+from infer_os.native.model import Vocab
 from infer_os.native.sampler import Distribution, SamplerChain
 
 from .settings import SamplingSettings
@@ -51,16 +52,23 @@ class TokenFilter(Protocol):
 
 
 class LlamaSampler:
-    """A chain in llama.cpp's usual order: penalty, top-k, top-p, min-p, temperature, draw."""
+    """llama.cpp's usual order: grammar, penalty, top-k, top-p, min-p, temperature, draw."""
 
-    def __init__(self, settings: SamplingSettings, n_vocab: int) -> None:
+    def __init__(self, settings: SamplingSettings, vocab: Vocab) -> None:
         self._chain = SamplerChain()
         self._penalizes = settings.penalizes
-        add_filters(self._chain, settings, n_vocab)
+        if settings.grammar:
+            self._chain.add_grammar(vocab, settings.grammar)
+        add_filters(self._chain, settings, vocab.n_tokens)
         if settings.temperature == 0:
             self._chain.add_greedy()
         else:
             self._chain.add_draw(settings.chosen_seed())
+
+    @property
+    def chain(self) -> SamplerChain:
+        """The chain, for those who draw from other contexts."""
+        return self._chain
 
     def draw(self, source: Context, row: int = -1) -> int:
         """Draw from a row of the context's logits."""
@@ -70,7 +78,7 @@ class LlamaSampler:
         """See :meth:`Sampler.remember`."""
         if self._penalizes:
             for token in tokens:
-                self._chain.accept(token)
+                self._chain.penalize(token)
 
     def close(self) -> None:
         """Free the chain."""
@@ -78,7 +86,7 @@ class LlamaSampler:
 
 
 class LlamaFilter:
-    """The same chain without the draw."""
+    """The same chain without the draw, and without the grammar, whose state no guess may move."""
 
     def __init__(self, settings: SamplingSettings, n_vocab: int) -> None:
         self._chain = SamplerChain()
@@ -90,12 +98,12 @@ class LlamaFilter:
         if self._window:
             self._chain.forget()
             for token in tokens[-self._window :]:
-                self._chain.accept(token)
+                self._chain.penalize(token)
 
     def accept(self, token: int) -> None:
         """See :meth:`TokenFilter.accept`."""
         if self._window:
-            self._chain.accept(token)
+            self._chain.penalize(token)
 
     def distribution(self, logits: NDArray[np.float32]) -> Distribution:
         """See :meth:`TokenFilter.distribution`."""

@@ -18,7 +18,8 @@ def _check(good: bool, option: str, value: object, expected: str) -> None:
 class SamplingSettings:
     """How the next token is drawn. A ``temperature`` of 0 takes the likeliest.
 
-    ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and ``repeat_penalty`` 1 switch a filter off.
+    ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and ``repeat_penalty`` 1 switch a filter off. ``grammar``
+    is GBNF that the text must follow; empty for none.
     """
 
     temperature: float = 0.8
@@ -28,6 +29,7 @@ class SamplingSettings:
     repeat_penalty: float = 1.0
     repeat_last_n: int = 64
     seed: int | None = None
+    grammar: str = ""
 
     def __post_init__(self) -> None:
         # llama.cpp computes in float32 and counts in int32: what those cannot hold is refused

@@ -125,8 +125,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Screen]]:
 
 
 WIDE = """\
-m.gguf, loaded in 0.2 s: Fake, 330 tokens of context, style dialogue. /help lists commands, Ctrl-D
-ends.
+m.gguf: Fake, 330 tokens of context, style dialogue, loaded in 0.2 s
+/help lists commands, Ctrl-D ends.
 > hello
 Hello! 東京は首都です。🎉 Grüße
 > 日本語を話せますか?
@@ -163,9 +163,9 @@ Ctrl-D or /quit ends the program.
 >"""
 
 NARROW = """\
-m.gguf, loaded in 0.2 s: Fake, 330
-tokens of context, style dialogue. /help
-lists commands, Ctrl-D ends.
+m.gguf: Fake, 330 tokens of context,
+style dialogue, loaded in 0.2 s
+/help lists commands, Ctrl-D ends.
 > hello
 Hello! 東京は首都です。🎉 Grüße
 > 日本語を話せますか?

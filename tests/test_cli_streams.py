@@ -37,15 +37,6 @@ def test_a_full_device_is_one_line(converted: Converter) -> None:
     assert done.stderr.decode() == "error: standard output: No space left on device\n"
 
 
-def test_a_name_of_the_catalog_says_how_to_get_the_model(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*COMMAND, "generate", "gpt-j-6B", "-p", "x"],
-        capture_output=True, check=False, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert b"infer-os convert gpt-j-6B" in done.stderr
-
-
 def test_a_chat_that_is_told_to_end_keeps_its_session(converted: Converter, tmp_path: Path) -> None:
     session = tmp_path / "talk.session"
     command = [*COMMAND, "chat", str(converted()), "--session", str(session), "-n", "4"]

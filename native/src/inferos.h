@@ -45,6 +45,16 @@ struct inferos_quantize_job {
     int32_t         src_type;    // GGML_TYPE_F32, GGML_TYPE_F16 or GGML_TYPE_BF16
     int32_t         dst_type;    // any ggml type that ggml_quantize_chunk writes
     int32_t         n_threads;
+    int32_t         kernel;      // inferos_kernel; all write the same bytes
+};
+
+// What quantizes rows. The named ones exist for q3_K, q4_K, q5_K and q6_K, where the CPU has them.
+enum inferos_kernel {
+    INFEROS_KERNEL_BEST     = 0,  // inferos_best_kernel() where it has the type, else ggml
+    INFEROS_KERNEL_GGML     = 1,
+    INFEROS_KERNEL_BASELINE = 2,
+    INFEROS_KERNEL_AVX2     = 3,
+    INFEROS_KERNEL_AVX512   = 4,
 };
 
 // What quantization did to the values: filled when asked for, at the price of reading back dst.
@@ -63,10 +73,16 @@ enum inferos_status {
     INFEROS_NEEDS_IMPORTANCE = 4,  // the target type cannot be written without weights
     INFEROS_NO_MEMORY        = 5,
     INFEROS_NOT_FINITE       = 6,  // a computed value is NaN or infinite
+    INFEROS_NO_KERNEL        = 7,  // this build or CPU lacks the kernel, or it the target type
 };
 
 INFEROS_API int32_t inferos_quantize_rows(const inferos_quantize_job * job,
                                           inferos_quantize_error * error);
+
+// ---- kquants.cpp ----------------------------------------------------------------------------
+
+// The widest kernel that this CPU has; ggml, if the loaded one was compiled to round otherwise.
+INFEROS_API int32_t inferos_best_kernel(void);
 
 // ---- activations.cpp ------------------------------------------------------------------------
 

@@ -1,7 +1,12 @@
 // Rows of floats in, rows of any ggml type out. A thread takes a chunk of rows at a time: widens it
 // to float32 in a scratch of its own, hands it to ggml_quantize_chunk, and, if asked, reads the
-// result back to measure the error while both are still in cache.
+// result back to measure the error while both are still in cache. The K-quants of kquants.h take
+// the place of ggml's where they have its bytes.
 #include "inferos.h"
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -15,6 +20,7 @@
 #include <vector>
 
 #include "ggml.h"
+#include "kquants.h"
 
 namespace {
 
@@ -32,11 +38,35 @@ bool is_target_type(int32_t type) {
     return is_source_type(type) || ggml_is_quantized(static_cast<ggml_type>(type));
 }
 
+#if defined(__x86_64__) || defined(__i386__)
+#define FOR_AVX2 __attribute__((target("avx2,f16c")))
+
+const bool HAS_AVX2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+
+// ggml's own widens one value at a time
+FOR_AVX2 void widen_halves(const ggml_fp16_t * src, float * dst, int64_t n) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i *>(src + i));
+        _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(halves));
+    }
+    ggml_fp16_to_fp32_row(src + i, dst + i, n - i);
+}
+#else
+#define FOR_AVX2
+constexpr bool HAS_AVX2 = false;
+
+void widen_halves(const ggml_fp16_t * src, float * dst, int64_t n) {
+    ggml_fp16_to_fp32_row(src, dst, n);
+}
+#endif
+
 void widen_row(const char * src, int32_t type, float * dst, int64_t n) {
     if (type == GGML_TYPE_F32) {
         memcpy(dst, src, n * sizeof(float));
     } else if (type == GGML_TYPE_F16) {
-        ggml_fp16_to_fp32_row(reinterpret_cast<const ggml_fp16_t *>(src), dst, n);
+        const auto * halves = reinterpret_cast<const ggml_fp16_t *>(src);
+        (HAS_AVX2 ? widen_halves : ggml_fp16_to_fp32_row)(halves, dst, n);
     } else {
         ggml_bf16_to_fp32_row(reinterpret_cast<const ggml_bf16_t *>(src), dst, n);
     }
@@ -64,35 +94,74 @@ float largest_value(ggml_type target) {
     return 65504.0f;
 }
 
-void add_error(inferos_quantize_error & sum, const float * was, const float * is, int64_t n) {
-    // in independent lanes, which vectorize without leave to reorder sums
-    constexpr int LANES = 8;
-    double squared_error[LANES] = {}, squared_value[LANES] = {};
-    float  largest[LANES] = {};
-    auto add = [&](int lane, int64_t i) {
-        const float difference = was[i] - is[i];
+// Independent lanes, which vectorize without leave to reorder sums. The AVX2 code below has the same
+// lanes and the same bits.
+constexpr int ERROR_LANES = 8;
+
+struct ErrorSums {
+    double squared_error[ERROR_LANES] = {};
+    double squared_value[ERROR_LANES] = {};
+    float  largest[ERROR_LANES]       = {};
+
+    void add(int lane, float was, float is) {
+        const float difference = was - is;
         squared_error[lane] += double(difference) * difference;
-        squared_value[lane] += double(was[i]) * was[i];
+        squared_value[lane] += double(was) * was;
         largest[lane] = std::max(largest[lane], std::fabs(difference));
-    };
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        for (int lane = 0; lane < LANES; lane++) {
-            add(lane, i + lane);
+    }
+};
+
+#if defined(__x86_64__) || defined(__i386__)
+FOR_AVX2 int64_t add_error_avx2(ErrorSums & sums, const float * was, const float * is, int64_t n) {
+    __m256d error_low = _mm256_setzero_pd(), error_high = error_low;
+    __m256d value_low = error_low, value_high = error_low;
+    __m256  largest = _mm256_setzero_ps();
+    int64_t i       = 0;
+    for (; i + ERROR_LANES <= n; i += ERROR_LANES) {
+        const __m256  before     = _mm256_loadu_ps(was + i);
+        const __m256  difference = _mm256_sub_ps(before, _mm256_loadu_ps(is + i));
+        const __m256d d_low      = _mm256_cvtps_pd(_mm256_castps256_ps128(difference));
+        const __m256d d_high     = _mm256_cvtps_pd(_mm256_extractf128_ps(difference, 1));
+        const __m256d b_low      = _mm256_cvtps_pd(_mm256_castps256_ps128(before));
+        const __m256d b_high     = _mm256_cvtps_pd(_mm256_extractf128_ps(before, 1));
+        error_low  = _mm256_add_pd(error_low, _mm256_mul_pd(d_low, d_low));
+        error_high = _mm256_add_pd(error_high, _mm256_mul_pd(d_high, d_high));
+        value_low  = _mm256_add_pd(value_low, _mm256_mul_pd(b_low, b_low));
+        value_high = _mm256_add_pd(value_high, _mm256_mul_pd(b_high, b_high));
+        largest = _mm256_max_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), difference), largest);
+    }
+    _mm256_storeu_pd(sums.squared_error, error_low);
+    _mm256_storeu_pd(sums.squared_error + 4, error_high);
+    _mm256_storeu_pd(sums.squared_value, value_low);
+    _mm256_storeu_pd(sums.squared_value + 4, value_high);
+    _mm256_storeu_ps(sums.largest, largest);
+    return i;
+}
+#else
+int64_t add_error_avx2(ErrorSums &, const float *, const float *, int64_t) { return 0; }
+#endif
+
+void add_error(inferos_quantize_error & error, const float * was, const float * is, int64_t n) {
+    ErrorSums sums;
+    int64_t   i = HAS_AVX2 ? add_error_avx2(sums, was, is, n) : 0;
+    for (; i + ERROR_LANES <= n; i += ERROR_LANES) {
+        for (int lane = 0; lane < ERROR_LANES; lane++) {
+            sums.add(lane, was[i + lane], is[i + lane]);
         }
     }
     for (; i < n; i++) {
-        add(0, i);
+        sums.add(0, was[i], is[i]);
     }
-    for (int lane = 0; lane < LANES; lane++) {
-        sum.sum_squared_error += squared_error[lane];
-        sum.sum_squared_value += squared_value[lane];
-        sum.max_abs_error = std::max(sum.max_abs_error, double(largest[lane]));
+    for (int lane = 0; lane < ERROR_LANES; lane++) {
+        error.sum_squared_error += sums.squared_error[lane];
+        error.sum_squared_value += sums.squared_value[lane];
+        error.max_abs_error = std::max(error.max_abs_error, double(sums.largest[lane]));
     }
 }
 
 struct Worker {
     const inferos_quantize_job & job;
+    KquantFunction               kquant;  // null: ggml_quantize_chunk
     std::atomic<int64_t> &       next_row;
     int64_t                      chunk_rows;
     bool                         measure;
@@ -100,9 +169,9 @@ struct Worker {
     std::unique_ptr<float[]>     read_back;  // (n_per_row,)
     inferos_quantize_error       error = {};
 
-    Worker(const inferos_quantize_job & job, std::atomic<int64_t> & next_row, int64_t chunk_rows,
-           bool measure)
-        : job(job), next_row(next_row), chunk_rows(chunk_rows), measure(measure),
+    Worker(const inferos_quantize_job & job, KquantFunction kquant,
+           std::atomic<int64_t> & next_row, int64_t chunk_rows, bool measure)
+        : job(job), kquant(kquant), next_row(next_row), chunk_rows(chunk_rows), measure(measure),
           wide(new float[chunk_rows * job.n_per_row]),
           read_back(measure ? new float[job.n_per_row] : nullptr) {}
 
@@ -131,11 +200,21 @@ struct Worker {
                 memset(out, 0, rows * dst_size);
                 continue;
             }
-            ggml_quantize_chunk(target, wide.get(), out, 0, rows, job.n_per_row, job.importance);
+            quantize_rows(target, out, rows);
             if (measure) {
                 measure_rows(target, out, dst_size, rows);
             }
         }
+    }
+
+    void quantize_rows(ggml_type target, char * out, int64_t rows) {
+        if (!kquant) {
+            ggml_quantize_chunk(target, wide.get(), out, 0, rows, job.n_per_row, job.importance);
+            return;
+        }
+        const int64_t blocks = job.n_per_row / KQUANT_BLOCK;
+        kquant({wide.get(), reinterpret_cast<uint8_t *>(out), job.importance, rows * blocks, blocks,
+                kquant_bits(target)});
     }
 
     void measure_rows(ggml_type target, const char * out, size_t dst_size, int64_t rows) {
@@ -179,6 +258,9 @@ int32_t check(const inferos_quantize_job & job) {
     if (!job.importance && ggml_quantize_requires_imatrix(target)) {
         return INFEROS_NEEDS_IMPORTANCE;
     }
+    if (job.kernel > INFEROS_KERNEL_GGML && !kquant_function(job.kernel, job.dst_type)) {
+        return INFEROS_NO_KERNEL;
+    }
     return INFEROS_OK;
 }
 
@@ -200,10 +282,11 @@ INFEROS_API int32_t inferos_quantize_rows(const inferos_quantize_job * job,
         std::max<int64_t>(1, std::min<int64_t>(job->n_threads, n_chunks));
     std::atomic<int64_t> next_row{0};
     try {
+        const KquantFunction kquant = kquant_function(job->kernel, job->dst_type);
         std::vector<Worker> workers;
         workers.reserve(n_workers);
         for (int64_t i = 0; i < n_workers; i++) {
-            workers.emplace_back(*job, next_row, chunk_rows, error != nullptr);
+            workers.emplace_back(*job, kquant, next_row, chunk_rows, error != nullptr);
         }
         std::vector<std::thread> threads;
         threads.reserve(n_workers);

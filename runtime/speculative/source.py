@@ -24,7 +24,10 @@ class SpeculativeSource:
     ) -> None:
         """Choose the rule: the same text where it is determined, else the same distribution."""
         self._engine, self._speculation = engine, speculation
-        determined = settings.temperature == 0 or settings.seed is not None
+        # a grammar follows what is drawn: its state cannot be asked about a guess
+        determined = (
+            settings.temperature == 0 or settings.seed is not None or bool(settings.grammar)
+        )
         self._verifier: Verifier = (
             SameText(engine, settings) if determined else SameDistribution(engine, settings)
         )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from infer_os.models import describe
-from infer_os.models.catalog import CATALOG, CatalogModel, find_model
+from infer_os.models.catalog import CATALOG, CatalogModel, find_model, near_names, style_for
+from infer_os.models.styles import STYLES
 
 MISSION = [
     "EleutherAI/gpt-neox-20b", "EleutherAI/gpt-j-6B", "bigscience/bloom-7b1",
@@ -72,3 +75,49 @@ def test_a_draft_is_small_and_in_the_catalog(model: CatalogModel) -> None:
     assert 4 * describe(draft.config).n_params < describe(model.config).n_params
     # padding differs, the tokens do not
     assert abs(draft.geometry.n_vocab - model.geometry.n_vocab) < 0.02 * model.geometry.n_vocab
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("gpt2-lage", "gpt2-large"), ("EleutherAI/gpt-neo-20b", "EleutherAI/gpt-neox-20b"),
+        ("DIALOGPT-LARG", "DialoGPT-large"), ("my-modell", "mine/my-model"),
+    ],
+)  # fmt: skip
+def test_near_names(text: str, near: str) -> None:
+    found = near_names(text, ["mine/my-model"])
+    assert found.startswith("; did you mean ")
+    assert near in found
+
+
+def test_nothing_is_near_nonsense() -> None:
+    assert near_names("qqqqqqqq") == ""
+
+
+@pytest.mark.parametrize(
+    ("metadata", "style"),
+    [
+        ({"inferos.source.repository": "microsoft/DialoGPT-large"}, "dialogpt"),
+        ({"general.source.huggingface.repository": "microsoft/DialoGPT-small"}, "dialogpt"),
+        # a copy under another owner; a folder that was called so
+        ({"inferos.source.repository": "me/DialoGPT-large"}, "dialogpt"),
+        ({"general.name": "dialogpt-medium"}, "dialogpt"),
+        # where it truly comes from counts, not what it is called
+        (
+            {"inferos.source.repository": "gpt2", "general.name": "DialoGPT-large"}, "dialogue",
+        ),
+        ({"general.name": "something"}, "dialogue"),
+        ({"general.name": 7}, "dialogue"),
+        ({}, "dialogue"),
+    ],
+)  # fmt: skip
+def test_the_style_follows_from_the_file(
+    monkeypatch: pytest.MonkeyPatch, metadata: dict[str, Any], style: str
+) -> None:
+    monkeypatch.setitem(STYLES, "dialogpt", STYLES["plain"])
+    assert style_for(metadata) == style
+
+
+def test_a_style_that_is_not_there_is_a_dialogue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(STYLES, "dialogpt", raising=False)
+    assert style_for({"general.name": "DialoGPT-large"}) == "dialogue"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -9,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import Converter
+from helpers import PARALLEL, Converter, copy_checkpoint
 from numpy.typing import NDArray
 
+from infer_os.convert.pipeline import convert
+from infer_os.convert.settings import ConvertSettings
+from infer_os.models.styles import STYLES
 from infer_os.native.context import Context, ContextParams
 from infer_os.native.errors import DecodeError, Interrupted
 from infer_os.native.interrupt import interruptible
@@ -277,3 +281,24 @@ def test_only_the_asked_rows_of_logits_are_reserved(converted: Converter) -> Non
             context.decode((TOKENS * 9)[:512], 0, outputs=n)
             sizes[n] = context.logits().copy()
     assert agree(sizes[1], sizes[512])
+
+
+def test_an_engine_tells_the_style_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STYLES, "dialogpt", STYLES["plain"])
+    folder = copy_checkpoint(PARALLEL, tmp_path / "DialoGPT-large")
+    convert(ConvertSettings(folder, tmp_path / "m.gguf", "q8_0"))
+    with LlamaEngine(tmp_path / "m.gguf", EngineSettings(context=32, threads=1)) as loaded:
+        assert loaded.info.style == "dialogpt"
+
+
+def test_an_engine_shows_that_its_file_is_in_use(converted: Converter) -> None:
+    path = converted()
+    with path.open("rb") as file:
+        with LlamaEngine(path, EngineSettings(context=32, threads=1)):
+            # others may use it as well, but nobody alone
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

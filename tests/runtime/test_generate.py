@@ -254,8 +254,8 @@ def test_a_penalty_of_one_is_off(engine: LlamaEngine) -> None:
     assert len(set(draws(engine, SamplingSettings(temperature=0, repeat_penalty=1.0), 5))) == 1
 
 
-def test_a_sampler_may_be_closed_twice() -> None:
-    sampler = LlamaSampler(SamplingSettings(), 300)
+def test_a_sampler_may_be_closed_twice(engine: LlamaEngine) -> None:
+    sampler = LlamaSampler(SamplingSettings(), engine.vocab)
     sampler.close()
     sampler.close()
 

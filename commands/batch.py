@@ -1,0 +1,237 @@
+"""``infer-os batch``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .. import console
+from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
+from . import loading, options
+from .groups import grouped
+
+if TYPE_CHECKING:
+    from ..runtime.batch.engine import BatchEngine, BatchStatistics
+    from ..runtime.batch.journal import Journal
+    from ..runtime.batch.records import BadRecord, Record, Result
+    from ..runtime.batch.settings import BatchSettings
+
+_STREAM = Path("-")
+
+
+@grouped()
+def batch(
+    *,
+    model: options.Model,
+    input: Annotated[
+        Path,
+        typer.Option(
+            "-i",
+            "--input",
+            metavar="FILE",
+            help="Records: .jsonl, .csv, .parquet, or .txt with a prompt a line; - is stdin.",
+        ),
+    ] = _STREAM,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Answers: .jsonl, .csv or .parquet; - is stdout, as JSON lines.",
+        ),
+    ] = _STREAM,
+    parallel: Annotated[
+        str,
+        typer.Option(
+            "--parallel",
+            metavar="N|auto",
+            help="Sequences at once; auto: as many as fit and still add throughput.",
+        ),
+    ] = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an output that was not finished.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    ordered: Annotated[
+        bool,
+        typer.Option("--ordered", help="Write answers in the order of the input."),
+    ] = False,
+    logprobs: Annotated[
+        int,
+        typer.Option(
+            "--logprobs",
+            metavar="K",
+            help="Tell each token's log-probability, and those of the K likeliest.",
+        ),
+    ] = 0,
+    prefix: Annotated[
+        Path | None,
+        typer.Option(
+            "--prefix",
+            metavar="FILE",
+            help="A text in front of every prompt, such as examples.",
+            show_default=False,
+        ),
+    ] = None,
+    system: Annotated[
+        str, typer.Option("--system", metavar="TEXT", help="Opens conversations (messages).")
+    ] = "",
+    style: Annotated[
+        str, typer.Option("--style", metavar="NAME", help="Frames conversations (messages).")
+    ] = "dialogue",
+    sampling: SamplingSettings,
+    stops: StopSettings,
+    settings: EngineSettings,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Statistics as one JSON object on stderr.")
+    ] = False,
+) -> None:
+    """Answer many prompts at once; a line of answer for each.
+
+    A line of input is {"id": 1, "prompt": "..."} or {"id": 1, "messages": [...]}, with max_tokens,
+    temperature, top_k, top_p, min_p, seed, stop and n where they differ from the options.
+
+    Example: infer-os batch model.gguf -i prompts.jsonl -o answers.jsonl --resume
+    """  # fmt: skip
+    from ..native.errors import Interrupted
+    from ..runtime.batch.journal import Journal, check_output
+
+    batch_settings = _batch_settings(parallel, logprobs, prefix, system, style)
+    if output == _STREAM:
+        if resume or force:
+            option = "--resume" if resume else "--force"
+            raise _settings_error(f"{option} has no effect without an --output file")
+    else:
+        check_output(output, resume=resume, force=force)
+    values, total = _open_input(input)
+    with ExitStack() as stack:
+        journal = None
+        if output != _STREAM:
+            journal = stack.enter_context(Journal(output, resume=resume))
+            if journal.is_complete:
+                console.notes([f"{output}: complete already"])
+                return
+        engine = loading.load_batch_engine(model, settings, batch_settings)
+        stack.enter_context(closing(engine))
+        records = _parsed(values, sampling, stops, journal)
+        if total is not None and journal is not None:
+            total = max(0, total - len(journal.done))
+        try:
+            with console.batch_bar(total) as bar:
+                _run(engine, records, journal, ordered=ordered, bar=bar)
+        except (Interrupted, KeyboardInterrupt):
+            if journal is not None:
+                console.note(f"interrupted; --resume continues {output}")
+            raise typer.Exit(130) from None
+        _show_statistics(engine, engine.statistics, as_json=as_json)
+    if engine.statistics.failed:
+        raise typer.Exit(1)
+
+
+def _settings_error(text: str) -> Exception:
+    from ..runtime.errors import SettingsError
+
+    return SettingsError(text)
+
+
+def _batch_settings(
+    parallel: str, logprobs: int, prefix: Path | None, system: str, style: str
+) -> BatchSettings:
+    from ..runtime.batch.settings import BatchSettings
+
+    if parallel != "auto" and (not parallel.isdecimal() or int(parallel) == 0):
+        raise _settings_error(f"--parallel {parallel}: expected a number, or auto")
+    text = ""
+    if prefix is not None:
+        try:
+            text = prefix.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise _settings_error(f"{prefix}: cannot be read: {error}") from None
+    return BatchSettings(0 if parallel == "auto" else int(parallel), logprobs, text, system, style)
+
+
+def _open_input(path: Path) -> tuple[Iterator[Any], int | None]:
+    from ..runtime.batch.reading import count_records, read_stream, read_values
+
+    if path == _STREAM:
+        if console.stdin_is_terminal():
+            raise _settings_error("no records: give --input FILE, or pipe them in")
+        return read_stream(console.stdin_stream()), None
+    return read_values(path), count_records(path)
+
+
+def _parsed(
+    values: Iterator[Any], sampling: SamplingSettings, stops: StopSettings, journal: Journal | None
+) -> Iterator[Record | BadRecord]:
+    from ..runtime.batch.records import BadRecord, RecordParser
+
+    parser = RecordParser(sampling, stops)
+    done = journal.done if journal else set()
+    for value in values:
+        record = value if isinstance(value, BadRecord) else parser.parse(*value)
+        # what an earlier run has told already; the parser must see it all the same, for its id
+        if (None, record.line) not in done:
+            yield record
+
+
+def _run(
+    engine: BatchEngine,
+    records: Iterator[Record | BadRecord],
+    journal: Journal | None,
+    *,
+    ordered: bool,
+    bar: console.BatchProgress | None,
+) -> None:
+    from ..runtime.batch.journal import line_of
+    from ..runtime.batch.order import InputOrder
+
+    done = frozenset(
+        (identity, index)
+        for identity, index in (journal.done if journal else ())
+        if identity is not None
+    )
+    order = InputOrder() if ordered else None
+    if order is not None:
+        records = order.watch(records, done)
+    write: Callable[[Result], None]
+    if journal is not None:
+        write = journal.write
+    else:
+        to_stdout = console.answer_lines()
+        write = lambda result: to_stdout(line_of(result))  # noqa: E731
+    with closing(engine.run(records, done)) as running:
+        results: Iterator[Result] = order.arrange(running) if order is not None else running
+        for result in results:
+            write(result)
+            if bar is not None:
+                now = engine.statistics
+                bar(now.records, now.completion_tokens, now.seconds)
+    if journal is not None:
+        journal.finish()
+
+
+def _show_statistics(engine: BatchEngine, now: BatchStatistics, *, as_json: bool) -> None:
+    from ..native.residency import peak_rss_bytes
+
+    if as_json:
+        console.note_json({
+            "records": now.records, "failed": now.failed, "prompt_tokens": now.prompt_tokens,
+            "shared_tokens": now.counts.shared, "completion_tokens": now.completion_tokens,
+            "seconds": now.seconds, "tokens_per_s": now.tokens_per_s, "parallel": engine.n_seq,
+            "rows": asdict(now.counts),
+            "curve": [asdict(point) for point in engine.curve],
+            "memory": {"peak_rss_bytes": peak_rss_bytes(), "planned_bytes": engine.planned_bytes},
+        })  # fmt: skip
+        return
+    console.note(
+        f"[{now.records} records, {now.failed} failed | {engine.n_seq} at once | prompts "
+        f"{now.prompt_tokens} tokens, {now.counts.shared} of them shared | "
+        f"{now.completion_tokens} tokens at {now.tokens_per_s:.1f}/s | {now.seconds:.1f} s | peak "
+        f"RSS {console.size(peak_rss_bytes())} of {console.size(engine.planned_bytes)} planned]"
+    )

@@ -1,0 +1,84 @@
+"""``infer-os models``: list, show, rm."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .. import console
+from . import options
+
+app = typer.Typer(
+    help="List the known models: what each needs, what is in the cache, what fits.",
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="A catalog name (gpt-j-6B), a hub id (EleutherAI/gpt-j-6B), or a folder.",
+        show_default=False,
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def models(context: typer.Context, as_json: options.Json = False) -> None:
+    """List the known models: what each needs, what is in the cache, what fits this machine."""
+    if context.invoked_subcommand is None:
+        list_(as_json)
+    elif as_json:
+        from ..runtime.errors import SettingsError
+
+        command = context.invoked_subcommand
+        raise SettingsError(f"--json: write it behind the command: models {command} --json")
+
+
+@app.command("list")
+def list_(as_json: options.Json = False) -> None:
+    """List the catalog and the cache: parameters, memory per type, what fits this machine."""
+    from .. import render_models
+    from ..model_list import list_models
+
+    found = list_models()
+    if as_json:
+        console.answer_json(render_models.list_json(found))
+    else:
+        render_models.show_list(found)
+
+
+@app.command()
+def show(name: Name, as_json: options.Json = False) -> None:
+    """Tell everything known of a model: geometry, draft partner, style, sizes, cached files."""
+    from .. import render_models
+    from ..model_list import show_model
+
+    details = show_model(name)
+    if as_json:
+        console.answer_json(render_models.details_json(details))
+    else:
+        render_models.show_details(details)
+
+
+@app.command()
+def rm(
+    name: Name,
+    type: Annotated[
+        str,
+        typer.Option(
+            "--type", metavar="T", help="Only the conversion to T.", show_default="everything"
+        ),
+    ] = "",
+    as_json: options.Json = False,
+) -> None:
+    """Remove a model from the cache, with what was downloaded of it. What is in use stays."""
+    from ..model_removal import remove_model
+
+    title, freed = remove_model(name, type)
+    if as_json:
+        console.answer_json({"model": title, "freed_bytes": freed})
+    else:
+        console.note(f"{title}: removed, {console.size(freed)} freed")

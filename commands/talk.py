@@ -1,0 +1,135 @@
+"""What the commands that talk share: a conversation on a loaded model, kept in its file."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import console
+from ..model_store import ModelWish
+from . import loading
+
+if TYPE_CHECKING:
+    from ..runtime.engine import Engine
+    from ..runtime.frame import Frame
+    from ..runtime.session import Session
+    from ..runtime.settings import EngineSettings
+
+
+@dataclass(frozen=True, slots=True)
+class TalkSettings:
+    """How a conversation begins. An empty ``style`` is the model's own."""
+
+    system: str = ""
+    style: str = ""
+    session: Path | None = None
+
+    def check(self) -> None:
+        """Find what cannot work before a model is loaded.
+
+        Raises:
+            SettingsError: an unknown style, or a system prompt for a conversation that has one.
+            SessionError: the session cannot be kept in that file.
+        """
+        from ..runtime.errors import SettingsError
+        from ..runtime.session import style_names
+        from ..runtime.session_file import check_name
+
+        if self.style and self.style not in style_names():
+            raise SettingsError(f"--style {self.style}: expected one of {', '.join(style_names())}")
+        if self.session is not None:
+            check_name(self.session)
+            if self.system and self.session.exists():
+                raise SettingsError(
+                    f"--system: the conversation in {self.session} has its own opening"
+                )
+
+
+@contextmanager
+def conversation_on(
+    model: ModelWish, talk: TalkSettings, settings: EngineSettings
+) -> Iterator[Session]:
+    """A conversation, the one in its file if there is one; kept there at the end.
+
+    Raises:
+        SettingsError: options that cannot work.
+        SessionError: a file that cannot be continued.
+    """
+    from ..chat_commands import load, save
+    from ..runtime.session import Session
+
+    talk.check()
+    file = talk.session
+    saved = file is not None and file.exists()
+    engine, load_s = loading.load_engine(model, settings)
+    _end_on_signals()
+    with closing(engine):
+        session = Session(engine, choose_frame(engine, talk.style, talk.system), talk.system)
+        console.paragraph(
+            f"{model.name}: {engine.info.source}, {engine.n_ctx} tokens of context, style "
+            f"{session.style.name}, loaded in {load_s:.1f} s"
+        )
+        if file is not None and saved:
+            load(session, file)
+            if talk.style and session.style.name != talk.style:
+                console.note(f"note: the saved conversation is of style {session.style.name}")
+        try:
+            yield session
+        finally:
+            if file is not None and session.changed and (session.n_turns or saved):
+                save(session, file)
+
+
+def choose_frame(engine: Engine, style: str, system: str = "") -> Frame:
+    """The frame for a style's name; by default the model's own template, else its style.
+
+    What differs from what one may expect is said on stderr.
+
+    Raises:
+        SettingsError: there is no such style, or the model has no template.
+        TemplateFailure: its template was asked for and cannot be used.
+    """
+    from ..models.styles import DIALOGUE, STYLES
+    from ..runtime.errors import TemplateFailure
+    from ..runtime.frame import StyleFrame
+    from ..runtime.session import make_frame
+    from ..runtime.template import TemplateFrame
+
+    info = engine.info
+    own = info.style
+    if own not in STYLES:
+        own = DIALOGUE.name
+        if not style and info.chat_template is None:
+            console.note(f"note: the file's style {info.style} is unknown here; {own} is used")
+    name = style or (own if info.chat_template is None else TemplateFrame.name)
+    try:
+        frame = make_frame(name, engine)
+    except TemplateFailure as error:
+        if style:
+            raise TemplateFailure(f"{error}; --style {own} does without it") from error
+        console.note(f"note: {error}; style {own} is used instead")
+        frame = make_frame(own, engine)
+    if isinstance(frame, StyleFrame) and frame.missing_markers:
+        console.note(
+            f"note: style {frame.name}: this model has no token "
+            f"{', '.join(frame.missing_markers)}; written as letters"
+        )
+    if isinstance(frame, TemplateFrame) and frame.merges_system and system:
+        console.note(
+            "note: the chat template takes no system prompt; it is put before the first message"
+        )
+    return frame
+
+
+def _end_on_signals() -> None:
+    """Let SIGTERM and a closed terminal end the program in order, so that a session is saved."""
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), end)

@@ -1,0 +1,142 @@
+"""What the command ``models`` tells: the catalog, what each model needs, what the cache holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .convert.errors import SourceError
+from .convert.sizes import weight_options
+from .model_removal import CachedModel, cached_models, find_cached
+from .models import describe
+from .models.catalog import CATALOG, CatalogModel, find_model, near_names
+from .models.shape import ModelShape, network_shape
+from .native.backend import faster_layouts, kernel_status
+from .native.errors import GgufError
+from .native.gguf_file import GgufHeader, read_gguf_header
+from .runtime.choice import CHOSEN_TYPES
+from .runtime.kv_schedule import KvSchedule, KvStage
+from .runtime.machine import read_memory
+from .runtime.plan import Budget, Plan, Planner, Sizes
+from .runtime.positions import context_for
+
+
+@dataclass(frozen=True, slots=True)
+class ListedModel:
+    """A model of the catalog on this machine: ``plans`` by type, as ``run`` would load it."""
+
+    model: CatalogModel
+    shape: ModelShape
+    n_params: int
+    plans: tuple[Plan, ...]
+    cached: CachedModel | None
+
+    @property
+    def fits(self) -> str | None:
+        """The finest type that fits into memory; None if none does."""
+        fitting = (p.weights.type for p in self.plans if p.fits and p.weights.type in CHOSEN_TYPES)
+        return next(fitting, None)
+
+    def memory(self, kind: str) -> int:
+        """Bytes that it takes in a type, at its largest."""
+        return next(plan.total for plan in self.plans if plan.weights.type == kind)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelList:
+    """The catalog and the cache; ``limit`` is the memory that may be used now, in bytes."""
+
+    catalog: tuple[ListedModel, ...]
+    cached: tuple[CachedModel, ...]
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class CachedDetails:
+    """A conversion in the cache; ``header`` is None, and ``damage`` told, if it is damaged."""
+
+    type: str
+    path: str
+    n_bytes: int
+    header: GgufHeader | None
+    damage: str = ""
+
+    @property
+    def commit(self) -> str | None:
+        """The commit on the hub that it was made from."""
+        return self._text("inferos.source.revision")
+
+    @property
+    def architecture(self) -> str | None:
+        """The architecture of the checkpoint."""
+        return self._text("inferos.source.architecture")
+
+    def _text(self, key: str) -> str | None:
+        value: Any = self.header.metadata.get(key) if self.header else None
+        return str(value) if value is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDetails:
+    """Everything known of a model: what the catalog has, and what the cache has."""
+
+    title: str
+    listed: ListedModel | None
+    cached: CachedModel | None
+    files: tuple[CachedDetails, ...]
+
+
+def list_models() -> ModelList:
+    """The whole catalog with its needs, and what is in the cache. Nothing is asked of the hub."""
+    cached = cached_models()
+    by_title = {model.title: model for model in cached}
+    budget = Budget(read_memory().usable, repacked=faster_layouts(kernel_status(True)))
+    catalog = tuple(_listed(model, budget, by_title.get(model.id)) for model in CATALOG)
+    return ModelList(catalog, tuple(cached), budget.limit)
+
+
+def show_model(text: str) -> ModelDetails:
+    """Everything about one model of the catalog or of the cache.
+
+    Raises:
+        SourceError: it is in neither; names those that are spelled nearly so.
+    """
+    known = find_model(text)
+    try:
+        cached = find_cached(text)
+    except SourceError:
+        if known is None:
+            titles = (model.title for model in cached_models())
+            raise SourceError(
+                f"{text}: neither in the catalog nor in the cache{near_names(text, titles)}"
+            ) from None
+        cached = None
+    listed = None
+    if known is not None:
+        budget = Budget(read_memory().usable, repacked=faster_layouts(kernel_status(True)))
+        listed = _listed(known, budget, cached)
+    files = (
+        tuple(_details(file.type, file.path, file.n_bytes) for file in cached.files)
+        if cached
+        else ()
+    )
+    title = known.id if known else cached.title if cached else text
+    return ModelDetails(title, listed, cached, files)
+
+
+def _listed(model: CatalogModel, budget: Budget, cached: CachedModel | None) -> ListedModel:
+    network = describe(model.config)
+    shape = network_shape(model.name, network, weight_options(network))
+    n_ctx, _ = context_for(shape.graph, shape.name, shape.n_ctx_train, 0)
+    planner = Planner(shape, Sizes(n_ctx), budget)
+    cache = KvSchedule((KvStage("f16", "f16", n_ctx),))
+    plans = tuple(planner.plan(option, cache, "mmap") for option in shape.options)
+    return ListedModel(model, shape, network.n_params, plans, cached)
+
+
+def _details(kind: str, path: Path, n_bytes: int) -> CachedDetails:
+    try:
+        return CachedDetails(kind, str(path), n_bytes, read_gguf_header(path))
+    except GgufError as error:
+        return CachedDetails(kind, str(path), n_bytes, None, str(error))

@@ -1,0 +1,190 @@
+"""Take a model out of the cache: its conversions, and what was downloaded for them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from .convert.errors import OutputError, SourceError
+from .convert.locks import locked
+from .convert.source import HubSource, cache_folder
+from .model_store import LOCK, Shelf, shelves, tidy, type_of
+from .models.catalog import find_model, near_names
+
+
+@dataclass(frozen=True, slots=True)
+class CachedFile:
+    """A conversion in the cache."""
+
+    type: str
+    path: Path
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CachedModel:
+    """What the cache holds of a model; ``downloads`` are its checkpoint's files, ``parts``
+    what interrupted conversions left to continue from."""
+
+    title: str
+    shelf: Path
+    files: tuple[CachedFile, ...]
+    parts: tuple[Path, ...]
+    downloads: Path | None
+
+    @property
+    def unfinished(self) -> int:
+        """Bytes on the disk besides the conversions."""
+        fetched = self.downloads.rglob("*") if self.downloads else ()
+        return sum(disk_bytes(path) for path in (*self.parts, *fetched))
+
+    @property
+    def n_bytes(self) -> int:
+        """Everything."""
+        return sum(file.n_bytes for file in self.files) + self.unfinished
+
+
+def disk_bytes(path: Path) -> int:
+    """Bytes that a file takes on its disk, which is less than its size while it is being filled."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0
+    return min(status.st_size, status.st_blocks * 512) if path.is_file() else 0
+
+
+def cached_models() -> list[CachedModel]:
+    """Everything in the cache, by model."""
+    found: dict[Path, list[Shelf]] = {}
+    for shelf in shelves():
+        found.setdefault(shelf.folder, []).append(shelf)
+    models = [_cached(folder, group[0].title, group) for folder, group in found.items()]
+    known = {model.downloads for model in models}
+    for downloads in sorted((cache_folder() / "checkpoints").glob("*--*")):
+        if downloads not in known:
+            # kept by convert --keep-source, or left by a conversion to elsewhere
+            place = cache_folder() / "models" / "hub" / downloads.name
+            title = downloads.name.replace("--", "/", 1)
+            models.append(CachedModel(title, place, (), (), downloads))
+    return [model for model in models if model.files or model.n_bytes]
+
+
+def _cached(folder: Path, title: str, group: list[Shelf]) -> CachedModel:
+    files, parts = [], []
+    for shelf in group:
+        for path in sorted((shelf.folder / shelf.state).iterdir()):
+            if path.suffix == ".gguf" and not path.name.startswith("."):
+                kind = type_of(path, shelf.name)
+                files.append(CachedFile(kind, path, disk_bytes(path)))
+            else:
+                parts.append(path)
+    downloads = cache_folder() / "checkpoints" / folder.name
+    is_hub = isinstance(group[0].source, HubSource)
+    there = downloads if is_hub and downloads.is_dir() else None
+    return CachedModel(title, folder, tuple(files), tuple(parts), there)
+
+
+def find_cached(text: str) -> CachedModel:
+    """The model of a name in the cache.
+
+    Raises:
+        SourceError: it is not there; names those that are spelled nearly so.
+    """
+    known = find_model(text)
+    models = cached_models()
+    folder = str(Path(text).expanduser().resolve())
+    wanted = {text.lower(), known.id.lower() if known else ""}
+    for model in models:
+        if model.title.lower() in wanted or model.title == folder:
+            return model
+    near = "" if known else near_names(text, (model.title for model in models))
+    raise SourceError(
+        f"{text}: not in the cache {cache_folder()}; infer-os models lists what is{near}"
+    )
+
+
+def remove_model(text: str, kind: str = "") -> tuple[str, int]:
+    """Remove a model from the cache, or only its conversion to one type.
+
+    Returns its full name and the bytes that are free now.
+
+    Raises:
+        SourceError: nothing of it is there.
+        OutputError: a process uses it, or converts it at the moment. Then nothing is removed.
+    """
+    model = find_cached(text)
+    files = [file.path for file in model.files if not kind or file.type == kind.lower()]
+    if kind and not files:
+        there = ", ".join(file.type for file in model.files) or "nothing"
+        raise SourceError(f"{model.title}: {kind} is not in the cache; there is {there}")
+    with ExitStack() as stack:
+        if model.shelf.is_dir():
+            busy = f"{model.title}: another process converts it; try again later"
+            stack.enter_context(locked(model.shelf / LOCK, busy))
+        if kind or model.downloads is None:
+            freed = remove_files(files if kind else [*files, *model.parts])
+        else:
+            for lock in model.downloads.glob("*/.lock"):
+                busy = f"{model.title}: another process downloads it; try again later"
+                stack.enter_context(locked(lock, busy))
+            freed = remove_files([*files, *model.parts, *_contents(model.downloads)])
+            _remove_folders(model.downloads)
+        if model.shelf.is_dir():
+            tidy(model.shelf)
+    return model.title, freed
+
+
+def remove_files(paths: list[Path]) -> int:
+    """Remove files of the cache, all or none; returns the bytes that they took.
+
+    Raises:
+        OutputError: a process uses one of them, or one cannot be removed.
+    """
+    with _unused([path for path in paths if path.suffix == ".gguf"]):
+        freed = 0
+        for path in paths:
+            n_bytes = disk_bytes(path)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise OutputError(f"{path}: cannot be removed: {error.strerror}") from error
+            freed += n_bytes
+    return freed
+
+
+@contextmanager
+def _unused(paths: list[Path]) -> Iterator[None]:
+    """Hold files so that no engine takes them: each holds a shared lock on its own."""
+    with ExitStack() as stack:
+        for path in paths:
+            try:
+                handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise OutputError(f"{path}: cannot be opened: {error.strerror}") from error
+            stack.callback(os.close, handle)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputError(
+                    f"{path}: a process uses it; end that first, nothing was removed"
+                ) from None
+        yield
+
+
+def _contents(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if not path.is_dir())
+
+
+def _remove_folders(folder: Path) -> None:
+    """Remove a folder of empty folders, and the one around it if it is empty then."""
+    for path in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
+        path.rmdir()
+    folder.rmdir()
+    with suppress(OSError):
+        folder.parent.rmdir()

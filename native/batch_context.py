@@ -1,0 +1,194 @@
+"""Own a llama.cpp context of many sequences: one decode takes rows of any of them.
+
+In: rows, each a token with its position and sequence, and whether its logits are wanted. Out: rows
+of logits, in the order in which they were asked for. Every sequence has its own part of the cache
+(a stream of llama.cpp's), in which its tokens lie in order: so that what a row computes does not
+depend on which other sequences there are (docs/batch.md).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from .backend import kernels_for
+from .context import rotation
+from .errors import ContextFull, DecodeError, Interrupted, ModelLoadError
+from .ggml_types import ggml_type_named
+from .interrupt import abort_callback
+from .logs import forget_complaints, last_complaint
+from .model import Model
+from .owner import Owner
+from .sampler import SamplerChain
+
+
+@dataclass(frozen=True, slots=True)
+class BatchContextParams:
+    """Sizes of a context of ``n_seq`` sequences with up to ``n_ctx`` tokens each.
+
+    ``n_batch`` rows are computed at most at once, ``n_outputs`` of them with logits. ``rotate`` is
+    that of ``ContextParams``.
+    """
+
+    n_ctx: int
+    n_seq: int
+    n_threads: int
+    n_batch: int = 512
+    n_outputs: int = 1
+    type_k: str = "f16"
+    type_v: str = "f16"
+    rotate: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What one decode computes, arrays of (n_rows,); ``outputs`` is 1 where logits are wanted."""
+
+    tokens: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    sequences: NDArray[np.int32]
+    outputs: NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class BatchContext(Owner):
+    """A KV cache for many sequences. A context manager; close it before its model."""
+
+    def __init__(self, model: Model, params: BatchContextParams) -> None:
+        """Allocate.
+
+        Raises:
+            ModelLoadError: llama.cpp cannot create it (usually: not enough memory).
+        """
+        self.params = params
+        c_params = llama_cpp.llama_context_default_params()
+        # llama.cpp divides the cells among the sequences, rounded up to 256 each
+        c_params.n_ctx = params.n_ctx * params.n_seq
+        c_params.n_batch = params.n_batch
+        c_params.n_ubatch = params.n_batch
+        c_params.n_seq_max = params.n_seq
+        c_params.kv_unified = False
+        c_params.n_outputs_max = max(params.n_outputs, params.n_seq)
+        c_params.n_threads = params.n_threads
+        c_params.n_threads_batch = params.n_threads
+        c_params.type_k = ggml_type_named(params.type_k).id
+        c_params.type_v = ggml_type_named(params.type_v).id
+        c_params.abort_callback = abort_callback()
+        c_params.no_perf = True
+        forget_complaints()
+        with rotation(params.rotate), kernels_for(model.kernels, c_params):
+            self._pointer = llama_cpp.llama_init_from_model(model.pointer, c_params)
+        if not self._pointer:
+            raise ModelLoadError(
+                f"{model.path}: llama.cpp cannot create a context of {params.n_seq} sequences of "
+                f"{params.n_ctx} tokens: {last_complaint() or 'not enough memory?'}"
+            )
+        self._memory = llama_cpp.llama_get_memory(self._pointer)
+        self._n_vocab = model.vocab.n_tokens
+        self.n_batch = int(llama_cpp.llama_n_batch(self._pointer))
+        self._make_batch()
+
+    def _make_batch(self) -> None:
+        """A llama_batch over numpy's memory, so that it is filled by whole arrays."""
+        n = self.n_batch
+        self._tokens = np.zeros(n, np.int32)
+        self._positions = np.zeros(n, np.int32)
+        self._sequences = np.zeros(n, np.int32)
+        self._outputs = np.zeros(n, np.int8)
+        self._counts = np.ones(n, np.int32)
+        first = self._sequences.ctypes.data
+        step = self._sequences.itemsize
+        self._sequence_pointers = (ctypes.POINTER(ctypes.c_int32) * (n + 1))(
+            *(
+                ctypes.cast(first + step * i, ctypes.POINTER(ctypes.c_int32))
+                for i in range(n)
+            )
+        )  # fmt: skip
+        self._batch = llama_cpp.llama_batch(
+            n_tokens=0,
+            token=self._tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            embd=None,
+            pos=self._positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            n_seq_id=self._counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            seq_id=ctypes.cast(
+                self._sequence_pointers, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))
+            ),
+            logits=self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def decode(self, rows: Rows) -> None:
+        """Compute rows, and the logits of those that ask for them.
+
+        Raises:
+            ContextFull: a sequence has no room left.
+            Interrupted: an interrupt came; the cache holds a part of the rows.
+            DecodeError: anything else, with llama_decode's code.
+        """
+        n = len(rows)
+        if not 1 <= n <= self.n_batch:
+            raise DecodeError(f"a batch of {n} rows; expected 1 to {self.n_batch}")
+        self._tokens[:n] = rows.tokens
+        self._positions[:n] = rows.positions
+        self._sequences[:n] = rows.sequences
+        self._outputs[:n] = rows.outputs
+        self._batch.n_tokens = n
+        code = llama_cpp.llama_decode(self._pointer, self._batch)
+        if code == 1:
+            raise ContextFull(f"no room in the context of {self.params.n_ctx} tokens per sequence")
+        if code == 2:
+            raise Interrupted("interrupted")
+        if code != 0:
+            reason = "an invalid batch" if code == -1 else last_complaint() or "a fatal error"
+            raise DecodeError(f"llama_decode failed with {code}: {reason}")
+
+    def logits(self, n: int) -> NDArray[np.float32]:
+        """The ``n`` rows of logits of the last decode, (n, n_vocab), in the order of its rows.
+
+        A view, which the next decode overwrites.
+
+        Raises:
+            DecodeError: fewer were computed.
+        """
+        pointer = llama_cpp.llama_get_logits(self._pointer) if n > 0 else None
+        if not pointer or not llama_cpp.llama_get_logits_ith(self._pointer, -n):
+            raise DecodeError(f"no {n} rows of logits were computed")
+        return np.ctypeslib.as_array(pointer, (n, self._n_vocab))
+
+    def sample(self, sampler: SamplerChain, row: int) -> int:
+        """Draw a token from the logits of the last decode's row ``row``, inside C."""
+        return int(llama_cpp.llama_sampler_sample(sampler.pointer, self._pointer, row))
+
+    def trim(self, sequence: int, n_tokens: int) -> None:
+        """Forget what a sequence holds from position ``n_tokens`` on.
+
+        Raises:
+            DecodeError: the memory cannot be cut there.
+        """
+        if not llama_cpp.llama_memory_seq_rm(self._memory, sequence, n_tokens, -1):
+            raise DecodeError(f"the cache of sequence {sequence} cannot be cut at {n_tokens}")
+
+    def copy(self, source: int, target: int) -> None:
+        """Make ``target`` hold what ``source`` holds, and nothing else.
+
+        llama.cpp copies the rows before the next decode computes any; ``source`` may be cut until
+        then, since a cut leaves the rows where they are.
+        """
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    @property
+    def pointer(self) -> Any:
+        """The ``llama_context *``."""
+        return self._pointer
+
+    def close(self) -> None:
+        """Free the context."""
+        if self._pointer:
+            llama_cpp.llama_free(self._pointer)
+            self._pointer = None

@@ -1,0 +1,3 @@
+#include "kquants_blocks.h"
+
+void kquants_avx512(const KquantRows & rows) { quantize_blocks(rows); }

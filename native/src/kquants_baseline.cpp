@@ -1,0 +1,3 @@
+#include "kquants_blocks.h"
+
+void kquants_baseline(const KquantRows & rows) { quantize_blocks(rows); }

@@ -1,0 +1,174 @@
+"""Turn the catalog and the cache into tables, lines and JSON objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import console
+
+if TYPE_CHECKING:
+    from .model_list import ListedModel, ModelDetails, ModelList
+    from .model_removal import CachedModel
+
+# narrower terminals get short names and fewer columns
+_WIDE = 90
+_SHORT_COMMIT = 12
+_SHOWN_TYPES = ("q8_0", "q4_0")
+
+
+def list_json(models: ModelList) -> dict[str, Any]:
+    """``models --json``: bytes."""
+    from .convert.source import cache_folder
+
+    return {
+        "models": [_listed_json(listed) for listed in models.catalog],
+        "cache": {
+            "folder": str(cache_folder()),
+            "bytes": sum(model.n_bytes for model in models.cached),
+            "models": [_cached_json(model) for model in models.cached],
+        },
+        "memory": models.limit,
+    }
+
+
+def _listed_json(listed: ListedModel) -> dict[str, Any]:
+    return {
+        "model": listed.model.id, "name": listed.model.name, "parameters": listed.n_params,
+        "types": {
+            plan.weights.type: {
+                "bytes": plan.weights.n_bytes, "memory": plan.total, "fits": plan.fits,
+            }
+            for plan in listed.plans
+        },
+        "fits": listed.fits,
+        "cached": [file.type for file in listed.cached.files] if listed.cached else [],
+    }  # fmt: skip
+
+
+def _cached_json(model: CachedModel) -> dict[str, Any]:
+    return {
+        "model": model.title,
+        "files": [
+            {"type": file.type, "bytes": file.n_bytes, "path": str(file.path)}
+            for file in model.files
+        ],
+        "unfinished_bytes": model.unfinished,
+    }
+
+
+def show_list(models: ModelList) -> None:
+    """``models``: what is in the cache, then the catalog."""
+    wide = console.is_wide(_WIDE)
+    size = console.size
+    if models.cached:
+        rows = [
+            (
+                _name(model.title, wide=wide),
+                ", ".join(file.type for file in model.files) or "unfinished",
+                size(model.n_bytes),
+            )
+            for model in models.cached
+        ]  # fmt: skip
+        console.table(("in the cache", "type", "size"), rows, left=2)
+        console.answer("")
+    known: list[tuple[str, ...]] = []
+    for listed in models.catalog:
+        shown = [size(listed.memory(kind)) for kind in (_SHOWN_TYPES if wide else _SHOWN_TYPES[1:])]
+        count = [_count(listed.n_params)] if wide else []
+        known.append((_name(listed.model.id, wide=wide), *count, *shown, listed.fits or "no"))
+    heads = ("parameters", "q8_0 needs", "q4_0 needs") if wide else ("q4_0 needs",)
+    console.table(("catalog", *heads, "fits"), known)
+    console.answer("")
+    console.answer("needs: memory, all in all")
+    console.answer(f"fits: the finest type for {size(models.limit)}")
+    console.answer(f"cache: {size(sum(model.n_bytes for model in models.cached))} in {_cache()}")
+
+
+def details_json(details: ModelDetails) -> dict[str, Any]:
+    """``models show --json``."""
+    found: dict[str, Any] = {"model": details.title}
+    listed = details.listed
+    if listed is not None:
+        model = listed.model
+        found |= {
+            **_listed_json(listed), "aliases": list(model.aliases), "revision": model.revision,
+            "architecture": model.architecture, "geometry": _geometry(listed),
+            "weights": model.weights, "dtype": model.dtype, "draft": model.draft,
+            "style": model.style,
+        }  # fmt: skip
+    found["cached"] = [
+        {
+            "type": file.type, "bytes": file.n_bytes, "path": file.path, "commit": file.commit,
+            "architecture": file.architecture, "damage": file.damage or None,
+        }
+        for file in details.files
+    ]  # fmt: skip
+    found["unfinished_bytes"] = details.cached.unfinished if details.cached else 0
+    return found
+
+
+def _geometry(listed: ListedModel) -> dict[str, int]:
+    g = listed.model.geometry
+    return {
+        "layers": g.n_layer, "embedding": g.n_embd, "heads": g.n_head, "feed_forward": g.n_ff,
+        "vocabulary": g.n_vocab, "context": g.n_ctx,
+    }  # fmt: skip
+
+
+def show_details(details: ModelDetails) -> None:
+    """``models show``: the catalog's entry, every type, the files in the cache."""
+    size = console.size
+    rows: list[tuple[str, str]] = []
+    listed = details.listed
+    if listed is not None:
+        model = listed.model
+        rows += [
+            ("hub id", ", ".join((model.id, *model.aliases))),
+            ("revision", model.revision),
+            ("architecture", model.architecture),
+            ("parameters", _count(listed.n_params)),
+            *((name.replace("_", "-"), str(n)) for name, n in _geometry(listed).items()),
+            ("published as", f"{model.weights}, {model.dtype}"),
+            ("draft partner", model.draft or "none"),
+            ("prompt style", model.style),
+        ]
+    elif details.files and details.files[0].architecture:
+        rows.append(("architecture", details.files[0].architecture))
+    if details.cached and details.cached.unfinished:
+        rows.append(("unfinished", size(details.cached.unfinished)))
+    if not details.files:
+        rows.append(("in the cache", "nothing to run yet"))
+    console.table(("model", _name(details.title, wide=console.is_wide(_WIDE))), rows, left=2)
+    if listed is not None:
+        console.answer("")
+        types = [
+            (
+                plan.weights.type, size(plan.weights.n_bytes), size(plan.total),
+                "yes" if plan.fits else "no",
+            )
+            for plan in listed.plans
+        ]  # fmt: skip
+        console.table(("type", "weights", "memory", "fits"), types)
+    for file in details.files:
+        state = ", damaged" if file.damage else ""
+        console.answer(f"\n{file.type} in the cache, {size(file.n_bytes)}{state}")
+        if file.commit:
+            console.answer(f"commit {file.commit[:_SHORT_COMMIT]}")
+        console.answer(file.path)  # no table: it would be broken into lines
+
+
+def _name(title: str, *, wide: bool) -> str:
+    """A title, or its last part where there is little room."""
+    return title if wide else title.rpartition("/")[2]
+
+
+def _count(n: int) -> str:
+    return f"{n / 1e9:.1f} B" if n >= 1e9 else f"{n / 1e6:.0f} M"
+
+
+def _cache() -> str:
+    from .convert.source import cache_folder
+
+    folder, home = cache_folder(), Path.home()
+    return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)

@@ -1,0 +1,368 @@
+"""The batch engine: records in, results out, many sequences in each decode.
+
+It owns the model and a context of many sequences; the scheduler decides what each step computes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Set
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from infer_os.models.rotation import ROTATION_KEY
+from infer_os.models.styles import STYLES
+from infer_os.native.batch_context import BatchContext, BatchContextParams, Rows
+from infer_os.native.gguf_file import read_gguf_header
+from infer_os.native.interrupt import interruptible
+from infer_os.native.model import Model
+from infer_os.native.owner import Owner
+
+from ..engine import kv_model
+from ..errors import SettingsError
+from ..plan import Plan, check_plan
+from ..prepare import load_model
+from ..sampler import LlamaSampler
+from ..settings import EngineSettings
+from ..text import TextStream
+from .frame import frame
+from .prepare import (
+    N_BATCH,
+    CurvePoint,
+    best_parallel,
+    measure_curve,
+    most_that_fit,
+    n_outputs,
+    plan_batch,
+)  # fmt: skip
+from .records import BadRecord, Record, Result
+from .scheduler import Counts, Limits, Scheduler, Step, slots_for
+from .sequence import Sequence, is_plain_greedy, token_logprobs
+from .settings import BatchSettings
+
+#: Names a sample: its record's id, and its number.
+SampleKey = tuple[str | int, int]
+
+
+@dataclass(slots=True)
+class BatchStatistics:
+    """What a run has done so far. ``counts`` are rows; seconds are of the whole run."""
+
+    records: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    counts: Counts = field(default_factory=Counts)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Drawn tokens per second."""
+        return self.completion_tokens / self.seconds if self.seconds else 0.0
+
+
+class BatchEngine(Owner):
+    """A model that answers many records at once. A context manager; not for several threads."""
+
+    def __init__(
+        self,
+        path: Path,
+        settings: EngineSettings,
+        batch: BatchSettings | None = None,
+        *,
+        warmed: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Plan, check, load, allocate; with ``parallel`` 0 measure how many sequences are worth it.
+
+        Args:
+            path: a GGUF file.
+            settings: how it is loaded.
+            batch: how it is run.
+            warmed: called with bytes done and in all while the file is prefetched.
+
+        Raises:
+            GgufError: the file cannot be used.
+            SettingsError: options that are not possible for this model.
+            MemoryShortage: it does not fit.
+            ModelLoadError: llama.cpp refuses it.
+        """
+        batch = batch or BatchSettings()
+        if batch.style not in STYLES:
+            raise SettingsError(f"--style {batch.style}: expected {' or '.join(STYLES)}")
+        header = read_gguf_header(path)
+        kv = kv_model(header, settings.n_threads)
+        if batch.parallel:
+            n_seq = slots_for(batch.parallel)
+            plan, notes = plan_batch(header, settings, kv, n_seq)
+            check_plan(plan)
+        else:
+            n_seq, plan, notes = most_that_fit(header, settings, kv)
+        self._rotates = ROTATION_KEY not in header.metadata
+        self._batch = batch
+        self.curve: tuple[CurvePoint, ...] = ()
+        with ExitStack() as stack:
+            #: Bytes that the plans foresee at most, the measurement's included.
+            self.planned_bytes = plan.total
+            self._model = stack.enter_context(load_model(path, settings, plan, warmed=warmed))
+            self._context = self._new_context(plan)
+            stack.callback(lambda: self._context.close())
+            if not batch.parallel and n_seq > 1:
+                self.curve = measure_curve(n_seq, self._probe)
+                best = best_parallel(self.curve)
+                if best < n_seq:
+                    plan, notes = plan_batch(header, settings, kv, best)
+                    self._context.close()
+                    self._context = self._new_context(plan)
+            self._owned = stack.pop_all()
+        self.plan: Plan = plan
+        self.notes = notes
+        self.n_ctx = plan.sizes.n_ctx
+        self.n_seq = plan.sizes.n_seq
+        self.path = path
+        self.vocab = self._model.vocab
+        self.statistics = BatchStatistics()
+
+    def _new_context(self, plan: Plan) -> BatchContext:
+        stage, sizes = plan.schedule.stages[-1], plan.sizes
+        return BatchContext(self._model, BatchContextParams(
+            sizes.n_ctx, sizes.n_seq, sizes.n_threads, N_BATCH, n_outputs(sizes.n_seq),
+            stage.type_k, stage.type_v, self._rotates,
+        ))  # fmt: skip
+
+    def _probe(self, n_seq: int) -> None:
+        """A decode step of the first ``n_seq`` sequences, which hold nothing before and after."""
+        height = max(1, -(-8 // n_seq))
+        n = n_seq * height
+        positions = np.tile(np.arange(height, dtype=np.int32), n_seq)
+        sequences = np.repeat(np.arange(n_seq, dtype=np.int32), height)
+        self._context.decode(Rows(np.zeros(n, np.int32), positions, sequences, np.ones(n, np.int8)))
+        for sequence in range(n_seq):
+            self._context.trim(sequence, 0)
+
+    @property
+    def model(self) -> Model:
+        """The loaded model."""
+        return self._model
+
+    @property
+    def context(self) -> BatchContext:
+        """The context, for those who look at its memory."""
+        return self._context
+
+    def run(
+        self, records: Iterable[Record | BadRecord], done: Set[SampleKey] = frozenset()
+    ) -> Generator[Result, None, None]:
+        """Answer records; each sample's result comes as soon as it is finished.
+
+        Records are taken as there is room for them. A record that cannot be answered gives a
+        result with an error. Ctrl-C stops a step at once; what is unfinished then is lost.
+
+        Args:
+            records: any iterable; a pipe is read no further than needed.
+            done: samples to leave out.
+
+        Raises:
+            Interrupted: an interrupt came.
+            DecodeError: llama.cpp failed.
+        """
+        run = _Run(self, self._batch, self._context, iter(records), done)
+        self.statistics = run.statistics
+        try:
+            while True:
+                # results are handed out between steps, where signals are Python's own
+                with interruptible():
+                    going = run.advance()
+                yield from run.take_results()
+                if not going:
+                    return
+        finally:
+            run.close()
+
+    def prompt_tokens(self, record: Record) -> tuple[int, ...]:
+        """A record's prompt as the model gets it."""
+        batch = self._batch
+        if record.messages:
+            text = frame(record.messages, STYLES[batch.style], batch.system)
+        else:
+            text = batch.prefix + (record.prompt or "")
+        return tuple(self.vocab.tokenize(text))
+
+    def stop_strings(self, record: Record) -> tuple[str, ...]:
+        """What ends a record's text."""
+        framed = STYLES[self._batch.style].stops if record.messages else ()
+        return (*record.stops.strings, *framed)
+
+    def new_sampler(self, record: Record, index: int, prompt: tuple[int, ...]) -> LlamaSampler:
+        """A sample's sampler; the caller closes it."""
+        sampler = LlamaSampler(record.sampling_of(index), self.vocab)
+        sampler.remember(prompt)
+        return sampler
+
+    def close(self) -> None:
+        """Free the context, then the model."""
+        self._owned.close()
+
+
+class _Run:
+    """One pass over records: what waits, what runs in which slot, what is finished."""
+
+    def __init__(
+        self, engine: BatchEngine, batch: BatchSettings, context: BatchContext,
+        records: Iterator[Record | BadRecord], done: Set[SampleKey],
+    ) -> None:  # fmt: skip
+        self._engine, self._context, self._records = engine, context, records
+        self._n_logprobs = batch.logprobs
+        self._done = done
+        self._scheduler = Scheduler(Limits(engine.n_ctx, engine.n_seq, N_BATCH))
+        self._running: dict[int, Sequence] = {}
+        self._pending: list[Sequence] = []
+        self._exhausted = False
+        self._results: list[Result] = []
+        self._started = time.perf_counter()
+        self.statistics = BatchStatistics(counts=self._scheduler.counts)
+        for slot in range(engine.n_seq):
+            context.trim(slot, 0)
+
+    def advance(self) -> bool:
+        """Fill free slots, compute a step, draw. False when there is nothing left."""
+        self._fill()
+        step = self._scheduler.next_step()
+        if step is None:
+            # between two records that cannot be answered there may be nothing to compute
+            return bool(self._pending) or not self._exhausted
+        self._context.decode(_rows(step))
+        for rows in step.slots:
+            if rows.n_real < len(rows.tokens):
+                self._context.trim(rows.slot, rows.position + rows.n_real)
+        self._scheduler.computed(step)
+        if step.outputs:
+            self._draw(step)
+        self.statistics.seconds = time.perf_counter() - self._started
+        return True
+
+    def take_results(self) -> list[Result]:
+        """What was finished since the last call."""
+        results, self._results = self._results, []
+        return results
+
+    def _fill(self) -> None:
+        while self._scheduler.n_busy < self._engine.n_seq:
+            if not self._pending and not self._take_record():
+                break
+            sequence = self._pending[0]
+            admission = self._scheduler.admit(sequence.prompt)
+            if admission is None:
+                break
+            del self._pending[0]
+            if admission.source is not None:
+                self._context.copy(admission.source, admission.slot)
+            self._context.trim(admission.slot, admission.n_kept)
+            self._running[admission.slot] = sequence
+            self.statistics.prompt_tokens += len(sequence.prompt)
+        if self._exhausted and not self._pending and (move := self._scheduler.move()):
+            source, target = move
+            self._context.copy(source, target)
+            self._context.trim(source, 0)
+            self._running[target] = self._running.pop(source)
+
+    def _take_record(self) -> bool:
+        """Put the samples of the next good record in line; False if there is none left."""
+        for record in self._records:
+            if isinstance(record, BadRecord):
+                self._fail(record.id, record.line, record.error)
+                # it is told before the next one is read, which may take its time
+                return False
+            if self._prepare(record):
+                return True
+        self._exhausted = True
+        return False
+
+    def _prepare(self, record: Record) -> bool:
+        engine = self._engine
+        wanted = [i for i in range(record.n) if (record.id, i) not in self._done]
+        if not wanted:
+            return False
+        prompt = engine.prompt_tokens(record)
+        if not 1 <= len(prompt) <= engine.n_ctx:
+            what = (
+                f"the prompt has {len(prompt)} tokens, but the context holds {engine.n_ctx}; "
+                "shorten it or raise --context" if prompt else "the prompt is empty"
+            )  # fmt: skip
+            self._fail(record.id, record.line, f"line {record.line}: {what}")
+            return False
+        for index in wanted:
+            settings = record.sampling
+            sampler = None if is_plain_greedy(settings) else (
+                engine.new_sampler(record, index, prompt)
+            )  # fmt: skip
+            stops = TextStream(engine.stop_strings(record))
+            self._pending.append(Sequence(record, index, prompt, sampler, stops))
+        return True
+
+    def _fail(self, identity: str | int | None, line: int, error: str) -> None:
+        self.statistics.records += 1
+        self.statistics.failed += 1
+        self._results.append(Result(identity, line, error=error))
+
+    def _draw(self, step: Step) -> None:
+        n_rows = step.n_rows
+        logits = self._context.logits(n_rows)
+        likeliest = logits.argmax(axis=1).tolist()
+        row = 0
+        for rows in step.slots:
+            last = row + rows.n_real - 1
+            row += len(rows.tokens)
+            if not rows.n_wanted:
+                continue
+            sequence = self._running[rows.slot]
+            if sequence.sampler is None:
+                token = likeliest[last]
+            else:
+                token = self._context.sample(sequence.sampler.chain, last)
+            if self._n_logprobs:
+                sequence.logprobs.append(
+                    token_logprobs(logits[last], token, self._n_logprobs, self._engine.vocab)
+                )
+            self._push(rows.slot, sequence, token)
+
+    def _push(self, slot: int, sequence: Sequence, token: int) -> None:
+        self.statistics.completion_tokens += 1
+        reason = sequence.push(token, self._engine.vocab, self._engine.n_ctx)
+        if reason is None:
+            self._scheduler.push(slot, [token])
+            return
+        self._results.append(sequence.result(reason, with_logprobs=self._n_logprobs > 0))
+        self.statistics.records += 1
+        _close(sequence)
+        del self._running[slot]
+        self._scheduler.release(slot)
+        self._context.trim(slot, len(self._scheduler.held(slot)))
+
+    def close(self) -> None:
+        """Free the samplers of what is unfinished."""
+        for sequence in (*self._running.values(), *self._pending):
+            _close(sequence)
+
+
+def _close(sequence: Sequence) -> None:
+    if sequence.sampler is not None:
+        sequence.sampler.close()
+        sequence.sampler = None
+
+
+def _rows(step: Step) -> Rows:
+    """The arrays of a step, slot by slot."""
+    counts = [len(rows.tokens) for rows in step.slots]
+    n = sum(counts)
+    return Rows(
+        np.fromiter((token for rows in step.slots for token in rows.tokens), np.int32, n),
+        np.fromiter(
+            (rows.position + i for rows in step.slots for i in range(len(rows.tokens))),
+            np.int32, n,
+        ),
+        np.repeat(np.array([rows.slot for rows in step.slots], np.int32), counts),
+        np.full(n, step.outputs, np.int8),
+    )  # fmt: skip

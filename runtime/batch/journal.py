@@ -1,0 +1,275 @@
+"""The output of a batch: a line per result, so that a run that was killed can be resumed.
+
+A line is written with one system call as soon as its result is there, so that a killed process
+loses nothing that was finished; every few seconds and at the end the file is synced to disk, so
+that a power cut loses no more than these. What a kill or a full disk leaves half-written at the end
+is cut off on ``resume``. CSV and Parquet are written at the end, from a journal beside them.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from infer_os.native.owner import Owner
+
+from ..errors import OutputError, SettingsError
+from .reading import parquet_module
+from .records import Result
+
+#: Seconds between two syncs.
+SYNC_S = 5.0
+_LINES = (".jsonl", ".ndjson", ".json")
+_TABLES = (".csv", ".parquet")
+_KEYS = ("id", "text", "tokens", "finish_reason", "error")
+
+#: A sample that was answered, (id, index), or a line that is no record, (None, line).
+DoneKey = tuple[str | int | None, int]
+
+
+def line_of(result: Result) -> bytes:
+    """A result as a JSON line; NaN and infinity, which JSON lacks, as null."""
+    value = _finite(result.as_json())
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:  # a lone surrogate in an id
+        return json.dumps(value, allow_nan=False).encode() + b"\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def key_of(result: Result) -> DoneKey:
+    """What a result is known by when a run is resumed."""
+    return (None, result.line) if result.error is not None else (result.id, result.index or 0)
+
+
+def check_output(path: Path, *, resume: bool, force: bool) -> None:
+    """See that an output may be written; nothing is created.
+
+    Raises:
+        SettingsError: it exists, or its name or folder is none to write to.
+    """
+    ending = path.suffix.lower()
+    if ending not in (*_LINES, *_TABLES):
+        raise SettingsError(f"{path}: expected a name that ends in .jsonl, .csv or .parquet")
+    if ending == ".parquet":
+        parquet_module(path)
+    if resume and force:
+        raise SettingsError("--resume and --force: give one of them")
+    if not path.parent.is_dir():
+        raise SettingsError(f"{path}: the folder {path.parent} does not exist")
+    if resume or force:
+        return
+    for existing in (path, journal_path(path)):
+        if existing.exists():
+            raise SettingsError(
+                f"{existing}: exists already; --resume continues it, --force replaces it"
+            )
+
+
+def journal_path(path: Path) -> Path:
+    """Where the lines go: the output itself, or a file beside a table."""
+    return path if path.suffix.lower() in _LINES else path.with_name(f"{path.name}.partial.jsonl")
+
+
+class Journal(Owner):
+    """The lines of a run. ``done`` are the samples that it holds from an earlier run."""
+
+    def __init__(
+        self, path: Path, *, resume: bool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Open it, and lock it against a second run.
+
+        Args:
+            path: the output.
+            resume: keep what is there; else start anew.
+            clock: seconds.
+
+        Raises:
+            SettingsError: another run writes it, or it holds what no batch has written.
+        """
+        self.path = path
+        self._lines = journal_path(path)
+        self._clock = clock
+        self._synced = clock()
+        self.done: set[DoneKey] = set()
+        #: A table that was completed by an earlier run.
+        self.is_complete = resume and path != self._lines and path.exists() and (
+            not self._lines.exists()
+        )  # fmt: skip
+        self._handle = -1
+        if self.is_complete:
+            return
+        self._is_new = not self._lines.exists()
+        self._size = 0
+        try:
+            self._handle = os.open(self._lines, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise SettingsError(f"{self._lines}: cannot be written: {error.strerror}") from None
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._size = self._recover() if resume else 0
+            os.ftruncate(self._handle, self._size)
+            os.lseek(self._handle, self._size, os.SEEK_SET)
+        except BlockingIOError:
+            os.close(self._handle)
+            raise SettingsError(f"{self._lines}: another run is writing it") from None
+        except BaseException:
+            os.close(self._handle)
+            raise
+
+    def _recover(self) -> int:
+        """Read what is there; returns how many bytes of it are whole lines."""
+        size = 0
+        with os.fdopen(os.dup(self._handle), "rb") as handle:
+            for number, line in enumerate(handle, 1):
+                if _is_half_a_line(line):
+                    break
+                try:
+                    self.done.add(_done_key(line))
+                except (ValueError, TypeError, KeyError):
+                    raise SettingsError(
+                        f"{self._lines}: line {number} is no answer of a batch; "
+                        "give another --output"
+                    ) from None
+                size += len(line)
+        return size
+
+    def write(self, result: Result) -> None:
+        """Append a result.
+
+        Raises:
+            OutputError: the disk is full, or fails otherwise; half a line does not stay.
+        """
+        data = memoryview(line_of(result))
+        try:
+            written = 0
+            while written < len(data):
+                written += os.write(self._handle, data[written:])
+            self._size += len(data)
+            if self._clock() - self._synced >= SYNC_S:
+                self.sync()
+        except OSError as error:
+            raise self._failure(self._lines, error) from None
+
+    def sync(self) -> None:
+        """Bring everything to the disk."""
+        os.fsync(self._handle)
+        self._synced = self._clock()
+
+    def finish(self) -> None:
+        """The run is over: sync, and write the table if that is what was asked for.
+
+        Raises:
+            OutputError: the disk is full, or fails otherwise; the journal stays.
+        """
+        if self.is_complete:
+            return
+        target = self.path
+        try:
+            self.sync()
+            if target == self._lines:
+                return
+            temporary = target.with_name(f".{target.name}.tmp")
+            try:
+                with temporary.open("wb") as handle:
+                    write = _write_csv if target.suffix.lower() == ".csv" else _write_parquet
+                    write(self._read_lines(), handle, target)
+                    handle.flush()
+                    os.fsync(handle.fileno())
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+            self._lines.unlink()
+        except OSError as error:
+            raise self._failure(target, error) from None
+
+    def _failure(self, path: Path, error: OSError) -> OutputError:
+        try:
+            os.ftruncate(self._handle, self._size)
+        except OSError:  # a device
+            pass
+        return OutputError(f"{path}: {error.strerror}; --resume continues with what is there")
+
+    def _read_lines(self) -> Iterator[dict[str, Any]]:
+        with self._lines.open("rb") as handle:
+            for line in handle:
+                yield json.loads(line)
+
+    def close(self) -> None:
+        """Close the file, which unlocks it; one that got nothing in it does not stay."""
+        if self._handle >= 0:
+            if self._is_new and self._size == 0:
+                self._lines.unlink(missing_ok=True)
+            os.close(self._handle)
+            self._handle = -1
+
+
+def _is_half_a_line(line: bytes) -> bool:
+    """Whether a kill or a power cut may have left it: the beginning of a line, or zeros."""
+    if not line.strip(b"\0\n"):
+        return True
+    start = b'{"id": '
+    return not line.endswith(b"\n") and (line.startswith(start) or start.startswith(line))
+
+
+def _done_key(line: bytes) -> DoneKey:
+    value = json.loads(line)
+    if not all(key in value for key in _KEYS):
+        raise ValueError("not a line of ours")
+    if value["error"] is not None:
+        return None, int(value["line"])
+    return value["id"], int(value.get("index", 0))
+
+
+def _columns(rows: Iterator[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
+    kept = list(rows)
+    extra = [key for key in ("index", "line", "logprobs") if any(key in row for row in kept)]
+    return [*_KEYS, *extra], kept
+
+
+def _write_csv(rows: Iterator[dict[str, Any]], handle: BinaryIO, target: Path) -> None:
+    columns, kept = _columns(rows)
+    text = io.TextIOWrapper(handle, "utf-8", "replace", newline="")
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    for row in kept:
+        cells = (row.get(key) for key in columns)
+        writer.writerow([json.dumps(c) if isinstance(c, (list, dict)) else c for c in cells])
+    text.flush()
+    text.detach()
+
+
+def _write_parquet(rows: Iterator[dict[str, Any]], handle: BinaryIO, target: Path) -> None:
+    parquet = parquet_module(target)
+    import pyarrow
+
+    columns, kept = _columns(rows)
+    # a column has one type: ids that are not all numbers become texts
+    if not all(isinstance(row["id"], int) for row in kept):
+        kept = [{**row, "id": row["id"] if row["id"] is None else str(row["id"])} for row in kept]
+    data: dict[str, list[Any]] = {key: [row.get(key) for row in kept] for key in columns}
+    if "logprobs" in data:
+        data["logprobs"] = [item if item is None else json.dumps(item) for item in data["logprobs"]]
+    types = {
+        "text": pyarrow.string(), "tokens": pyarrow.list_(pyarrow.int32()),
+        "finish_reason": pyarrow.string(), "error": pyarrow.string(),
+        "index": pyarrow.int64(), "line": pyarrow.int64(), "logprobs": pyarrow.string(),
+    }  # fmt: skip
+    arrays = {key: pyarrow.array(items, types.get(key)) for key, items in data.items()}
+    parquet.write_table(pyarrow.table(arrays), handle)

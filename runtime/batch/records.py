@@ -1,0 +1,217 @@
+"""Records: what one prompt of a batch asks for, and what it gets.
+
+In: values as a file holds them, with their line numbers. Out: a checked :class:`Record`, or a
+:class:`BadRecord` that says what is wrong in which line; later a :class:`Result` for each sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import RuntimeFailure
+from ..settings import SamplingSettings, StopSettings
+from .settings import MOST_SAMPLES
+
+#: Settings of a record, and the types that they may have.
+_NUMBERS: dict[str, tuple[type, ...]] = {
+    "max_tokens": (int,), "temperature": (int, float), "top_k": (int,), "top_p": (int, float),
+    "min_p": (int, float), "seed": (int,), "n": (int,),
+}  # fmt: skip
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+_KNOWN = ("id", "prompt", "messages", "stop", *_NUMBERS)
+_ROLES = ("system", "user", "assistant")
+_MOST_SEED = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A prompt, or a conversation to go on with, and how: ``n`` samples of it.
+
+    ``seed`` is the record's own; without one, and with a seed of the run, each sample gets one that
+    depends on the run's seed and the id alone.
+    """
+
+    id: str | int
+    line: int
+    sampling: SamplingSettings
+    stops: StopSettings
+    prompt: str | None = None
+    messages: tuple[Message, ...] = ()
+    seed: int | None = None
+    n: int = 1
+
+    def sample_seed(self, index: int) -> int | None:
+        """The seed of a sample; None where neither the record nor the run has one."""
+        if self.seed is not None:
+            return self.seed if index == 0 else _derived("sample", self.seed, index)
+        if self.sampling.seed is None:
+            return None
+        return _derived("record", self.sampling.seed, json.dumps(self.id), index)
+
+    def sampling_of(self, index: int) -> SamplingSettings:
+        """How a sample is drawn."""
+        return replace(self.sampling, seed=self.sample_seed(index))
+
+
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """A line that is no record, and why. ``id`` is None where not even that can be read."""
+
+    line: int
+    error: str
+    id: str | int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """A drawn token, the natural logarithm of its probability, and the likeliest ones with theirs.
+
+    They are the model's own: before temperature, filters and grammar.
+    """
+
+    token: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One sample of a record, or what went wrong with a record."""
+
+    id: str | int | None
+    line: int
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    finish_reason: str = "error"
+    error: str | None = None
+    index: int | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """A line of the output."""
+        line: dict[str, Any] = {
+            "id": self.id, "text": self.text, "tokens": list(self.tokens),
+            "finish_reason": self.finish_reason, "error": self.error,
+        }  # fmt: skip
+        if self.error is not None:
+            line["line"] = self.line
+        if self.index is not None:
+            line["index"] = self.index
+        if self.logprobs is not None:
+            line["logprobs"] = [
+                {"token": p.token, "text": p.text, "logprob": p.logprob, "top": list(p.top)}
+                for p in self.logprobs
+            ]
+        return line
+
+
+def _derived(*parts: str | int) -> int:
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") % _MOST_SEED
+
+
+class RecordParser:
+    """Checks values one after the other; remembers the ids that it has seen."""
+
+    def __init__(self, sampling: SamplingSettings, stops: StopSettings) -> None:
+        """``sampling`` and ``stops`` hold for what a record does not say itself."""
+        self._sampling = sampling
+        self._stops = stops
+        self._lines: dict[str | int, int] = {}
+
+    def parse(self, line: int, value: Any) -> Record | BadRecord:
+        """A record of a value as JSON gives it; ``line`` counts from 1."""
+        identity: str | int | None = None
+        try:
+            if not isinstance(value, Mapping):
+                raise _Bad(f"a record is a JSON object, this is {_kind(value)}")
+            identity = self._identity(value)
+            record = self._record(line, identity, value)
+            if identity in self._lines:
+                raise _Bad(f"the id {identity!r} was used in line {self._lines[identity]} already")
+        except (_Bad, RuntimeFailure) as error:
+            return BadRecord(line, f"line {line}: {error}", identity)
+        self._lines[identity] = line
+        return record
+
+    @staticmethod
+    def _identity(value: Mapping[str, Any]) -> str | int:
+        identity = value.get("id")
+        if identity is None:
+            raise _Bad('"id" is missing')
+        if isinstance(identity, bool) or not isinstance(identity, (str, int)):
+            raise _Bad(f'"id" is a text or a whole number, this is {_kind(identity)}')
+        return identity
+
+    def _record(self, line: int, identity: str | int, value: Mapping[str, Any]) -> Record:
+        if unknown := [key for key in value if key not in _KNOWN]:
+            raise _Bad(f"unknown setting {unknown[0]!r}; known: {', '.join(_KNOWN)}")
+        # a column of a table says nothing where it is empty
+        given = {key: item for key, item in value.items() if item is not None}
+        if ("prompt" in given) == ("messages" in given):
+            raise _Bad('a record has either "prompt" or "messages"')
+        for key, kinds in _NUMBERS.items():
+            item = given.get(key)
+            if item is not None and (isinstance(item, bool) or not isinstance(item, kinds)):
+                wanted = "a whole number" if kinds == (int,) else "a number"
+                raise _Bad(f'"{key}" is {wanted}, this is {_kind(item)}')
+        n, seed = given.get("n", 1), given.get("seed")
+        if not 1 <= n <= MOST_SAMPLES:
+            raise _Bad(f'"n" is {n}: expected 1 to {MOST_SAMPLES}')
+        sampling = replace(self._sampling, **{k: given[k] for k in _SAMPLING if k in given})
+        if seed is not None:
+            replace(sampling, seed=seed)  # checks it
+        if "prompt" in given and not isinstance(given["prompt"], str):
+            raise _Bad(f'"prompt" is a text, this is {_kind(given["prompt"])}')
+        return Record(
+            identity, line, sampling, self._stops_of(given), given.get("prompt"),
+            _messages(given["messages"]) if "messages" in given else (), seed, n,
+        )  # fmt: skip
+
+    def _stops_of(self, given: Mapping[str, Any]) -> StopSettings:
+        stop = given.get("stop", self._stops.strings)
+        strings = (stop,) if isinstance(stop, str) else stop
+        if not isinstance(strings, (list, tuple)) or not all(isinstance(s, str) for s in strings):
+            raise _Bad(f'"stop" is a text or a list of texts, this is {_kind(stop)}')
+        return StopSettings(given.get("max_tokens", self._stops.max_tokens), tuple(strings))
+
+
+class _Bad(Exception):
+    """What is wrong with a record."""
+
+
+def _messages(value: Any) -> tuple[Message, ...]:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise _Bad('"messages" is a list of {"role", "content"}')
+    found: list[Message] = []
+    for item in value:
+        if (
+            not isinstance(item, Mapping) or item.get("role") not in _ROLES
+            or not isinstance(item.get("content"), str)
+        ):  # fmt: skip
+            raise _Bad(
+                f'message {len(found) + 1} needs a "role" ({", ".join(_ROLES)}) and a "content"'
+            )
+        found.append(Message(item["role"], item["content"]))
+    if found[-1].role != "user":
+        raise _Bad(f"the last message is of the {found[-1].role}: one of the user is answered")
+    return tuple(found)
+
+
+def _kind(value: Any) -> str:
+    names = {str: "a text", bool: "true or false", int: "a whole number", float: "a number",
+             list: "a list", dict: "an object"}  # fmt: skip
+    return "nothing" if value is None else names.get(type(value), type(value).__name__)

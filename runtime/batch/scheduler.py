@@ -1,0 +1,284 @@
+"""Which rows the next decode computes: a state machine without a model.
+
+There are ``n_slots`` slots, each a sequence of the cache. A slot holds tokens and has others to
+feed; those at the end whose logits are wanted (the last one, or several that a draft proposed) are
+fed in *decode* steps, all before them in *prefill* steps. What a step computes is a rectangle:
+neighbouring slots, so many rows each, since llama.cpp computes such a one at once. Rows that have
+nothing to compute are fillers, which are trimmed afterwards.
+
+Results must not depend on what else is in a step, so a step keeps to the bounds within which
+llama.cpp's CPU kernels compute a row alike (docs/batch.md): at least :data:`LEAST_ROWS` rows, a
+multiple of :data:`ROWS_STEP`, and fewer than 64 of each sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+#: From 8 rows on llama.cpp takes its tiled matrix kernels, from 2 on its blocked ones.
+LEAST_ROWS = 8
+#: Repacked weights take four rows at once, and what is left over by another kernel.
+ROWS_STEP = 4
+#: From 64 rows of a sequence on it takes its tiled attention.
+MOST_ROWS_OF_SLOT = 56
+#: Tokens of a common beginning that are worth waiting for, or copying a sequence for.
+WORTH_SHARING = 16
+#: What a step costs besides its rows, in rows; decides between few wide and many narrow steps.
+_STEP_COST = 12
+FILLER = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """``n_ctx`` tokens a slot, ``n_batch`` rows a step, ``chunk`` prefill rows between decodes."""
+
+    n_ctx: int
+    n_slots: int
+    n_batch: int = 512
+    chunk: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class SlotRows:
+    """Rows of one slot: ``tokens`` from ``position`` on, of which the first ``n_real`` stay.
+
+    The last ``n_wanted`` of the real ones get logits for the slot's sequence.
+    """
+
+    slot: int
+    position: int
+    tokens: tuple[int, ...]
+    n_real: int
+    n_wanted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decode. In one with ``outputs`` every row gets logits, in the order of the rows."""
+
+    slots: tuple[SlotRows, ...]
+    outputs: bool
+
+    @property
+    def n_rows(self) -> int:
+        """Rows in all, fillers included."""
+        return sum(len(rows.tokens) for rows in self.slots)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Where a prompt goes. ``n_kept`` tokens of it are there already, or are copied from a slot."""
+
+    slot: int
+    n_kept: int
+    source: int | None = None
+
+
+@dataclass(slots=True)
+class Counts:
+    """Rows by what became of them."""
+
+    prefilled: int = 0
+    decoded: int = 0
+    fillers: int = 0
+    shared: int = 0
+    steps: int = 0
+
+
+@dataclass(slots=True)
+class _Slot:
+    held: list[int] = field(default_factory=list)
+    todo: list[int] = field(default_factory=list)
+    n_wanted: int = 1
+    busy: bool = False
+
+    @property
+    def n_prefill(self) -> int:
+        return max(0, len(self.todo) - self.n_wanted)
+
+    @property
+    def is_ready(self) -> bool:
+        return 0 < len(self.todo) <= self.n_wanted
+
+
+class Scheduler:
+    """Slots, what they hold, and what comes next. ``counts`` tells what was computed."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._slots = [_Slot() for _ in range(limits.n_slots)]
+        self._budget = limits.chunk
+        self.counts = Counts()
+
+    @property
+    def n_busy(self) -> int:
+        """Slots with a sequence."""
+        return sum(slot.busy for slot in self._slots)
+
+    def held(self, slot: int) -> Sequence[int]:
+        """Tokens that a slot's part of the cache holds."""
+        return self._slots[slot].held
+
+    def admit(self, prompt: Sequence[int]) -> Admission | None:
+        """Give a prompt a slot; None if none is free, or if it should wait.
+
+        It waits while another slot is about to compute a beginning that both have. The caller
+        copies and trims the cache as the answer says, before the next step.
+        """
+        prompt = list(prompt)
+        free = [i for i, slot in enumerate(self._slots) if not slot.busy]
+        if not free:
+            return None
+        most = len(prompt) - 1  # the last token's logits are wanted
+        kept = {i: min(most, common_prefix(s.held, prompt)) for i, s in enumerate(self._slots)}
+        coming = max(
+            (
+                min(most, common_prefix([*s.held, *s.todo[: s.n_prefill]], prompt))
+                for s in self._slots if s.n_prefill
+            ),
+            default=0,
+        )  # fmt: skip
+        best = max(kept, key=lambda i: kept[i])
+        if coming >= WORTH_SHARING and coming > kept[best]:
+            return None
+        # of equally good ones the first, so that busy slots are neighbours
+        slot = max(free, key=lambda i: (kept[i], -len(self._slots[i].held), -i))
+        source = None
+        if kept[best] - kept[slot] >= WORTH_SHARING:
+            source = best
+            self._slots[slot].held = list(self._slots[best].held[: kept[best]])
+        n_kept = kept[best] if source is not None else kept[slot]
+        chosen = self._slots[slot]
+        del chosen.held[n_kept:]
+        chosen.todo = list(prompt[n_kept:])
+        chosen.n_wanted, chosen.busy = 1, True
+        self.counts.shared += n_kept
+        return Admission(slot, n_kept, source)
+
+    def push(self, slot: int, tokens: Sequence[int], n_wanted: int = 1) -> None:
+        """Feed tokens next; the logits of the last ``n_wanted`` are wanted."""
+        self._slots[slot].todo = list(tokens)
+        self._slots[slot].n_wanted = n_wanted
+
+    def cut(self, slot: int, n_tokens: int) -> None:
+        """A slot holds only its first tokens; the caller trims the cache likewise."""
+        del self._slots[slot].held[n_tokens:]
+
+    def release(self, slot: int) -> None:
+        """A slot's sequence has ended; what it holds stays for a prompt that begins alike.
+
+        A full one is cut, so that there is a place for fillers; the caller trims the cache to what
+        is :meth:`held` then.
+        """
+        ended = self._slots[slot]
+        ended.busy, ended.todo = False, []
+        del ended.held[max(0, self._limits.n_ctx - LEAST_ROWS) :]
+
+    def move(self) -> tuple[int, int] | None:
+        """Bring the last busy slot nearer to the others, when no more prompts come.
+
+        The caller copies the cache of the first slot named to the second, and empties the first;
+        None if it is not worth it. The rows between busy slots would all be fillers.
+        """
+        busy = [i for i, slot in enumerate(self._slots) if slot.busy]
+        n_wide = max(len(busy), LEAST_ROWS)
+        if not busy or busy[-1] - busy[0] + 1 < n_wide + LEAST_ROWS:
+            return None
+        source = busy[-1]
+        # the free slot nearest to the first busy one
+        target = min((i for i in range(source) if i not in busy), key=lambda i: abs(i - busy[0]))
+        self._slots[target], self._slots[source] = self._slots[source], _Slot()
+        return source, target
+
+    def next_step(self) -> Step | None:
+        """What to compute now; None if there is nothing to do.
+
+        Prompts are computed as far as the chunk goes, then every sequence gets its next token.
+        """
+        ready = [i for i, slot in enumerate(self._slots) if slot.is_ready]
+        waiting = [i for i, slot in enumerate(self._slots) if slot.n_prefill]
+        if waiting and (self._budget > 0 or not ready):
+            step = self._prefill(waiting)
+            self._budget -= step.n_rows
+            return step
+        self._budget = self._limits.chunk
+        return self._decode(ready) if ready else None
+
+    def _prefill(self, waiting: list[int]) -> Step:
+        """The rectangle over the first run of neighbours that does most for its rows."""
+        run = [waiting[0]]
+        for slot in waiting[1:]:
+            if slot != run[-1] + 1 or len(run) >= self._limits.n_batch // LEAST_ROWS:
+                break
+            run.append(slot)
+        rests = [self._slots[i].n_prefill for i in run]
+        most = min(MOST_ROWS_OF_SLOT, self._limits.n_batch // len(run) // ROWS_STEP * ROWS_STEP)
+
+        def worth(height: int) -> float:
+            useful = sum(min(rest, height) for rest in rests)
+            return useful / (_STEP_COST + height * len(run))
+
+        height = max({min(rest, most) for rest in rests}, key=lambda h: (worth(h), h))
+        return self._rectangle(run, height, outputs=False)
+
+    def _decode(self, ready: list[int]) -> Step:
+        """From the first ready slot to the last; those between go on with what they have."""
+        first, last = ready[0], ready[-1]
+        # neighbours as fillers, as far as there are any
+        n_slots = self._limits.n_slots
+        wanted = min(n_slots, max(LEAST_ROWS, _rounded(last - first + 1)))
+        last = min(n_slots - 1, first + wanted - 1)
+        first = max(0, last + 1 - wanted)
+        height = max(len(self._slots[i].todo) for i in ready)
+        return self._rectangle(list(range(first, last + 1)), height, outputs=True)
+
+    def _rectangle(self, run: list[int], height: int, *, outputs: bool) -> Step:
+        n_ctx = self._limits.n_ctx
+        height = max(height, -(-LEAST_ROWS // len(run)))
+        while height * len(run) % ROWS_STEP:
+            height += 1
+        rows = []
+        for i in run:
+            slot = self._slots[i]
+            limit = slot.n_prefill if not outputs or not slot.is_ready else len(slot.todo)
+            real = slot.todo[: min(limit, height)]
+            n_fillers = min(height - len(real), n_ctx - len(slot.held) - len(real))
+            wanted = slot.n_wanted if outputs and slot.is_ready else 0
+            tokens = (*real, *[FILLER] * n_fillers)
+            if tokens:
+                rows.append(SlotRows(i, len(slot.held), tokens, len(real), wanted))
+        return Step(tuple(rows), outputs)
+
+    def computed(self, step: Step) -> None:
+        """A step is done: its real rows are held now."""
+        counts = self.counts
+        counts.steps += 1
+        for rows in step.slots:
+            slot = self._slots[rows.slot]
+            slot.held.extend(rows.tokens[: rows.n_real])
+            del slot.todo[: rows.n_real]
+            counts.fillers += len(rows.tokens) - rows.n_real
+            counts.decoded += rows.n_wanted
+            counts.prefilled += rows.n_real - rows.n_wanted
+
+
+def _rounded(n: int) -> int:
+    return -(-n // ROWS_STEP) * ROWS_STEP
+
+
+def slots_for(parallel: int) -> int:
+    """Slots for so many sequences: where there are more than 8, full steps of four."""
+    return parallel if parallel <= LEAST_ROWS else _rounded(parallel)
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """Number of leading tokens that both have; by halving, since slices compare in C."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

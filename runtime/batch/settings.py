@@ -1,0 +1,35 @@
+"""Settings of a batch, as a record that checks itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import SettingsError
+
+MOST_PARALLEL = 256
+MOST_LOGPROBS = 100
+MOST_SAMPLES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSettings:
+    """How records are run: ``parallel`` sequences at once, 0 to measure how many are worth it.
+
+    ``logprobs``: so many of the likeliest tokens are told for each one drawn. ``prefix`` stands in
+    front of every prompt that is not a conversation; ``system`` opens every conversation that has
+    no system message of its own. ``style`` frames conversations.
+    """
+
+    parallel: int = 0
+    logprobs: int = 0
+    prefix: str = ""
+    system: str = ""
+    style: str = "dialogue"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.parallel <= MOST_PARALLEL:
+            raise SettingsError(
+                f"--parallel {self.parallel}: expected 1 to {MOST_PARALLEL}, or auto"
+            )
+        if not 0 <= self.logprobs <= MOST_LOGPROBS:
+            raise SettingsError(f"--logprobs {self.logprobs}: expected 0 (none) to {MOST_LOGPROBS}")

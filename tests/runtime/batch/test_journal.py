@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from infer_os.runtime.batch.journal import Journal, check_output, journal_path, line_of
+from infer_os.runtime.batch.records import Result, TokenLogprobs
+from infer_os.runtime.errors import OutputError, SettingsError
+
+ONE = Result("a", 1, "text ü", (1, 2), "end")
+TWO = Result("b", 2, "x", (3,), "length", index=1)
+BAD = Result(None, 3, error="line 3: no JSON")
+
+
+def write(path: Path, *results: Result) -> None:
+    with Journal(path, resume=False) as journal:
+        for result in results:
+            journal.write(result)
+        journal.finish()
+
+
+def test_lines_are_there_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with Journal(path, resume=False) as journal:
+        journal.write(ONE)
+        assert json.loads(path.read_text())["text"] == "text ü"
+
+
+def test_resume_knows_what_is_done(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write(path, ONE, TWO, BAD)
+    with Journal(path, resume=True) as journal:
+        assert journal.done == {("a", 0), ("b", 1), (None, 3)}
+        journal.write(Result("c", 4))
+    assert [json.loads(line)["id"] for line in path.open()] == ["a", "b", None, "c"]
+
+
+@pytest.mark.parametrize("tail", [b'{"id": "c", "te', b"{", b"\0\0\0\0", b"\0\0\n"])
+def test_a_half_written_end_is_cut_off(tail: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write(path, ONE, TWO)
+    whole = path.read_bytes()
+    path.write_bytes(whole + tail)
+    with Journal(path, resume=True) as journal:
+        assert journal.done == {("a", 0), ("b", 1)}
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "text", ['{"my": "data"}\n{"my": "data"}\n', "text\n", "text", "{}", "[]\n"]
+)
+def test_a_file_of_others_is_left_alone(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match="line 1 is no answer of a batch"):
+        Journal(path, resume=True)
+    assert path.read_text() == text
+
+
+def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with (
+        Journal(path, resume=False) as journal,
+        pytest.raises(SettingsError, match="another run"),
+    ):
+        journal.write(ONE)
+        Journal(path, resume=False)
+    assert path.read_bytes() == line_of(ONE)
+
+
+def test_an_empty_output_does_not_stay(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    Journal(path, resume=False).close()
+    assert not path.exists()
+
+
+def test_syncs_now_and_then_and_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    now = [0.0]
+    with Journal(tmp_path / "a.jsonl", resume=False, clock=lambda: now[0]) as journal:
+        journal.write(ONE)
+        assert len(synced) == 0
+        now[0] = 6
+        journal.write(TWO)
+        assert len(synced) == 1
+        journal.write(BAD)
+        assert len(synced) == 1
+        journal.finish()
+        assert len(synced) == 2
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jsonl"
+    real = os.write
+
+    def full(handle: int, data: bytes) -> int:
+        real(handle, bytes(data)[:5])
+        raise OSError(28, "No space left on device")
+
+    with Journal(path, resume=False) as journal:
+        journal.write(ONE)
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(OutputError, match="No space left on device; --resume") as caught:
+            journal.write(TWO)
+    assert caught.value.exit_code == 1
+    assert path.read_bytes() == line_of(ONE)
+
+
+def test_csv_comes_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    with Journal(path, resume=False) as journal:
+        for result in (ONE, TWO, BAD):
+            journal.write(result)
+        assert not path.exists()
+        assert journal_path(path).exists()
+        journal.finish()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
+    with path.open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["id"] for row in rows] == ["a", "b", ""]
+    assert json.loads(rows[0]["tokens"]) == [1, 2]
+    assert rows[1]["index"] == "1"
+    assert rows[2]["error"] == "line 3: no JSON"
+
+
+def test_parquet_comes_at_the_end(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    path = tmp_path / "a.parquet"
+    write(path, ONE, BAD, Result(7, 8, logprobs=(TokenLogprobs(1, "x", -1.0, ((1, -1.0),)),)))
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+    assert [row["id"] for row in rows] == ["a", None, "7"]
+    assert rows[0]["tokens"] == [1, 2]
+    assert json.loads(rows[2]["logprobs"])[0]["top"] == [[1, -1.0]]
+
+
+def test_a_complete_table_is_not_run_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    write(path, ONE)
+    with Journal(path, resume=True) as journal:
+        assert journal.is_complete
+        journal.finish()
+    assert path.exists() and not journal_path(path).exists()
+
+
+def test_an_existing_output_is_refused(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.csv"):
+        path = tmp_path / name
+        check_output(path, resume=False, force=False)
+        journal_path(path).write_text("")
+        with pytest.raises(SettingsError, match=r"exists already; --resume .* --force"):
+            check_output(path, resume=False, force=False)
+        check_output(path, resume=True, force=False)
+        check_output(path, resume=False, force=True)
+    with pytest.raises(SettingsError, match="give one of them"):
+        check_output(tmp_path / "a.jsonl", resume=True, force=True)
+    with pytest.raises(SettingsError, match="does not exist"):
+        check_output(tmp_path / "no" / "a.jsonl", resume=False, force=False)
+    with pytest.raises(SettingsError, match="expected a name"):
+        check_output(tmp_path / "a.txt", resume=False, force=False)
+
+
+def test_no_nan_and_no_half_characters() -> None:
+    odd = Result("\ud800", 1, logprobs=(TokenLogprobs(1, "x", float("-inf"), ()),))
+    value = json.loads(line_of(odd), parse_constant=pytest.fail)
+    assert value["id"] == "\ud800"
+    assert value["logprobs"][0]["logprob"] is None

@@ -1,0 +1,181 @@
+"""The scheduler with a cache that only checks: no model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from infer_os.runtime.batch.scheduler import (
+    LEAST_ROWS,
+    MOST_ROWS_OF_SLOT,
+    ROWS_STEP,
+    Limits,
+    Scheduler,
+    Step,
+    common_prefix,
+    slots_for,
+)
+
+
+class Cache:
+    """What a KV cache would hold, row by row; refuses rows that do not follow."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.rows: list[list[int]] = [[] for _ in range(limits.n_slots)]
+
+    def decode(self, step: Step) -> None:
+        assert 1 <= step.n_rows <= self.limits.n_batch
+        slots = [rows.slot for rows in step.slots]
+        assert slots == sorted(set(slots))
+        for rows in step.slots:
+            held = self.rows[rows.slot]
+            assert rows.position == len(held)
+            held.extend(rows.tokens)
+            assert len(held) <= self.limits.n_ctx
+            del held[rows.position + rows.n_real :]
+
+
+def run(
+    scheduler: Scheduler, cache: Cache, prompts: Sequence[Sequence[int]], lengths: Sequence[int]
+) -> tuple[dict[int, list[int]], list[Step]]:
+    """Answer every prompt with so many tokens, each the number of tokens before it."""
+    waiting = list(range(len(prompts)))
+    running: dict[int, int] = {}
+    written: dict[int, list[int]] = {i: [] for i in waiting}
+    steps: list[Step] = []
+    for _ in range(10_000):
+        while waiting and (place := scheduler.admit(prompts[waiting[0]])):
+            if place.source is not None:
+                cache.rows[place.slot] = list(cache.rows[place.source])
+            del cache.rows[place.slot][place.n_kept :]
+            running[place.slot] = waiting.pop(0)
+        if not waiting and (move := scheduler.move()):
+            cache.rows[move[1]], cache.rows[move[0]] = cache.rows[move[0]], []
+            running[move[1]] = running.pop(move[0])
+        step = scheduler.next_step()
+        if step is None:
+            break
+        steps.append(step)
+        cache.decode(step)
+        scheduler.computed(step)
+        for rows in step.slots:
+            assert list(scheduler.held(rows.slot)) == cache.rows[rows.slot]
+            if not rows.n_wanted:
+                continue
+            number = running[rows.slot]
+            # all of the prompt and of what was written is there before a token is drawn
+            expected = [*prompts[number], *written[number]]
+            assert cache.rows[rows.slot] == expected
+            written[number].append(len(expected))
+            if len(written[number]) < lengths[number]:
+                scheduler.push(rows.slot, [written[number][-1]])
+            else:
+                scheduler.release(rows.slot)
+                del running[rows.slot], cache.rows[rows.slot][len(scheduler.held(rows.slot)) :]
+    assert not waiting and not running
+    return written, steps
+
+
+@pytest.mark.parametrize("n_slots", [1, 2, 5, 8, 12, 32])
+@pytest.mark.parametrize("seed", range(4))
+def test_every_sequence_sees_its_own_tokens(n_slots: int, seed: int) -> None:
+    chance = random.Random(seed)
+    limits = Limits(n_ctx=300, n_slots=n_slots, n_batch=512, chunk=chance.choice([64, 512]))
+    common = [chance.randrange(9) for _ in range(40)]
+    prompts = [
+        [*common[: chance.randrange(41)], *(chance.randrange(9) for _ in range(length))]
+        for length in chance.choices([1, 2, 7, 30, 120, 200], k=40)
+    ]
+    lengths = [chance.randint(1, 50) for _ in prompts]
+    scheduler = Scheduler(limits)
+    written, steps = run(scheduler, Cache(limits), prompts, lengths)
+    assert [len(written[i]) for i in range(40)] == lengths
+    for step in steps:
+        assert step.n_rows >= LEAST_ROWS and step.n_rows % ROWS_STEP == 0
+        assert all(len(rows.tokens) <= MOST_ROWS_OF_SLOT for rows in step.slots)
+        # rectangles of neighbours, which llama.cpp computes at once
+        assert len({len(rows.tokens) for rows in step.slots}) == 1
+        assert [rows.slot - step.slots[0].slot for rows in step.slots] == [*range(len(step.slots))]
+    counts = scheduler.counts
+    assert counts.decoded == sum(lengths)
+    assert counts.prefilled == sum(len(p) - 1 for p in prompts) + sum(lengths) - counts.decoded - (
+        counts.shared
+    )
+
+
+def test_a_common_beginning_is_computed_once() -> None:
+    limits = Limits(n_ctx=700, n_slots=8)
+    common = list(range(1000, 1512))
+    prompts = [[*common, i, i, i] for i in range(64)]
+    scheduler = Scheduler(limits)
+    run(scheduler, Cache(limits), prompts, [20] * 64)
+    # of each prompt the last token is fed with the tokens that are drawn
+    assert scheduler.counts.prefilled == 512 + 64 * 2
+    assert scheduler.counts.shared == 63 * 512
+
+
+def test_samples_of_one_prompt_share_it() -> None:
+    limits = Limits(n_ctx=256, n_slots=8)
+    prompt = list(range(100))
+    scheduler = Scheduler(limits)
+    run(scheduler, Cache(limits), [prompt] * 5, [10] * 5)
+    assert scheduler.counts.prefilled == 99
+
+
+def test_a_finished_sequence_is_replaced_at_once() -> None:
+    limits = Limits(n_ctx=256, n_slots=8)
+    scheduler = Scheduler(limits)
+    lengths = [5 if i % 8 == 0 else 60 for i in range(24)]
+    _written, steps = run(scheduler, Cache(limits), [[i, i, i] for i in range(24)], lengths)
+    # two free slots at most, for a step, while more prompts are waiting
+    drawing = [sum(rows.n_wanted for rows in step.slots) for step in steps if step.outputs]
+    assert min(drawing[:60]) >= 7
+
+
+def test_decoding_goes_on_while_a_long_prompt_is_computed() -> None:
+    limits = Limits(n_ctx=4000, n_slots=8, chunk=100)
+    scheduler = Scheduler(limits)
+    prompts = [*([[i] * 4 for i in range(7)]), list(range(3000))]
+    _written, steps = run(scheduler, Cache(limits), prompts, [200] * 8)
+    longest = rows = 0
+    for step in steps[3:]:
+        rows = 0 if step.outputs else rows + step.n_rows
+        longest = max(longest, rows)
+    assert longest <= 100 + MOST_ROWS_OF_SLOT
+
+
+def test_the_last_sequences_move_together() -> None:
+    limits = Limits(n_ctx=256, n_slots=32)
+    scheduler = Scheduler(limits)
+    lengths = [100 if i in (0, 31) else 3 for i in range(32)]
+    _written, steps = run(scheduler, Cache(limits), [[i, i] for i in range(32)], lengths)
+    assert steps[-1].n_rows <= LEAST_ROWS
+
+
+def test_several_rows_of_a_sequence_with_logits() -> None:
+    scheduler = Scheduler(Limits(n_ctx=64, n_slots=8))
+    assert scheduler.admit([1, 2, 3]) is not None
+    prefill = scheduler.next_step()
+    assert prefill is not None and not prefill.outputs
+    scheduler.computed(prefill)
+    scheduler.push(0, [3, 7, 8, 9], n_wanted=4)
+    step = scheduler.next_step()
+    assert step is not None and step.outputs
+    mine = step.slots[0]
+    assert (mine.tokens, mine.n_real, mine.n_wanted) == ((3, 7, 8, 9), 4, 4)
+    scheduler.computed(step)
+    scheduler.cut(0, 4)  # two of three proposals were wrong
+    assert list(scheduler.held(0)) == [1, 2, 3, 7]
+
+
+@pytest.mark.parametrize("length", [0, 1, 5, 63, 64, 100])
+def test_common_prefix(length: int) -> None:
+    one = list(range(100))
+    assert common_prefix(one, [*one[:length], -1, *one[length:]]) == length
+
+
+def test_slots_come_in_steps() -> None:
+    assert [slots_for(n) for n in (1, 5, 8, 9, 12, 13, 32, 255)] == [1, 5, 8, 12, 12, 16, 32, 256]

@@ -1,0 +1,324 @@
+"""``infer-os models``: what it lists, what it shows, what it removes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+from helpers import PARALLEL, copy_checkpoint
+from hub_fixtures import Desk, environment, make_repository
+from published_models import serve
+
+from infer_os import cli
+from infer_os.commands.loading import load_engine
+from infer_os.convert.errors import OutputError
+from infer_os.convert.locks import locked
+from infer_os.convert.pipeline import convert
+from infer_os.convert.settings import ConvertSettings
+from infer_os.convert.source import HubSource
+from infer_os.model_removal import cached_models, remove_model
+from infer_os.models.catalog import CATALOG, find_model
+from infer_os.planning import PlanRequest, make_answer
+from infer_os.runtime.choice import CHOSEN_TYPES
+from infer_os.runtime.settings import EngineSettings
+
+SMALL = EngineSettings(context=64, threads=1)
+
+
+@dataclass
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    """A hub with distilgpt2 and someone/tiny, and an empty cache."""
+    with environment(tmp_path, monkeypatch) as made:
+        serve(made.server.repositories, tmp_path / "hub", "distilgpt2")
+        made.server.repositories["someone/tiny"] = {
+            "main": make_repository(tmp_path / "tiny", PARALLEL, "safetensors-sharded")
+        }
+        yield made
+    assert made.server.errors == []
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
+    """Run a command in this process."""
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["infer-os", *map(str, arguments)])
+        capfdbinary.readouterr()  # what was said before is another command's
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfdbinary.readouterr()
+        assert ended.value.code is None or isinstance(ended.value.code, int)
+        return Outcome(ended.value.code or 0, out.decode(), err.decode())
+
+    return call
+
+
+def fetch(*names: str | Path) -> None:
+    for name in names:
+        load_engine(str(name), SMALL)[0].close()
+
+
+def disk_usage(folder: Path) -> int:
+    files = (p for p in folder.rglob("*") if p.is_file())
+    return sum(p.stat().st_size for p in files if p.name != "source.txt")
+
+
+# ---- list
+
+
+def test_the_list_has_the_catalog_and_the_cache(desk: Desk, run: Run, checkpoint: Path) -> None:
+    fetch("distilgpt2", "someone/tiny", checkpoint)
+    for command in (["models", "--json"], ["models", "list", "--json"]):
+        told = json.loads(run(*command).out)
+        assert [entry["model"] for entry in told["models"]] == [model.id for model in CATALOG]
+        cached = {entry["model"]: entry for entry in told["cache"]["models"]}
+        assert set(cached) == {"distilbert/distilgpt2", "someone/tiny", str(checkpoint)}
+        for entry in cached.values():
+            (file,) = entry["files"]
+            assert file["type"] == "q4_0"
+            assert file["bytes"] == Path(file["path"]).stat().st_size
+            assert entry["unfinished_bytes"] == 0
+        assert told["cache"]["folder"] == str(desk.cache)
+        assert told["cache"]["bytes"] == sum(p.stat().st_size for p in desk.cache.rglob("*.gguf"))
+        marked = [entry["model"] for entry in told["models"] if entry["cached"]]
+        assert marked == ["distilbert/distilgpt2"]
+
+
+def test_needs_are_those_of_a_plan(desk: Desk, run: Run) -> None:
+    entries = {e["model"]: e for e in json.loads(run("models", "--json").out)["models"]}
+    for name in ("EleutherAI/gpt-j-6B", "bigscience/bloom-7b1", "distilbert/distilgpt2"):
+        for kind in ("q8_0", "q4_0"):
+            request = PlanRequest(name, EngineSettings(kv="f16"), "mmap", kind)
+            plan = make_answer(request, rates=False).plan
+            found = entries[name]["types"][kind]
+            assert (found["bytes"], found["memory"]) == (plan.weights.n_bytes, plan.total)
+    j = entries["EleutherAI/gpt-j-6B"]
+    assert j["parameters"] == 6_050_882_784
+    assert (j["name"], j["types"]["q8_0"]["bytes"] > 6e9) == ("gpt-j-6B", True)
+
+
+def test_what_fits_follows_the_memory(
+    desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from infer_os import model_list
+
+    class Little:
+        usable = 6_000_000_000
+
+    monkeypatch.setattr(model_list, "read_memory", lambda: Little)
+    fits = {e["name"]: e["fits"] for e in json.loads(run("models", "--json").out)["models"]}
+    assert fits["gpt-neox-20b"] is None
+    assert fits["gpt-j-6B"] == "q5_k_m"
+    assert fits["distilgpt2"] == "q8_0"
+    shown = run("models").out
+    assert "fits: the finest type for 6.0 GB" in shown
+
+
+@pytest.mark.parametrize("columns", [40, 100])
+@pytest.mark.parametrize("command", ["list", "show gpt2-medium", "show someone/tiny"])
+def test_it_is_tidy_on_a_terminal(desk: Desk, columns: int, command: str) -> None:
+    fetch("distilgpt2", "someone/tiny")
+    child = pexpect.spawn(
+        sys.executable, ["-m", "infer_os.cli", "models", *command.split()],
+        dimensions=(50, columns), encoding="utf-8", timeout=30,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns)},
+    )  # fmt: skip
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(child.before)).replace("\r", "")
+    # paths stand for themselves, to be copied; everything else keeps within the terminal
+    lines = [line for line in text.split("\n") if not line.startswith(("/", "cache: "))]
+    assert max(len(line) for line in lines) <= columns
+    if command == "list":
+        # every model of the catalog on a line of its own, with its numbers
+        ends = ("no", *CHOSEN_TYPES)
+        rows = [line for line in lines if line.endswith(ends) and "B  " in line]
+        assert len(rows) == len(CATALOG)
+        assert ("20.6 B" in text) == (columns == 100)
+        assert ("EleutherAI/gpt-neox-20b" in text) == (columns == 100)
+        assert "gpt-neox-20b" in text
+    else:
+        assert "architecture" in text
+
+
+# ---- show
+
+
+def test_show_tells_everything(desk: Desk, run: Run) -> None:
+    fetch("distilgpt2")
+    told = json.loads(run("models", "show", "DistilGPT2", "--json").out)
+    model = find_model("distilgpt2")
+    assert model is not None
+    assert (told["model"], told["aliases"]) == (model.id, ["distilgpt2"])
+    assert (told["revision"], told["draft"], told["style"]) == ("main", None, "dialogue")
+    assert told["geometry"]["layers"] == 6
+    assert told["geometry"]["vocabulary"] == 50257
+    assert told["parameters"] == 81_912_576
+    assert {"q8_0", "q4_0", "f16"} <= set(told["types"])
+    (file,) = told["cached"]
+    resolved = desk.server.resolve(model.id, "main")
+    assert resolved is not None
+    assert (file["type"], file["commit"]) == ("q4_0", resolved[1])
+    assert (file["architecture"], file["damage"]) == ("GPT2LMHeadModel", None)
+    text = run("models", "show", "distilgpt2").out
+    for part in ("hub id", "draft partner", "prompt style", file["path"], file["commit"][:12]):
+        assert part in text
+
+
+def test_show_of_what_is_in_no_catalog(desk: Desk, run: Run) -> None:
+    fetch("someone/tiny")
+    told = json.loads(run("models", "show", "someone/tiny", "--json").out)
+    assert [file["architecture"] for file in told["cached"]] == ["GPTNeoXForCausalLM"]
+    path = Path(told["cached"][0]["path"])
+    path.write_bytes(path.read_bytes()[:-1])
+    told = json.loads(run("models", "show", "someone/tiny", "--json").out)
+    assert "truncated" in told["cached"][0]["damage"]
+    assert "damaged" in run("models", "show", "someone/tiny").out
+
+
+def test_show_of_an_unknown_name(desk: Desk, run: Run) -> None:
+    fetch("someone/tiny")
+    result = run("models", "show", "gpt-j-6C")
+    assert (result.code, result.out) == (2, "")
+    assert "gpt-j-6C: neither in the catalog nor in the cache; did you mean gpt-j-6B" in result.err
+    assert "did you mean someone/tiny?" in run("models", "show", "someone/tinny").err
+
+
+# ---- rm
+
+
+def test_rm_frees_everything(desk: Desk, run: Run, checkpoint: Path) -> None:
+    fetch("distilgpt2", "someone/tiny", checkpoint)
+    for name in ("DISTILGPT2", "someone/tiny", checkpoint):
+        before = disk_usage(desk.cache)
+        result = run("models", "rm", name, "--json")
+        assert result.code == 0, result.err
+        assert json.loads(result.out)["freed_bytes"] == before - disk_usage(desk.cache) > 0
+    assert [path for path in desk.cache.rglob("*") if path.is_file()] == []
+    assert not (desk.cache / "models").exists()
+    # the folder itself is the user's
+    assert (checkpoint / "config.json").exists()
+
+
+def test_rm_says_how_much(desk: Desk, run: Run) -> None:
+    fetch("distilgpt2")
+    n_bytes = next(desk.cache.rglob("*.gguf")).stat().st_size
+    result = run("models", "rm", "distilgpt2")
+    assert result.err == f"distilbert/distilgpt2: removed, {n_bytes / 1e3:.1f} KB freed\n"
+
+
+def test_rm_of_one_type(desk: Desk, run: Run) -> None:
+    fetch("distilgpt2")
+    run("generate", "distilgpt2", "-p", "x", "-n", "1", "--type", "q8_0", "--threads", "1")
+    assert (
+        "q5_0 is not in the cache; there is q4_0, q8_0"
+        in run("models", "rm", "distilgpt2", "--type", "q5_0").err
+    )
+    assert run("models", "rm", "distilgpt2", "--type", "Q8_0").code == 0
+    assert [path.name for path in desk.cache.rglob("*.gguf")] == ["distilgpt2-q4_0.gguf"]
+
+
+def test_rm_of_a_folder_that_is_gone(
+    desk: Desk, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_checkpoint(PARALLEL, tmp_path / "gone")
+    fetch(folder)
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    monkeypatch.chdir(tmp_path)
+    assert run("models", "rm", "gone").code == 0
+    assert list(desk.cache.iterdir()) == []
+
+
+def test_rm_of_kept_and_interrupted_downloads(desk: Desk, run: Run, tmp_path: Path) -> None:
+    source = HubSource("someone/tiny")
+    convert(ConvertSettings(source, tmp_path / "m.gguf", "q8_0", keep_source=True))
+    (kept,) = cached_models()
+    assert (kept.title, kept.files, kept.unfinished > 0) == ("someone/tiny", (), True)
+    assert "unfinished" in run("models").out
+    before = disk_usage(desk.cache)
+    told = json.loads(run("models", "rm", "someone/tiny", "--json").out)
+    assert told["freed_bytes"] == before
+    assert list(desk.cache.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("gpt2", "gpt2: not in the cache"),
+        ("someone/tinny", "did you mean someone/tiny?"),
+        ("no/such/thing", "no/such/thing: not in the cache"),
+    ],
+)
+def test_rm_of_what_is_not_there(desk: Desk, run: Run, name: str, part: str) -> None:
+    fetch("someone/tiny")
+    result = run("models", "rm", name)
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert part in result.err
+    assert len(list(desk.cache.rglob("*.gguf"))) == 1
+
+
+def test_rm_refuses_what_is_in_use(desk: Desk, run: Run) -> None:
+    run("generate", "distilgpt2", "-p", "x", "-n", "1", "--type", "q8_0", "--threads", "1")
+    engine, _ = load_engine("distilgpt2", SMALL)
+    before = desk.cached()
+    try:
+        for more in ([], ["--type", "q8_0"]):
+            result = run("models", "rm", "distilgpt2", *more)
+            assert (result.code, result.out) == (2, "")
+            assert "distilgpt2-q8_0.gguf: a process uses it" in result.err
+        assert desk.cached() == before
+    finally:
+        engine.close()
+    assert run("models", "rm", "distilgpt2").code == 0
+    assert desk.cached() == []
+
+
+@pytest.mark.parametrize("place", ["shelf", "downloads"])
+def test_rm_refuses_what_is_being_made(desk: Desk, tmp_path: Path, place: str) -> None:
+    fetch("someone/tiny")
+    convert(ConvertSettings(HubSource("someone/tiny"), tmp_path / "m", keep_source=True))
+    (model,) = cached_models()
+    assert model.downloads is not None
+    folder = {"shelf": model.shelf, "downloads": next(model.downloads.iterdir())}[place]
+    before = disk_usage(desk.cache)
+    with locked(folder / ".lock", "taken"), pytest.raises(OutputError, match="try again later"):
+        remove_model("someone/tiny")
+    assert disk_usage(desk.cache) == before
+    remove_model("someone/tiny")
+    assert list(desk.cache.iterdir()) == []
+
+
+def test_json_stands_behind_the_command(run: Run) -> None:
+    result = run("models", "--json", "rm", "gpt2")
+    assert "models rm --json" in result.err
+    assert result.code == 2
+
+
+def test_help(run: Run) -> None:
+    for command in ([], ["list"], ["show"], ["rm"]):
+        result: Any = run("models", *command, "--help")
+        assert result.code == 0
+        assert "infer-os models" in result.out
