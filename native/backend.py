@@ -11,6 +11,9 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+import llama_cpp
 
 from .cpu import repacked_types, used_features
 from .ggml_types import ggml_types
@@ -96,11 +99,19 @@ def faster_layouts(status: KernelStatus) -> frozenset[str]:
 
 
 @contextmanager
-def kernels_switched(on: bool) -> Iterator[None]:
-    """A context that is created in here, by this thread, uses our kernels or llama.cpp's alone."""
+def kernels_for(status: KernelStatus, c_params: Any) -> Iterator[None]:
+    """A context created in here, by this thread, has our kernels, or llama.cpp's alone.
+
+    Args:
+        status: that of the model.
+        c_params: the ``llama_context_params`` that it is created with.
+    """
     switch = load_library().inferos_kernels_switch
     switch.argtypes, switch.restype = [ctypes.c_int32], None
-    switch(on)
+    if status.in_use:
+        # left to itself, llama.cpp drops it where another device than the cache's computes it
+        c_params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    switch(status.in_use)
     try:
         yield
     finally:

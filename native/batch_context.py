@@ -16,7 +16,7 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import kernels_switched
+from .backend import kernels_for
 from .context import rotation
 from .errors import ContextFull, DecodeError, Interrupted, ModelLoadError
 from .ggml_types import ggml_type_named
@@ -83,7 +83,7 @@ class BatchContext(Owner):
         c_params.abort_callback = abort_callback()
         c_params.no_perf = True
         forget_complaints()
-        with rotation(params.rotate), kernels_switched(model.kernels.in_use):
+        with rotation(params.rotate), kernels_for(model.kernels, c_params):
             self._pointer = llama_cpp.llama_init_from_model(model.pointer, c_params)
         if not self._pointer:
             raise ModelLoadError(

@@ -14,7 +14,7 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import kernels_switched
+from .backend import kernels_for
 from .errors import ContextFull, DecodeError, Interrupted, ModelLoadError, StateError
 from .ggml_types import ggml_type_named
 from .interrupt import abort_callback
@@ -106,16 +106,13 @@ class Context(Owner):
         c_params.n_threads_batch = params.n_threads
         c_params.type_k = ggml_type_named(params.type_k).id
         c_params.type_v = ggml_type_named(params.type_v).id
-        if model.kernels.in_use:
-            # left to itself, llama.cpp drops it where another device than the cache's computes it
-            c_params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         c_params.abort_callback = abort_callback()
         c_params.no_perf = True
         if observer is not None:
             c_params.cb_eval = observer.callback
             c_params.cb_eval_user_data = observer.user_data
         forget_complaints()
-        with rotation(params.rotate) as self.rotates, kernels_switched(model.kernels.in_use):
+        with rotation(params.rotate) as self.rotates, kernels_for(model.kernels, c_params):
             self._pointer = llama_cpp.llama_init_from_model(model.pointer, c_params)
         if not self._pointer:
             raise ModelLoadError(
