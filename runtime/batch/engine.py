@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from infer_os.models.rotation import ROTATION_KEY
 from infer_os.models.styles import STYLES
+from infer_os.native.backend import own_kernels
 from infer_os.native.batch_context import BatchContext, BatchContextParams, Rows
 from infer_os.native.gguf_file import read_gguf_header
 from infer_os.native.interrupt import interruptible
@@ -28,6 +29,7 @@ from ..plan import Plan, check_plan
 from ..prepare import load_model
 from ..sampler import LlamaSampler
 from ..settings import EngineSettings
+from ..speculative.rounding import rows_alike
 from ..text import TextStream
 from .drafts import make_drafters, read_draft
 from .frame import frame
@@ -42,7 +44,7 @@ from .prepare import (
     plan_batch,
 )  # fmt: skip
 from .records import BadRecord, Record, Result
-from .scheduler import Counts, Limits, Scheduler, Step, slots_for
+from .scheduler import STOCK, UNBOUND, Counts, Limits, Scheduler, Step, slots_for
 from .sequence import Sequence, is_plain_greedy, token_logprobs
 from .settings import BatchSettings
 
@@ -122,6 +124,14 @@ class BatchEngine(Owner):
                     self._context = self._new_context(plan)
             self._owned = stack.pop_all()
         self.plan: Plan = plan
+        last = plan.schedule.stages[-1]
+        alike = rows_alike(
+            {t.type.name for t in header.tensors if len(t.shape) > 1}, settings.load,
+            (last.type_k, last.type_v), plan.sizes.n_ctx,
+            own_kernels(self._model.kernels, kv.geometry),
+        )  # fmt: skip
+        #: Where our own kernels compute everything, any step computes a row alike.
+        self.bounds = UNBOUND if alike > N_BATCH else STOCK
         self.notes = notes
         self.n_ctx = plan.sizes.n_ctx
         self.n_seq = plan.sizes.n_seq
@@ -227,7 +237,9 @@ class _Run:
         self._engine, self._context, self._records = engine, context, records
         self._n_logprobs = batch.logprobs
         self._done = done
-        self._scheduler = Scheduler(Limits(engine.n_ctx, engine.n_seq, N_BATCH))
+        self._scheduler = Scheduler(
+            Limits(engine.n_ctx, engine.n_seq, N_BATCH, bounds=engine.bounds)
+        )
         self._running: dict[int, Sequence] = {}
         self._pending: list[Sequence] = []
         self._exhausted = False

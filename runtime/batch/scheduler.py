@@ -30,6 +30,20 @@ FILLER = 0
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """Of a step: the fewest rows, what they are a multiple of, and the most of one sequence."""
+
+    least_rows: int
+    rows_step: int
+    most_of_slot: int
+
+
+#: Within which llama.cpp's kernels compute a row alike, and where ours compute everything.
+STOCK = Bounds(LEAST_ROWS, ROWS_STEP, MOST_ROWS_OF_SLOT)
+UNBOUND = Bounds(1, 1, 256)
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """``n_ctx`` tokens a slot, ``n_batch`` rows a step, ``chunk`` prefill rows between decodes."""
 
@@ -37,6 +51,7 @@ class Limits:
     n_slots: int
     n_batch: int = 512
     chunk: int = 512
+    bounds: Bounds = STOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +239,9 @@ class Scheduler:
                 break
             run.append(slot)
         rests = [self._slots[i].n_prefill for i in run]
-        most = min(MOST_ROWS_OF_SLOT, self._limits.n_batch // len(run) // ROWS_STEP * ROWS_STEP)
+        bounds = self._limits.bounds
+        step = bounds.rows_step
+        most = min(bounds.most_of_slot, self._limits.n_batch // len(run) // step * step)
 
         def worth(height: int) -> float:
             useful = sum(min(rest, height) for rest in rests)
@@ -239,17 +256,20 @@ class Scheduler:
         height = max(len(self._slots[i].todo) for i in ready)
         # neighbours as fillers, as far as there are any
         n_slots = self._limits.n_slots
+        bounds = self._limits.bounds
         span = last - first + 1
-        wanted = max(-(-LEAST_ROWS // height), _rounded(span) if height == 1 else span)
-        wanted = min(n_slots, wanted)
+        # several rows each make up for a width that is no multiple
+        whole = -(-span // bounds.rows_step) * bounds.rows_step if height == 1 else span
+        wanted = min(n_slots, max(-(-bounds.least_rows // height), whole))
         last = min(n_slots - 1, first + wanted - 1)
         first = max(0, last + 1 - wanted)
         return self._rectangle(list(range(first, last + 1)), height, outputs=True)
 
     def _rectangle(self, run: list[int], height: int, *, outputs: bool) -> Step:
         n_ctx = self._limits.n_ctx
-        height = max(height, -(-LEAST_ROWS // len(run)))
-        while height * len(run) % ROWS_STEP:
+        bounds = self._limits.bounds
+        height = max(height, -(-bounds.least_rows // len(run)))
+        while height * len(run) % bounds.rows_step:
             height += 1
         rows = []
         for i in run:
