@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-native", action="store_true", help="llama.cpp's own kernels")
     parser.add_argument("--rows", type=Path, help="append the figures to this JSON lines file")
     arguments = parser.parse_args()
     held_out = HELD_OUT.read_text()
@@ -145,7 +146,9 @@ def main() -> None:
             convert(ConvertSettings(source, files[name], arguments.type))
         drafts = {"plain": "none", "lookup": "lookup", "bundled draft": str(files["draft"]),
                   "hopeless draft": str(files["hopeless"])}  # fmt: skip
-        options = EngineSettings(1024, arguments.load, arguments.threads, arguments.kv)
+        options = EngineSettings(
+            1024, arguments.load, arguments.threads, arguments.kv, native=not arguments.no_native
+        )
 
         def opened(draft: str) -> LlamaEngine:
             return stack.enter_context(open_engine(files["target"], replace(options, draft=draft)))
@@ -160,7 +163,7 @@ def main() -> None:
         kinds = {"greedy": SamplingSettings(temperature=0), "drawn at 0.8": SamplingSettings()}
         print(f"bundled model {arguments.type}, KV {arguments.kv}, load {arguments.load}, "
               f"{arguments.threads} threads, {arguments.tokens} tokens from each of "
-              f"{arguments.prompts} prompts, {arguments.repeats} turns")  # fmt: skip
+              f"{arguments.prompts} prompts, {arguments.repeats} turns; kernels: {opened('none').info.kernels}")  # fmt: skip
         rows = []
         for kind, sampling in kinds.items():
             greedy = sampling.temperature == 0

@@ -143,7 +143,16 @@ def read_gguf_header(path: Path) -> GgufHeader:
     except OSError as error:
         raise GgufError(f"{path}: cannot be read: {error.strerror}") from None
     with mapped:
-        return _HeaderReader(path, mapped).read()
+        stat = path.stat()
+        identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        known = _large.get(path)
+        if known is not None and known[0] == identity:
+            return known[1]
+        header = _HeaderReader(path, mapped).read()
+        if header.data_offset >= _WORTH_KEEPING:
+            _large.clear()
+            _large[path] = (identity, header)
+        return header
 
 
 def tensor_array(header: GgufHeader, tensor: GgufTensor) -> NDArray[Any]:
@@ -166,6 +175,12 @@ def tensor_array(header: GgufHeader, tensor: GgufTensor) -> NDArray[Any]:
         raise GgufError(
             f"{header.path}: tensor {tensor.name!r} can no longer be read: {error}"
         ) from error
+
+
+#: Reading a header of BLOOM's 250 thousand tokens takes a good part of a second, and every layer of
+#: a command reads it: the last one that is so large is kept.
+_WORTH_KEEPING = 1 << 20
+_large: dict[Path, tuple[tuple[int, ...], GgufHeader]] = {}
 
 
 class _HeaderReader:

@@ -356,3 +356,24 @@ def test_a_small_header_never_makes_the_reader_allocate_much(tmp_path: Path) -> 
             assert tracemalloc.get_traced_memory()[1] < tracemalloc_limit
         finally:
             tracemalloc.stop()
+
+
+def test_a_large_header_is_read_once_and_again_when_the_file_changes(tmp_path: Path) -> None:
+    path = tmp_path / "large.gguf"
+
+    def write(first: str) -> None:
+        writer = gguf.GGUFWriter(path, "gpt2")
+        writer.add_token_list([first, *(f"token number {i}" for i in range(60_000))])
+        writer.add_tensor("a", np.zeros((4, 32), np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+    write("x")
+    header = read_gguf_header(path)
+    assert read_gguf_header(path) is header
+    write("y")
+    os.utime(path, ns=(1, 1))
+    changed = read_gguf_header(path)
+    assert next(iter(changed.metadata["tokenizer.ggml.tokens"])) == "y"
