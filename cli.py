@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import __version__, console
-from .commands import chat, convert, demo, generate, inspect, models, plan, run
+from .commands import bench, chat, convert, demo, evaluate, generate, inspect, models, plan, run
 
 app = typer.Typer(
     name="infer-os",
@@ -49,9 +49,10 @@ def _global_options(
 
 for command in (
     run.run, chat.chat, generate.generate, convert.convert, inspect.inspect, plan.plan, plan.system,
-    demo.demo,
+    bench.bench, demo.demo,
 ):  # fmt: skip
     app.command()(command)
+app.command("eval")(evaluate.evaluate)
 app.add_typer(models.app, name="models")
 
 

@@ -5,6 +5,8 @@ RuntimeFailure
 ├── PromptError     a prompt that is empty or does not fit the context
 ├── TemplateFailure a chat template that cannot be rendered
 ├── SessionError    a session file that cannot be written, or must not be continued
+├── BenchError      a benchmark that cannot be run, drawn or written
+│   └── ArmDied      a process that is measured ended by itself (exit code 1)
 └── MemoryShortage  a model that does not fit into this machine's memory
     └── LockShortage  weights that may not be locked
 """
@@ -35,6 +37,16 @@ class TemplateFailure(RuntimeFailure):
 
 class SessionError(RuntimeFailure):
     """A session file that cannot be written, or that must not be continued here."""
+
+
+class BenchError(RuntimeFailure):
+    """A benchmark that cannot be run as asked, drawn or written."""
+
+
+class ArmDied(BenchError):
+    """A process that is measured ended by itself."""
+
+    exit_code = 1
 
 
 class MemoryShortage(RuntimeFailure):
