@@ -72,12 +72,16 @@ def main() -> None:
     options = [option for kv in _CACHES for option in ("--kv", kv)]
     caches = evaluate(arguments, "--types", "q8_0", *options)
     first = types[0]
-    lines = [_HEAD.format(window=arguments.window, version=first["versions"]["infer-os"],
-                          llama=first["versions"]["llama.cpp"], threads=arguments.threads)]  # fmt: skip
+    versions = first["versions"]
+    head = _HEAD.format(
+        window=arguments.window, version=versions["infer-os"], llama=versions["llama.cpp"],
+        threads=arguments.threads,
+    )  # fmt: skip
+    lines = [head]
     columns = "perplexity | change | KL | KL, 99 of 100 | same top | tokens |"
     rule = "|---|---|---|---|---|---|"
-    lines += ["\n## Types of weights, F16 cache\n",
-              f"| `--type` | bits per weight | size | {columns}", f"|---|---|---{rule}"]  # fmt: skip
+    lines += ["\n## Types of weights, F16 cache\n"]
+    lines += [f"| `--type` | bits per weight | size | {columns}", f"|---|---|---{rule}"]
     for row in types:
         if row["metric"] == "perplexity":
             kind = row["labels"]["type"]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _INK, _MUTED, _GRID = "#1f2933", "#6b7785", "#e4e8ec"
 _COLORS = ("#2b6cb0", "#dd6b20", "#2f855a", "#b83280", "#6b46c1", "#975a16")
-_CLAIM = "#a0aab4"
+_CLAIM = "#c53030"
 _SIZE = (7.2, 3.9)
 _RC = {
     "font.size": 10, "axes.edgecolor": _MUTED, "axes.labelcolor": _INK, "text.color": _INK,
@@ -133,9 +133,15 @@ def _draw_saved(axes: Axes, rows: Sequence[Row]) -> bool:
     if not found:
         return False
     claims = [100 * t.memory if t.memory is not None else None for t, _ in found]
+    alone = select(rows, "technique_kv_saved")
+    for place, (technique, _) in enumerate(found):
+        for row in (row for row in alone if row.labels["technique"] == technique.name):
+            if row.median > 0:
+                axes.plot(100 * row.median, place, "D", mfc="white", mec=_COLORS[0], ms=6)
+    axes.plot([], [], "D", mfc="white", mec=_COLORS[0], ms=6, label="of the KV cache alone")
     _bars(axes, found, claims, "{:.0f} %")
     axes.axvline(0, color=_MUTED, linewidth=1)
-    axes.set_xlabel("peak memory saved, % of the baseline's")
+    axes.set_xlabel("peak memory saved, % of the baseline's peak")
     return True
 
 
@@ -168,9 +174,10 @@ def _bars(
     )  # fmt: skip
     for place, claim in zip(places, claims, strict=True):
         if claim is not None:
-            axes.plot([claim, claim], [place - 0.36, place + 0.36], color="#c53030", linewidth=2)
-    axes.plot([], [], color="#c53030", linewidth=2, label="claimed by the guide")
-    axes.legend(loc="lower right", fontsize=9)
+            axes.plot([claim, claim], [place - 0.36, place + 0.36], color=_CLAIM, linewidth=2)
+    axes.plot([], [], color=_CLAIM, linewidth=2, label="claimed by the guide")
+    # above the plot, where no bar can be
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=9, ncols=2, borderaxespad=0.2)
     reach = max([*middles, *(c for c in claims if c is not None), 0.0])
     low = min([*middles, 0.0])
     axes.set_xlim(low - 0.08 * (reach - low) if low < 0 else 0, reach + 0.22 * (reach - low))
@@ -285,8 +292,8 @@ def _draw_growth(axes: Axes, rows: Sequence[Row]) -> bool:
             )  # fmt: skip
     axes.set_xlabel("tokens held")
     axes.set_ylabel("KV cache, MiB")
-    axes.set_ylim(bottom=0)
-    axes.margins(y=0.15)
+    # room above the lines for the legend
+    axes.set_ylim(0, (1.15 + 0.12 * len(names)) * max(row.median for row in found) / 2**20)
     axes.legend(title="KV cache", fontsize=9, loc="upper left")
     _grid(axes)
     return True

@@ -121,24 +121,23 @@ def split_specs(option: str, texts: tuple[str, ...]) -> tuple[str, ...]:
     """
     specs: list[str] = []
     for text in texts:
-        for stage in text.split(","):
-            before = specs[-1] if specs else ""
-            joined = f"{before},{stage}"
-            goes_on = ":" in before.rpartition(",")[2] and _grows(before, stage)
-            if goes_on:
-                specs[-1] = joined
+        for i, stage in enumerate(part.strip() for part in text.split(",")):
+            if i and _goes_on(specs[-1], stage):
+                specs[-1] += f",{stage}"
             else:
                 specs.append(stage)
-        specs.append("")  # the next list begins anew
-    found = tuple(spec.strip() for spec in specs if spec)
-    for spec in found:
-        parse_spec(spec)
-    if texts and not found:
-        raise SettingsError(f"{option}: expected a SPEC such as f16 or f16:512,q8_0:2048")
-    return tuple(dict.fromkeys(found))
+    for spec in specs:
+        try:
+            parse_spec(spec)
+        except SettingsError as error:
+            raise SettingsError(str(error).replace("--kv", option, 1)) from None
+    return tuple(dict.fromkeys(specs))
 
 
-def _grows(before: str, stage: str) -> bool:
-    last = before.rpartition(":")[2]
-    _, _, count = stage.partition(":")
-    return not count or (count.isdigit() and last.isdigit() and int(count) > int(last))
+def _goes_on(spec: str, stage: str) -> bool:
+    """Whether a stage is the next one of a SPEC: its last stage ends, and this reaches further."""
+    _, _, last = spec.rpartition(",")[2].partition(":")
+    _, colon, count = stage.partition(":")
+    if not last.isdigit():
+        return False
+    return not colon or (count.isdigit() and int(count) > int(last))

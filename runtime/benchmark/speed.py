@@ -50,22 +50,21 @@ def measure_depths(
         zones: where energy is read.
         progress: called with rounds done and in all.
     """
-    found: list[Measurement] = []
     names = list(engines)
+    found: dict[str, list[Measurement]] = {name: [] for name in names}
     for repeat in range(settings.repeats + 1):
         # the order turns, so that none always comes after the same one
         order = names[repeat % len(names) :] + names[: repeat % len(names)]
-        round_found: list[Measurement] = []
         for name in order:
             run = _DepthRun(engines[name], name, tokens, settings, zones)
-            round_found += [run.first_token()]
+            measured = [run.first_token()]
             for depth in depths:
-                round_found += run.at_depth(depth)
-        if repeat:
-            found += round_found
+                measured += run.at_depth(depth)
+            if repeat:
+                found[name] += measured
         if progress:
             progress(repeat + 1, settings.repeats + 1)
-    return found
+    return [one for name in names for one in found[name]]
 
 
 class _DepthRun:
