@@ -121,7 +121,8 @@ def test_help_imports_nothing_heavy() -> None:
         "print(code, sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
     )
     for arguments in (["--help"], ["generate", "--help"], ["convert", "-h"], ["--version"],
-                      ["run", "--help"], ["models", "rm", "--help"], ["bench", "--help"], ["eval", "-h"]):  # fmt: skip
+                      ["run", "--help"], ["models", "rm", "--help"],
+                      ["bench", "--help"], ["eval", "-h"]):  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
         )

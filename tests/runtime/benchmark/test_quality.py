@@ -100,7 +100,7 @@ def test_another_vocabulary_is_refused(converted: Converter, tmp_path: Path) -> 
 
 
 def test_a_short_text_is_refused(converted: Converter) -> None:
-    with pytest.raises(EvaluateError, match="too short: .* do not fill a window of 32"):
+    with pytest.raises(EvaluateError, match=r"too short: .* do not fill a window of 32"):
         read_tokens(converted(), "few words", SETTINGS)
 
 

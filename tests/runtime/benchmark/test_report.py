@@ -21,7 +21,8 @@ PLACE = Place("infer-os bench <x>", "abc123", (("infer-os", "0.1.0"),), "a CPU &
 
 
 def row(metric: str, median: float, **labels: object) -> Row:
-    return Row(metric, "u", median, median * 0.9, median * 1.2, 3, "m.gguf", labels)  # type: ignore[arg-type]
+    low, high = median - abs(median) * 0.1, median + abs(median) * 0.2
+    return Row(metric, "u", median, low, high, 3, "m.gguf", labels)  # type: ignore[arg-type]
 
 
 DECODE = [
