@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from . import __version__, console
-from .commands import batch, chat, convert, demo, generate, inspect, models, plan, run
+from .commands import (
+    batch,
+    bench,
+    chat,
+    convert,
+    demo,
+    evaluate,
+    generate,
+    inspect,
+    models,
+    plan,
+    run,
+)  # fmt: skip
 
 app = typer.Typer(
     name="infer-os",
@@ -49,9 +61,10 @@ def _global_options(
 
 for command in (
     run.run, chat.chat, generate.generate, batch.batch, convert.convert, inspect.inspect, plan.plan,
-    plan.system, demo.demo,
+    plan.system, bench.bench, demo.demo,
 ):  # fmt: skip
     app.command()(command)
+app.command("eval")(evaluate.evaluate)
 app.add_typer(models.app, name="models")
 
 

@@ -56,6 +56,8 @@ def write_random_gguf(name: str, kind: str, path: Path, seed: int = 1, *, layers
         write_tokenizer(Path(folder), network.vocab_rows)
         vocabulary = read_vocabulary(Path(folder), model.config, network.vocab_rows)
     metadata = {f"{network.graph}.{key}": value for key, value in network.metadata.items()}
+    # so that nobody takes what it writes, or how often a draft of it is right, for a figure
+    metadata["inferos.weights.random"] = True
     header = gguf_header(network.graph, metadata, vocabulary, plan)
     random = np.random.default_rng(seed)
     rows: dict[tuple[str, int], np.ndarray] = {}

@@ -163,7 +163,8 @@ def main() -> None:
         kinds = {"greedy": SamplingSettings(temperature=0), "drawn at 0.8": SamplingSettings()}
         print(f"bundled model {arguments.type}, KV {arguments.kv}, load {arguments.load}, "
               f"{arguments.threads} threads, {arguments.tokens} tokens from each of "
-              f"{arguments.prompts} prompts, {arguments.repeats} turns; kernels: {opened('none').info.kernels}")  # fmt: skip
+              f"{arguments.prompts} prompts, {arguments.repeats} turns; kernels: "
+              f"{arms[0].engine.info.kernels.variant or 'of llama.cpp'}")  # fmt: skip
         rows = []
         for kind, sampling in kinds.items():
             greedy = sampling.temperature == 0

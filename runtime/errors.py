@@ -6,6 +6,8 @@ RuntimeFailure
 ├── TemplateFailure a chat template that cannot be rendered
 ├── OutputError     results that cannot be written (while running: exit code 1)
 ├── SessionError    a session file that cannot be written, or must not be continued
+├── BenchError      a benchmark that cannot be run, drawn or written
+│   └── ArmDied      a process that is measured ended by itself (exit code 1)
 └── MemoryShortage  a model that does not fit into this machine's memory
     └── LockShortage  weights that may not be locked
 """
@@ -42,6 +44,16 @@ class OutputError(RuntimeFailure):
 
 class SessionError(RuntimeFailure):
     """A session file that cannot be written, or that must not be continued here."""
+
+
+class BenchError(RuntimeFailure):
+    """A benchmark that cannot be run as asked, drawn or written."""
+
+
+class ArmDied(BenchError):
+    """A process that is measured ended by itself."""
+
+    exit_code = 1
 
 
 class MemoryShortage(RuntimeFailure):

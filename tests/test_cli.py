@@ -26,7 +26,10 @@ from infer_os.line_editor import Entry
 from infer_os.native.errors import DecodeError
 from infer_os.runtime.fake import END, FakeEngine, Script, saying
 
-COMMANDS = ["run", "chat", "generate", "models", "convert", "inspect", "plan", "system", "demo"]
+COMMANDS = [
+    "run", "chat", "generate", "models", "convert", "inspect", "plan", "system", "bench", "eval",
+    "demo",
+]  # fmt: skip
 
 
 @dataclass
@@ -114,11 +117,12 @@ def test_help_imports_nothing_heavy() -> None:
         "try: cli.main()\n"
         "except SystemExit as end: code = end.code\n"
         "heavy = {'numpy', 'llama_cpp', 'rich', 'huggingface_hub', 'gguf', 'prompt_toolkit',\n"
-        "         'jinja2'}\n"
+        "         'jinja2', 'matplotlib'}\n"
         "print(code, sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
     )
     for arguments in (["--help"], ["generate", "--help"], ["convert", "-h"], ["--version"],
-                      ["run", "--help"], ["models", "rm", "--help"]):  # fmt: skip
+                      ["run", "--help"], ["models", "rm", "--help"],
+                      ["bench", "--help"], ["eval", "-h"]):  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
         )

@@ -1,0 +1,177 @@
+"""``eval``: files of every wanted type, a reference, and the figures of each.
+
+Goes in: what the command line asked for. Comes out: :class:`~.benching.BenchResult`. A folder is
+converted to temporary files, one type at a time; what can be refused is refused before the first
+measurement.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .benching import BenchResult, Output
+from .convert.pipeline import convert
+from .convert.settings import ConvertSettings
+from .convert.source import HubSource
+from .convert.types import RECIPES, recipe_named
+from .model_store import ModelWish, find_model_source, model_file
+from .models.bundled import HELD_OUT, TARGET
+from .native.gguf_file import read_gguf_header
+from .runtime.benchmark.quality import (
+    Candidate,
+    QualitySettings,
+    check_schedules,
+    check_vocabularies,
+    measure_quality,
+    read_tokens,
+)
+from .runtime.benchmark.rows import make_place, make_rows
+from .runtime.errors import BenchError, SettingsError
+from .runtime.machine import read_cpu
+from .runtime.settings import EngineSettings
+
+DEFAULT_TYPES = ("q8_0", "q4_k_m", "q4_0")
+#: A reference that would be larger than this as F32 is F16.
+_LARGEST_F32 = 8 << 30
+_LARGEST_TEXT = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class EvalRequest:
+    """What to evaluate. No ``models`` is the bundled one; several must be files.
+
+    ``reference`` "" is a folder's own weights as F32, and nothing for a file.
+    """
+
+    models: tuple[str, ...]
+    text: Path | None
+    reference: str
+    types: tuple[str, ...]
+    kvs: tuple[str, ...]
+    settings: QualitySettings
+
+
+def parse_types(text: str) -> tuple[str, ...]:
+    """``--types``: a list of types, or ``all``; empty for an empty text.
+
+    Raises:
+        UnsupportedError: an unknown type.
+    """
+    if text.strip().lower() == "all":
+        return tuple(RECIPES)
+    found = [part.strip().lower() for part in text.split(",") if part.strip()]
+    for kind in found:
+        recipe_named(kind)
+    return tuple(dict.fromkeys(found))
+
+
+def run_eval(request: EvalRequest, command: str, output: Output) -> BenchResult:
+    """Evaluate every file with every cache.
+
+    Raises:
+        BenchError: the text cannot be read, or the reference has another vocabulary.
+        EvaluateError: the text is too short.
+        SettingsError: a cache that the model cannot have, or options that do not go together.
+        Whatever converting and loading raise.
+    """
+    text = _text(request)
+    sources = [_source(name) for name in request.models] or [TARGET]
+    _check_types(request, sources)
+    with tempfile.TemporaryDirectory(prefix="infer-os-eval-") as place:
+        folder = Path(place)
+        reference, notes = _reference(request, sources, folder, output)
+        found = []
+        for candidate in _candidates(request, sources, folder, output):
+            header = read_gguf_header(candidate.path)
+            schedules, said = check_schedules(header, request.kvs, request.settings.window)
+            notes = tuple(dict.fromkeys((*notes, *said)))
+            if reference is not None:
+                check_vocabularies(reference, candidate.path)
+            tokens = read_tokens(candidate.path, text, request.settings)
+            found += measure_quality(
+                candidate, reference, schedules, tokens, request.settings, output.steps
+            )
+    engine = EngineSettings(threads=request.settings.threads)
+    place_of_run = make_place(command, read_cpu().model, engine.n_threads)
+    model = " ".join(Path(name).name for name in request.models) or TARGET.name
+    return BenchResult(tuple(make_rows(found, model)), place_of_run, notes)
+
+
+def _source(name: str) -> Path | HubSource:
+    return find_model_source(name)
+
+
+def _text(request: EvalRequest) -> str:
+    path = request.text
+    if path is None:
+        bundled = all(Path(name).resolve() == TARGET for name in request.models)
+        if not bundled:
+            raise BenchError("--text FILE is needed: a text that the model has not seen")
+        path = HELD_OUT
+    try:
+        with path.open("rb") as file:
+            return file.read(_LARGEST_TEXT).decode("utf-8", "replace")
+    except OSError as error:
+        raise BenchError(f"--text {path}: cannot be read: {error.strerror}") from error
+
+
+def _is_file(source: Path | HubSource) -> bool:
+    return isinstance(source, Path) and not source.is_dir()
+
+
+def _check_types(request: EvalRequest, sources: list[Path | HubSource]) -> None:
+    files = [source for source in sources if _is_file(source)]
+    if request.types and files:
+        raise SettingsError(f"--types: {files[0]} is a GGUF file and keeps its type; drop --types")
+    if len(sources) > 1 and len(files) != len(sources):
+        raise SettingsError("several MODELs must be GGUF files; evaluate a folder alone")
+    names = [source.name for source in files if isinstance(source, Path)]
+    if len(set(names)) != len(names):
+        raise SettingsError(
+            "two MODELs have the same file name; their rows could not be told apart"
+        )
+
+
+def _reference(
+    request: EvalRequest, sources: list[Path | HubSource], folder: Path, output: Output
+) -> tuple[Path | None, tuple[str, ...]]:
+    source = _source(request.reference) if request.reference else sources[0]
+    if isinstance(source, HubSource):
+        if not request.reference:
+            return None, ("without --reference there is no KL divergence",)
+        settings = EngineSettings(threads=request.settings.threads)
+        wish = ModelWish(request.reference, "f16")
+        return model_file(wish, settings, output.report), ("the reference is F16",)
+    if not source.is_dir():
+        if not request.reference:
+            return None, ("without --reference there is no KL divergence",)
+        read_gguf_header(source)
+        return source, ()
+    target = folder / "reference.gguf"
+    size = convert(ConvertSettings(source, target, "f32", dry_run=True)).n_bytes
+    kind = "f32" if size <= _LARGEST_F32 else "f16"
+    convert(ConvertSettings(source, target, kind), output.steps(f"reference as {kind}"))
+    return target, (f"the reference is {source.name} as {kind.upper()} with an F16 cache",)
+
+
+def _candidates(
+    request: EvalRequest, sources: list[Path | HubSource], folder: Path, output: Output
+) -> Iterator[Candidate]:
+    """The files, each removed before the next if it was made for this."""
+    for source in sources:
+        if isinstance(source, Path) and not source.is_dir():
+            yield Candidate(source.name, source)
+            continue
+        for kind in request.types or DEFAULT_TYPES:
+            if isinstance(source, HubSource):
+                settings = EngineSettings(threads=request.settings.threads)
+                wish = ModelWish(source.repository, kind)
+                yield Candidate(kind, model_file(wish, settings, output.report))
+                continue
+            target = folder / f"{kind}.gguf"
+            convert(ConvertSettings(source, target, kind), output.steps(f"converting to {kind}"))
+            yield Candidate(kind, target)
+            target.unlink()

@@ -1,0 +1,74 @@
+"""Tokens per second of several sequences that are decoded together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from infer_os.native.context import ContextParams
+from infer_os.native.interrupt import interruptible
+from infer_os.native.model import Model
+from infer_os.native.sampler import SamplerChain
+from infer_os.native.sequences import Sequences
+from infer_os.runtime.settings import EngineSettings
+
+from .rows import Measurement
+
+#: Steps from an empty cache that are not counted.
+_WARM_UP = 4
+
+
+def sequence_tokens(n_decode: int) -> int:
+    """Tokens that each sequence holds in the end."""
+    return n_decode + _WARM_UP
+
+
+def measure_batches(
+    path: Path,
+    settings: EngineSettings,
+    batches: Sequence[int],
+    n_decode: int,
+    repeats: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Measurement]:
+    """Decode ``n_decode`` tokens of each of 1..n sequences, greedily; sizes take turns.
+
+    Args:
+        path: a GGUF file.
+        settings: load mode and threads; the cache is F16.
+        batches: numbers of sequences.
+        n_decode: steps that are timed.
+        repeats: of every size.
+        progress: called with measurements done and in all.
+
+    Raises:
+        ModelLoadError: llama.cpp refuses the model or a context.
+        DecodeError: a step failed.
+    """
+    found: list[Measurement] = []
+    total, done = len(batches) * repeats, 0
+    params = ContextParams(n_ctx=sequence_tokens(n_decode), n_threads=settings.n_threads)
+    with Model(path, load=settings.load) as model, SamplerChain() as sampler, interruptible():
+        sampler.add_greedy()
+        for _ in range(repeats):
+            for n in batches:
+                with Sequences(model, params, n) as sequences:
+                    rate = _rate(sequences, sampler, model.vocab.n_tokens, n_decode)
+                found.append(Measurement("batch_decode", "tokens/s", rate, (("sequences", n),)))
+                done += 1
+                if progress:
+                    progress(done, total)
+    return found
+
+
+def _rate(sequences: Sequences, sampler: SamplerChain, n_vocab: int, n_decode: int) -> float:
+    # each sequence starts with another token, so that they are not one text many times
+    tokens = [(7 * i + 1) % n_vocab for i in range(sequences.n_seq)]
+    started = 0.0
+    for i in range(_WARM_UP + n_decode):
+        if i == _WARM_UP:
+            started = time.perf_counter()
+        sequences.step(tokens)
+        tokens = sequences.draw(sampler)
+    return sequences.n_seq * n_decode / (time.perf_counter() - started)
