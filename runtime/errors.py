@@ -6,6 +6,9 @@ RuntimeFailure
 ├── TemplateFailure a chat template that cannot be rendered
 ├── OutputError     results that cannot be written (while running: exit code 1)
 ├── SessionError    a session file that cannot be written, or must not be continued
+├── ModelBusy       a second generation in the thread that has one under way
+├── ModelClosed     a model that is used after it was closed
+├── ClusterError    a cluster that cannot be used, or that failed (while running: exit code 1)
 └── MemoryShortage  a model that does not fit into this machine's memory
     └── LockShortage  weights that may not be locked
 """
@@ -42,6 +45,20 @@ class OutputError(RuntimeFailure):
 
 class SessionError(RuntimeFailure):
     """A session file that cannot be written, or that must not be continued here."""
+
+
+class ModelBusy(RuntimeFailure):
+    """A generation that would wait for one that its own thread has under way."""
+
+
+class ModelClosed(RuntimeFailure):
+    """A model that is used after it was closed."""
+
+
+class ClusterError(RuntimeFailure):
+    """A cluster, or a node of it, that cannot go on. What was answered before stays."""
+
+    exit_code: ClassVar[int] = 1
 
 
 class MemoryShortage(RuntimeFailure):
