@@ -6,6 +6,8 @@ line, the Python API and the nodes of a cluster load through here.
 
 from __future__ import annotations
 
+import logging
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from .runtime.batch.settings import BatchSettings
     from .runtime.engine import LlamaEngine
     from .runtime.settings import EngineSettings
+
+_logger = logging.getLogger("infer_os")
 
 
 def find_files(
@@ -61,6 +65,11 @@ def open_batch(
         return BatchEngine(path, settings, batch)
     with report.bar("prefetching") as warmed:
         return BatchEngine(path, settings, batch, warmed=warmed)
+
+
+def open_on_node(wish: ModelWish, settings: EngineSettings, batch: BatchSettings) -> BatchEngine:
+    """:func:`open_batch` on a node of a cluster, where only a log is kept of what happens."""
+    return open_batch(wish, settings, batch, Reporter(_logger.info, lambda label: nullcontext()))
 
 
 def draft_file(settings: EngineSettings, wish: ModelWish, model: Path, report: Reporter) -> str:

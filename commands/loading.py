@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import console
-from ..model_loading import find_files, open_batch, open_file
+from ..model_loading import find_files, open_batch, open_file, open_on_node
 from ..model_store import ModelWish, Reporter
 
 if TYPE_CHECKING:
     from ..runtime.batch.engine import BatchEngine
+    from ..runtime.batch.ray_backend import RayBatch
     from ..runtime.batch.settings import BatchSettings
     from ..runtime.engine import Engine
-    from ..runtime.settings import EngineSettings
+    from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
 
 
 def load_engine(model: str | ModelWish, settings: EngineSettings) -> tuple[Engine, float]:
@@ -36,6 +39,24 @@ def load_batch_engine(
     engine = open_batch(_wish(model), settings, batch, _reporter())
     console.notes(engine.notes)
     return engine
+
+
+def join_cluster(
+    address: str,
+    model: str,
+    settings: EngineSettings,
+    batch: BatchSettings,
+    answers: tuple[SamplingSettings, StopSettings],
+) -> RayBatch:
+    """A cluster each of whose nodes loads what the user calls a model, by its own files.
+
+    A path is that of this machine, if there is such a file or folder here.
+    """
+    from ..runtime.batch.ray_backend import RayBatch
+
+    name = str(Path(model).absolute()) if Path(model).exists() else model
+    opener = partial(open_on_node, ModelWish(name), settings, batch)
+    return RayBatch(address, opener, *answers)
 
 
 def _wish(model: str | ModelWish) -> ModelWish:

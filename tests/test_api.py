@@ -297,12 +297,21 @@ def test_closing_ends_a_stream_that_nobody_reads_and_those_who_wait() -> None:
 # ---- Ctrl-C
 
 
+@pytest.fixture
+def sigint() -> Iterator[None]:
+    """Python's handler, which a shell in the background takes away."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupting(tokens: Sequence[int]) -> int:
     if len(tokens) == 3:
         os.kill(os.getpid(), signal.SIGINT)
     return ord("a")
 
 
+@pytest.mark.usefixtures("sigint")
 def test_ctrl_c_is_a_keyboard_interrupt_in_the_main_thread() -> None:
     model = Model(FakeEngine(interrupting))
     with pytest.raises(KeyboardInterrupt):
@@ -332,6 +341,7 @@ def test_another_thread_neither_installs_nor_needs_a_handler(file: Path) -> None
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.usefixtures("sigint")
 def test_overlapping_streams_leave_python_its_handler() -> None:
     library = load_library()
     hook = sys.unraisablehook

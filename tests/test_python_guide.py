@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,8 @@ def test_the_examples_run(
     (tmp_path / "austen.gguf").symlink_to(converted(BUNDLED_MODEL, "q8_0"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("INFER_OS_CACHE", str(tmp_path / "cache"))
+    # one thread: with more, a busy machine makes them wait for each other at every layer
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
     text = GUIDE.read_text()
     names: dict[str, object] = {}
     printed = []
