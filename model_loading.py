@@ -68,7 +68,14 @@ def open_batch(
 
 
 def open_on_node(wish: ModelWish, settings: EngineSettings, batch: BatchSettings) -> BatchEngine:
-    """:func:`open_batch` on a node of a cluster, where only a log is kept of what happens."""
+    """:func:`open_batch` on a node of a cluster, where only a log is kept of what happens.
+
+    ``settings.memory`` is what the node's worker may take, Ray's own libraries included.
+    """
+    from .runtime.batch.ray_backend import overhead_bytes
+
+    if settings.memory:
+        settings = replace(settings, memory=max(1, settings.memory - overhead_bytes()))
     return open_batch(wish, settings, batch, Reporter(_logger.info, lambda label: nullcontext()))
 
 

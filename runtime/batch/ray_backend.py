@@ -14,9 +14,12 @@ import json
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Set
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import psutil
 
 from infer_os import __version__
 from infer_os.native.gguf_file import read_gguf_header
@@ -25,6 +28,7 @@ from infer_os.native.owner import Owner
 from infer_os.native.residency import peak_rss_bytes
 
 from ..errors import ClusterError, SettingsError
+from ..plan import PROCESS_BYTES
 from ..session_file import model_hash
 from ..settings import SamplingSettings, StopSettings
 from .engine import BatchEngine, BatchStatistics, SampleKey
@@ -38,6 +42,8 @@ LARGEST_BLOCK, SMALLEST_BLOCK = 256, 16
 _BLOCKS_PER_NODE = 4
 #: Blocks that a node has at a time: the one that it computes, and the next.
 _IN_FLIGHT = 2
+#: What Ray holds of blocks and calls once a worker computes, besides what it held before.
+_BLOCK_BYTES = 32_000_000
 #: Times that a worker is started again; a model that kills its node must not do so forever.
 _RESTARTS = 8
 
@@ -118,7 +124,8 @@ class RayBatch(Owner):
         All records are read first, into Ray's object store. See :meth:`BatchEngine.run`.
 
         Raises:
-            ClusterError: a node cannot load the model, nodes differ, or the cluster failed.
+            SettingsError: a node cannot load the model as the settings say.
+            ClusterError: nodes differ, one cannot go on, or the cluster failed.
         """
         started = time.perf_counter()
         now = self.statistics = BatchStatistics()
@@ -150,22 +157,24 @@ class RayBatch(Owner):
 
         def place() -> dict[str, Any]:
             # one worker per node; where its node is lost, Ray may start it on another
-            return {"scheduling_strategy": NodeAffinitySchedulingStrategy(next(places), soft=True)}
+            affinity = NodeAffinitySchedulingStrategy(next(places), soft=True)
+            return {"scheduling_strategy": affinity, "max_restarts": _RESTARTS}
 
         size = min(self.n_nodes, len(blocks))
-        answers = from_arrow_refs(blocks).map_batches(
-            Worker,
-            batch_size=None,
-            batch_format="pyarrow",
-            fn_constructor_args=self._node,
-            compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=_IN_FLIGHT),
-            # an engine computes with all cores of its node; none is reserved, so that a worker
-            # always finds a place to start again
-            num_cpus=0,
-            ray_remote_args_fn=place,
-            max_restarts=_RESTARTS,
-            max_task_retries=_RESTARTS,
-        )
+        with warnings.catch_warnings():
+            # Ray 2.60 announces that 2.64 will place workers by another parameter
+            warnings.simplefilter("ignore")
+            answers = from_arrow_refs(blocks).map_batches(
+                Worker,
+                batch_size=None,
+                batch_format="pyarrow",
+                fn_constructor_args=self._node,
+                compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=_IN_FLIGHT),
+                # an engine computes with all cores of its node; none is reserved, so that a worker
+                # always finds a place to start again
+                num_cpus=0,
+                ray_remote_args_fn=place,
+            )
         try:
             for table in answers.iter_batches(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=0
@@ -184,10 +193,11 @@ class RayBatch(Owner):
         """Take a node's report.
 
         Raises:
-            ClusterError: it says that it cannot work, or it has another model than the others.
+            SettingsError, ClusterError: it cannot work, or has another model than the others.
         """
         if failure := report.get("failure"):
-            raise ClusterError(f"--ray {self._address}: node {report['node']}: {failure}")
+            kind = SettingsError if report["is_input"] else ClusterError
+            raise kind(f"--ray {self._address}: node {report['node']}: {failure}")
         heard = NodeReport(**{**report, "notes": tuple(report["notes"])})
         for other in self.nodes.values():
             if other.model != heard.model:
@@ -218,8 +228,10 @@ class Worker:
         versions: tuple[str, str],
     ) -> None:
         self._sampling, self._stops = sampling, stops
-        self._failure, self._model = "", ""
+        self._failure, self._is_input, self._model = "", False, ""
         self._engine: BatchEngine | None = None
+        # what Ray's own libraries hold is none of the engine's plan
+        self._overhead = overhead_bytes()
         try:
             mine = (__version__, llama_version())
             if mine != versions:
@@ -229,7 +241,7 @@ class Worker:
             self._model = model_hash(read_gguf_header(engine.path))
             self._engine = engine
         except Exception as error:
-            self._failure = _explained(error)
+            self._fail(error)
 
     def __call__(self, table: Any) -> Any:
         """Answer a block, an Arrow table with a column ``row`` of JSON."""
@@ -238,7 +250,7 @@ class Worker:
             try:
                 answers = [*self._answers(self._engine, table.column("row").to_pylist())]
             except Exception as error:
-                self._failure = _explained(error)
+                self._fail(error)
         return _answer_table(answers, json.dumps(self._report()))
 
     def _answers(self, engine: BatchEngine, rows: list[str]) -> Iterator[tuple[int, str]]:
@@ -249,15 +261,29 @@ class Worker:
         for result in engine.run(records, done):
             yield result.line, line_of(result).decode()
 
+    def _fail(self, error: Exception) -> None:
+        ours = type(error).__module__.startswith("infer_os.")
+        self._failure = str(error) if ours else f"{type(error).__name__}: {error}"
+        self._is_input = ours and getattr(error, "exit_code", 2) == 2
+
     def _report(self) -> dict[str, Any]:
         node, engine = _node_name(), self._engine
         if self._failure or engine is None:
-            return {"node": node, "failure": self._failure}
+            return {"node": node, "failure": self._failure, "is_input": self._is_input}
         now = engine.statistics
         return asdict(NodeReport(
-            node, self._model, engine.n_seq, engine.planned_bytes, peak_rss_bytes(),
+            node, self._model, engine.n_seq, engine.planned_bytes + self._overhead,
+            peak_rss_bytes(),
             now.prompt_tokens, now.counts.shared, engine.notes,
         ))  # fmt: skip
+
+
+def overhead_bytes() -> int:
+    """What a worker takes more than the plan of a program with an engine foresees.
+
+    To be asked before there is an engine.
+    """
+    return max(0, psutil.Process().memory_info().rss - PROCESS_BYTES) + _BLOCK_BYTES
 
 
 def block_size(n_records: int, n_nodes: int) -> int:
@@ -327,12 +353,6 @@ def _node_name() -> str:
 
     context = ray.get_runtime_context()
     return f"{ray.util.get_node_ip_address()}/{context.get_node_id()[:8]}"
-
-
-def _explained(error: Exception) -> str:
-    """An error of ours as it is, others with their kind."""
-    ours = type(error).__module__.startswith("infer_os.")
-    return str(error) if ours else f"{type(error).__name__}: {error}"
 
 
 def _first_line(error: Exception) -> str:
