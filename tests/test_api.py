@@ -136,9 +136,11 @@ def test_a_batch_is_the_batch_engines_on_the_weights_that_are_loaded(
     monkeypatch.setattr(batch_engine, "load_model", lambda *a, **k: pytest.fail("loaded twice"))
     records = [*PROMPTS[:3], {"id": "bad", "prompt": ""}, {"id": "x", "prompt": "He", "n": 2}]
     settings = BatchSettings(parallel=2)
-    got = list(
-        model.batch(records, sampling=GREEDY, stops=SHORT, settings=settings, ordered=True)
-    )  # fmt: skip
+    results = model.batch(records, sampling=GREEDY, stops=SHORT, settings=settings, ordered=True)
+    got = [next(results)]
+    # the first context is gone meanwhile
+    assert model._engine.kv.n_bytes == 0
+    got += results
     assert [r.id for r in got] == [1, 2, 3, "bad", "x", "x"]
     assert got[3].error == "line 4: the prompt is empty"
     assert [r.text for r in got[:3]] == expected(file, PROMPTS[:3])

@@ -11,12 +11,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 from helpers import BUNDLED, Converter
 
+from infer_os.runtime.batch import ray_backend
 from infer_os.runtime.batch.journal import line_of
 from infer_os.runtime.batch.ray_backend import LARGEST_BLOCK, block_size, cut_blocks
 from infer_os.runtime.batch.records import (
@@ -233,6 +235,27 @@ def test_nodes_with_different_models_are_refused() -> None:
         batch._hear({**report, "node": "c", "model": "2"})
 
 
+def test_a_block_that_was_computed_twice_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from infer_os.runtime.batch.ray_backend import RayBatch
+
+    answers = [Result("a", 1, "x", (1,)), Result("b", 2, "x", (1,), index=1),
+               Result("b", 2, "y", (1, 2), index=0), Result("a", 1, "y", (2,))]  # fmt: skip
+    batch = object.__new__(RayBatch)
+    batch._places, sent = ["node"], []
+    monkeypatch.setattr(RayBatch, "_ray", SimpleNamespace(put=lambda table: table), raising=False)
+    monkeypatch.setattr(ray_backend, "_table", sent.append)
+    monkeypatch.setattr(batch, "_results", lambda blocks: answers)
+    parser = RecordParser(SamplingSettings(), StopSettings())
+    records = [parser.parse(1, {"id": "a", "prompt": "x"}), parser.parse(2, {"id": 3})]
+    results = list(batch.run([*records, parser.parse(3, {"id": "c", "prompt": ""})], {("c", 0)}))
+    assert [(r.id, r.index, r.text) for r in results] == [
+        (3, None, ""), ("a", None, "x"), ("b", 1, "x"), ("b", 0, "y")
+    ]  # fmt: skip
+    assert (batch.statistics.records, batch.statistics.failed) == (4, 1)
+    assert batch.statistics.completion_tokens == 4
+    assert [json.loads(row)["value"]["id"] for block in sent for row in block] == ["a"]
+
+
 def workers() -> list[psutil.Process]:
     everything = psutil.Process().children(recursive=True)
     return [p for p in everything if any("MapWorker" in part for part in p.cmdline())]
@@ -262,8 +285,6 @@ def test_what_a_lost_worker_had_is_answered_once(
 
 
 def test_a_worker_tells_what_it_cannot_do() -> None:
-    from infer_os.runtime.batch import ray_backend
-
     def fail() -> Any:
         raise ValueError("odd")
 
