@@ -299,7 +299,7 @@ def _with_draft(
     files: TechniqueFiles, wish: ModelWish, settings: EngineSettings, report: Reporter
 ) -> _Model:
     """Find the draft that ``--draft`` names, or the catalog's."""
-    from .commands.loading import draft_file
+    from .model_loading import draft_file
 
     header = read_gguf_header(files.baseline)
     name = wish.name

@@ -89,18 +89,16 @@ def _answer_entries(chat: Chat, history: Path) -> None:
 def _print_reply(chat: Chat, message: str) -> bool:
     """Print a reply as it comes; returns whether Ctrl-C ended it."""
     from .runtime.generate import FinishReason
+    from .runtime.text import without_first_space
 
     session, sampling = chat.session, chat.sampling
     if sampling.seed is not None:
         # another draw, repeatable as well
         sampling = replace(sampling, seed=(sampling.seed + chat.attempts) % _SEEDS)
     reply = session.reply(message, sampling, chat.stops)
-    started = interrupted = False
+    interrupted = False
     try:
-        for chunk in reply:
-            # models start a reply with the space that follows the colon
-            text = chunk if started else chunk.lstrip()
-            started = started or bool(text)
+        for text in without_first_space(reply):
             console.answer(text, end="")
     except KeyboardInterrupt:
         interrupted = True

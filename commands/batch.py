@@ -18,6 +18,7 @@ from .groups import grouped
 if TYPE_CHECKING:
     from ..runtime.batch.engine import BatchEngine, BatchStatistics
     from ..runtime.batch.journal import Journal
+    from ..runtime.batch.ray_backend import RayBatch
     from ..runtime.batch.records import BadRecord, Record, Result
     from ..runtime.batch.settings import BatchSettings
 
@@ -85,6 +86,15 @@ def batch(
     style: Annotated[
         str, typer.Option("--style", metavar="NAME", help="Frames conversations (messages).")
     ] = "dialogue",
+    ray: Annotated[
+        str,
+        typer.Option(
+            "--ray",
+            metavar="auto|ADDRESS",
+            help="Compute on every node of a Ray cluster: that of this machine, or of HOST:PORT.",
+            show_default=False,
+        ),
+    ] = "",
     sampling: SamplingSettings,
     stops: StopSettings,
     settings: EngineSettings,
@@ -100,6 +110,7 @@ def batch(
     Example: infer-os batch model.gguf -i prompts.jsonl -o answers.jsonl --resume
     """  # fmt: skip
     from ..native.errors import Interrupted
+    from ..runtime.batch.engine import BatchEngine
     from ..runtime.batch.journal import Journal, check_output
 
     batch_settings = _batch_settings(parallel, logprobs, prefix, system, style)
@@ -117,7 +128,11 @@ def batch(
             if journal.is_complete:
                 console.notes([f"{output}: complete already"])
                 return
-        engine = loading.load_batch_engine(model, settings, batch_settings)
+        engine: BatchEngine | RayBatch
+        if ray:
+            engine = loading.join_cluster(ray, model, settings, batch_settings, (sampling, stops))
+        else:
+            engine = loading.load_batch_engine(model, settings, batch_settings)
         stack.enter_context(closing(engine))
         records = _parsed(values, sampling, stops, journal)
         if total is not None and journal is not None:
@@ -129,7 +144,10 @@ def batch(
             if journal is not None:
                 console.note(f"interrupted; --resume continues {output}")
             raise typer.Exit(130) from None
-        _show_statistics(engine, engine.statistics, as_json=as_json)
+        if isinstance(engine, BatchEngine):
+            _show_statistics(engine, engine.statistics, as_json=as_json)
+        else:
+            _show_cluster(engine, engine.statistics, as_json=as_json)
     if engine.statistics.failed:
         raise typer.Exit(1)
 
@@ -181,7 +199,7 @@ def _parsed(
 
 
 def _run(
-    engine: BatchEngine,
+    engine: BatchEngine | RayBatch,
     records: Iterator[Record | BadRecord],
     journal: Journal | None,
     *,
@@ -238,4 +256,28 @@ def _show_statistics(engine: BatchEngine, now: BatchStatistics, *, as_json: bool
         f"{now.completion_tokens} tokens at {now.tokens_per_s:.1f}/s{guessed} | "
         f"{now.seconds:.1f} s | peak RSS {console.size(peak_rss_bytes())} of "
         f"{console.size(engine.planned_bytes)} planned]"
+    )
+
+
+def _show_cluster(cluster: RayBatch, now: BatchStatistics, *, as_json: bool) -> None:
+    console.notes(cluster.notes)
+    if as_json:
+        console.note_json({
+            "records": now.records, "failed": now.failed, "prompt_tokens": now.prompt_tokens,
+            "shared_tokens": now.counts.shared, "completion_tokens": now.completion_tokens,
+            "seconds": now.seconds, "tokens_per_s": now.tokens_per_s,
+            "nodes": [
+                {"node": n.node, "parallel": n.parallel, "memory": {
+                    "peak_rss_bytes": n.peak_rss_bytes, "planned_bytes": n.planned_bytes,
+                }}
+                for n in cluster.nodes.values()
+            ],
+        })  # fmt: skip
+        return
+    parallel = "+".join(str(node.parallel) for node in cluster.nodes.values())
+    console.note(
+        f"[{now.records} records, {now.failed} failed | {len(cluster.nodes)} of "
+        f"{cluster.n_nodes} nodes, {parallel or 0} at once | prompts {now.prompt_tokens} tokens, "
+        f"{now.counts.shared} of them shared | {now.completion_tokens} tokens at "
+        f"{now.tokens_per_s:.1f}/s | {now.seconds:.1f} s]"
     )

@@ -14,8 +14,6 @@ from ..model_store import ModelWish
 from . import loading
 
 if TYPE_CHECKING:
-    from ..runtime.engine import Engine
-    from ..runtime.frame import Frame
     from ..runtime.session import Session
     from ..runtime.settings import EngineSettings
 
@@ -60,7 +58,7 @@ def conversation_on(
         SessionError: a file that cannot be continued.
     """
     from ..chat_commands import load, save
-    from ..runtime.session import Session
+    from ..runtime.session import Session, choose_frame
 
     talk.check()
     file = talk.session
@@ -68,7 +66,9 @@ def conversation_on(
     engine, load_s = loading.load_engine(model, settings)
     _end_on_signals()
     with closing(engine):
-        session = Session(engine, choose_frame(engine, talk.style, talk.system), talk.system)
+        frame, notes = choose_frame(engine, talk.style, talk.system)
+        console.notes(notes)
+        session = Session(engine, frame, talk.system)
         console.paragraph(
             f"{model.name}: {engine.info.source}, {engine.n_ctx} tokens of context, style "
             f"{session.style.name}, loaded in {load_s:.1f} s"
@@ -82,47 +82,6 @@ def conversation_on(
         finally:
             if file is not None and session.changed and (session.n_turns or saved):
                 save(session, file)
-
-
-def choose_frame(engine: Engine, style: str, system: str = "") -> Frame:
-    """The frame for a style's name; by default the model's own template, else its style.
-
-    What differs from what one may expect is said on stderr.
-
-    Raises:
-        SettingsError: there is no such style, or the model has no template.
-        TemplateFailure: its template was asked for and cannot be used.
-    """
-    from ..models.styles import DIALOGUE, STYLES
-    from ..runtime.errors import TemplateFailure
-    from ..runtime.frame import StyleFrame
-    from ..runtime.session import make_frame
-    from ..runtime.template import TemplateFrame
-
-    info = engine.info
-    own = info.style
-    if own not in STYLES:
-        own = DIALOGUE.name
-        if not style and info.chat_template is None:
-            console.note(f"note: the file's style {info.style} is unknown here; {own} is used")
-    name = style or (own if info.chat_template is None else TemplateFrame.name)
-    try:
-        frame = make_frame(name, engine)
-    except TemplateFailure as error:
-        if style:
-            raise TemplateFailure(f"{error}; --style {own} does without it") from error
-        console.note(f"note: {error}; style {own} is used instead")
-        frame = make_frame(own, engine)
-    if isinstance(frame, StyleFrame) and frame.missing_markers:
-        console.note(
-            f"note: style {frame.name}: this model has no token "
-            f"{', '.join(frame.missing_markers)}; written as letters"
-        )
-    if isinstance(frame, TemplateFrame) and frame.merges_system and system:
-        console.note(
-            "note: the chat template takes no system prompt; it is put before the first message"
-        )
-    return frame
 
 
 def _end_on_signals() -> None:

@@ -6,7 +6,7 @@ import ctypes
 import functools
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,29 +21,49 @@ def abort_callback() -> Any:
     return ctypes.cast(load_library().inferos_interrupt_requested, llama_cpp.ggml_abort_callback)
 
 
+_depth = 0
+_previous_hook: Callable[[sys.UnraisableHookArgs], object] = sys.__unraisablehook__
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """While inside, SIGINT also aborts decoding; Python's own handler runs as before.
 
-    Signals belong to the main thread: elsewhere this changes nothing.
+    Signals belong to the main thread: elsewhere this changes nothing, though what another thread
+    decodes while the main thread is inside is aborted as well. Streams of several models may
+    overlap: the last one that ends takes the handler away.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    library = load_library()
-    library.inferos_interrupt_set(0)
-    library.inferos_interrupt_install()
-    previous = sys.unraisablehook
-
-    def report(lost: sys.UnraisableHookArgs) -> None:
-        # raised inside llama.cpp's log callback, which no exception leaves: the flag has done it
-        if lost.exc_type is not KeyboardInterrupt:
-            previous(lost)
-
-    sys.unraisablehook = report
+    _enter()
     try:
         yield
     finally:
-        sys.unraisablehook = previous
+        _leave()
+
+
+def _enter() -> None:
+    global _depth, _previous_hook
+    library = load_library()
+    library.inferos_interrupt_set(0)
+    _depth += 1
+    if _depth == 1:
+        library.inferos_interrupt_install()
+        _previous_hook, sys.unraisablehook = sys.unraisablehook, _report
+
+
+def _leave() -> None:
+    global _depth
+    _depth -= 1
+    if _depth == 0:
+        library = load_library()
+        sys.unraisablehook = _previous_hook
         library.inferos_interrupt_restore()
         library.inferos_interrupt_set(0)
+
+
+def _report(lost: sys.UnraisableHookArgs) -> None:
+    # raised inside llama.cpp's log callback, which no exception leaves: the flag has done it
+    if lost.exc_type is not KeyboardInterrupt:
+        _previous_hook(lost)

@@ -25,7 +25,7 @@ from infer_os.native.kv_state import KvFormat, kv_geometry
 from infer_os.native.owner import Owner
 
 from .errors import PromptError
-from .kv_cache import FAILED, INTERRUPTED, KvStatus, SavedRows, StagedCache
+from .kv_cache import FAILED, INTERRUPTED, RELEASED, KvStatus, SavedRows, StagedCache
 from .kv_schedule import KvModel, cells_for, has_flash_attention
 from .loading import drop_pages, in_use
 from .memory import MemoryUse, read_memory_use
@@ -236,6 +236,7 @@ class LlamaEngine(Owner):
             )
             cache = stack.enter_context(StagedCache(model, kv, plan.schedule, settings.n_outputs))
             self._owned = stack.pop_all()
+        self.model = model
         self._cache = cache
         self._stage_end = cache.stage.up_to
         self._tokens: list[int] = []
@@ -315,6 +316,13 @@ class LlamaEngine(Owner):
     def forget(self) -> None:
         """Empty the cache."""
         self._cut(0)
+
+    def release(self) -> None:
+        """Free the cache and its context, for something else on the same weights.
+
+        The next prompt makes another, and is computed from its beginning.
+        """
+        self._drop(RELEASED)
 
     def step(self, token: int) -> None:
         """See :meth:`Engine.step`."""

@@ -8,6 +8,9 @@ RuntimeFailure
 ├── SessionError    a session file that cannot be written, or must not be continued
 ├── BenchError      a benchmark that cannot be run, drawn or written
 │   └── ArmDied      a process that is measured ended by itself (exit code 1)
+├── ModelBusy       a second generation in the thread that has one under way
+├── ModelClosed     a model that is used after it was closed
+├── ClusterError    a cluster that cannot be used, or that failed (while running: exit code 1)
 └── MemoryShortage  a model that does not fit into this machine's memory
     └── LockShortage  weights that may not be locked
 """
@@ -54,6 +57,20 @@ class ArmDied(BenchError):
     """A process that is measured ended by itself."""
 
     exit_code = 1
+
+
+class ModelBusy(RuntimeFailure):
+    """A generation that would wait for one that its own thread has under way."""
+
+
+class ModelClosed(RuntimeFailure):
+    """A model that is used after it was closed."""
+
+
+class ClusterError(RuntimeFailure):
+    """A cluster, or a node of it, that cannot go on. What was answered before stays."""
+
+    exit_code: ClassVar[int] = 1
 
 
 class MemoryShortage(RuntimeFailure):

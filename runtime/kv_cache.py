@@ -22,6 +22,7 @@ from .kv_schedule import KvModel, KvSchedule, KvStage, batch_tokens
 #: Why a cache has no context.
 FAILED = "llama.cpp could not create its next stage"
 INTERRUPTED = "a change of its stage was interrupted"
+RELEASED = "it was freed for a batch"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
-from infer_os.models.styles import STYLES, PromptStyle
+from infer_os.models.styles import DIALOGUE, STYLES, PromptStyle
 
 from .engine import Engine, Vocabulary
-from .errors import PromptError, SettingsError
+from .errors import PromptError, SettingsError, TemplateFailure
 from .frame import Frame, StyleFrame, Turn
 from .generate import FinishReason, Generation, stream_text
 from .settings import SamplingSettings, StopSettings
@@ -44,6 +44,39 @@ def make_frame(style: str, engine: Engine) -> Frame:
     if style not in STYLES:
         raise SettingsError(f"--style {style}: expected one of {', '.join(style_names())}")
     return StyleFrame(STYLES[style], engine.vocab)
+
+
+def choose_frame(engine: Engine, style: str = "", system: str = "") -> tuple[Frame, list[str]]:
+    """The frame for a style's name; by default the model's own template, else its style.
+
+    Returns it with what differs from what one may expect.
+
+    Raises:
+        SettingsError: there is no such style, or the model has no template.
+        TemplateFailure: its template was asked for and cannot be used.
+    """
+    info, notes = engine.info, []
+    own = info.style
+    if own not in STYLES:
+        own = DIALOGUE.name
+        if not style and info.chat_template is None:
+            notes.append(f"the file's style {info.style} is unknown here; {own} is used")
+    name = style or (own if info.chat_template is None else TemplateFrame.name)
+    try:
+        frame = make_frame(name, engine)
+    except TemplateFailure as error:
+        if style:
+            raise TemplateFailure(f"{error}; --style {own} does without it") from error
+        notes.append(f"{error}; style {own} is used instead")
+        frame = make_frame(own, engine)
+    if isinstance(frame, StyleFrame) and frame.missing_markers:
+        notes.append(
+            f"style {frame.name}: this model has no token {', '.join(frame.missing_markers)}; "
+            "written as letters"
+        )
+    if isinstance(frame, TemplateFrame) and frame.merges_system and system:
+        notes.append("the chat template takes no system prompt; it is put before the first message")
+    return frame, notes
 
 
 def style_names() -> tuple[str, ...]:

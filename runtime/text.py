@@ -73,3 +73,16 @@ def replaced(chunks: Iterable[str], old: str, new: str) -> Iterator[str]:
             held = held[certain:]
     if held:
         yield held
+
+
+def without_first_space(chunks: Iterable[str]) -> Iterator[str]:
+    """A stream of text without the blanks that it begins with.
+
+    Models start a reply with the space that follows the colon.
+    """
+    started = False
+    for chunk in chunks:
+        text = chunk if started else chunk.lstrip()
+        if text:
+            started = True
+            yield text

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import Converter
 
-from infer_os.commands import loading
+from infer_os import model_loading as loading
 from infer_os.convert.errors import UnreachableError
 from infer_os.model_store import ModelWish, Reporter
 from infer_os.runtime.settings import EngineSettings

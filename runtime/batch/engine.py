@@ -79,6 +79,7 @@ class BatchEngine(Owner):
         batch: BatchSettings | None = None,
         *,
         warmed: Callable[[int, int], None] | None = None,
+        model: Model | None = None,
     ) -> None:
         """Plan, check, load, allocate; with ``parallel`` 0 measure how many sequences are worth it.
 
@@ -87,6 +88,8 @@ class BatchEngine(Owner):
             settings: how it is loaded.
             batch: how it is run.
             warmed: called with bytes done and in all while the file is prefetched.
+            model: the file's weights if they are loaded already, as the settings say; whoever
+                loaded them closes them, after this.
 
         Raises:
             GgufError: the file cannot be used.
@@ -112,7 +115,9 @@ class BatchEngine(Owner):
         with ExitStack() as stack:
             #: Bytes that the plans foresee at most, the measurement's included.
             self.planned_bytes = plan.total
-            self._model = stack.enter_context(load_model(path, settings, plan, warmed=warmed))
+            self._model = model or stack.enter_context(
+                load_model(path, settings, plan, warmed=warmed)
+            )
             self._context = self._new_context(plan)
             stack.callback(lambda: self._context.close())
             if not batch.parallel and n_seq > 1:

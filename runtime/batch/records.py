@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -116,6 +117,45 @@ class Result:
                 for p in self.logprobs
             ]
         return line
+
+
+def value_of(record: Record) -> dict[str, Any]:
+    """A record as JSON again, with all of its settings.
+
+    A :class:`RecordParser` of the same run makes the same record of it.
+    """
+    sampling, stops = record.sampling, record.stops
+    value: dict[str, Any] = {
+        "id": record.id, "n": record.n, "max_tokens": stops.max_tokens, "stop": list(stops.strings),
+        **{key: getattr(sampling, key) for key in _SAMPLING},
+    }  # fmt: skip
+    if record.seed is not None:
+        value["seed"] = record.seed
+    if record.messages:
+        value["messages"] = [{"role": m.role, "content": m.content} for m in record.messages]
+    else:
+        value["prompt"] = record.prompt
+    return value
+
+
+def result_of(line: int, value: Mapping[str, Any]) -> Result:
+    """A result again of :meth:`Result.as_json`; what JSON could not say of a float is NaN."""
+    told = value.get("logprobs")
+    return Result(
+        value["id"], line, value["text"], tuple(value["tokens"]), value["finish_reason"],
+        value["error"], value.get("index"),
+        None if told is None else tuple(
+            TokenLogprobs(
+                p["token"], p["text"], _number(p["logprob"]),
+                tuple((token, _number(logprob)) for token, logprob in p["top"]),
+            )
+            for p in told
+        ),
+    )  # fmt: skip
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _derived(*parts: str | int) -> int:

@@ -1,0 +1,469 @@
+"""The Python API: load a model, generate, stream, chat, and answer many prompts at once.
+
+Goes in: what a user calls a model, and the settings records of the command line. Comes out: text,
+records, or iterators of them. Nothing is printed: notes and llama.cpp's log go to the loggers
+``infer_os`` and ``infer_os.llama``.
+
+Threads: a model does one thing at a time. Calls from other threads wait for their turn; a call that
+would wait for a stream of its own thread raises ModelBusy. A model may be used from any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .model_loading import find_files, open_file
+from .model_store import ModelWish, Reporter
+from .native.owner import Owner
+from .runtime.exclusive import Stream, Turns
+from .runtime.generate import Completion, FinishReason, Generation, finished, stream_text
+from .runtime.session import Session, choose_frame
+from .runtime.settings import EngineSettings, SamplingSettings, StopSettings
+from .runtime.text import without_first_space
+
+if TYPE_CHECKING:
+    from .runtime.batch.engine import BatchEngine
+    from .runtime.batch.records import BadRecord, Record, Result
+    from .runtime.batch.settings import BatchSettings
+    from .runtime.engine import Engine, LlamaEngine
+
+#: Gets every record of the logger ``infer_os`` and those below it.
+LogCallback = Callable[[logging.LogRecord], None]
+#: Gets what is done, and bytes done and in all.
+ProgressCallback = Callable[[str, int, int], None]
+#: A prompt, whose id is its number from 1 on, or a record as in the files of ``infer-os batch``.
+BatchInput = str | Mapping[str, Any]
+
+_logger = logging.getLogger("infer_os")
+_CHAT_SAMPLING = SamplingSettings(repeat_penalty=1.1)
+_CHAT_STOPS = StopSettings(256)
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    settings: EngineSettings | None = None,
+    type: str = "",
+    on_log: LogCallback | None = None,
+    on_progress: ProgressCallback | None = None,
+) -> Model:
+    """Load a model; close it at the end, or use ``with``.
+
+    Args:
+        model: a GGUF file, a checkpoint folder, a catalog name or a hub id. What is no file yet is
+            downloaded and converted into the cache, once.
+        settings: how; ``draft`` may be a model's name or ``auto`` as well.
+        type: what a folder or a name is converted to; empty for what the cache has, else q4_0.
+        on_log: called with log records while the model is open: those of other models, too. The
+            level of the logger ``infer_os`` decides which there are (warnings, by default).
+        on_progress: called while files are downloaded, converted or prefetched.
+
+    Raises:
+        ConvertError, ConfigError: there is no such model, or it cannot be converted.
+        RuntimeFailure: settings that cannot work, or too little memory (MemoryShortage).
+        NativeError: a file that cannot be used.
+    """
+    settings = settings or EngineSettings()
+    with ExitStack() as stack:
+        if on_log is not None:
+            stack.enter_context(_listening(on_log))
+        report = _reporter(on_progress)
+        path, settings = find_files(ModelWish(os.fspath(model), type), settings, report)
+        engine = open_file(path, settings, report)
+        stack.callback(engine.close)
+        return Model(
+            engine, lambda batch: _open_batch(engine, settings, batch), stack.pop_all().close
+        )
+
+
+class Model(Owner):
+    """A loaded model. A context manager; for any thread, one generation at a time."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        open_batch: Callable[[BatchSettings], BatchEngine] | None = None,
+        close: Callable[[], None] | None = None,
+    ) -> None:
+        """What :func:`load` makes.
+
+        Args:
+            engine: the model for one sequence.
+            open_batch: opens a context of many sequences on the same weights.
+            close: what :meth:`close` does at the end; by default the engine is closed.
+        """
+        self._engine, self._open_batch = engine, open_batch
+        self._free = close or engine.close
+        self._turns = Turns()
+        #: What a user should know about how it was loaded; logged as warnings, too.
+        self.notes = engine.info.notes
+        #: The latest generation that has ended, of whichever thread.
+        self.last: Completion | None = None
+        _warn(self.notes)
+
+    @property
+    def path(self) -> Path:
+        """The GGUF file."""
+        return self._engine.info.path
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens of context: prompt and text together."""
+        return self._engine.n_ctx
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a prompt, as :meth:`generate` counts them."""
+        with self._turns.hold("tokenize"):
+            return self._engine.vocab.tokenize(text)
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        sampling: SamplingSettings | None = None,
+        stops: StopSettings | None = None,
+    ) -> Completion:
+        """Continue a prompt.
+
+        Raises:
+            PromptError: it is empty, or longer than the context.
+            KeyboardInterrupt: Ctrl-C, in the main thread.
+            ModelBusy, ModelClosed: see the module.
+        """
+        state, pieces = Generation(), list[str]()
+        with self._stream(prompt, sampling, stops, state, "generation") as chunks:
+            pieces.extend(chunks)
+        return finished(state, "".join(pieces))
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        sampling: SamplingSettings | None = None,
+        stops: StopSettings | None = None,
+    ) -> Stream[str]:
+        """Continue a prompt, chunk by chunk; closing the stream stops it.
+
+        Other threads wait until it is exhausted or closed; ``last`` tells then how it ended.
+
+        Raises:
+            As :meth:`generate`, with the first chunk.
+        """
+        return self._stream(prompt, sampling, stops, Generation(), "stream")
+
+    def batch(
+        self,
+        records: Iterable[BatchInput],
+        *,
+        sampling: SamplingSettings | None = None,
+        stops: StopSettings | None = None,
+        settings: BatchSettings | None = None,
+        ordered: bool = False,
+    ) -> Stream[Result]:
+        """Answer many prompts, many sequences in each decode; results come as they finish.
+
+        The weights are those of the model: a second context is made on them, after the first one's
+        cache is freed, so that the memory is that of a batch alone. What was held of a chat is
+        computed again afterwards. A record that cannot be answered becomes a result with an error.
+
+        Args:
+            records: prompts, or records; taken as there is room for them.
+            sampling: for what a record does not say itself.
+            stops: likewise.
+            settings: how many at once (by default that is measured), a prefix, and so on.
+            ordered: results in the order of the records.
+
+        Raises:
+            MemoryShortage: not even one sequence fits.
+            ModelBusy, ModelClosed: see the module; all with the first result.
+        """
+        from .runtime.batch.settings import BatchSettings
+
+        results = self._results(
+            records, sampling or SamplingSettings(), stops or StopSettings(),
+            settings or BatchSettings(), ordered=ordered,
+        )  # fmt: skip
+        return Stream(self._turns, "batch", results)
+
+    def chat(
+        self,
+        *,
+        system: str = "",
+        style: str = "",
+        sampling: SamplingSettings | None = None,
+        stops: StopSettings | None = None,
+    ) -> Chat:
+        """Begin a conversation. A model may have several; each costs what the others displaced.
+
+        Args:
+            system: a text that opens it.
+            style: how messages are framed; by default the model's own template, else its style.
+            sampling: how replies are drawn; by default with a repeat penalty of 1.1.
+            stops: when they end; by default after 256 tokens.
+
+        Raises:
+            SettingsError: there is no such style.
+            TemplateFailure: the model's chat template was asked for and cannot be used.
+            PromptError: the system prompt alone fills the context.
+        """
+        with self._turns.hold("chat"):
+            frame, notes = choose_frame(self._engine, style, system)
+            session = Session(self._engine, frame, system)
+        _warn(notes)
+        return Chat(self, session, sampling or _CHAT_SAMPLING, stops or _CHAT_STOPS)
+
+    def close(self) -> None:
+        """End what is under way, in any thread, then free the context and the weights."""
+        if self._turns.close():
+            self._free()
+
+    # ---- what the methods, and Chat, are made of
+
+    def using(self, what: str) -> AbstractContextManager[None]:
+        """A turn of the model, for what is no generation."""
+        return self._turns.hold(what)
+
+    def spoken(
+        self, what: str, chunks: Iterator[str], generation: Callable[[], Generation]
+    ) -> Stream[str]:
+        """A stream of text in a turn of the model; ``generation`` tells of it at the end."""
+        return Stream(self._turns, what, self._told(chunks, generation))
+
+    def _stream(
+        self, prompt: str, sampling: SamplingSettings | None, stops: StopSettings | None,
+        state: Generation, what: str,
+    ) -> Stream[str]:  # fmt: skip
+        def chunks() -> Generator[str, None, None]:
+            engine = self._engine
+            tokens = engine.vocab.tokenize(prompt)
+            text = stream_text(
+                engine, tokens, sampling or SamplingSettings(), stops or StopSettings(), state
+            )
+            with closing(text):
+                yield from text
+
+        return self.spoken(what, chunks(), lambda: state)
+
+    def _told(
+        self, chunks: Iterator[str], generation: Callable[[], Generation]
+    ) -> Generator[str, None, None]:
+        pieces: list[str] = []
+        try:
+            for chunk in chunks:
+                pieces.append(chunk)
+                yield chunk
+        except GeneratorExit:
+            # what it has drawn stays to be asked for
+            _close(chunks)
+            self.last = finished(generation(), "".join(pieces))
+            raise
+        finally:
+            _close(chunks)
+            _warn(self._engine.take_notes())
+        self.last = finished(generation(), "".join(pieces))
+        if self.last.finish_reason is FinishReason.INTERRUPT and _is_main_thread():
+            # the engine ends a text in order; a program must hear of Ctrl-C all the same
+            raise KeyboardInterrupt
+
+    def _results(
+        self, records: Iterable[BatchInput], sampling: SamplingSettings, stops: StopSettings,
+        settings: BatchSettings, *, ordered: bool,
+    ) -> Generator[Result, None, None]:  # fmt: skip
+        from .native.errors import Interrupted
+        from .runtime.batch.order import InputOrder
+
+        if self._open_batch is None:
+            raise NotImplementedError("this engine has no batches")
+        order = InputOrder() if ordered else None
+        parsed: Iterable[Record | BadRecord] = _parsed(records, sampling, stops)
+        if order is not None:
+            parsed = order.watch(parsed, frozenset())
+        with closing(self._open_batch(settings)) as engine:
+            _warn(engine.notes)
+            with closing(engine.run(parsed)) as results:
+                try:
+                    yield from order.arrange(results) if order is not None else results
+                except Interrupted:
+                    if _is_main_thread():
+                        raise KeyboardInterrupt from None
+                    raise
+
+
+class Chat:
+    """A conversation with a model: messages in, replies out. Lives as long as its model.
+
+    Only what is new is computed; when the context is full, the oldest turns are dropped.
+    """
+
+    def __init__(
+        self, model: Model, session: Session, sampling: SamplingSettings, stops: StopSettings
+    ) -> None:
+        """What :meth:`Model.chat` makes. ``sampling`` and ``stops`` may be replaced any time."""
+        self._model, self._session = model, session
+        self.sampling, self.stops = sampling, stops
+
+    @property
+    def system(self) -> str:
+        """The system prompt."""
+        return self._session.system
+
+    @property
+    def style(self) -> str:
+        """The name of the frame around the messages."""
+        return self._session.style.name
+
+    @property
+    def n_turns(self) -> int:
+        """Turns that the model still sees."""
+        return self._session.n_turns
+
+    @property
+    def dropped_turns(self) -> int:
+        """Turns that the latest message pushed out of the context."""
+        return self._session.dropped_turns
+
+    def say(self, text: str) -> str:
+        """The reply to a message.
+
+        Raises:
+            PromptError: the message alone does not fit into the context.
+            KeyboardInterrupt: Ctrl-C, in the main thread; the turn stays, as far as it came.
+            ModelBusy, ModelClosed: see the module.
+        """
+        with self.stream(text) as chunks:
+            return "".join(chunks)
+
+    def stream(self, text: str) -> Stream[str]:
+        """The reply to a message, chunk by chunk; closed early, the turn stays as far as it came.
+
+        Raises:
+            As :meth:`say`, with the first chunk.
+        """
+        session = self._session
+
+        def chunks() -> Generator[str, None, None]:
+            with closing(session.reply(text, self.sampling, self.stops)) as reply:
+                yield from without_first_space(reply)
+
+        return self._model.spoken("reply", chunks(), lambda: session.last)
+
+    def undo(self) -> str | None:
+        """Forget the last turn; returns its message, None if there is none."""
+        with self._model.using("undo"):
+            turn = self._session.undo()
+        return turn.message if turn else None
+
+    def reset(self) -> None:
+        """Forget every turn; the system prompt stays."""
+        with self._model.using("reset"):
+            self._session.reset()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Keep it in a file, with what the model has computed of it.
+
+        Raises:
+            SessionError: the file cannot be written, or is none of ours.
+        """
+        from .convert.source import cache_folder
+        from .runtime.session_file import save_session
+
+        with self._model.using("save"):
+            save_session(Path(path), self._session, self._model.path, cache_folder())
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Go on with a conversation that :meth:`save` or ``infer-os chat`` kept.
+
+        Raises:
+            SessionError: not a session of this user, model and llama.cpp.
+        """
+        from .convert.source import cache_folder
+        from .runtime.session_file import load_session
+
+        with self._model.using("load"):
+            load_session(Path(path), self._session, self._model.path, cache_folder())
+
+
+def _open_batch(engine: LlamaEngine, settings: EngineSettings, batch: BatchSettings) -> BatchEngine:
+    """A batch on the weights that an engine has loaded, in the memory that they may use."""
+    from .runtime.batch.engine import BatchEngine
+    from .runtime.machine import read_memory
+
+    engine.release()
+    plan = engine.info.plan
+    assert plan is not None
+    # pages of a mapped file count as available; copies and locked pages are gone from it
+    private = 0 if settings.load == "mmap" else plan.weights.n_bytes
+    limit = (settings.memory or read_memory().usable + private) - plan.draft
+    alone = replace(settings, memory=max(1, limit), draft="none", prefetch=False)
+    return BatchEngine(engine.info.path, alone, batch, model=engine.model)
+
+
+def _parsed(
+    records: Iterable[BatchInput], sampling: SamplingSettings, stops: StopSettings
+) -> Iterator[Record | BadRecord]:
+    from .runtime.batch.records import RecordParser
+
+    parser = RecordParser(sampling, stops)
+    for number, record in enumerate(records, 1):
+        value = {"id": number, "prompt": record} if isinstance(record, str) else record
+        yield parser.parse(number, value)
+
+
+def _close(chunks: Iterator[str]) -> None:
+    if isinstance(chunks, Generator):
+        chunks.close()
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _warn(notes: Iterable[str]) -> None:
+    for note in notes:
+        _logger.warning("%s", note)
+
+
+def _reporter(on_progress: ProgressCallback | None) -> Reporter:
+    @contextmanager
+    def bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
+        yield (lambda done, total: on_progress(label, done, total)) if on_progress else None
+
+    def note(text: str) -> None:
+        if text.startswith("note: "):
+            _warn([text.removeprefix("note: ")])
+        else:
+            _logger.info("%s", text)
+
+    return Reporter(note, bar)
+
+
+class _Listener(logging.Handler):
+    """Hands records to a callback."""
+
+    def __init__(self, callback: LogCallback) -> None:
+        super().__init__()
+        self._callback = callback
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Call it; what it raises is logging's to handle."""
+        try:
+            self._callback(record)
+        except Exception:
+            self.handleError(record)
+
+
+@contextmanager
+def _listening(callback: LogCallback) -> Iterator[None]:
+    handler = _Listener(callback)
+    _logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        _logger.removeHandler(handler)

@@ -1,0 +1,128 @@
+"""One generation at a time: other threads wait, the same thread is told that it would wait forever.
+
+:class:`Turns` is the rule, :class:`Stream` an iterator that keeps a turn from its first item to its
+end. An engine has one cache, so two generations cannot be interleaved on it.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from infer_os.native.owner import Owner
+
+from .errors import ModelBusy, ModelClosed
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """What is under way, the thread that began it, and how another thread ends it."""
+
+    what: str
+    thread: int
+    stop: Callable[[], None]
+
+
+class Turns:
+    """Who may use an engine now. For any number of threads."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._holder: _Holder | None = None
+        self._closed = False
+
+    @contextmanager
+    def hold(self, what: str, stop: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Be the only one inside; wait while another thread is.
+
+        Args:
+            what: what is done, for messages.
+            stop: ends it early; called by :meth:`close` in another thread.
+
+        Raises:
+            ModelBusy: this thread itself is inside already, so that waiting would never end.
+            ModelClosed: there is nothing to use any more.
+        """
+        me = threading.get_ident()
+        holder = _Holder(what, me, stop)
+        with self._condition:
+            while self._holder is not None and not self._closed:
+                if self._holder.thread == me:
+                    raise ModelBusy(
+                        f"{what}: this thread has a {self._holder.what} of the same model under "
+                        "way; exhaust or close it first, or load the model twice"
+                    )
+                self._condition.wait()
+            if self._closed:
+                raise ModelClosed(f"{what}: the model is closed")
+            self._holder = holder
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._holder = None
+                self._condition.notify_all()
+
+    def close(self) -> bool:
+        """Let nobody in any more, and end what is under way; False if that was done before.
+
+        What another thread computes ends at its next item.
+        """
+        with self._condition:
+            first, self._closed = not self._closed, True
+            self._condition.notify_all()
+        while True:
+            with self._condition:
+                holder = self._holder
+            if holder is None:
+                return first
+            holder.stop()
+            with self._condition:
+                if self._holder is holder and holder.thread == threading.get_ident():
+                    raise ModelBusy(f"close: this thread has a {holder.what} under way")
+                while self._holder is holder:
+                    self._condition.wait()
+
+
+class Stream(Owner, Generic[Item]):
+    """Items as they come, one turn long; may be closed early, and handed to another thread.
+
+    The turn begins with the first item that is asked for. One that is dropped is closed.
+    """
+
+    def __init__(self, turns: Turns, what: str, items: Generator[Item, None, None]) -> None:
+        # neither refers to the stream itself, so that a dropped one is freed at once
+        me = weakref.ref(self)
+
+        def stop() -> None:
+            stream = me()
+            if stream is not None:
+                stream.close()
+
+        self._lock = threading.RLock()
+        self._items = _in_turn(turns, what, stop, items)
+
+    def __iter__(self) -> Stream[Item]:
+        return self
+
+    def __next__(self) -> Item:
+        with self._lock:
+            return next(self._items)
+
+    def close(self) -> None:
+        """End it; what another thread is just computing is waited for."""
+        with self._lock:
+            self._items.close()
+
+
+def _in_turn(
+    turns: Turns, what: str, stop: Callable[[], None], items: Generator[Item, None, None]
+) -> Generator[Item, None, None]:
+    with turns.hold(what, stop), closing(items):
+        yield from items
