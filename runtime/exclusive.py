@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -124,5 +124,5 @@ class Stream(Owner, Generic[Item]):
 def _in_turn(
     turns: Turns, what: str, stop: Callable[[], None], items: Generator[Item, None, None]
 ) -> Generator[Item, None, None]:
-    with turns.hold(what, stop), closing(items):
+    with turns.hold(what, stop):
         yield from items
