@@ -9,6 +9,7 @@ nothing of infer-os. Exits with 3 and the reason where its program is not instal
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -46,12 +47,19 @@ def ctranslate2_round(kind: str, folder: str, threads: int, n_prompt: int, n: in
     """CTranslate2's generator on int8 weights; its prefill is a round of one token."""
     import ctranslate2
     from ctranslate2.converters import TransformersConverter
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
-    made = Path(tempfile.mkdtemp()) / "model"
-    TransformersConverter(folder).convert(str(made), quantization=kind.split("-")[1])
-    generator = ctranslate2.Generator(str(made), device="cpu", intra_threads=threads)
+    place = Path(tempfile.mkdtemp())
+    source, made = place / "source", place / "model"
+    shutil.copytree(folder, source)
+    # it wants a token for every row of the embedding
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    missing = AutoConfig.from_pretrained(folder).vocab_size - len(tokenizer)
+    tokenizer.add_tokens([f"<pad{i}>" for i in range(missing)])
+    tokenizer.unk_token = tokenizer.bos_token = tokenizer.eos_token
+    tokenizer.save_pretrained(source)
+    TransformersConverter(str(source)).convert(str(made), quantization=kind.split("-")[1])
+    generator = ctranslate2.Generator(str(made), device="cpu", intra_threads=threads)
     prompt = tokenizer.convert_ids_to_tokens(list(range(1, n_prompt + 1)))
 
     def generate(length: int) -> float:

@@ -84,7 +84,7 @@ def peer_round(
 ) -> Round | None:
     """A peer in the first Python that has it; None, and a line, if none has."""
     worker = str(Path(__file__).with_name("peer_worker.py"))
-    reason = "no --python was given"
+    reasons = []
     for python in pythons:
         process = stack.enter_context(
             subprocess.Popen(
@@ -97,7 +97,8 @@ def peer_round(
             return functools.partial(_ask, process.stdin, process.stdout)
         assert process.stderr is not None
         lines = process.stderr.read().strip().splitlines()
-        reason = lines[-1] if lines else f"exit code {process.wait()}"
+        reasons.append(lines[-1] if lines else f"exit code {process.wait()}")
+    reason = "; ".join(dict.fromkeys(reasons)) or "no --python was given"
     print(f"left out: {kind}: {reason}", file=sys.stderr)
     return None
 
