@@ -401,7 +401,7 @@ def _open_batch(engine: LlamaEngine, settings: EngineSettings, batch: BatchSetti
     # pages of a mapped file count as available; copies and locked pages are gone from it
     private = 0 if settings.load == "mmap" else plan.weights.n_bytes
     limit = (settings.memory or read_memory().usable + private) - plan.draft
-    alone = replace(settings, memory=max(1, limit), draft="none", prefetch=False)
+    alone = replace(settings, memory=max(1, limit), prefetch=False)
     return BatchEngine(engine.info.path, alone, batch, model=engine.model)
 
 

@@ -24,7 +24,6 @@ Made by one command, `python benchmarks/quality.py`: the bundled model (5.8 M pa
 held-out text, against its own weights as F32 with an F16 cache. Each window has {window} tokens, of
 which the second half is scored. KL divergence is in nats per token, mean and the value that 99 of
 100 tokens stay below; *same top* is the share of tokens whose likeliest token is the reference's.
-A model this small suffers more from coarse weights than a large one does.
 
 Run with infer-os {version}, {llama}, {threads} threads.
 """
@@ -90,7 +89,7 @@ def main() -> None:
             lines.append(line(types, kind, "f16", f"`{kind}` | {bits:.2f} | {size / 1e6:.1f} MB"))
     lines += ["\n## KV caches, Q8_0 weights\n",
               "A cache in stages is filled token by token, over fewer windows: compare its change "
-              "and KL, not its perplexity.\n",
+              "and KL, not its\nperplexity.\n",
               f"| `--kv` | {columns}", f"|---{rule}"]  # fmt: skip
     lines += [line(caches, "q8_0", kv, f"`{kv}`") for kv in _CACHES]
     with tempfile.NamedTemporaryFile(

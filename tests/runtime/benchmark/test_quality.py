@@ -74,6 +74,10 @@ def test_a_coarse_stage_shows_where_it_holds(converted: Converter) -> None:
     fine = select(figures(converted, "f16", "f16"), "kl")[0].median
     staged = select(figures(converted, "f16:16,q4_0:32", "f16"), "kl")[0].median
     late = select(figures(converted, "f16:31,q4_0:32", "f16"), "kl")[0].median
+    # the candidate has the cache, not the reference
+    exact = select(figures(converted, "f16", "f16"), "perplexity")[0].median
+    coarse = select(figures(converted, "f16:16,q4_0:32", "f16"), "perplexity")[0].median
+    assert abs(coarse / exact - 1) > 1e-4
     assert fine < 1e-5
     assert staged > 10 * fine
     assert late < staged  # of a window, only the last token meets the coarse stage
