@@ -69,7 +69,7 @@ def plain(
 ) -> NDArray[np.float32]:
     """The same with a bare context that has its type from the start."""
     params = ContextParams(n_ctx=N_CTX, n_threads=1, type_k=kind, type_v=kind)
-    with Model(path) as loaded, Context(loaded, params) as context:
+    with Model(path, native=True) as loaded, Context(loaded, params) as context:
         context.decode(tokens[:prompt], 0)
         rows = [context.logits().copy()]
         for position, token in enumerate(tokens[prompt:], prompt):
@@ -342,7 +342,7 @@ def test_refused_rows_are_computed_again(model: Path, monkeypatch: pytest.Monkey
 
 
 def test_llama_refuses_another_type(model: Path) -> None:
-    with Model(model) as loaded:
+    with Model(model, native=True) as loaded:
         params = ContextParams(n_ctx=64, n_threads=1, window=True)
         with Context(loaded, params) as context:
             context.decode(TOKENS[:10], 0)
@@ -360,7 +360,7 @@ def test_switch_is_restored(model: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     switch = "LLAMA_ATTN_ROT_DISABLE"
     params = ContextParams(n_ctx=64, n_threads=1, type_k="q8_0")
-    with Model(model) as loaded:
+    with Model(model, native=True) as loaded:
         for before, rotates in (
             (None, True),
             ("0", True),
