@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # fenced, or indented by four blanks or more
-_BLOCK = re.compile(r"^```[^\n]*\n(.*?)^```|^((?:    .*\n)+)", re.M | re.S)
+_BLOCK = re.compile(r"^```[^\n]*\n(.*?)^```|^((?:    [^\n]*\n)+)", re.M | re.S)
 _SPAN = re.compile(r"(?<!`)`(infer-os [^`]+)`(?!`)")
 # at a line's start, behind a prompt, a pipe or an assignment
 _LINE = re.compile(r"(?:^|[|;&]|\$ )\s*(?:\w+=\S+ )*(infer-os\s.*)$")

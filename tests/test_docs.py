@@ -98,11 +98,13 @@ def test_examples_in_help_parse() -> None:
 
 def test_command_lines_are_found() -> None:
     found = list(command_lines(
-        "Say `infer-os plan` or\n\n```\n$ infer-os chat a.gguf   # talk\nHF_HUB_OFFLINE=1 infer-os run \\\n"
-        "  --model x\ncat p | infer-os batch m -i -\n```\n\n    infer-os bench\n"
+        "Say `infer-os plan` or\n\n```\n$ infer-os chat a.gguf   # talk\n"
+        "HF_HUB_OFFLINE=1 infer-os run \\\n  --model x\ncat p | infer-os batch m -i -\n```\n\n"
+        "    infer-os bench\n\nThen `infer-os system`.\n"
     ))  # fmt: skip
     assert [(line.text.split()[1], line.whole) for line in found] == [
         ("chat", True), ("run", True), ("batch", True), ("bench", True), ("plan", False),
+        ("system", False),
     ]  # fmt: skip
 
 
@@ -163,7 +165,7 @@ def test_both_readmes_have_the_same_blocks_headings_and_links() -> None:
 
 
 def _code_blocks(text: str) -> list[str]:
-    return re.findall(r"^```.*?^```$|^(?:    .*\n)+", text, re.M | re.S)
+    return re.findall(r"^```.*?^```$|^(?:    [^\n]*\n)+", text, re.M | re.S)
 
 
 def _headings(text: str) -> list[str]:
