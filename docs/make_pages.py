@@ -63,13 +63,13 @@ def models_page() -> str:
     rows = [_model_row(model) for model in sorted(CATALOG, key=_order)]
     return f"""# The models that are known by name
 
-Wherever a command says MODEL, a name of this table will do, and so will its hub id; capitals do not
-matter. Any other checkpoint of the four architectures works by its hub id or from a folder. Sizes are
-those of the tensors of the converted file; what a model needs while it runs is more, and depends on
-the context: `infer-os plan MODEL` and `infer-os models` say how much on your machine.
+Wherever a command says MODEL, a name of this table will do, and so will its hub id; capitals do
+not matter. Any other checkpoint of the four architectures works by its hub id or from a folder.
+Sizes are those of the tensors of the converted file; what a model needs while it runs is more, and
+depends on the context: `infer-os plan MODEL` and `infer-os models` say how much on your machine.
 
-*Draft partner* is what `--draft auto` takes ([drafts.md](drafts.md)), *style* how its conversations are
-framed ([chat.md](chat.md)).
+*Draft partner* is what `--draft auto` takes ([drafts.md](drafts.md)), *style* how its conversations
+are framed ([chat.md](chat.md)).
 
 {_table(heads, rows, numbers=range(3, 6))}
 """
@@ -111,17 +111,18 @@ def types_page() -> str:
     ]  # fmt: skip
     return f"""# The types of weights
 
-`--type` of `convert`, `run` and every command that converts. Norms, biases and position embeddings stay
-F32 in all of them. Where a row does not divide into a type's blocks, the tensor takes the next type
+`--type` of `convert`, `run` and every command that converts. Norms, biases and position embeddings
+stay F32 in all of them. Where a row does not divide into a type's blocks, the tensor takes the next type
 that fits, and the report says so. The mixtures (`q5_k_m`, `q4_k_m`, `q4_k_s`, `q3_k_m`, `iq4_nl`,
 `iq3_s`) keep some tensors a step finer than most.
 
 {_table(heads, rows, numbers=range(3, 8))}
 
-Sizes and bits are those of {_EXAMPLE}'s tensors, by the same arithmetic as `infer-os plan`. The last
-three columns are measured: the bundled model of 5.8 M parameters on its held-out text, against its
-own F32 weights; KL divergence in nats per token. [quality.md](quality.md) has the whole table, the KV caches, and the
-command that measures them; `infer-os eval MODEL --types all --text FILE` measures another model.
+Sizes and bits are those of {_EXAMPLE}'s tensors, by the same arithmetic as `infer-os plan`. The
+last three columns are measured: the bundled model of 5.8 M parameters on its held-out text, against
+its own F32 weights; KL divergence in nats per token. [quality.md](quality.md) has that model's bits
+per weight, the KV caches, and the command that measures them;
+`infer-os eval MODEL --types all --text FILE` measures another model.
 
 - `q4_0` computes fastest and is the default; `q8_0` can hardly be told from the original.
 - `q4_k_m` and `q5_k_m` lose less than `q4_0` and `q5_0`, for a little more memory.
