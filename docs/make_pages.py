@@ -112,9 +112,9 @@ def types_page() -> str:
     return f"""# The types of weights
 
 `--type` of `convert`, `run` and every command that converts. Norms, biases and position embeddings
-stay F32 in all of them. Where a row does not divide into a type's blocks, the tensor takes the next type
-that fits, and the report says so. The mixtures (`q5_k_m`, `q4_k_m`, `q4_k_s`, `q3_k_m`, `iq4_nl`,
-`iq3_s`) keep some tensors a step finer than most.
+stay F32 in all of them. Where a row does not divide into a type's blocks, the tensor takes the
+next type that fits, and the report says so. The mixtures (`q5_k_m`, `q4_k_m`, `q4_k_s`, `q3_k_m`,
+`iq4_nl`, `iq3_s`) keep some tensors a step finer than most.
 
 {_table(heads, rows, numbers=range(3, 8))}
 
