@@ -1,0 +1,170 @@
+"""Write the pages of docs/ that follow from the code: commands.md, models.md, types.md.
+
+Goes in: the command line's own help, the catalog, the types, and the measured rows of quality.md.
+Comes out: the three pages. ``tests/test_docs.py`` compares them with what this script would write.
+
+    python docs/make_pages.py
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from infer_os.cli import app
+from infer_os.convert.sizes import weight_options
+from infer_os.convert.types import RECIPES
+from infer_os.models import describe
+from infer_os.models.catalog import CATALOG, CatalogModel, find_model
+
+DOCS = Path(__file__).parent
+# a terminal of 80 columns: the command framework leaves two of them free
+_WIDTH = 80 - 2
+_EXAMPLE = "gpt-j-6B"
+_FAMILIES = {
+    "GPTNeoXForCausalLM": "GPT-NeoX", "GPTJForCausalLM": "GPT-J", "BloomForCausalLM": "BLOOM",
+    "GPT2LMHeadModel": "GPT-2",
+}  # fmt: skip
+
+
+def commands_page() -> str:
+    """Every command's help, as a terminal of 80 columns shows it."""
+    sections = [f"## {path}\n\n```\n{text}\n```\n" for path, text in help_pages()]
+    return (
+        "# Every command\n\nWhat `--help` says, on a terminal of 80 columns, laid out by typer "
+        f"{typer.__version__}. The guides are listed in the [index](README.md).\n\n"
+        + "\n".join(sections)
+    )
+
+
+def help_pages() -> Iterator[tuple[str, str]]:
+    """``infer-os``, ``infer-os run``, ...: each with its help."""
+    yield from _help_pages(typer.main.get_command(app), "infer-os", None)
+
+
+def _help_pages(command: Any, name: str, parent: Any) -> Iterator[tuple[str, str]]:
+    context = command.context_class(
+        command, info_name=name, parent=parent, terminal_width=_WIDTH, color=False,
+        help_option_names=["-h", "--help"],
+    )  # fmt: skip
+    text = "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
+    yield context.command_path, text.strip()
+    for child, below in getattr(command, "commands", {}).items():
+        yield from _help_pages(below, child, context)
+
+
+def models_page() -> str:
+    """The catalog as a table."""
+    heads = ("name", "hub id", "family", "parameters", "q8_0", "q4_0", "draft partner", "style")
+    rows = [_model_row(model) for model in sorted(CATALOG, key=_order)]
+    return f"""# The models that are known by name
+
+Wherever a command says MODEL, a name of this table will do, and so will its hub id; capitals do
+not matter. Any other checkpoint of the four architectures works by its hub id or from a folder.
+Sizes are those of the tensors of the converted file; what a model needs while it runs is more, and
+depends on the context: `infer-os plan MODEL` and `infer-os models` say how much on your machine.
+
+*Draft partner* is what `--draft auto` takes ([drafts.md](drafts.md)), *style* how its conversations
+are framed ([chat.md](chat.md)).
+
+{_table(heads, rows, numbers=range(3, 6))}
+"""
+
+
+def _order(model: CatalogModel) -> tuple[int, str]:
+    return list(_FAMILIES).index(model.architecture), model.id.lower()
+
+
+def _model_row(model: CatalogModel) -> tuple[str, ...]:
+    network = describe(model.config)
+    sizes = {option.type: option.n_bytes for option in weight_options(network)}
+    draft = find_model(model.draft).name if model.draft else ""  # type: ignore[union-attr]
+    return (
+        f"`{model.name}`", f"[{model.id}](https://huggingface.co/{model.id})",
+        _FAMILIES[model.architecture], _count(network.n_params), _size(sizes["q8_0"]),
+        _size(sizes["q4_0"]), f"`{draft}`" if draft else "", f"`{model.style}`",
+    )  # fmt: skip
+
+
+def types_page() -> str:
+    """The types of weights: what they cost, and what was measured of them."""
+    model = find_model(_EXAMPLE)
+    assert model is not None
+    sizes = {option.type: option.n_bytes for option in weight_options(describe(model.config))}
+    n_params = describe(model.config).n_params
+    quality = measured_types((DOCS / "quality.md").read_text("utf-8"))
+    heads = (
+        "`--type`", "most tensors", "head", f"{_EXAMPLE}: size", "bits per weight",
+        "bundled model: KL", "change of perplexity", "same top",
+    )  # fmt: skip
+    rows = [
+        (
+            f"`{name}`", recipe.base, recipe.head, _size(sizes[name]),
+            f"{8 * sizes[name] / n_params:.2f}", quality[name]["KL"], quality[name]["change"],
+            quality[name]["same top"],
+        )
+        for name, recipe in RECIPES.items()
+    ]  # fmt: skip
+    return f"""# The types of weights
+
+`--type` of `convert`, `run` and every command that converts. Norms, biases and position embeddings
+stay F32 in all of them. Where a row does not divide into a type's blocks, the tensor takes the
+next type that fits, and the report says so. The mixtures (`q5_k_m`, `q4_k_m`, `q4_k_s`, `q3_k_m`,
+`iq4_nl`, `iq3_s`) keep some tensors a step finer than most.
+
+{_table(heads, rows, numbers=range(3, 8))}
+
+Sizes and bits are those of {_EXAMPLE}'s tensors, by the same arithmetic as `infer-os plan`. The
+last three columns are measured: the bundled model of 5.8 M parameters on its held-out text, against
+its own F32 weights; KL divergence in nats per token. [quality.md](quality.md) has that model's bits
+per weight, the KV caches, and the command that measures them;
+`infer-os eval MODEL --types all --text FILE` measures another model.
+
+- `q4_0` computes fastest and is the default; `q8_0` can hardly be told from the original.
+- `q4_k_m` and `q5_k_m` lose less than `q4_0` and `q5_0`, for a little more memory.
+- `auto` takes the finest type that fits into this machine's memory.
+- `--calibrate TEXT` lowers the loss of the small types ([convert.md](convert.md)).
+"""
+
+
+def measured_types(text: str) -> dict[str, dict[str, str]]:
+    """The rows of the table of weights in quality.md, by type, each by its column's name."""
+    heads: list[str] = []
+    found: dict[str, dict[str, str]] = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `--"):
+            heads = cells
+        elif heads[:1] == ["`--type`"] and (name := re.fullmatch(r"`(\w+)`", cells[0])):
+            found[name[1]] = dict(zip(heads, cells, strict=True))
+    return found
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: range) -> str:
+    marks = ["--:" if i in numbers else "---" for i in range(len(heads))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, marks, *rows))
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
+
+
+def _count(n: int) -> str:
+    return f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.0f} M"
+
+
+PAGES = {"commands.md": commands_page, "models.md": models_page, "types.md": types_page}
+
+
+def main() -> None:
+    """Write the pages."""
+    for name, page in PAGES.items():
+        (DOCS / name).write_text(page(), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
