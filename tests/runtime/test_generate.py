@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers import BUNDLED, PARALLEL, Converter
 
+from infer_os.native.backend import SWITCHED_OFF, kernels_for
 from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.errors import PromptError
 from infer_os.runtime.fake import END, FakeEngine, saying
@@ -37,7 +38,7 @@ def plain_greedy(gguf: Path, prompt: list[int], n: int) -> list[int]:
     params = llama_cpp.llama_context_default_params()
     params.n_ctx, params.n_threads, params.n_threads_batch = 128, 1, 1
     # a registered backend of ours would take part in any context
-    with kernels_switched(on=False):
+    with kernels_for(SWITCHED_OFF, params):
         context = llama_cpp.llama_init_from_model(model, params)
     n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
     drawn: list[int] = []
