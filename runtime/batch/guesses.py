@@ -79,6 +79,7 @@ class Guesses:
             speculation.steps = StepCosts({1: self._step_s, LEAST_ROWS: self._step_s})
         proposal = speculation.propose(limit)
         if proposal is None:
+            speculation.learn_step(self._step_s)
             return []
         self._proposals[slot] = proposal
         return [guess.token for guess in proposal.guesses]

@@ -16,10 +16,10 @@ MEASURED = (1, 2, 3, 4, 6, 8)
 _REPEATS = 3
 #: Weights of a new measurement: for all sizes (the text grows, machines get busy), by whether it is
 #: of a single step, and for its own size beside the others.
-_ALL_SINGLE, _ALL, _OWN = 0.1, 0.05, 0.1
+_ALL_SINGLE, _ALL, _OWN = 0.25, 0.02, 0.1
 _GUESS, _FAR = 0.1, 3.0
 #: How fast a size that is not measured any more returns to what it was at start.
-_RETURN = 0.002
+_RETURN = 0.003
 #: Logarithm of how far a measurement counts; what is beyond is something else that happened.
 _STRAY = math.log(3.0)
 
@@ -49,11 +49,12 @@ class StepCosts:
         error = math.log(max(seconds, 1e-9) / self.seconds(n))
         error = min(max(error, -_STRAY), _STRAY)
         self._scale += (_ALL_SINGLE if n == 1 else _ALL) * error
-        for size in self._shift:
-            self._shift[size] *= 1 - _RETURN
-        if n != 1:
-            self._sizes.add(n)
-            self._shift[n] = self._shift.get(n, 0.0) + _OWN * error
+        if n == 1:
+            # only beside a single step can another size be told to be what it was
+            self._shift = {size: shift * (1 - _RETURN) for size, shift in self._shift.items()}
+            return
+        self._sizes.add(n)
+        self._shift[n] = self._shift.get(n, 0.0) + _OWN * error
 
     def measured(self) -> dict[int, float]:
         """What is known of the sizes that were measured."""

@@ -31,6 +31,7 @@ class SpeculativeSource:
         self._verifier: Verifier = (
             SameText(engine, settings) if determined else SameDistribution(engine, settings)
         )
+        speculation.use_rule(type(self._verifier).__name__)
         for runner in speculation.runners:
             if isinstance(runner.drafter, ModelDrafter):
                 runner.drafter.sample_like(None if determined else settings)

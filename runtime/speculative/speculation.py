@@ -25,6 +25,8 @@ _TRIALS = 5
 _TRIAL_SHARE = 0.008
 #: Each trial in vain makes the next pause longer, up to so many times.
 _LONGEST_PAUSE = 16
+#: Rounds between two single steps: what a round must beat has to be measured, too.
+_ROUNDS = 24
 #: Free guesses in vain before they are asked for less often, and the longest time without.
 _VAIN, _LONGEST_VAIN_PAUSE = 16, 6
 #: Guesses with so much to compute before say nothing about the usual cost.
@@ -119,6 +121,9 @@ class Speculation:
         #: Plain steps before anything is to be decided again.
         self.idle = 0
         self._clock = clock
+        self._measured = known
+        self._steps_of: dict[str, StepCosts] = {}
+        self._rounds = 0
         # tokens that the drafters have not seen
         self._unseen: list[int] = []
 
@@ -130,8 +135,15 @@ class Speculation:
             runner.trial = None
             runner.drafter.begin(tokens)
 
+    def use_rule(self, rule: str) -> None:
+        """Keep the costs of this rule of verification apart: drawing takes its time as well."""
+        if self._measured and rule not in self._steps_of:
+            self._steps_of[rule] = StepCosts(self._measured)
+        self.steps = self._steps_of.get(rule, self.steps)
+
     def set_costs(self, seconds: dict[int, float]) -> None:
         """Steps were measured to take so long, by their size."""
+        self._measured = seconds
         self.steps = StepCosts(seconds)
         if self._store is not None:
             self._store.store(seconds)
@@ -149,6 +161,8 @@ class Speculation:
             for runner in self.runners:
                 runner.follow(self._unseen)
             self._unseen.clear()
+        if self._rounds >= _ROUNDS:
+            return None
         for runner in self.runners:
             if runner.pause > 0:
                 continue
@@ -274,12 +288,14 @@ class Speculation:
 
     def _count(self, proposal: Proposal, n_right: int) -> None:
         tally = proposal.runner.tally
+        self._rounds += 1
         tally.rounds += 1
         tally.drafted += len(proposal.guesses)
         tally.accepted += n_right
 
     def learn_step(self, seconds: float) -> None:
         """A plain step took so long."""
+        self._rounds = 0
         if self.steps is not None:
             self.steps.record(1, seconds)
 

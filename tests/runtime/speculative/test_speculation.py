@@ -145,6 +145,8 @@ def test_a_draft_that_turns_good_is_found_again() -> None:
             proposed += 1
             right = [*(guess.token for guess in proposal.guesses), 0]
             speculation.learn_round(proposal, right.index(0), 1.1)
+        else:
+            speculation.learn_step(1.0)
         assert proposed < 60 or i > 1000
         speculation.push(1)
     assert proposed > 2000
@@ -183,3 +185,34 @@ def test_the_first_drafter_that_has_something_is_taken() -> None:
     proposal = speculation.propose(8)
     assert proposal is not None
     assert proposal.runner is speculation.runners[1]
+
+
+def test_single_steps_are_measured_however_good_the_guesses_are() -> None:
+    world = World(1.0, NATIVE, 0.01)
+    speculation = Speculation([(WorldDrafter(world), True)], 6, clock=world.clock)
+    speculation.steps = StepCosts(NATIVE)
+    single = 0
+    for _ in range(400):
+        proposal = speculation.propose(8)
+        if proposal is None:
+            single += 1
+            speculation.learn_step(0.5)
+        else:
+            # drawing from many rows has become slow
+            speculation.learn_round(proposal, len(proposal.guesses), 3.0)
+    assert single >= 12
+    report = speculation.report()
+    assert 1 / report.plain_tokens_per_s < 0.8
+    assert report.step_s[7] > 2.0, report
+
+
+def test_rules_have_costs_of_their_own() -> None:
+    speculation = Speculation([(WorldDrafter(World(1.0, NATIVE, 0.01)), True)], 6)
+    speculation.set_costs(NATIVE)
+    speculation.use_rule("same text")
+    for _ in range(50):
+        speculation.learn_step(5.0)
+    speculation.use_rule("same distribution")
+    assert speculation.report().plain_tokens_per_s == pytest.approx(1.0)
+    speculation.use_rule("same text")
+    assert speculation.report().plain_tokens_per_s < 0.3
