@@ -27,8 +27,9 @@ _TRIAL_SHARE = 0.008
 _LONGEST_PAUSE = 16
 #: Rounds between two single steps: what a round must beat has to be measured, too.
 _ROUNDS = 24
-#: Free guesses in vain before they are asked for less often, and the longest time without.
-_VAIN, _LONGEST_VAIN_PAUSE = 16, 6
+#: Free guesses in vain before they are asked for less often, the longest time without, and the
+#: seconds that a decision takes besides the asking.
+_VAIN, _LONGEST_VAIN_PAUSE, _ASKING_S = 8, 48, 15e-6
 #: Guesses with so much to compute before say nothing about the usual cost.
 _USUAL_BACKLOG = 4
 
@@ -175,6 +176,7 @@ class Speculation:
 
     def _free(self, runner: Runner, limit: int) -> list[Drafted]:
         """Guesses that cost nothing; those that are not worth verifying still teach."""
+        started = self._clock()
         with closing(runner.drafter.guess()) as source:
             guesses = list(islice(source, limit))
         n = best_length(self._survival(runner, guesses), self._verify, 0.0) if guesses else 0
@@ -184,7 +186,9 @@ class Speculation:
             runner.trial = guesses[0]
         runner.vain += 1
         if runner.vain >= _VAIN:
-            runner.pause = min(runner.vain // _VAIN, _LONGEST_VAIN_PAUSE)
+            # asking is not quite free: beside the steps of a tiny model it can be seen
+            share = (self._clock() - started + _ASKING_S) / (_TRIAL_SHARE * self._verify(1))
+            runner.pause = min(int(share), _LONGEST_VAIN_PAUSE)
         return []
 
     def _paid(self, runner: Runner, limit: int) -> list[Drafted]:
