@@ -30,7 +30,7 @@ from infer_os.runtime.batch.engine import BatchEngine
 from infer_os.runtime.batch.records import Record
 from infer_os.runtime.batch.settings import BatchSettings
 from infer_os.runtime.engine import LlamaEngine
-from infer_os.runtime.generate import Generation, stream_tokens
+from infer_os.runtime.generate import Generation, PlainSource, stream_tokens
 from infer_os.runtime.settings import EngineSettings, SamplingSettings, StopSettings
 
 _PROMPTS = 64
@@ -77,11 +77,11 @@ def alone_round(engine: LlamaEngine, prompts: list[tuple[int, ...]], n_tokens: i
     n_all, started = 0, time.perf_counter()
     for prompt in prompts:
         engine.forget()
-        sampler = engine.new_sampler(SamplingSettings(temperature=0))
+        source = PlainSource(engine, engine.new_sampler(SamplingSettings(temperature=0)))
         n_all += len(prompt) + sum(
-            1 for _ in stream_tokens(engine, prompt, sampler, n_tokens, Generation())
+            1 for _ in stream_tokens(engine, prompt, source, n_tokens, Generation())
         )
-        sampler.close()
+        source.close()
     return n_all / (time.perf_counter() - started)
 
 
