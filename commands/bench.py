@@ -84,15 +84,7 @@ def bench(
     tokens: Annotated[
         int, typer.Option("--tokens", metavar="N", help="Tokens that are decoded one by one.")
     ] = 32,
-    rows: Annotated[
-        Path | None,
-        typer.Option(
-            "--rows",
-            metavar="FILE",
-            help="Append the rows to FILE, as JSON lines.",
-            show_default=False,
-        ),
-    ] = None,
+    rows: options.RowsFile = None,
     report: Annotated[
         Path | None,
         typer.Option(

@@ -67,15 +67,7 @@ def evaluate(
     windows: Annotated[
         int, typer.Option("--windows", metavar="N", help="Windows at most; of stages, 8.")
     ] = 32,
-    rows: Annotated[
-        Path | None,
-        typer.Option(
-            "--rows",
-            metavar="FILE",
-            help="Append the rows to FILE, as JSON lines.",
-            show_default=False,
-        ),
-    ] = None,
+    rows: options.RowsFile = None,
     report: Annotated[
         Path | None,
         typer.Option(

@@ -196,3 +196,12 @@ SessionFile = Annotated[
         show_default=False,
     ),
 ]  # fmt: skip
+
+# ---- measurements
+RowsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--rows", metavar="FILE", help="Append the rows to FILE, as JSON lines.",
+        show_default=False,
+    ),
+]  # fmt: skip

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backend import kernels_for
-from .context import rotation
-from .errors import ContextFull, DecodeError, Interrupted, ModelLoadError
+from .context import decode_failure, rotation
+from .errors import DecodeError, ModelLoadError
 from .ggml_types import ggml_type_named
 from .interrupt import abort_callback
 from .logs import forget_complaints, last_complaint
@@ -140,13 +140,9 @@ class BatchContext(Owner):
         self._outputs[:n] = rows.outputs
         self._batch.n_tokens = n
         code = llama_cpp.llama_decode(self._pointer, self._batch)
-        if code == 1:
-            raise ContextFull(f"no room in the context of {self.params.n_ctx} tokens per sequence")
-        if code == 2:
-            raise Interrupted("interrupted")
         if code != 0:
-            reason = "an invalid batch" if code == -1 else last_complaint() or "a fatal error"
-            raise DecodeError(f"llama_decode failed with {code}: {reason}")
+            full = f"no room in the context of {self.params.n_ctx} tokens per sequence"
+            raise decode_failure(code, full)
 
     def logits(self, n: int) -> NDArray[np.float32]:
         """The ``n`` rows of logits of the last decode, (n, n_vocab), in the order of its rows.

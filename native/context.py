@@ -78,6 +78,16 @@ class Observer(Protocol):
         """The pointer that the callback gets."""
 
 
+def decode_failure(code: int, full: str) -> DecodeError:
+    """What a return code of llama_decode other than 0 means; ``full`` says what has no room."""
+    if code == 1:
+        return ContextFull(full)
+    if code == 2:
+        return Interrupted("interrupted")
+    reason = "an invalid batch" if code == -1 else last_complaint() or "a fatal error"
+    return DecodeError(f"llama_decode failed with {code}: {reason}")
+
+
 class Context(Owner):
     """A KV cache with its compute buffers. A context manager; close it before its model."""
 
@@ -243,12 +253,7 @@ class Context(Owner):
         llama_cpp.llama_memory_seq_rm(self._memory, window, -1, -1)
 
     def _failure(self, code: int) -> DecodeError:
-        if code == 1:
-            return ContextFull(f"no room in the context of {self.n_ctx} tokens")
-        if code == 2:
-            return Interrupted("interrupted")
-        reason = "an invalid batch" if code == -1 else last_complaint() or "a fatal error"
-        return DecodeError(f"llama_decode failed with {code}: {reason}")
+        return decode_failure(code, f"no room in the context of {self.n_ctx} tokens")
 
     @property
     def pointer(self) -> Any:

@@ -59,8 +59,7 @@ class Sequence:
 
 def is_plain_greedy(settings: SamplingSettings) -> bool:
     """Whether the likeliest token is all that is asked for, so that no sampler is needed."""
-    penalized = settings.repeat_penalty != 1 and settings.repeat_last_n > 0
-    return settings.temperature == 0 and not penalized and not settings.grammar
+    return settings.temperature == 0 and not settings.penalizes and not settings.grammar
 
 
 def token_logprobs(
