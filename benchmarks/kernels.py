@@ -6,19 +6,22 @@
     python benchmarks/kernels.py small FILE.gguf
 
 ``steps``: one decoding step of 1 to 32 tokens, all with logits, as verifying a draft needs it, and
-the share of the memory's read bandwidth that reading the weights once in that time is. ``prefill``:
-a prompt. ``depth``: a step of one token behind many others, per type of the KV cache. ``small``: a
-step of a small model from a file. The compared sides are ``native``, ``stock`` (both with the
-file's own pages) and ``repacked`` (llama.cpp's fastest, on private copies); every repeat runs all
-of them by turns. Weights are random. A row per case and side, in JSON: the median, and the fastest
-and slowest, in seconds; ``ratio`` is the median of stock's, or repacked's, time over ours in the
-same repeat, with its quartiles.
+the share of the memory's read bandwidth, as a plain C loop measures it in the same repeat, that
+reading the weights once in that time is. ``prefill``: a prompt, and the share of what the 8-bit
+multipliers do from registers, measured likewise, that its products are. ``depth``: a step of one
+token behind many others, per type of the KV cache. ``small``: a step of a small model from a file.
+The compared sides are ``native``, ``stock`` (both with the file's own pages) and ``repacked``
+(llama.cpp's fastest, on private copies); every repeat runs all of them by turns. Weights are
+random. A row per case and side, in JSON: the median, and the fastest and slowest, in seconds;
+``ratio`` is the median of stock's, or repacked's, time over ours in the same repeat, with its
+quartiles.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import subprocess
@@ -35,7 +38,8 @@ from random_gguf import write_random_gguf
 
 from infer_os.native.backend import start_kernels
 from infer_os.native.context import Context, ContextParams
-from infer_os.native.cpu import read_bandwidth
+from infer_os.native.cpu import multiply_rate, read_bandwidth
+from infer_os.native.gguf_file import read_gguf_header
 from infer_os.native.library import llama_version
 from infer_os.native.model import Model
 
@@ -86,17 +90,31 @@ def sides(path: Path, names: list[str], params: ContextParams) -> Iterator[dict[
 
 
 def by_turns(
-    contexts: dict[str, Context], repeats: int, run: Callable[[Context], float]
-) -> dict[str, list[float]]:
-    """Seconds of every side in every repeat; who begins changes, and one round warms up."""
+    contexts: dict[str, Context],
+    repeats: int,
+    run: Callable[[Context], float],
+    probe: Callable[[], float] = lambda: 1.0,
+) -> tuple[dict[str, list[float]], list[float]]:
+    """Seconds of every side in every repeat, and what the probe says in each.
+
+    Who begins changes, and one round warms up.
+    """
     taken: dict[str, list[float]] = {name: [] for name in contexts}
+    probed: list[float] = []
     names = list(contexts)
     for i in range(repeats + 1):
         for name in names[i % len(names) :] + names[: i % len(names)]:
             seconds = run(contexts[name])
             if i:
                 taken[name].append(seconds)
-    return taken
+        if i:
+            probed.append(probe())
+    return taken, probed
+
+
+def spread(values: list[float]) -> list[float]:
+    """The first quartile, the median and the third."""
+    return statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
 
 
 def rows(taken: dict[str, list[float]], about: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -106,9 +124,14 @@ def rows(taken: dict[str, list[float]], about: dict[str, Any]) -> Iterator[dict[
                        "spread_s": [min(seconds), max(seconds)]}  # fmt: skip
         if name != "native":
             ratios = [s / n for s, n in zip(seconds, taken["native"], strict=True)]
-            quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-            row |= {"ratio": statistics.median(ratios), "quartiles": [quartiles[0], quartiles[2]]}
+            low, middle, high = spread(ratios)
+            row |= {"ratio": middle, "quartiles": [low, high]}
         yield row
+
+
+def shares(amount: int, seconds: list[float], rates: list[float]) -> list[float]:
+    """What part of a rate per second an amount in those seconds is, with its spread."""
+    return spread([amount / s / rate for s, rate in zip(seconds, rates, strict=True)])
 
 
 def timed_step(n: int, position: int, outputs: int) -> Callable[[Context], float]:
@@ -128,8 +151,6 @@ def timed_step(n: int, position: int, outputs: int) -> Callable[[Context], float
 
 def weight_bytes(context_path: Path) -> int:
     """Bytes of the matrices that a step reads; of an embedding apart it reads a row only."""
-    from infer_os.native.gguf_file import read_gguf_header
-
     tensors = read_gguf_header(context_path).tensors
     tied = all(tensor.name != "output.weight" for tensor in tensors)
     return sum(
@@ -137,6 +158,21 @@ def weight_bytes(context_path: Path) -> int:
         if tensor.name not in ("token_embd.weight", "position_embd.weight")
         or (tied and tensor.name == "token_embd.weight")
     )  # fmt: skip
+
+
+def products(path: Path, n: int) -> int:
+    """Multiply-adds of a prompt's matrices.
+
+    Behind the last layer's attention llama.cpp goes on with the last token alone.
+    """
+    header = read_gguf_header(path)
+    sizes = {t.name: math.prod(t.shape) for t in header.tensors if len(t.shape) == 2}
+    layers = {name: size for name, size in sizes.items() if name.startswith("blk.")}
+    once = f"blk.{header.count('block_count', 1) - 1}.ffn_"
+    all_tokens = sum(size for name, size in layers.items() if not name.startswith(once))
+    last_token = sum(size for name, size in layers.items() if name.startswith(once))
+    head = sizes.get("output.weight", sizes["token_embd.weight"])
+    return n * all_tokens + last_token + head
 
 
 def steps(arguments: argparse.Namespace, where: Where) -> None:
@@ -150,12 +186,14 @@ def steps(arguments: argparse.Namespace, where: Where) -> None:
         ):
             n_bytes = weight_bytes(path)
             for n in counts:
-                bandwidth = read_bandwidth(arguments.threads, seconds=0.3)
-                taken = by_turns(contexts, arguments.repeats, timed_step(n, 0, n))
+                taken, bandwidth = by_turns(
+                    contexts, arguments.repeats, timed_step(n, 0, n),
+                    lambda: read_bandwidth(arguments.threads, seconds=0.05),
+                )  # fmt: skip
                 about = {"what": "step", "model": arguments.model, "type": kind, "tokens": n}
                 for row in rows(taken, about):
-                    share = n_bytes / row["median_s"] / bandwidth
-                    where.say(row | {"bandwidth_share": share, "bandwidth": bandwidth})
+                    share = shares(n_bytes, taken[row["side"]], bandwidth)
+                    where.say(row | {"bandwidth_share": share, "bandwidth": spread(bandwidth)})
 
 
 def prefill(arguments: argparse.Namespace, where: Where) -> None:
@@ -163,15 +201,21 @@ def prefill(arguments: argparse.Namespace, where: Where) -> None:
     n = arguments.tokens
     for kind in arguments.types.split(","):
         with random_file(arguments, kind) as path:
+            n_products = products(path, n)
             for cache in arguments.caches.split(","):
                 params = ContextParams(n, arguments.threads, n_batch=min(n, 512), type_k=cache,
                                        type_v=cache)  # fmt: skip
                 with sides(path, arguments.sides.split(","), params) as contexts:
-                    taken = by_turns(contexts, arguments.repeats, timed_step(n, 0, 1))
+                    taken, rate = by_turns(
+                        contexts, arguments.repeats, timed_step(n, 0, 1),
+                        lambda: multiply_rate(arguments.threads, seconds=0.05),
+                    )  # fmt: skip
                 about = {"what": "prefill", "model": arguments.model, "type": kind, "tokens": n,
                          "cache": cache}  # fmt: skip
                 for row in rows(taken, about):
-                    where.say(row | {"tokens_per_s": n / row["median_s"]})
+                    share = shares(n_products, taken[row["side"]], rate)
+                    where.say(row | {"tokens_per_s": n / row["median_s"], "int8_share": share,
+                                     "int8_rate": spread(rate)})  # fmt: skip
 
 
 def depth(arguments: argparse.Namespace, where: Where) -> None:
@@ -188,7 +232,7 @@ def depth(arguments: argparse.Namespace, where: Where) -> None:
                 n = min(context.n_batch, depth - first)
                 context.decode([(7 * i) % 1000 + 1 for i in range(n)], first, outputs=0)
         keyed = {f"{cache} {name}": context for (cache, name), context in contexts.items()}
-        taken = by_turns(keyed, arguments.repeats, timed_step(1, depth, 1))
+        taken, _ = by_turns(keyed, arguments.repeats, timed_step(1, depth, 1))
         f16 = taken.get("f16 native")
         for (cache, name), seconds in zip(contexts, taken.values(), strict=True):
             row = {"what": "depth", "model": arguments.model, "type": kind, "cache": cache,
@@ -205,7 +249,7 @@ def small(arguments: argparse.Namespace, where: Where) -> None:
     path = arguments.file
     params = ContextParams(256, arguments.threads)
     with sides(path, arguments.sides.split(","), params) as contexts:
-        taken = by_turns(contexts, arguments.repeats, timed_step(1, 16, 1))
+        taken, _ = by_turns(contexts, arguments.repeats, timed_step(1, 16, 1))
         for row in rows(taken, {"what": "small", "file": path.name}):
             where.say(row)
 

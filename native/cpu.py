@@ -1,4 +1,4 @@
-"""What the loaded llama.cpp uses of the CPU, and how fast the CPU reads memory."""
+"""What the loaded llama.cpp uses of the CPU, and how fast it reads memory and multiplies bytes."""
 
 from __future__ import annotations
 
@@ -45,13 +45,14 @@ def repacked_types(features: tuple[str, ...]) -> frozenset[str]:
 
 
 @functools.cache
-def _probe() -> Any:
-    function = load_library().inferos_read_bandwidth
-    function.argtypes = [
-        ctypes.c_uint64, ctypes.c_int32, ctypes.c_double, ctypes.POINTER(ctypes.c_double),
-    ]  # fmt: skip
-    function.restype = ctypes.c_int32
-    return function
+def _probes() -> tuple[Any, Any]:
+    library = load_library()
+    read, multiply = library.inferos_read_bandwidth, library.inferos_multiply_rate
+    rate = ctypes.POINTER(ctypes.c_double)
+    read.argtypes = [ctypes.c_uint64, ctypes.c_int32, ctypes.c_double, rate]
+    multiply.argtypes = [ctypes.c_int32, ctypes.c_double, rate]
+    read.restype = multiply.restype = ctypes.c_int32
+    return read, multiply
 
 
 def read_bandwidth(n_threads: int, *, n_bytes: int = 256 << 20, seconds: float = 0.5) -> float:
@@ -61,9 +62,24 @@ def read_bandwidth(n_threads: int, *, n_bytes: int = 256 << 20, seconds: float =
         NativeError: no memory for the ``n_bytes`` that are read over and over.
     """
     rate = ctypes.c_double()
-    status = _probe()(n_bytes, n_threads, seconds, ctypes.byref(rate))
+    status = _probes()[0](n_bytes, n_threads, seconds, ctypes.byref(rate))
     if status != 0:
         raise NativeError(
             f"cannot measure the memory's bandwidth with {n_bytes} bytes and {n_threads} threads"
         )
+    return float(rate.value)
+
+
+def multiply_rate(n_threads: int, *, seconds: float = 0.1) -> float:
+    """Measured multiply-adds of bytes per second that so many threads do in registers.
+
+    It is the bound of a product of quantized weights with many columns.
+
+    Raises:
+        NativeError: our kernels have no instructions for this CPU, or there are no such threads.
+    """
+    rate = ctypes.c_double()
+    status = _probes()[1](n_threads, seconds, ctypes.byref(rate))
+    if status != 0:
+        raise NativeError(f"cannot measure how fast {n_threads} threads multiply bytes here")
     return float(rate.value)

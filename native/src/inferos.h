@@ -136,12 +136,17 @@ struct inferos_row_score {
 // Scores every row in double precision. INFEROS_BAD_ROW: a target outside the vocabulary.
 INFEROS_API int32_t inferos_score_rows(const inferos_score_job * job, inferos_row_score * scores);
 
-// ---- bandwidth.cpp --------------------------------------------------------------------------
+// ---- probes.cpp -----------------------------------------------------------------------------
 
 // Reads n_bytes of memory over and over on n_threads for about that many seconds; the best pass
 // counts, since other work only makes one slower. n_bytes should be far larger than the caches.
 INFEROS_API int32_t inferos_read_bandwidth(uint64_t n_bytes, int32_t n_threads, double seconds,
                                            double * bytes_per_s);
+
+// What the 8-bit multipliers of our kernels' instruction set do on n_threads together, from registers:
+// multiply-adds per second, the best of the passes in so many seconds. INFEROS_NO_KERNEL: none run
+// on this CPU.
+INFEROS_API int32_t inferos_multiply_rate(int32_t n_threads, double seconds, double * per_s);
 
 // ---- memory.cpp -----------------------------------------------------------------------------
 

@@ -9,7 +9,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infer_os.native.cpu import parse_features, read_bandwidth, repacked_types, used_features
+from infer_os.native.backend import kernel_status
+from infer_os.native.cpu import (
+    multiply_rate,
+    parse_features,
+    read_bandwidth,
+    repacked_types,
+    used_features,
+)
 from infer_os.native.errors import NativeError
 from infer_os.runtime import bandwidth as module
 from infer_os.runtime.bandwidth import (
@@ -236,3 +243,16 @@ def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
     assert load_bandwidth(tmp_path / "file", "m") is None
     store_bandwidth(tmp_path, "m", Bandwidth(2.0, 1.0))
     assert json.loads((tmp_path / "bandwidth.json").read_text())["all_cores"] == 2.0
+
+
+def test_multiplying_bytes_is_measured_where_our_kernels_run() -> None:
+    if kernel_status(True).in_use:
+        assert multiply_rate(1, seconds=0.01) > 0
+    else:
+        with pytest.raises(NativeError, match="multiply bytes"):
+            multiply_rate(1, seconds=0.01)
+
+
+def test_no_threads_multiply_nothing() -> None:
+    with pytest.raises(NativeError, match="0 threads"):
+        multiply_rate(0, seconds=0.01)

@@ -95,7 +95,7 @@ struct KeysF16 {
 
 template <class Isa, int C>
 void float_scores(const uint8_t * panel, size_t row_stride, int64_t n_units, const uint8_t * tile,
-                  float * out, size_t out_stride, Ahead) {
+                  float * out, size_t out_stride, const uint8_t *) {
     const auto *        queries = reinterpret_cast<const float *>(tile);
     const int64_t       n       = n_units * kBlock;
     alignas(64) float   products[C][Isa::lanes][Isa::lanes];

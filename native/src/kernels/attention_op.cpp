@@ -124,7 +124,7 @@ class Attention {
             fetch(keys, k_, i + rows, n, k_type_.block_bytes * blocks_k);
             const Panel panel = panel_at(keys, k_, i, n, k_type_.block_bytes * blocks_k, desk);
             k_type_.scores[tile.width - 1](panel.start, panel.stride, blocks_k, desk.tile,
-                                           &desk.scores[0][i], kPart, {nullptr, 0});
+                                           &desk.scores[0][i], kPart, nullptr);
         }
         const float slope = alibi_slope(parameters_.max_bias, tile.head, q_->ne[2]);
         for (int32_t c = 0; c < tile.width; c++) {

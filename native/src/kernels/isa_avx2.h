@@ -12,7 +12,7 @@ namespace {
 struct Avx2 {
     using Int   = __m256i;
     using Float = __m256;
-    static constexpr int lanes = 8;
+    static constexpr int lanes = 8, registers = 16;
 #if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
     static constexpr bool wide_offset = true;  // dot() takes all 8 bits of a weight
 #else
@@ -59,6 +59,12 @@ struct Avx2 {
         const Int high = _mm256_srli_epi32(v, 16);
         return _mm256_cvtph_ps(
             _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
+    }
+
+    // the high half of every lane of a, below the low half of b
+    static Int straddle(Int a, Int b) {
+        const Int swapped = _mm256_blend_epi16(a, b, 0x55);
+        return _mm256_or_si256(_mm256_srli_epi32(swapped, 16), _mm256_slli_epi32(swapped, 16));
     }
 
     static Int unpack_low32(Int a, Int b) { return _mm256_unpacklo_epi32(a, b); }
@@ -141,6 +147,7 @@ struct Avx2 {
     static Int unsigned_bytes(const void * p) {
         return _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i *>(p)));
     }
+    static Int add_ints(Int a, Int b) { return _mm256_add_epi32(a, b); }
     static Int add_ints(Int a, int32_t b) { return _mm256_add_epi32(a, _mm256_set1_epi32(b)); }
     static Int and_ints(Int a, int32_t b) { return _mm256_and_si256(a, _mm256_set1_epi32(b)); }
 };

@@ -12,7 +12,7 @@ namespace {
 struct Avx512 {
     using Int   = __m512i;
     using Float = __m512;
-    static constexpr int  lanes       = 16;
+    static constexpr int  lanes       = 16, registers = 32;
     static constexpr bool wide_offset = true;  // dot() takes all 8 bits of a weight
 
     static Int load(const void * p) { return _mm512_loadu_si512(p); }
@@ -59,6 +59,11 @@ struct Avx512 {
     // the float16 in the low (high) half of every lane
     static Float low_halves(Int v) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)); }
     static Float high_halves(Int v) { return low_halves(_mm512_srli_epi32(v, 16)); }
+
+    // the high half of every lane of a, below the low half of b
+    static Int straddle(Int a, Int b) {
+        return _mm512_rol_epi32(_mm512_mask_blend_epi16(0x55555555, a, b), 16);
+    }
 
     static Int unpack_low32(Int a, Int b) { return _mm512_unpacklo_epi32(a, b); }
     static Int unpack_high32(Int a, Int b) { return _mm512_unpackhi_epi32(a, b); }
@@ -113,6 +118,7 @@ struct Avx512 {
     static Int unsigned_bytes(const void * p) {
         return _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i *>(p)));
     }
+    static Int add_ints(Int a, Int b) { return _mm512_add_epi32(a, b); }
     static Int add_ints(Int a, int32_t b) { return _mm512_add_epi32(a, _mm512_set1_epi32(b)); }
     static Int and_ints(Int a, int32_t b) { return _mm512_and_si512(a, _mm512_set1_epi32(b)); }
 };

@@ -18,6 +18,7 @@
 
 namespace inferos::kernels {
 
+constexpr size_t kLine         = 64;   // bytes of a cache line
 constexpr int    kTile         = 8;
 constexpr int    kBlock        = 32;
 constexpr size_t kColumnBytes  = 48;   // of a column's share of a tile, per block
@@ -25,15 +26,11 @@ constexpr int    kMostRows     = 16;   // of a panel, in any instruction set
 constexpr int    kMostHead     = 256;  // values of a head
 constexpr int    kMaxUnpacked  = 2 * 64 + 512;  // bytes of a panel's block, unpacked: at most
 
-// The next panel in memory, which is fetched meanwhile; null for none.
-struct Ahead {
-    const uint8_t * start;
-    size_t          per_unit;  // bytes per unit of the current panel
-};
-
-// One tile against a panel in the file's layout; out[column * out_stride + row].
+// One tile against a panel in the file's layout; out[column * out_stride + row]. ahead: what follows
+// in memory, as long as a panel without gaps, which is fetched meanwhile; null for nothing.
 using FewKernel = void (*)(const uint8_t * panel, size_t row_stride, int64_t n_units,
-                           const uint8_t * tile, float * out, size_t out_stride, Ahead ahead);
+                           const uint8_t * tile, float * out, size_t out_stride,
+                           const uint8_t * ahead);
 using UnpackKernel = void (*)(const uint8_t * panel, size_t row_stride, int64_t n_units,
                               uint8_t * unpacked);
 // What is to be unpacked next: a part of some rows, fetched a few lines per block.
@@ -105,6 +102,9 @@ struct AttentionKernels {
     MergeKernel       merge;
 };
 
+// So many rounds of products of bytes in registers, and a sum that keeps them from being left out.
+using MultiplyKernel = int32_t (*)(int64_t n_rounds);
+
 struct Variant {
     const char *       name;
     int32_t            rows;  // of a panel
@@ -112,6 +112,8 @@ struct Variant {
     const WeightType * types;
     int32_t            n_types;
     AttentionKernels   attention;
+    MultiplyKernel     multiply;
+    int64_t            multiplied_per_round;  // multiply-adds
 };
 
 // Null: not compiled in. Whether the CPU can run it is asked in cpu_features.cpp.

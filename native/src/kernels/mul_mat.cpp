@@ -53,6 +53,8 @@ struct Plan {
         return columns + static_cast<size_t>(tiles.first(i) * n_blocks) * kColumnBytes;
     }
     bool overlaps(int64_t i) const { return i * variant.rows != first_row(i); }
+    // rows follow each other without gaps, so that a panel is one run of bytes
+    bool is_dense() const { return job.row_stride == static_cast<size_t>(n_units * type.unit_bytes); }
 };
 
 // How the columns are shared out for quantizing: whole, or in parts if they are few.
@@ -88,23 +90,37 @@ void copy_tail(const Plan & plan, int64_t panel, const float * from, int32_t wid
     }
 }
 
-void run_few(const Plan & plan, Queue & queue, float * tail) {
+// Panels that a thread has claimed.
+struct Run {
+    int64_t first = 0, end = 0;
+    bool    is_any = false;
+
+    static Run claim(Queue & queue) {
+        Run run;
+        run.is_any = queue.claim(run.first, run.end);
+        return run;
+    }
+};
+
+// A thread's first panel, while the columns are quantized.
+void fetch_panel(const Plan & plan, int64_t i) {
+    const size_t n_bytes = static_cast<size_t>(plan.variant.rows) * plan.job.row_stride;
+    for (size_t at = 0; at < n_bytes; at += kLine) {
+        __builtin_prefetch(plan.panel(i) + at, 0, 2);
+    }
+}
+
+void run_few(const Plan & plan, Queue & queue, Run run, float * tail) {
     const MulMat &  job     = plan.job;
     const int32_t   width   = plan.tiles.width(0);
     const FewKernel kernel  = plan.type.few[width - 1];
-    const size_t    n_ahead = static_cast<size_t>(plan.variant.rows * plan.type.unit_bytes);
-    const bool      dense   = job.row_stride ==
-                       static_cast<size_t>(plan.n_units) * static_cast<size_t>(plan.type.unit_bytes);
-    int64_t first = 0, end = 0, next = 0, next_end = 0;
-    bool    more = queue.claim(first, end);
-    while (more) {
+    const bool      dense   = plan.is_dense();
+    while (run.is_any) {
         // known before the last panel of this run, so that it can be fetched
-        more = queue.claim(next, next_end);
-        for (int64_t i = first; i < end; i++) {
-            const int64_t following = i + 1 < end ? i + 1 : more ? next : -1;
-            const Ahead   ahead     = following >= 0 && dense
-                                          ? Ahead{plan.panel(following), n_ahead}
-                                          : Ahead{job.weights, 0};
+        const Run next = Run::claim(queue);
+        for (int64_t i = run.first; i < run.end; i++) {
+            const int64_t following = i + 1 < run.end ? i + 1 : next.is_any ? next.first : -1;
+            const auto *  ahead     = following >= 0 && dense ? plan.panel(following) : nullptr;
             float *       out       = job.out + plan.first_row(i);
             const bool    partial   = plan.overlaps(i);
             kernel(plan.panel(i), job.row_stride, plan.n_units, plan.columns,
@@ -113,8 +129,7 @@ void run_few(const Plan & plan, Queue & queue, float * tail) {
                 copy_tail(plan, i, tail, width, out);
             }
         }
-        first = next;
-        end   = next_end;
+        run = next;
     }
 }
 
@@ -229,11 +244,18 @@ bool mul_mat(const Variant & variant, const WeightType & type, const MulMat & jo
     {
         int thread = 0, count = 1;
         team_place(thread, count);
+        Run own;
+        if (is_few) {
+            own = Run::claim(queue);
+            if (own.is_any && plan.is_dense()) {
+                fetch_panel(plan, own.first);
+            }
+        }
         quantizing.run([&](int64_t piece) { quantize_piece(plan, pieces, piece); });
         uint8_t * mine = plan.private_part + static_cast<size_t>(thread) * private_bytes;
         auto *    tail = reinterpret_cast<float *>(mine);
         if (is_few) {
-            run_few(plan, queue, tail);
+            run_few(plan, queue, own, tail);
         } else {
             run_many(plan, queue, mine + tail_bytes, tail);
         }

@@ -5,10 +5,10 @@
 
 namespace {
 
-using inferos::kernels::Ahead;
 using inferos::kernels::Fetch;
 using inferos::kernels::kBlock;
 using inferos::kernels::kColumnBytes;
+using inferos::kernels::kLine;
 using inferos::kernels::kTile;
 using inferos::kernels::WeightType;
 
@@ -16,66 +16,96 @@ template <class Isa, class W> constexpr bool needs_start() {
     return W::offset != 0 && (!W::wide || Isa::wide_offset);
 }
 
+// sums[c] += scale * column_scale[c] * (quants . column[c]), of the vectors first to end - 1
+template <class Isa, class W, int C, int first, int end>
+INLINE void add_dots(const Unpacked<Isa> & w, typename Isa::Float scale, const uint8_t * block,
+                     const uint8_t * starts, typename Isa::Float * sums) {
+    using Int = typename Isa::Int;
+    // with few columns, additions would wait for one another: integers may be added in two chains
+    constexpr bool two = C == 1 || (C == 2 && Isa::registers >= 32);
+    Int            dots[C], others[C];
+    for (int c = 0; c < C; c++) {
+        dots[c]   = needs_start<Isa, W>() ? Isa::broadcast(starts + 4 * c) : Int{};
+        others[c] = Int{};
+    }
+    for (int i = first; i < end; i++) {
+        for (int c = 0; c < C; c++) {
+            Int & dot = two && i % 2 == 1 ? others[c] : dots[c];
+            dot = Isa::template dot<W::wide>(dot, w.quants[i],
+                                             Isa::broadcast(block + kBlock * c + 4 * i));
+        }
+    }
+    const uint8_t * scales = block + kBlock * C;
+    for (int c = 0; c < C; c++) {
+        const Int dot = two ? Isa::add_ints(dots[c], others[c]) : dots[c];
+        sums[c]       = Isa::fma(Isa::to_float(dot),
+                                 Isa::mul(scale, Isa::broadcast_float(scales + 4 * c)), sums[c]);
+    }
+}
+
 // One block: sums[c] += scale * column_scale[c] * (quants . column[c]), exact but for the sum
 template <class Isa, class W, int C>
-inline void add_block(const Unpacked<Isa> & w, const uint8_t * block, typename Isa::Float * sums) {
-    using Int           = typename Isa::Int;
-    const uint8_t * scales = block + kBlock * C;
-    const uint8_t * starts = scales + 4 * C;
-    Int             dots[C], others[C];
-    for (int c = 0; c < C; c++) {
-        if constexpr (needs_start<Isa, W>()) {
-            dots[c] = Isa::broadcast(starts + 4 * c);
-            if constexpr (W::other == Other::split) {
-                others[c] = Isa::broadcast(starts + 4 * (C + c));
-            }
-        } else {
-            dots[c] = others[c] = Int{};
-        }
+INLINE void add_block(const Unpacked<Isa> & w, const uint8_t * block, typename Isa::Float * sums) {
+    const uint8_t * starts = block + (kBlock + 4) * C;
+    if constexpr (W::other == Other::split) {
+        add_dots<Isa, W, C, 0, 4>(w, w.scale, block, starts, sums);
+        add_dots<Isa, W, C, 4, 8>(w, w.other, block, starts + 4 * C, sums);
+    } else {
+        add_dots<Isa, W, C, 0, 8>(w, w.scale, block, starts, sums);
     }
-    for (int i = 0; i < 8; i++) {
+    if constexpr (W::other == Other::minimum) {
         for (int c = 0; c < C; c++) {
-            const Int a = Isa::broadcast(block + kBlock * c + 4 * i);
-            if (W::other == Other::split && i >= 4) {
-                others[c] = Isa::template dot<W::wide>(others[c], w.quants[i], a);
-            } else {
-                dots[c] = Isa::template dot<W::wide>(dots[c], w.quants[i], a);
-            }
+            sums[c] = Isa::fnma(w.other, Isa::broadcast_float(starts + 4 * (2 * C + c)), sums[c]);
         }
     }
-    for (int c = 0; c < C; c++) {
-        const auto scale = Isa::broadcast_float(scales + 4 * c);
-        sums[c] = Isa::fma(Isa::to_float(dots[c]), Isa::mul(w.scale, scale), sums[c]);
-        if constexpr (W::other == Other::split) {
-            sums[c] = Isa::fma(Isa::to_float(others[c]), Isa::mul(w.other, scale), sums[c]);
+}
+
+// use(w) for every block of 32 values of a panel, in their order, while they are in registers. Two
+// units at once need more of them.
+template <class Isa, class W, bool two, class Use>
+INLINE void each_block(const uint8_t * panel, size_t row_stride, int64_t n_units, Use use) {
+    int64_t u = 0;
+    if constexpr (W::pairs && two) {
+        for (; u + 1 < n_units; u += 2, panel += 2 * W::bytes) {
+            W::template pair<Isa>(panel, row_stride, use);
         }
-        if constexpr (W::other == Other::minimum) {
-            sums[c] = Isa::fnma(w.other, Isa::broadcast_float(starts + 4 * (2 * C + c)), sums[c]);
+    }
+    for (; u < n_units; u++, panel += W::bytes) {
+        if constexpr (Isa::registers >= 32 || W::values == kBlock) {
+            W::template unit<Isa>(panel, row_stride, use);
+        } else {
+            // what the registers do not hold is better put aside whole than piece by piece
+            Unpacked<Isa> blocks[W::values / kBlock];
+            int           n = 0;
+            W::template unit<Isa>(panel, row_stride,
+                                  [&](const Unpacked<Isa> & w) ALWAYS { blocks[n++] = w; });
+            for (const auto & w : blocks) {
+                use(w);
+            }
         }
     }
 }
 
 template <class Isa, class W, int C>
 void few(const uint8_t * panel, size_t row_stride, int64_t n_units, const uint8_t * tile,
-         float * out, size_t out_stride, Ahead ahead) {
-    constexpr int       n = W::values / kBlock;
+         float * out, size_t out_stride, const uint8_t * ahead) {
+    constexpr int       n_ahead = Isa::lanes * W::bytes * kBlock / W::values;
     typename Isa::Float sums[C];
     for (auto & sum : sums) {
         sum = Isa::zero();
     }
-    for (int64_t u = 0; u < n_units; u++) {
-        for (size_t i = 0; i < ahead.per_unit; i += 64) {
-            _mm_prefetch(reinterpret_cast<const char *>(ahead.start + i), _MM_HINT_T1);
-        }
-        ahead.start += ahead.per_unit;
-        Unpacked<Isa> w[n];
-        W::template unpack<Isa>(panel, row_stride, w);
-        for (int i = 0; i < n; i++) {
-            add_block<Isa, W, C>(w[i], tile, sums);
+    each_block<Isa, W, C == 1 || Isa::registers >= 32>(
+        panel, row_stride, n_units, [&](const Unpacked<Isa> & w) ALWAYS {
+            // a few lines with every block: many at once would hold up what is needed now
+            if (ahead != nullptr) {
+                for (int i = 0; i < n_ahead; i += static_cast<int>(kLine)) {
+                    _mm_prefetch(reinterpret_cast<const char *>(ahead + i), _MM_HINT_T1);
+                }
+                ahead += n_ahead;
+            }
+            add_block<Isa, W, C>(w, tile, sums);
             tile += C * kColumnBytes;
-        }
-        panel += W::bytes;
-    }
+        });
     for (int c = 0; c < C; c++) {
         Isa::store_floats(out + static_cast<size_t>(c) * out_stride, sums[c]);
     }
@@ -83,23 +113,17 @@ void few(const uint8_t * panel, size_t row_stride, int64_t n_units, const uint8_
 
 template <class Isa, class W>
 void unpack_panel(const uint8_t * panel, size_t row_stride, int64_t n_units, uint8_t * unpacked) {
-    constexpr int n = W::values / kBlock;
-    auto *        out = reinterpret_cast<Unpacked<Isa> *>(unpacked);
-    for (int64_t u = 0; u < n_units; u++) {
-        Unpacked<Isa> w[n];
-        W::template unpack<Isa>(panel, row_stride, w);
-        for (int i = 0; i < n; i++) {
-            for (int j = 0; j < 8; j++) {
-                Isa::store(&out[i].quants[j], w[i].quants[j]);
-            }
-            Isa::store_floats(reinterpret_cast<float *>(&out[i].scale), w[i].scale);
-            if constexpr (W::other != Other::none) {
-                Isa::store_floats(reinterpret_cast<float *>(&out[i].other), w[i].other);
-            }
+    auto * out = reinterpret_cast<Unpacked<Isa> *>(unpacked);
+    each_block<Isa, W, true>(panel, row_stride, n_units, [&](const Unpacked<Isa> & w) ALWAYS {
+        for (int j = 0; j < 8; j++) {
+            Isa::store(&out->quants[j], w.quants[j]);
         }
-        out += n;
-        panel += W::bytes;
-    }
+        Isa::store_floats(reinterpret_cast<float *>(&out->scale), w.scale);
+        if constexpr (W::other != Other::none) {
+            Isa::store_floats(reinterpret_cast<float *>(&out->other), w.other);
+        }
+        out++;
+    });
 }
 
 template <class Isa, class W, int C>

@@ -13,9 +13,9 @@
 #include <omp.h>
 #endif
 
-namespace inferos::kernels {
+#include "kernels.h"
 
-constexpr size_t kLine = 64;
+namespace inferos::kernels {
 
 // The place of the calling thread in its parallel region.
 inline void team_place(int & thread, int & count) {

@@ -4,6 +4,10 @@
 
 #include "kernels.h"
 
+// What is written apart to be read, and must be compiled as one: vectors stay in registers.
+#define ALWAYS __attribute__((always_inline))
+#define INLINE static inline ALWAYS
+
 namespace {
 
 // 32 values of every row of a panel. `other` is the scale of the last 16 values, or the minimum.
@@ -16,7 +20,7 @@ template <class Isa> struct Unpacked {
 // out[i]: bytes 4 i to 4 i + 3 of 16 bytes at p of every row. Two levels of interleaving within
 // 128-bit lanes are enough, since load_rows has put every fourth row beside each other.
 template <class Isa>
-inline void transpose16(const uint8_t * p, size_t stride, typename Isa::Int * out) {
+INLINE void transpose16(const uint8_t * p, size_t stride, typename Isa::Int * out) {
     const auto a = Isa::load_rows(p, stride);
     const auto b = Isa::load_rows(p + stride, stride);
     const auto c = Isa::load_rows(p + 2 * stride, stride);
@@ -29,36 +33,82 @@ inline void transpose16(const uint8_t * p, size_t stride, typename Isa::Int * ou
     out[3] = Isa::unpack_high64(ab_high, cd_high);
 }
 
+// The last 4 of 16 bytes at p of every row.
+template <class Isa> INLINE typename Isa::Int last_word(const uint8_t * p, size_t stride) {
+    const auto a = Isa::load_rows(p, stride);
+    const auto b = Isa::load_rows(p + stride, stride);
+    const auto c = Isa::load_rows(p + 2 * stride, stride);
+    const auto d = Isa::load_rows(p + 3 * stride, stride);
+    return Isa::unpack_high64(Isa::unpack_high32(a, b), Isa::unpack_high32(c, d));
+}
+
 enum class Other { none, split, minimum };
 
 struct Q4_0 {
     static constexpr int   type = 2, values = 32, bytes = 18, offset = 8;
-    static constexpr bool  wide  = false;
+    static constexpr bool  wide = false, pairs = true;
     static constexpr Other other = Other::none;
 
-    template <class Isa> static void unpack(const uint8_t * p, size_t stride, Unpacked<Isa> * out) {
+    template <class Isa> INLINE Unpacked<Isa> from(const typename Isa::Int * raw,
+                                                  typename Isa::Float scale) {
+        Unpacked<Isa> w;
+        for (int i = 0; i < 4; i++) {
+            w.quants[i]     = Isa::and_bytes(raw[i], 0x0f);
+            w.quants[i + 4] = Isa::and_bytes(Isa::template right<4>(raw[i]), 0x0f);
+        }
+        w.scale = scale;
+        return w;
+    }
+    template <class Isa, class Use> INLINE void unit(const uint8_t * p, size_t stride, Use use) {
         typename Isa::Int raw[4];
         transpose16<Isa>(p + 2, stride, raw);
+        use(from<Isa>(raw, Isa::load_halves(p, stride)));
+    }
+    template <class Isa, class Use> INLINE void pair(const uint8_t * p, size_t stride, Use use) {
+        typename Isa::Int words[9], raw[4];
+        transpose16<Isa>(p, stride, words);
+        transpose16<Isa>(p + 16, stride, words + 4);
+        words[8] = last_word<Isa>(p + 20, stride);
         for (int i = 0; i < 4; i++) {
-            out->quants[i]     = Isa::and_bytes(raw[i], 0x0f);
-            out->quants[i + 4] = Isa::and_bytes(Isa::template right<4>(raw[i]), 0x0f);
+            raw[i] = Isa::straddle(words[i], words[i + 1]);
         }
-        out->scale = Isa::load_halves(p, stride);
+        use(from<Isa>(raw, Isa::low_halves(words[0])));
+        use(from<Isa>(words + 5, Isa::high_halves(words[4])));
     }
 };
 
 struct Q8_0 {
     static constexpr int   type = 8, values = 32, bytes = 34, offset = 128;
-    static constexpr bool  wide  = true;
+    static constexpr bool  wide = true, pairs = true;
     static constexpr Other other = Other::none;
 
-    template <class Isa> static void unpack(const uint8_t * p, size_t stride, Unpacked<Isa> * out) {
-        transpose16<Isa>(p + 2, stride, out->quants);
-        transpose16<Isa>(p + 18, stride, out->quants + 4);
-        for (auto & quants : out->quants) {
-            quants = Isa::xor_bytes(quants, 0x80);
+    template <class Isa> INLINE Unpacked<Isa> from(const typename Isa::Int * raw,
+                                                  typename Isa::Float scale) {
+        Unpacked<Isa> w;
+        for (int i = 0; i < 8; i++) {
+            w.quants[i] = Isa::xor_bytes(raw[i], 0x80);
         }
-        out->scale = Isa::load_halves(p, stride);
+        w.scale = scale;
+        return w;
+    }
+    template <class Isa, class Use> INLINE void unit(const uint8_t * p, size_t stride, Use use) {
+        typename Isa::Int raw[8];
+        transpose16<Isa>(p + 2, stride, raw);
+        transpose16<Isa>(p + 18, stride, raw + 4);
+        use(from<Isa>(raw, Isa::load_halves(p, stride)));
+    }
+    template <class Isa, class Use> INLINE void pair(const uint8_t * p, size_t stride, Use use) {
+        typename Isa::Int words[9], raw[8];
+        transpose16<Isa>(p, stride, words);
+        transpose16<Isa>(p + 16, stride, words + 4);
+        words[8] = last_word<Isa>(p + 20, stride);
+        for (int i = 0; i < 8; i++) {
+            raw[i] = Isa::straddle(words[i], words[i + 1]);
+        }
+        use(from<Isa>(raw, Isa::low_halves(words[0])));
+        transpose16<Isa>(p + 36, stride, raw);
+        transpose16<Isa>(p + 52, stride, raw + 4);
+        use(from<Isa>(raw, Isa::high_halves(words[8])));
     }
 };
 
@@ -70,9 +120,13 @@ template <class Isa, int byte> inline typename Isa::Float signed_byte_of(typenam
     return Isa::to_float(Isa::template right_signed<24>(Isa::template left<24 - 8 * byte>(v)));
 }
 
+template <class Isa> struct Scales {
+    typename Isa::Float scale, other;
+};
+
 // The header of q4_K and q5_K: two float16, then eight scales and eight minima of 6 bits.
 template <class Isa>
-inline void unpack_k_scales(const uint8_t * p, size_t stride, Unpacked<Isa> * out) {
+INLINE void unpack_k_scales(const uint8_t * p, size_t stride, Scales<Isa> * out) {
     typename Isa::Int head[4];
     transpose16<Isa>(p, stride, head);
     const auto d = Isa::low_halves(head[0]), dmin = Isa::high_halves(head[0]);
@@ -101,112 +155,113 @@ inline void unpack_k_scales(const uint8_t * p, size_t stride, Unpacked<Isa> * ou
 
 struct Q4_K {
     static constexpr int   type = 12, values = 256, bytes = 144, offset = 0;
-    static constexpr bool  wide  = false;
+    static constexpr bool  wide  = false, pairs = false;
     static constexpr Other other = Other::minimum;
 
-    template <class Isa> static void unpack(const uint8_t * p, size_t stride, Unpacked<Isa> * out) {
-        unpack_k_scales<Isa>(p, stride, out);
-        for (int pair = 0; pair < 4; pair++) {
+    template <class Isa, class Use> INLINE void unit(const uint8_t * p, size_t stride, Use use) {
+        Scales<Isa> scales[8];
+        unpack_k_scales<Isa>(p, stride, scales);
+        for (int i = 0; i < 8; i += 2) {
             typename Isa::Int raw[8];
-            transpose16<Isa>(p + 16 + 32 * pair, stride, raw);
-            transpose16<Isa>(p + 32 + 32 * pair, stride, raw + 4);
-            for (int i = 0; i < 8; i++) {
-                out[2 * pair].quants[i]     = Isa::and_bytes(raw[i], 0x0f);
-                out[2 * pair + 1].quants[i] =
-                    Isa::and_bytes(Isa::template right<4>(raw[i]), 0x0f);
+            transpose16<Isa>(p + 16 + 16 * i, stride, raw);
+            transpose16<Isa>(p + 32 + 16 * i, stride, raw + 4);
+            Unpacked<Isa> w;
+            for (int j = 0; j < 8; j++) {
+                w.quants[j] = Isa::and_bytes(raw[j], 0x0f);
             }
+            w.scale = scales[i].scale;
+            w.other = scales[i].other;
+            use(w);
+            for (int j = 0; j < 8; j++) {
+                w.quants[j] = Isa::and_bytes(Isa::template right<4>(raw[j]), 0x0f);
+            }
+            w.scale = scales[i + 1].scale;
+            w.other = scales[i + 1].other;
+            use(w);
         }
     }
 };
 
-// Bit n of every byte, as 16.
-template <class Isa, int n> inline typename Isa::Int fifth_bit(typename Isa::Int v) {
-    if constexpr (n <= 4) {
-        return Isa::and_bytes(Isa::template left<4 - n>(v), 0x10);
-    } else {
-        return Isa::and_bytes(Isa::template right<n - 4>(v), 0x10);
-    }
-}
-
 struct Q5_K {
     static constexpr int   type = 13, values = 256, bytes = 176, offset = 0;
-    static constexpr bool  wide  = false;
+    static constexpr bool  wide  = false, pairs = false;
     static constexpr Other other = Other::minimum;
 
-    template <int pair, class Isa>
-    static void unpack_pair(const uint8_t * p, size_t stride, const typename Isa::Int * high,
-                            Unpacked<Isa> * out) {
-        typename Isa::Int raw[8];
-        transpose16<Isa>(p + 48 + 32 * pair, stride, raw);
-        transpose16<Isa>(p + 64 + 32 * pair, stride, raw + 4);
-        for (int i = 0; i < 8; i++) {
-            out[2 * pair].quants[i] =
-                Isa::bits_or(Isa::and_bytes(raw[i], 0x0f), fifth_bit<Isa, 2 * pair>(high[i]));
-            out[2 * pair + 1].quants[i] =
-                Isa::bits_or(Isa::and_bytes(Isa::template right<4>(raw[i]), 0x0f),
-                             fifth_bit<Isa, 2 * pair + 1>(high[i]));
-        }
-    }
-    template <class Isa> static void unpack(const uint8_t * p, size_t stride, Unpacked<Isa> * out) {
-        unpack_k_scales<Isa>(p, stride, out);
+    template <class Isa, class Use> INLINE void unit(const uint8_t * p, size_t stride, Use use) {
+        Scales<Isa> scales[8];
+        unpack_k_scales<Isa>(p, stride, scales);
         typename Isa::Int high[8];
         transpose16<Isa>(p + 16, stride, high);
         transpose16<Isa>(p + 32, stride, high + 4);
-        unpack_pair<0>(p, stride, high, out);
-        unpack_pair<1>(p, stride, high, out);
-        unpack_pair<2>(p, stride, high, out);
-        unpack_pair<3>(p, stride, high, out);
+        for (int i = 0; i < 8; i += 2) {
+            typename Isa::Int raw[8];
+            transpose16<Isa>(p + 48 + 16 * i, stride, raw);
+            transpose16<Isa>(p + 64 + 16 * i, stride, raw + 4);
+            Unpacked<Isa> w;
+            for (int j = 0; j < 8; j++) {
+                const auto fifth = Isa::and_bytes(Isa::template left<4>(high[j]), 0x10);
+                w.quants[j] = Isa::bits_or(Isa::and_bytes(raw[j], 0x0f), fifth);
+            }
+            w.scale = scales[i].scale;
+            w.other = scales[i].other;
+            use(w);
+            for (int j = 0; j < 8; j++) {
+                const auto fifth = Isa::and_bytes(Isa::template left<3>(high[j]), 0x10);
+                w.quants[j] = Isa::bits_or(
+                    Isa::and_bytes(Isa::template right<4>(raw[j]), 0x0f), fifth);
+                high[j] = Isa::template right<2>(high[j]);
+            }
+            w.scale = scales[i + 1].scale;
+            w.other = scales[i + 1].other;
+            use(w);
+        }
     }
 };
 
 struct Q6_K {
     static constexpr int   type = 14, values = 256, bytes = 210, offset = 32;
-    static constexpr bool  wide  = false;
+    static constexpr bool  wide  = false, pairs = false;
     static constexpr Other other = Other::split;
 
-    // Two bits of every byte, as bits 4 and 5.
-    template <class Isa, int shift> static typename Isa::Int top_bits(typename Isa::Int v) {
-        if constexpr (shift <= 4) {
-            return Isa::and_bytes(Isa::template left<4 - shift>(v), 0x30);
-        } else {
-            return Isa::and_bytes(Isa::template right<shift - 4>(v), 0x30);
+    // 16 values whose low bits are in the low (high) half of every byte, and the others in two bits
+    template <class Isa, int nibble, int top>
+    INLINE Unpacked<Isa> join(const typename Isa::Int * low, const typename Isa::Int * high,
+                              const Scales<Isa> & scales) {
+        Unpacked<Isa> w;
+        for (int i = 0; i < 8; i++) {
+            const auto bits = nibble == 0 ? low[i] : Isa::template right<4>(low[i]);
+            const auto two  = top <= 4 ? Isa::template left<4 - top>(high[i])
+                                       : Isa::template right<top - 4>(high[i]);
+            w.quants[i] = Isa::bits_or(Isa::and_bytes(bits, 0x0f), Isa::and_bytes(two, 0x30));
         }
+        w.scale = scales.scale;
+        w.other = scales.other;
+        return w;
     }
-    // 128 values: four blocks from 64 bytes of low and 32 bytes of high bits
-    template <class Isa>
-    static void unpack_half(const uint8_t * low, const uint8_t * high, size_t stride,
-                            Unpacked<Isa> * out) {
-        for (int part = 0; part < 2; part++) {
-            typename Isa::Int top[4], first[4], second[4];
-            transpose16<Isa>(high + 16 * part, stride, top);
-            transpose16<Isa>(low + 16 * part, stride, first);
-            transpose16<Isa>(low + 32 + 16 * part, stride, second);
-            for (int i = 0; i < 4; i++) {
-                const int at      = 4 * part + i;
-                out[0].quants[at] = Isa::bits_or(Isa::and_bytes(first[i], 0x0f),
-                                                 top_bits<Isa, 0>(top[i]));
-                out[1].quants[at] = Isa::bits_or(Isa::and_bytes(second[i], 0x0f),
-                                                 top_bits<Isa, 2>(top[i]));
-                out[2].quants[at] = Isa::bits_or(
-                    Isa::and_bytes(Isa::template right<4>(first[i]), 0x0f),
-                    top_bits<Isa, 4>(top[i]));
-                out[3].quants[at] = Isa::bits_or(
-                    Isa::and_bytes(Isa::template right<4>(second[i]), 0x0f),
-                    top_bits<Isa, 6>(top[i]));
-            }
-        }
-    }
-    template <class Isa> static void unpack(const uint8_t * p, size_t stride, Unpacked<Isa> * out) {
-        unpack_half<Isa>(p, p + 128, stride, out);
-        unpack_half<Isa>(p + 64, p + 160, stride, out + 4);
-        typename Isa::Int scales[4];
-        transpose16<Isa>(p + 192, stride, scales);
+    template <class Isa, class Use> INLINE void unit(const uint8_t * p, size_t stride, Use use) {
+        Scales<Isa>       scales[8];
+        typename Isa::Int head[4];
+        transpose16<Isa>(p + 192, stride, head);
         const auto d = Isa::load_halves(p + 208, stride);
         for (int i = 0; i < 4; i++) {
-            out[2 * i].scale     = Isa::mul(d, signed_byte_of<Isa, 0>(scales[i]));
-            out[2 * i].other     = Isa::mul(d, signed_byte_of<Isa, 1>(scales[i]));
-            out[2 * i + 1].scale = Isa::mul(d, signed_byte_of<Isa, 2>(scales[i]));
-            out[2 * i + 1].other = Isa::mul(d, signed_byte_of<Isa, 3>(scales[i]));
+            scales[2 * i].scale     = Isa::mul(d, signed_byte_of<Isa, 0>(head[i]));
+            scales[2 * i].other     = Isa::mul(d, signed_byte_of<Isa, 1>(head[i]));
+            scales[2 * i + 1].scale = Isa::mul(d, signed_byte_of<Isa, 2>(head[i]));
+            scales[2 * i + 1].other = Isa::mul(d, signed_byte_of<Isa, 3>(head[i]));
+        }
+        // 128 values: four blocks from 64 bytes of low and 32 bytes of high bits
+        for (int half = 0; half < 2; half++) {
+            const uint8_t *   low = p + 64 * half;
+            typename Isa::Int high[8], first[8], second[8];
+            for (int i = 0; i < 2; i++) {
+                transpose16<Isa>(p + 128 + 32 * half + 16 * i, stride, high + 4 * i);
+                transpose16<Isa>(low + 16 * i, stride, first + 4 * i);
+                transpose16<Isa>(low + 32 + 16 * i, stride, second + 4 * i);
+            }
+            use(join<Isa, 0, 0>(first, high, scales[4 * half]));
+            use(join<Isa, 0, 2>(second, high, scales[4 * half + 1]));
+            use(join<Isa, 1, 4>(first, high, scales[4 * half + 2]));
+            use(join<Isa, 1, 6>(second, high, scales[4 * half + 3]));
         }
     }
 };

@@ -1,4 +1,5 @@
 #include "inferos.h"
+#include "kernels/kernels.h"
 
 #include <algorithm>
 #include <atomic>
@@ -30,6 +31,20 @@ uint64_t read_all(const uint64_t * data, size_t n) {
         total += sum;
     }
     return total;
+}
+
+// The largest rate that pass() gives in so many seconds.
+template <typename Pass>
+double best_rate(double seconds, double amount, Pass pass) {
+    double     best = 0.0;
+    const auto end  = Clock::now() + std::chrono::duration<double>(seconds);
+    do {
+        const auto started = Clock::now();
+        pass();
+        const std::chrono::duration<double> took = Clock::now() - started;
+        best = std::max(best, amount / std::max(took.count(), 1e-9));
+    } while (Clock::now() < end);
+    return best;
 }
 
 // Runs work(first, count) on every thread's share of n words.
@@ -72,20 +87,40 @@ INFEROS_API int32_t inferos_read_bandwidth(uint64_t n_bytes, int32_t n_threads, 
         share(n_words, n_threads, [data](size_t first, size_t count) {
             std::fill_n(data + first, count, first | 1);
         });
-        double     best = 0.0;
-        const auto end  = Clock::now() + std::chrono::duration<double>(seconds);
-        do {
-            const auto started = Clock::now();
+        *bytes_per_s = best_rate(seconds, static_cast<double>(read), [&] {
             share(n_words, n_threads, [data](size_t first, size_t count) {
                 sink.fetch_add(read_all(data + first, count), std::memory_order_relaxed);
             });
-            const std::chrono::duration<double> took = Clock::now() - started;
-            best = std::max(best, static_cast<double>(read) / std::max(took.count(), 1e-9));
-        } while (Clock::now() < end);
-        *bytes_per_s = best;
+        });
     } catch (const std::bad_alloc &) {
         status = INFEROS_NO_MEMORY;
     }
     munmap(memory, n_bytes);
     return status;
+}
+
+INFEROS_API int32_t inferos_multiply_rate(int32_t n_threads, double seconds, double * per_s) {
+    // long enough that starting a thread does not count, short against a turn of the scheduler
+    constexpr int64_t kRounds = 1 << 20;
+    const auto *      variant = inferos::kernels::best_variant();
+    if (variant == nullptr) {
+        return INFEROS_NO_KERNEL;
+    }
+    if (n_threads < 1 || per_s == nullptr) {
+        return INFEROS_BAD_SHAPE;
+    }
+    const auto   n      = static_cast<size_t>(n_threads);
+    const double amount = static_cast<double>(n_threads) * static_cast<double>(kRounds) *
+                          static_cast<double>(variant->multiplied_per_round);
+    try {
+        *per_s = best_rate(seconds, amount, [&] {
+            share(8 * n, n_threads, [variant](size_t, size_t) {
+                sink.fetch_add(static_cast<uint64_t>(variant->multiply(kRounds)),
+                               std::memory_order_relaxed);
+            });
+        });
+    } catch (const std::bad_alloc &) {
+        return INFEROS_NO_MEMORY;
+    }
+    return INFEROS_OK;
 }
