@@ -16,13 +16,10 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import kernels_for
-from .context import decode_failure, rotation
-from .errors import DecodeError, ModelLoadError
-from .ggml_types import ggml_type_named
-from .interrupt import abort_callback
-from .logs import forget_complaints, last_complaint
+from .context import decode_failure
+from .errors import DecodeError
 from .model import Model
+from .new_context import ContextSizes, new_context
 from .owner import Owner
 from .sampler import SamplerChain
 
@@ -68,28 +65,13 @@ class BatchContext(Owner):
             ModelLoadError: llama.cpp cannot create it (usually: not enough memory).
         """
         self.params = params
-        c_params = llama_cpp.llama_context_default_params()
         # llama.cpp divides the cells among the sequences, rounded up to 256 each
-        c_params.n_ctx = params.n_ctx * params.n_seq
-        c_params.n_batch = params.n_batch
-        c_params.n_ubatch = params.n_batch
-        c_params.n_seq_max = params.n_seq
-        c_params.kv_unified = False
-        c_params.n_outputs_max = max(params.n_outputs, params.n_seq)
-        c_params.n_threads = params.n_threads
-        c_params.n_threads_batch = params.n_threads
-        c_params.type_k = ggml_type_named(params.type_k).id
-        c_params.type_v = ggml_type_named(params.type_v).id
-        c_params.abort_callback = abort_callback()
-        c_params.no_perf = True
-        forget_complaints()
-        with rotation(params.rotate), kernels_for(model.kernels, c_params):
-            self._pointer = llama_cpp.llama_init_from_model(model.pointer, c_params)
-        if not self._pointer:
-            raise ModelLoadError(
-                f"{model.path}: llama.cpp cannot create a context of {params.n_seq} sequences of "
-                f"{params.n_ctx} tokens: {last_complaint() or 'not enough memory?'}"
-            )
+        sizes = ContextSizes(
+            params.n_ctx * params.n_seq, params.n_batch, params.n_seq, params.n_outputs,
+            params.n_threads, params.type_k, params.type_v, False, params.rotate,
+        )  # fmt: skip
+        what = f"a context of {params.n_seq} sequences of {params.n_ctx} tokens"
+        self._pointer, _ = new_context(model, sizes, what)
         self._memory = llama_cpp.llama_get_memory(self._pointer)
         self._n_vocab = model.vocab.n_tokens
         self.n_batch = int(llama_cpp.llama_n_batch(self._pointer))

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import kernels_for
-from .errors import ContextFull, DecodeError, Interrupted, ModelLoadError, StateError
-from .ggml_types import ggml_type_named
-from .interrupt import abort_callback
+from .errors import ContextFull, DecodeError, Interrupted, StateError
 from .kv_state import State
 from .logs import forget_complaints, last_complaint
 from .model import Model
+from .new_context import ContextSizes, Observer, new_context
 from .owner import Owner
 from .sampler import SamplerChain
 
@@ -37,7 +32,6 @@ class ContextParams:
     n_ctx: int
     n_threads: int
     n_batch: int = 512
-    n_seq_max: int = 1
     n_outputs_max: int = 1
     type_k: str = "f16"
     type_v: str = "f16"
@@ -46,36 +40,8 @@ class ContextParams:
 
 
 _BYTES = ctypes.POINTER(ctypes.c_uint8)
-_SWITCH = "LLAMA_ATTN_ROT_DISABLE"
-
-
-@contextmanager
-def rotation(wanted: bool) -> Iterator[bool]:
-    """Create a context in here; yields whether it rotates (a user may have set the switch)."""
-    before = os.environ.get(_SWITCH)
-    # llama.cpp reads it with atoi
-    already_off = re.match(r"\s*[+-]?0*[1-9]", before or "") is not None
-    if not wanted:
-        os.environ[_SWITCH] = "1"
-    try:
-        yield wanted and not already_off
-    finally:
-        if not wanted:
-            os.environ.pop(_SWITCH)
-            if before is not None:
-                os.environ[_SWITCH] = before
-
-
-class Observer(Protocol):
-    """Sees the nodes of every graph that a context computes."""
-
-    @property
-    def callback(self) -> Any:
-        """A ``ggml_backend_sched_eval_callback``."""
-
-    @property
-    def user_data(self) -> int:
-        """The pointer that the callback gets."""
+#: The sequence beside sequence 0, through which rows go in and out.
+_WINDOW = 1
 
 
 def decode_failure(code: int, full: str) -> DecodeError:
@@ -105,30 +71,13 @@ class Context(Owner):
             ModelLoadError: llama.cpp cannot create it (usually: not enough memory).
         """
         self.params = params
-        c_params = llama_cpp.llama_context_default_params()
-        c_params.n_ctx = params.n_ctx
-        c_params.n_batch = min(params.n_batch, params.n_ctx)
-        c_params.n_ubatch = c_params.n_batch
-        c_params.n_seq_max = params.n_seq_max + params.window
-        c_params.kv_unified = params.window
-        c_params.n_outputs_max = max(params.n_outputs_max, c_params.n_seq_max)
-        c_params.n_threads = params.n_threads
-        c_params.n_threads_batch = params.n_threads
-        c_params.type_k = ggml_type_named(params.type_k).id
-        c_params.type_v = ggml_type_named(params.type_v).id
-        c_params.abort_callback = abort_callback()
-        c_params.no_perf = True
-        if observer is not None:
-            c_params.cb_eval = observer.callback
-            c_params.cb_eval_user_data = observer.user_data
-        forget_complaints()
-        with rotation(params.rotate) as self.rotates, kernels_for(model.kernels, c_params):
-            self._pointer = llama_cpp.llama_init_from_model(model.pointer, c_params)
-        if not self._pointer:
-            raise ModelLoadError(
-                f"{model.path}: llama.cpp cannot create a context of {params.n_ctx} tokens: "
-                f"{last_complaint() or 'not enough memory?'}"
-            )
+        n_seq = 1 + params.window
+        sizes = ContextSizes(
+            params.n_ctx, min(params.n_batch, params.n_ctx), n_seq, params.n_outputs_max,
+            params.n_threads, params.type_k, params.type_v, params.window, params.rotate,
+        )  # fmt: skip
+        what = f"a context of {params.n_ctx} tokens"
+        self._pointer, self.rotates = new_context(model, sizes, what, observer)
         self._memory = llama_cpp.llama_get_memory(self._pointer)
         self._n_vocab = model.vocab.n_tokens
         self.n_ctx = int(llama_cpp.llama_n_ctx(self._pointer))
@@ -220,16 +169,15 @@ class Context(Owner):
         Raises:
             StateError: llama.cpp saves nothing.
         """
-        window = self.params.n_seq_max
-        llama_cpp.llama_memory_seq_cp(self._memory, 0, window, first, stop)
+        llama_cpp.llama_memory_seq_cp(self._memory, 0, _WINDOW, first, stop)
         try:
-            size = llama_cpp.llama_state_seq_get_size(self._pointer, window)
+            size = llama_cpp.llama_state_seq_get_size(self._pointer, _WINDOW)
             state = np.empty(size, np.uint8)
             got = llama_cpp.llama_state_seq_get_data(
-                self._pointer, state.ctypes.data_as(_BYTES), size, window
+                self._pointer, state.ctypes.data_as(_BYTES), size, _WINDOW
             )
         finally:
-            llama_cpp.llama_memory_seq_rm(self._memory, window, -1, -1)
+            llama_cpp.llama_memory_seq_rm(self._memory, _WINDOW, -1, -1)
         if size == 0 or got != size:
             raise StateError(f"llama.cpp saved {got} of {size} bytes: {last_complaint()}")
         return state
@@ -242,15 +190,14 @@ class Context(Owner):
         Raises:
             StateError: llama.cpp refuses them.
         """
-        window = self.params.n_seq_max
         forget_complaints()
         size = llama_cpp.llama_state_seq_set_data(
-            self._pointer, state.ctypes.data_as(_BYTES), len(state), window
+            self._pointer, state.ctypes.data_as(_BYTES), len(state), _WINDOW
         )
         if size != len(state):
             raise StateError(f"llama.cpp refuses a saved KV state: {last_complaint()}")
-        llama_cpp.llama_memory_seq_cp(self._memory, window, 0, -1, -1)
-        llama_cpp.llama_memory_seq_rm(self._memory, window, -1, -1)
+        llama_cpp.llama_memory_seq_cp(self._memory, _WINDOW, 0, -1, -1)
+        llama_cpp.llama_memory_seq_rm(self._memory, _WINDOW, -1, -1)
 
     def _failure(self, code: int) -> DecodeError:
         return decode_failure(code, f"no room in the context of {self.n_ctx} tokens")

@@ -18,11 +18,12 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from .context import Context, ContextParams, Observer
+from .context import Context, ContextParams
 from .errors import EvaluateError
 from .interrupt import interruptible
 from .library import load_library
 from .model import Model
+from .new_context import Observer
 
 Progress = Callable[[int, int], None]
 

@@ -45,7 +45,7 @@ def read_memory_use(path: Path, context: Context, n_vocab: int, planned: int) ->
     """
     buffers = context_buffers(context)
     rss, anonymous, model_pages = parse_smaps(_smaps(), str(path.resolve()))
-    n_rows = max(context.params.n_outputs_max, context.params.n_seq_max + context.params.window)
+    n_rows = max(context.params.n_outputs_max, 1 + context.params.window)
     return MemoryUse(
         rss=rss,
         anonymous=anonymous,

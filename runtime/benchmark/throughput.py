@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from infer_os.native.context import ContextParams
+import numpy as np
+
+from infer_os.native.batch_context import BatchContext, BatchContextParams, Rows
 from infer_os.native.interrupt import interruptible
 from infer_os.native.model import Model
 from infer_os.native.sampler import SamplerChain
-from infer_os.native.sequences import Sequences
 from infer_os.runtime.settings import EngineSettings
 
 from .rows import Measurement
@@ -36,7 +37,7 @@ def measure_batches(
 
     Args:
         path: a GGUF file.
-        settings: load mode and threads; the cache is F16.
+        settings: load mode, kernels and threads; the cache is F16.
         batches: numbers of sequences.
         n_decode: steps that are timed.
         repeats: of every size.
@@ -48,13 +49,18 @@ def measure_batches(
     """
     found: list[Measurement] = []
     total, done = len(batches) * repeats, 0
-    params = ContextParams(n_ctx=sequence_tokens(n_decode), n_threads=settings.n_threads)
-    with Model(path, load=settings.load) as model, SamplerChain() as sampler, interruptible():
+    n_ctx = sequence_tokens(n_decode)
+    with (
+        Model(path, load=settings.load, native=settings.native) as model,
+        SamplerChain() as sampler,
+        interruptible(),
+    ):
         sampler.add_greedy()
         for _ in range(repeats):
             for n in batches:
-                with Sequences(model, params, n) as sequences:
-                    rate = _rate(sequences, sampler, model.vocab.n_tokens, n_decode)
+                params = BatchContextParams(n_ctx, n, settings.n_threads, n, n)
+                with BatchContext(model, params) as context:
+                    rate = _rate(context, sampler, model.vocab.n_tokens, n_decode)
                 found.append(Measurement("batch_decode", "tokens/s", rate, (("sequences", n),)))
                 done += 1
                 if progress:
@@ -62,13 +68,15 @@ def measure_batches(
     return found
 
 
-def _rate(sequences: Sequences, sampler: SamplerChain, n_vocab: int, n_decode: int) -> float:
+def _rate(context: BatchContext, sampler: SamplerChain, n_vocab: int, n_decode: int) -> float:
+    n = context.params.n_seq
+    sequences, outputs = np.arange(n, dtype=np.int32), np.ones(n, np.int8)
     # each sequence starts with another token, so that they are not one text many times
-    tokens = [(7 * i + 1) % n_vocab for i in range(sequences.n_seq)]
+    tokens = (7 * sequences + 1) % n_vocab
     started = 0.0
     for i in range(_WARM_UP + n_decode):
         if i == _WARM_UP:
             started = time.perf_counter()
-        sequences.step(tokens)
-        tokens = sequences.draw(sampler)
-    return sequences.n_seq * n_decode / (time.perf_counter() - started)
+        context.decode(Rows(tokens, np.full(n, i, np.int32), sequences, outputs))
+        tokens = np.array([context.sample(sampler, row) for row in range(n)], np.int32)
+    return n * n_decode / (time.perf_counter() - started)

@@ -6,14 +6,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from comparison import all_logits
 from helpers import Converter
 
-from infer_os.native.context import ContextParams
-from infer_os.native.errors import DecodeError
-from infer_os.native.model import Model
-from infer_os.native.sampler import SamplerChain
-from infer_os.native.sequences import Sequences
 from infer_os.runtime.benchmark.copying import RowSampler, row_probabilities
 from infer_os.runtime.benchmark.settings import BenchSettings
 from infer_os.runtime.benchmark.speed import (
@@ -81,27 +75,6 @@ def test_the_bandwidth_share_counts_weights_and_cache(converted: Converter) -> N
 
 
 # ---- sequences
-
-
-def test_sequences_compute_what_each_alone_would(converted: Converter) -> None:
-    texts = [[5, 9, 2], [7, 1, 4], [3, 3, 3]]
-    params = ContextParams(n_ctx=32, n_threads=1)
-    with (
-        Model(converted(kind="f32")) as model,
-        SamplerChain() as sampler,
-        Sequences(model, params, 3) as sequences,
-    ):
-        sampler.add_greedy()
-        for _ in range(2):  # the second time from an empty cache again
-            sequences.forget()
-            for i in range(3):
-                sequences.step([text[i] for text in texts])
-            drawn = sequences.draw(sampler)
-            expected = [int(all_logits(model.path, np.array(t))[-1].argmax()) for t in texts]
-            assert drawn == expected
-            assert sequences.n_held == 3
-        with pytest.raises(DecodeError, match="2 tokens for 3 sequences"):
-            sequences.step([1, 2])
 
 
 def test_batches_are_measured_by_turns(converted: Converter) -> None:

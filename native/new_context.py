@@ -1,0 +1,107 @@
+"""Create a llama.cpp context: what its owners, of one sequence and of many, have in common."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import llama_cpp
+
+from .backend import kernels_for
+from .errors import ModelLoadError
+from .ggml_types import ggml_type_named
+from .interrupt import abort_callback
+from .logs import forget_complaints, last_complaint
+from .model import Model
+
+_SWITCH = "LLAMA_ATTN_ROT_DISABLE"
+
+
+@dataclass(frozen=True, slots=True)
+class ContextSizes:
+    """What a context is allocated for.
+
+    ``n_ctx`` tokens in all sequences together, ``n_batch`` rows at once, ``n_outputs`` of them with
+    logits. ``unified``: sequences share their cells. ``rotate`` off keeps llama.cpp from rotating
+    quantized rows of the cache.
+    """
+
+    n_ctx: int
+    n_batch: int
+    n_seq: int
+    n_outputs: int
+    n_threads: int
+    type_k: str
+    type_v: str
+    unified: bool
+    rotate: bool
+
+
+class Observer(Protocol):
+    """Sees the nodes of every graph that a context computes."""
+
+    @property
+    def callback(self) -> Any:
+        """A ``ggml_backend_sched_eval_callback``."""
+
+    @property
+    def user_data(self) -> int:
+        """The pointer that the callback gets."""
+
+
+@contextmanager
+def rotation(wanted: bool) -> Iterator[bool]:
+    """Create a context in here; yields whether it rotates (a user may have set the switch)."""
+    before = os.environ.get(_SWITCH)
+    # llama.cpp reads it with atoi
+    already_off = re.match(r"\s*[+-]?0*[1-9]", before or "") is not None
+    if not wanted:
+        os.environ[_SWITCH] = "1"
+    try:
+        yield wanted and not already_off
+    finally:
+        if not wanted:
+            os.environ.pop(_SWITCH)
+            if before is not None:
+                os.environ[_SWITCH] = before
+
+
+def new_context(
+    model: Model, sizes: ContextSizes, what: str, observer: Observer | None = None
+) -> tuple[Any, bool]:
+    """A ``llama_context *``, and whether it rotates.
+
+    Args:
+        model: its weights; it must outlive the context.
+        sizes: what is allocated.
+        what: how a message calls it, as in "a context of 512 tokens".
+        observer: is shown the nodes that are computed; it must outlive the context too.
+
+    Raises:
+        ModelLoadError: llama.cpp cannot create it (usually: not enough memory).
+    """
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = sizes.n_ctx
+    params.n_batch = params.n_ubatch = sizes.n_batch
+    params.n_seq_max = sizes.n_seq
+    params.kv_unified = sizes.unified
+    params.n_outputs_max = max(sizes.n_outputs, sizes.n_seq)
+    params.n_threads = params.n_threads_batch = sizes.n_threads
+    params.type_k = ggml_type_named(sizes.type_k).id
+    params.type_v = ggml_type_named(sizes.type_v).id
+    params.abort_callback = abort_callback()
+    params.no_perf = True
+    if observer is not None:
+        params.cb_eval = observer.callback
+        params.cb_eval_user_data = observer.user_data
+    forget_complaints()
+    with rotation(sizes.rotate) as rotates, kernels_for(model.kernels, params):
+        pointer = llama_cpp.llama_init_from_model(model.pointer, params)
+    if not pointer:
+        reason = last_complaint() or "not enough memory?"
+        raise ModelLoadError(f"{model.path}: llama.cpp cannot create {what}: {reason}")
+    return pointer, rotates
