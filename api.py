@@ -89,7 +89,7 @@ class Model(Owner):
     def __init__(
         self,
         engine: Engine,
-        open_batch: Callable[[BatchSettings], BatchEngine] | None = None,
+        open_batch: Callable[[BatchSettings], BatchEngine],
         close: Callable[[], None] | None = None,
     ) -> None:
         """What :func:`load` makes.
@@ -279,8 +279,6 @@ class Model(Owner):
         from .native.errors import Interrupted
         from .runtime.batch.order import InputOrder
 
-        if self._open_batch is None:
-            raise NotImplementedError("this engine has no batches")
         order = InputOrder() if ordered else None
         parsed: Iterable[Record | BadRecord] = _parsed(records, sampling, stops)
         if order is not None:

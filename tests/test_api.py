@@ -56,6 +56,11 @@ def expected(file: Path, prompts: Sequence[str]) -> list[str]:
 # ---- the package
 
 
+def no_batch(_: BatchSettings) -> BatchEngine:
+    """For tests of one sequence."""
+    raise AssertionError("a batch was opened")
+
+
 def test_importing_it_imports_nothing_heavy() -> None:
     script = (
         "import sys, infer_os\n"
@@ -206,7 +211,7 @@ def run_all(tasks: Sequence[Callable[[], None]]) -> None:
 
 
 def test_another_thread_waits_for_the_end_of_a_stream() -> None:
-    model = Model(FakeEngine(saying("abc")))
+    model = Model(FakeEngine(saying("abc")), no_batch)
     events: list[str] = []
     stream = model.stream("x")
     events.append(next(stream))
@@ -224,7 +229,7 @@ def test_another_thread_waits_for_the_end_of_a_stream() -> None:
 
 
 def test_a_thread_that_would_wait_for_itself_is_told() -> None:
-    model = Model(FakeEngine(saying("abc")))
+    model = Model(FakeEngine(saying("abc")), no_batch)
     chat = model.chat()
     stream = model.stream("x")
     next(stream)
@@ -237,7 +242,7 @@ def test_a_thread_that_would_wait_for_itself_is_told() -> None:
 
 
 def test_a_dropped_stream_lets_others_in() -> None:
-    model = Model(FakeEngine(saying("abc")))
+    model = Model(FakeEngine(saying("abc")), no_batch)
     for chunk in model.stream("x"):
         assert chunk == "a"
         break
@@ -255,7 +260,7 @@ def test_closing_ends_what_another_thread_computes() -> None:
         return ord("a")
 
     engine = FakeEngine(endless, 1 << 20)
-    model = Model(engine, close=closed.set)
+    model = Model(engine, no_batch, closed.set)
     finished: list[FinishReason] = []
 
     def generate() -> None:
@@ -276,7 +281,7 @@ def test_closing_ends_what_another_thread_computes() -> None:
 
 
 def test_closing_ends_a_stream_that_nobody_reads_and_those_who_wait() -> None:
-    model = Model(FakeEngine(saying("abc")))
+    model = Model(FakeEngine(saying("abc")), no_batch)
     stream = model.stream("x")
     next(stream)
     errors: list[Exception] = []
@@ -315,7 +320,7 @@ def interrupting(tokens: Sequence[int]) -> int:
 
 @pytest.mark.usefixtures("sigint")
 def test_ctrl_c_is_a_keyboard_interrupt_in_the_main_thread() -> None:
-    model = Model(FakeEngine(interrupting))
+    model = Model(FakeEngine(interrupting), no_batch)
     with pytest.raises(KeyboardInterrupt):
         model.generate("x")
     assert model.last is not None
@@ -347,7 +352,10 @@ def test_another_thread_neither_installs_nor_needs_a_handler(file: Path) -> None
 def test_overlapping_streams_leave_python_its_handler() -> None:
     library = load_library()
     hook = sys.unraisablehook
-    one, other = Model(FakeEngine(saying("abc"))), Model(FakeEngine(saying("abc")))
+    one, other = (
+        Model(FakeEngine(saying("abc")), no_batch),
+        Model(FakeEngine(saying("abc")), no_batch),
+    )
     first, second = one.stream("x"), other.stream("y")
     next(first), next(second)
     first.close()
