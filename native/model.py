@@ -117,6 +117,10 @@ class Vocab:
     def _pieces(self) -> dict[int, bytes]:
         return {}
 
+    @functools.cached_property
+    def _ends(self) -> dict[int, bool]:
+        return {}
+
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; control tokens give none."""
         known = self._pieces.get(token)
@@ -143,9 +147,12 @@ class Vocab:
 
     def is_end(self, token: int) -> bool:
         """Whether the token ends a generation (``<|endoftext|>`` and its like)."""
-        if token == self.eos and not self._names_end:
-            return False
-        return bool(llama_cpp.llama_vocab_is_eog(self._pointer, token))
+        known = self._ends.get(token)
+        if known is None:
+            named = token != self.eos or self._names_end
+            known = named and bool(llama_cpp.llama_vocab_is_eog(self._pointer, token))
+            self._ends[token] = known
+        return known
 
     def special_texts(self) -> list[str]:
         """Every special (control) token, as it is spelled."""

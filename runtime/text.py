@@ -34,6 +34,8 @@ class TextStream:
     def _release(self, text: str) -> str:
         if self.stopped:
             return ""
+        if not self._stops:
+            return text
         self._held += text
         # the stop that is complete first counts, so that the cut into tokens does not matter
         found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]

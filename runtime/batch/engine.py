@@ -431,14 +431,15 @@ def _close(sequence: Sequence) -> None:
 
 def _rows(step: Step) -> Rows:
     """The arrays of a step, slot by slot."""
-    counts = [len(rows.tokens) for rows in step.slots]
-    n = sum(counts)
+    tokens: list[int] = []
+    positions: list[int] = []
+    sequences: list[int] = []
+    for rows in step.slots:
+        n = len(rows.tokens)
+        tokens += rows.tokens
+        positions += range(rows.position, rows.position + n)
+        sequences += [rows.slot] * n
     return Rows(
-        np.fromiter((token for rows in step.slots for token in rows.tokens), np.int32, n),
-        np.fromiter(
-            (rows.position + i for rows in step.slots for i in range(len(rows.tokens))),
-            np.int32, n,
-        ),
-        np.repeat(np.array([rows.slot for rows in step.slots], np.int32), counts),
-        np.full(n, step.outputs, np.int8),
+        np.array(tokens, np.int32), np.array(positions, np.int32), np.array(sequences, np.int32),
+        np.full(len(tokens), step.outputs, np.int8),
     )  # fmt: skip

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 #: From 8 rows on llama.cpp takes its tiled matrix kernels, from 2 on its blocked ones.
 LEAST_ROWS = 8
@@ -54,8 +55,7 @@ class Limits:
     bounds: Bounds = STOCK
 
 
-@dataclass(frozen=True, slots=True)
-class SlotRows:
+class SlotRows(NamedTuple):
     """Rows of one slot: ``tokens`` from ``position`` on, of which the first ``n_real`` stay.
 
     The last ``n_wanted`` of the real ones get logits for the slot's sequence.
@@ -274,13 +274,14 @@ class Scheduler:
         rows = []
         for i in run:
             slot = self._slots[i]
-            limit = slot.n_prefill if not outputs or not slot.is_ready else len(slot.todo)
-            real = slot.todo[: min(limit, height)]
-            n_fillers = min(height - len(real), n_ctx - len(slot.held) - len(real))
-            wanted = slot.n_wanted if outputs and slot.is_ready else 0
-            tokens = (*real, *[FILLER] * n_fillers)
+            drawing = outputs and slot.is_ready
+            tokens = slot.todo[: height if drawing else min(slot.n_prefill, height)]
+            n_held, n_real = len(slot.held), len(tokens)
+            if n_real < height:
+                tokens += [FILLER] * min(height - n_real, n_ctx - n_held - n_real)
             if tokens:
-                rows.append(SlotRows(i, len(slot.held), tokens, len(real), wanted))
+                wanted = slot.n_wanted if drawing else 0
+                rows.append(SlotRows(i, n_held, tuple(tokens), n_real, wanted))
         return Step(tuple(rows), outputs)
 
     def computed(self, step: Step) -> None:
