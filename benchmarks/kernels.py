@@ -7,14 +7,14 @@
 
 ``steps``: one decoding step of 1 to 32 tokens, all with logits, as verifying a draft needs it, and
 the share of the memory's read bandwidth, as a plain C loop measures it in the same repeat, that
-reading the weights once in that time is. ``prefill``: a prompt, and the share of what the 8-bit
-multipliers do from registers, measured likewise, that its products are. ``depth``: a step of one
-token behind many others, per type of the KV cache. ``small``: a step of a small model from a file.
-The compared sides are ``native``, ``stock`` (both with the file's own pages) and ``repacked``
-(llama.cpp's fastest, on private copies); every repeat runs all of them by turns. Weights are
-random. A row per case and side, in JSON: the median, and the fastest and slowest, in seconds;
-``ratio`` is the median of stock's, or repacked's, time over ours in the same repeat, with its
-quartiles.
+reading the weights once in that time is. ``prefill``: a prompt, and the shares of what the 8-bit
+multipliers do from registers, and of what the kernels' innermost loop does from the first cache,
+both measured likewise, that its products are. ``depth``: a step of one token behind many others,
+per type of the KV cache. ``small``: a step of a small model from a file. The compared sides are
+``native``, ``stock`` (both with the file's own pages) and ``repacked`` (llama.cpp's fastest, on
+private copies); every repeat runs all of them by turns. Weights are random. A row per case and
+side, in JSON: the median, and the fastest and slowest, in seconds; ``ratio`` is the median of
+stock's, or repacked's, time over ours in the same repeat, with its quartiles.
 """
 
 from __future__ import annotations
@@ -93,14 +93,14 @@ def by_turns(
     contexts: dict[str, Context],
     repeats: int,
     run: Callable[[Context], float],
-    probe: Callable[[], float] = lambda: 1.0,
-) -> tuple[dict[str, list[float]], list[float]]:
-    """Seconds of every side in every repeat, and what the probe says in each.
+    *probes: Callable[[], float],
+) -> tuple[dict[str, list[float]], list[list[float]]]:
+    """Seconds of every side in every repeat, and what each probe says in each.
 
     Who begins changes, and one round warms up.
     """
     taken: dict[str, list[float]] = {name: [] for name in contexts}
-    probed: list[float] = []
+    probed: list[list[float]] = [[] for _ in probes]
     names = list(contexts)
     for i in range(repeats + 1):
         for name in names[i % len(names) :] + names[: i % len(names)]:
@@ -108,7 +108,8 @@ def by_turns(
             if i:
                 taken[name].append(seconds)
         if i:
-            probed.append(probe())
+            for said, probe in zip(probed, probes, strict=True):
+                said.append(probe())
     return taken, probed
 
 
@@ -186,7 +187,7 @@ def steps(arguments: argparse.Namespace, where: Where) -> None:
         ):
             n_bytes = weight_bytes(path)
             for n in counts:
-                taken, bandwidth = by_turns(
+                taken, (bandwidth,) = by_turns(
                     contexts, arguments.repeats, timed_step(n, 0, n),
                     lambda: read_bandwidth(arguments.threads, seconds=0.05),
                 )  # fmt: skip
@@ -206,15 +207,18 @@ def prefill(arguments: argparse.Namespace, where: Where) -> None:
                 params = ContextParams(n, arguments.threads, n_batch=min(n, 512), type_k=cache,
                                        type_v=cache)  # fmt: skip
                 with sides(path, arguments.sides.split(","), params) as contexts:
-                    taken, rate = by_turns(
+                    taken, (rate, scaled) = by_turns(
                         contexts, arguments.repeats, timed_step(n, 0, 1),
                         lambda: multiply_rate(arguments.threads, seconds=0.05),
+                        lambda: multiply_rate(arguments.threads, seconds=0.05, scaled=True),
                     )  # fmt: skip
                 about = {"what": "prefill", "model": arguments.model, "type": kind, "tokens": n,
                          "cache": cache}  # fmt: skip
                 for row in rows(taken, about):
-                    share = shares(n_products, taken[row["side"]], rate)
-                    where.say(row | {"tokens_per_s": n / row["median_s"], "int8_share": share,
+                    seconds = taken[row["side"]]
+                    where.say(row | {"tokens_per_s": n / row["median_s"],
+                                     "int8_share": shares(n_products, seconds, rate),
+                                     "loop_share": shares(n_products, seconds, scaled),
                                      "int8_rate": spread(rate)})  # fmt: skip
 
 

@@ -50,7 +50,7 @@ def _probes() -> tuple[Any, Any]:
     read, multiply = library.inferos_read_bandwidth, library.inferos_multiply_rate
     rate = ctypes.POINTER(ctypes.c_double)
     read.argtypes = [ctypes.c_uint64, ctypes.c_int32, ctypes.c_double, rate]
-    multiply.argtypes = [ctypes.c_int32, ctypes.c_double, rate]
+    multiply.argtypes = [ctypes.c_int32, ctypes.c_double, ctypes.c_int32, rate]
     read.restype = multiply.restype = ctypes.c_int32
     return read, multiply
 
@@ -70,16 +70,17 @@ def read_bandwidth(n_threads: int, *, n_bytes: int = 256 << 20, seconds: float =
     return float(rate.value)
 
 
-def multiply_rate(n_threads: int, *, seconds: float = 0.1) -> float:
+def multiply_rate(n_threads: int, *, seconds: float = 0.1, scaled: bool = False) -> float:
     """Measured multiply-adds of bytes per second that so many threads do in registers.
 
-    It is the bound of a product of quantized weights with many columns.
+    With ``scaled``, those of the kernels' innermost loop from the first cache, where every 32
+    products are scaled and added: the bound of a product of quantized weights with many columns.
 
     Raises:
         NativeError: our kernels have no instructions for this CPU, or there are no such threads.
     """
     rate = ctypes.c_double()
-    status = _probes()[1](n_threads, seconds, ctypes.byref(rate))
+    status = _probes()[1](n_threads, seconds, scaled, ctypes.byref(rate))
     if status != 0:
         raise NativeError(f"cannot measure how fast {n_threads} threads multiply bytes here")
     return float(rate.value)

@@ -143,10 +143,11 @@ INFEROS_API int32_t inferos_score_rows(const inferos_score_job * job, inferos_ro
 INFEROS_API int32_t inferos_read_bandwidth(uint64_t n_bytes, int32_t n_threads, double seconds,
                                            double * bytes_per_s);
 
-// What the 8-bit multipliers of our kernels' instruction set do on n_threads together, from registers:
-// multiply-adds per second, the best of the passes in so many seconds. INFEROS_NO_KERNEL: none run
-// on this CPU.
-INFEROS_API int32_t inferos_multiply_rate(int32_t n_threads, double seconds, double * per_s);
+// Multiply-adds of bytes per second on n_threads together, the best of the passes in so many seconds:
+// what the instructions of our kernels do from registers or, if scaled is not 0, their innermost
+// loop with its scales from the first cache. INFEROS_NO_KERNEL: none run on this CPU.
+INFEROS_API int32_t inferos_multiply_rate(int32_t n_threads, double seconds, int32_t scaled,
+                                          double * per_s);
 
 // ---- memory.cpp -----------------------------------------------------------------------------
 

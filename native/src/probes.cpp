@@ -99,9 +99,10 @@ INFEROS_API int32_t inferos_read_bandwidth(uint64_t n_bytes, int32_t n_threads, 
     return status;
 }
 
-INFEROS_API int32_t inferos_multiply_rate(int32_t n_threads, double seconds, double * per_s) {
+INFEROS_API int32_t inferos_multiply_rate(int32_t n_threads, double seconds, int32_t scaled,
+                                          double * per_s) {
     // long enough that starting a thread does not count, short against a turn of the scheduler
-    constexpr int64_t kRounds = 1 << 20;
+    constexpr int64_t kRounds = 1 << 19;
     const auto *      variant = inferos::kernels::best_variant();
     if (variant == nullptr) {
         return INFEROS_NO_KERNEL;
@@ -109,13 +110,14 @@ INFEROS_API int32_t inferos_multiply_rate(int32_t n_threads, double seconds, dou
     if (n_threads < 1 || per_s == nullptr) {
         return INFEROS_BAD_SHAPE;
     }
+    const auto & probe  = scaled != 0 ? variant->blocks : variant->multiply;
     const auto   n      = static_cast<size_t>(n_threads);
     const double amount = static_cast<double>(n_threads) * static_cast<double>(kRounds) *
-                          static_cast<double>(variant->multiplied_per_round);
+                          static_cast<double>(probe.multiplied);
     try {
         *per_s = best_rate(seconds, amount, [&] {
-            share(8 * n, n_threads, [variant](size_t, size_t) {
-                sink.fetch_add(static_cast<uint64_t>(variant->multiply(kRounds)),
+            share(8 * n, n_threads, [&probe](size_t, size_t) {
+                sink.fetch_add(static_cast<uint64_t>(probe.run(kRounds)),
                                std::memory_order_relaxed);
             });
         });

@@ -248,6 +248,7 @@ def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
 def test_multiplying_bytes_is_measured_where_our_kernels_run() -> None:
     if kernel_status(True).in_use:
         assert multiply_rate(1, seconds=0.01) > 0
+        assert multiply_rate(1, seconds=0.01, scaled=True) > 0
     else:
         with pytest.raises(NativeError, match="multiply bytes"):
             multiply_rate(1, seconds=0.01)

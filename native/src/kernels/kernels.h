@@ -102,8 +102,12 @@ struct AttentionKernels {
     MergeKernel       merge;
 };
 
-// So many rounds of products of bytes in registers, and a sum that keeps them from being left out.
-using MultiplyKernel = int32_t (*)(int64_t n_rounds);
+// So many rounds of work that needs no memory, and a sum that keeps it from being left out.
+using ProbeKernel = int32_t (*)(int64_t n_rounds);
+struct Probe {
+    ProbeKernel run;
+    int64_t     multiplied;  // multiply-adds of a round
+};
 
 struct Variant {
     const char *       name;
@@ -112,8 +116,8 @@ struct Variant {
     const WeightType * types;
     int32_t            n_types;
     AttentionKernels   attention;
-    MultiplyKernel     multiply;
-    int64_t            multiplied_per_round;  // multiply-adds
+    Probe              multiply;  // products of bytes alone, from registers
+    Probe              blocks;    // a block against a full tile, scales included, from the cache
 };
 
 // Null: not compiled in. Whether the CPU can run it is asked in cpu_features.cpp.

@@ -34,6 +34,34 @@ template <class Isa> int32_t multiply(int64_t n_rounds) {
     return first;
 }
 
+template <class Isa> int32_t multiply_blocks(int64_t n_rounds) {
+    alignas(64) uint8_t tile[kTile * kColumnBytes];
+    for (size_t i = 0; i < sizeof(tile); i++) {
+        tile[i] = static_cast<uint8_t>((n_rounds + static_cast<int64_t>(i)) & 0x0f);
+    }
+    for (int c = 0; c < kTile; c++) {
+        const float scale = 0.5f;
+        __builtin_memcpy(tile + kBlock * kTile + 4 * c, &scale, sizeof(scale));
+    }
+    Unpacked<Isa> w;
+    for (auto & quants : w.quants) {
+        quants = Isa::and_bytes(Isa::load(tile), 0x0f);
+    }
+    w.scale = w.other = Isa::set(1.0f);
+    typename Isa::Float sums[kTile];
+    for (auto & sum : sums) {
+        sum = Isa::zero();
+    }
+    for (int64_t i = 0; i < n_rounds; i++) {
+        __asm__ volatile("" : : "r"(tile), "r"(&w) : "memory");  // read again in every round
+        add_block<Isa, Q4_0, kTile>(w, tile, sums);
+    }
+    for (const auto & sum : sums) {
+        sums[0] = Isa::add(sums[0], sum);
+    }
+    return static_cast<int32_t>(Isa::sum_across(sums[0]));
+}
+
 template <class Isa> const inferos::kernels::Variant * variant_table(const char * name) {
     static constexpr WeightType types[] = {
         weight_type<Isa, Q4_0>(), weight_type<Isa, Q8_0>(), weight_type<Isa, Q4_K>(),
@@ -51,8 +79,8 @@ template <class Isa> const inferos::kernels::Variant * variant_table(const char 
         types,
         sizeof(types) / sizeof(types[0]),
         {cache_types, sizeof(cache_types) / sizeof(cache_types[0]), softmax<Isa>, merge<Isa>},
-        multiply<Isa>,
-        4 * Isa::lanes * kChains,
+        {multiply<Isa>, 4 * Isa::lanes * kChains},
+        {multiply_blocks<Isa>, kBlock * Isa::lanes * kTile},
     };
     return &variant;
 }
