@@ -21,7 +21,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     PROPERTIES COMPILE_OPTIONS "${AVX2_FLAGS};-mavxvnni")
   set_source_files_properties(${KERNELS}/variant_avx512vnni.cpp
     PROPERTIES COMPILE_OPTIONS "${AVX2_FLAGS};${VNNI_FLAGS}")
-elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64|ARM64")
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64|ARM64" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
   list(APPEND KERNEL_SOURCES ${KERNELS}/variant_neon.cpp)
   set_source_files_properties(${KERNELS}/variant_neon.cpp
     PROPERTIES COMPILE_OPTIONS "-march=armv8.2-a+dotprod;-ffp-contract=off")
