@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 # what an editable install compiles or records; Python sources are used in place
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard native/src/*.cpp native/src/*.h native/src/*/*)
 
-.PHONY: demo test lint types sanitize reference-check wheel fresh-check clean
+.PHONY: demo test lint types sanitize arm-check reference-check wheel fresh-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/infer-os demo
@@ -52,6 +52,27 @@ sanitize: $(VENV)/.installed-test
 	    -DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
 	$(BIN)/cmake --build build/sanitize --target kernels_check
 	LD_LIBRARY_PATH=$(SITE)/llama_cpp/lib build/sanitize/kernels_check
+
+# The kernels for arm64, compiled on another processor and run by qemu: on one with all instructions,
+# once more with sanitizers, and on one without dot products. The rest of native/src is compiled and
+# linked, without llama.cpp. Debian's packages: g++-aarch64-linux-gnu, qemu-user.
+ARM      := aarch64-linux-gnu
+ARM_RUN  := qemu-aarch64 -L /usr/$(ARM)
+ARM_CMAKE = $(BIN)/cmake -S . -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+    -DCMAKE_C_COMPILER=$(ARM)-gcc -DCMAKE_CXX_COMPILER=$(ARM)-g++ -DINFEROS_KERNELS_CHECK=ON \
+    -Dllama_DIR=$(CURDIR)/tests/native/no_llama -DINFEROS_LLAMA_INCLUDE=$(SITE)/include
+arm-check: $(VENV)/.installed-test
+	@command -v $(ARM)-g++ >/dev/null || { echo "arm-check needs the package g++-$(ARM)"; exit 2; }
+	@command -v qemu-aarch64 >/dev/null || { echo "arm-check needs the package qemu-user"; exit 2; }
+	test -x $(BIN)/cmake || $(BIN)/python -m pip install --quiet "cmake>=3.21,<5"
+	$(ARM_CMAKE) -B build/arm
+	$(BIN)/cmake --build build/arm --target inferos kernels_check
+	$(ARM_RUN) -cpu max build/arm/kernels_check neon
+	$(ARM_RUN) -cpu cortex-a53 build/arm/kernels_check none
+	$(ARM_CMAKE) -B build/arm-sanitize -DCMAKE_BUILD_TYPE=Debug \
+	    -DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
+	$(BIN)/cmake --build build/arm-sanitize --target kernels_check
+	ASAN_OPTIONS=detect_leaks=0 $(ARM_RUN) -cpu max build/arm-sanitize/kernels_check neon
 
 # Compares fresh random checkpoints with torch and transformers, in an environment of its own.
 reference-check: $(VENV)/.installed-test

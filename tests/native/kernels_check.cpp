@@ -1,6 +1,8 @@
-// The kernels by themselves, to be built with sanitizers (make sanitize): every variant against the
-// portable path, on buffers of exactly the right size, and attention against double precision.
-// The 256-bit code with VNNI also runs here, in AVX-512's encoding, where the CPU has no other.
+// The kernels by themselves, to be built with sanitizers (make sanitize) or for another processor
+// (make arm-check): every variant against the portable path, on buffers of exactly the right size,
+// and attention against double precision. The 256-bit code with VNNI also runs here, in AVX-512's
+// encoding, where the CPU has no other. An argument says which variant must be the best here, or
+// "none".
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -200,16 +202,22 @@ void check_attention(const Variant & variant, int k_type, int v_type, int64_t he
 
 }  // namespace
 
-int main() {
+int main(int argc, char ** argv) {
     const Variant * variants[4] = {};
     int             n           = 0;
-    for (const char * name : {"avx2", "avxvnni", "avx512vnni"}) {
+    for (const char * name : {"avx2", "avxvnni", "avx512vnni", "neon"}) {
         if (const Variant * variant = variant_named(name)) {
             variants[n++] = variant;
         }
     }
+#if defined(__x86_64__)
     if (variant_named("avx512vnni") != nullptr) {
         variants[n++] = variant_avx512vl();
+    }
+#endif
+    const char * best = best_variant() != nullptr ? best_variant()->name : "none";
+    if (argc > 1) {
+        check(std::strcmp(best, argv[1]) == 0, "the best variant is", best, 0, 0, 0);
     }
     for (int i = 0; i < n; i++) {
         const Variant & variant = *variants[i];
@@ -233,7 +241,7 @@ int main() {
         std::printf("%s: checked\n", variant.name);
     }
     if (n == 0) {
-        std::printf("no variant runs on this CPU\n");
+        std::printf("no variant runs: %s\n", missing_features());
     }
     return n_failed == 0 ? 0 : 1;
 }

@@ -16,7 +16,7 @@ from infer_os.native.ggml_types import ggml_type_named
 from infer_os.native.library import load_library
 
 TYPES = ("q4_0", "q8_0", "q4_k", "q5_k", "q6_k")
-VARIANTS = ("avx2", "avxvnni", "avx512vnni")
+VARIANTS = ("avx2", "avxvnni", "avx512vnni", "neon")
 BAD_TYPE = 1
 #: Bytes of a block of each type that hold float16 numbers.
 HALVES = {"q4_0": (0,), "q8_0": (0,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,)}

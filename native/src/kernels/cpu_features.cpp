@@ -5,6 +5,11 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace inferos::kernels {
@@ -62,15 +67,43 @@ const Variant * runnable(int n) {
     }
 }
 
+constexpr int  kVariants = 3;
+constexpr auto kNeeded   = "this CPU has no AVX2 with FMA and F16C";
+
+#elif defined(__aarch64__)
+
+// Linux: Documentation/arch/arm64/elf_hwcaps.rst; macOS: "Determining instruction set
+// characteristics" in Apple's documentation of sysctlbyname.
+bool read_dot_products() {
+#if defined(__linux__)
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#elif defined(__APPLE__)
+    int    has  = 0;
+    size_t size = sizeof(has);
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has != 0;
+#else
+    return false;
+#endif
+}
+
+const Variant * runnable(int) {
+    static const bool has_dot_products = read_dot_products();
+    return has_dot_products ? variant_neon() : nullptr;
+}
+
+constexpr int  kVariants = 1;
+constexpr auto kNeeded   = "this CPU has no dot products of bytes (FEAT_DotProd of ARMv8.2)";
+
 #else
 
 const Variant * runnable(int) {
     return nullptr;
 }
 
-#endif
+constexpr int  kVariants = 0;
+constexpr auto kNeeded   = "there are no kernels for this kind of CPU";
 
-constexpr int kVariants = 3;
+#endif
 
 }  // namespace
 
@@ -103,11 +136,7 @@ const WeightType * find_type(const Variant & variant, int32_t type) {
 }
 
 const char * missing_features() {
-#if defined(__x86_64__)
-    return best_variant() != nullptr ? "" : "this CPU has no AVX2 with FMA and F16C";
-#else
-    return "there are no kernels for this kind of CPU";
-#endif
+    return best_variant() != nullptr ? "" : kNeeded;
 }
 
 }  // namespace inferos::kernels

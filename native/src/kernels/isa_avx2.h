@@ -7,11 +7,14 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "block_avx2.h"
+
 namespace {
 
 struct Avx2 {
     using Int   = __m256i;
     using Float = __m256;
+    using Block = Avx2Block;
     static constexpr int lanes = 8, registers = 16;
 #if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
     static constexpr bool wide_offset = true;  // dot() takes all 8 bits of a weight
@@ -101,6 +104,12 @@ struct Avx2 {
         return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), ones));
 #endif
     }
+    // dot() with the same 4 bytes in every lane: those of word i
+    template <bool wide> static Int dot_word(Int sum, Int w, const uint8_t * words, int i) {
+        return dot<wide>(sum, w, broadcast(words + 4 * i));
+    }
+    // keeps the compiler from knowing what v is
+    static void forget(Int & v) { __asm__("" : "+v"(v)); }
     static Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }
     static Float as_float(Int v) { return _mm256_castsi256_ps(v); }
     static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }

@@ -7,11 +7,14 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "block_avx2.h"
+
 namespace {
 
 struct Avx512 {
     using Int   = __m512i;
     using Float = __m512;
+    using Block = Avx2Block;
     static constexpr int  lanes       = 16, registers = 32;
     static constexpr bool wide_offset = true;  // dot() takes all 8 bits of a weight
 
@@ -85,6 +88,12 @@ struct Avx512 {
     template <bool wide> static Int dot(Int sum, Int w, Int a) {
         return _mm512_dpbusd_epi32(sum, w, a);
     }
+    // dot() with the same 4 bytes in every lane: those of word i
+    template <bool wide> static Int dot_word(Int sum, Int w, const uint8_t * words, int i) {
+        return dot<wide>(sum, w, broadcast(words + 4 * i));
+    }
+    // keeps the compiler from knowing what v is
+    static void forget(Int & v) { __asm__("" : "+v"(v)); }
     static Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
     static Float as_float(Int v) { return _mm512_castsi512_ps(v); }
     static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }

@@ -21,7 +21,13 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     PROPERTIES COMPILE_OPTIONS "${AVX2_FLAGS};-mavxvnni")
   set_source_files_properties(${KERNELS}/variant_avx512vnni.cpp
     PROPERTIES COMPILE_OPTIONS "${AVX2_FLAGS};${VNNI_FLAGS}")
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64|ARM64" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
+  list(APPEND KERNEL_SOURCES ${KERNELS}/variant_neon.cpp)
+  set_source_files_properties(${KERNELS}/variant_neon.cpp
+    PROPERTIES COMPILE_OPTIONS "-march=armv8.2-a+dotprod;-ffp-contract=off")
 endif()
+# it has one multiply-add, which it names
+set_source_files_properties(${KERNELS}/portable.cpp PROPERTIES COMPILE_OPTIONS -ffp-contract=off)
 
 target_sources(inferos PRIVATE
   ${KERNEL_SOURCES} ${KERNELS}/backend.cpp ${KERNELS}/ggml_abi.cpp)
@@ -29,14 +35,16 @@ if(OpenMP_CXX_FOUND)
   target_link_libraries(inferos PRIVATE OpenMP::OpenMP_CXX)
 endif()
 
-# make sanitize
+# make sanitize, make arm-check
 option(INFEROS_KERNELS_CHECK "Build the kernels' own check" OFF)
 if(INFEROS_KERNELS_CHECK)
   set(CHECKS ${CMAKE_CURRENT_SOURCE_DIR}/tests/native)
-  add_executable(kernels_check EXCLUDE_FROM_ALL
-    ${KERNEL_SOURCES} ${CHECKS}/kernels_check.cpp ${CHECKS}/variant_avx512vl.cpp)
-  set_source_files_properties(${CHECKS}/variant_avx512vl.cpp
-    PROPERTIES COMPILE_OPTIONS "${AVX2_FLAGS};${VNNI_FLAGS}")
+  add_executable(kernels_check EXCLUDE_FROM_ALL ${KERNEL_SOURCES} ${CHECKS}/kernels_check.cpp)
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+    target_sources(kernels_check PRIVATE ${CHECKS}/variant_avx512vl.cpp)
+    set_source_files_properties(${CHECKS}/variant_avx512vl.cpp
+      PROPERTIES COMPILE_OPTIONS "${AVX2_FLAGS};${VNNI_FLAGS}")
+  endif()
   target_include_directories(kernels_check PRIVATE ${KERNELS})
   target_compile_options(kernels_check PRIVATE -Wall -Wextra -Wno-maybe-uninitialized)
   target_link_libraries(kernels_check PRIVATE llama OpenMP::OpenMP_CXX)

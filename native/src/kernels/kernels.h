@@ -120,10 +120,12 @@ struct Variant {
     Probe              blocks;    // a block against a full tile, scales included, from the cache
 };
 
-// Null: not compiled in. Whether the CPU can run it is asked in cpu_features.cpp.
+// Each is compiled for its own kind of processor. Whether the CPU can run it is asked in
+// cpu_features.cpp.
 const Variant * variant_avx2();
 const Variant * variant_avxvnni();
 const Variant * variant_avx512vnni();
+const Variant * variant_neon();
 
 // The best variant that this CPU runs; null: none.
 const Variant * best_variant();

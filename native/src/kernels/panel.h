@@ -31,8 +31,7 @@ INLINE void add_dots(const Unpacked<Isa> & w, typename Isa::Float scale, const u
     for (int i = first; i < end; i++) {
         for (int c = 0; c < C; c++) {
             Int & dot = two && i % 2 == 1 ? others[c] : dots[c];
-            dot = Isa::template dot<W::wide>(dot, w.quants[i],
-                                             Isa::broadcast(block + kBlock * c + 4 * i));
+            dot = Isa::template dot_word<W::wide>(dot, w.quants[i], block + kBlock * c, i);
         }
     }
     const uint8_t * scales = block + kBlock * C;
@@ -99,7 +98,7 @@ void few(const uint8_t * panel, size_t row_stride, int64_t n_units, const uint8_
             // a few lines with every block: many at once would hold up what is needed now
             if (ahead != nullptr) {
                 for (int i = 0; i < n_ahead; i += static_cast<int>(kLine)) {
-                    _mm_prefetch(reinterpret_cast<const char *>(ahead + i), _MM_HINT_T1);
+                    __builtin_prefetch(ahead + i, 0, 2);
                 }
                 ahead += n_ahead;
             }
@@ -138,7 +137,7 @@ void many(const uint8_t * unpacked, int64_t n_blocks, const uint8_t * tile, floa
     Fetch next = *fetch;
     for (int64_t i = 0; i < n_blocks; i++) {
         for (int64_t j = 0; j < next.per_block && next.left > 0; j++, next.left--) {
-            _mm_prefetch(reinterpret_cast<const char *>(next.row + 64 * next.line), _MM_HINT_T1);
+            __builtin_prefetch(next.row + 64 * next.line, 0, 2);
             if (++next.line == next.n_lines) {
                 next.line = 0;
                 next.row += next.row_stride;

@@ -223,16 +223,23 @@ struct Q6_K {
     static constexpr bool  wide  = false, pairs = false;
     static constexpr Other other = Other::split;
 
-    // 16 values whose low bits are in the low (high) half of every byte, and the others in two bits
+    // what begins at bit `top`
+    template <class Isa, int top> INLINE typename Isa::Int to_bit_4(typename Isa::Int v) {
+        if constexpr (top <= 4) {
+            return Isa::template left<4 - top>(v);
+        } else {
+            return Isa::template right<top - 4>(v);
+        }
+    }
+    // 32 values whose low bits are in the low (high) half of every byte, and the others in two bits
     template <class Isa, int nibble, int top>
     INLINE Unpacked<Isa> join(const typename Isa::Int * low, const typename Isa::Int * high,
                               const Scales<Isa> & scales) {
         Unpacked<Isa> w;
         for (int i = 0; i < 8; i++) {
             const auto bits = nibble == 0 ? low[i] : Isa::template right<4>(low[i]);
-            const auto two  = top <= 4 ? Isa::template left<4 - top>(high[i])
-                                       : Isa::template right<top - 4>(high[i]);
-            w.quants[i] = Isa::bits_or(Isa::and_bytes(bits, 0x0f), Isa::and_bytes(two, 0x30));
+            const auto two  = Isa::and_bytes(to_bit_4<Isa, top>(high[i]), 0x30);
+            w.quants[i]     = Isa::bits_or(Isa::and_bytes(bits, 0x0f), two);
         }
         w.scale = scales.scale;
         w.other = scales.other;

@@ -21,7 +21,7 @@ template <class Isa> int32_t multiply(int64_t n_rounds) {
     }
     for (int64_t i = 0; i < n_rounds; i++) {
         for (auto & sum : sums) {
-            __asm__("" : "+v"(factor));  // no part of it is known from the last time
+            Isa::forget(factor);  // no part of it is known from the last time
             sum = Isa::template dot<false>(sum, factor, factor);
         }
     }
@@ -75,7 +75,7 @@ template <class Isa> const inferos::kernels::Variant * variant_table(const char 
     static const inferos::kernels::Variant variant = {
         name,
         Isa::lanes,
-        quantize_columns,
+        quantize_columns<typename Isa::Block>,
         types,
         sizeof(types) / sizeof(types[0]),
         {cache_types, sizeof(cache_types) / sizeof(cache_types[0]), softmax<Isa>, merge<Isa>},
