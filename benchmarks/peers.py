@@ -173,7 +173,7 @@ def peer_side(
         )
     reasons = []
     for python in pythons:
-        complaints = stack.enter_context(tempfile.TemporaryFile("w+"))
+        complaints = stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115
         process = stack.enter_context(
             subprocess.Popen(
                 [python, _WORKER, "run", kind, str(model), *map(str, sizes)],
