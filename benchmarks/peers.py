@@ -231,12 +231,11 @@ def show(sides: list[Side], found: Mapping[str, list[tuple[float, float]]]) -> l
             rows += [Measurement(f"side_{what}", "tokens/s", rate, labels) for rate in rates]
         print(line)
     for ours in sides:
-        if not ours.name.startswith("infer-os"):
+        peers = [peer for peer in sides if comparable(ours, peer)]
+        if not ours.name.startswith("infer-os") or not peers:
             continue
         print(f"{ours.name}, times as fast as:")
-        for peer in sides:
-            if not comparable(ours, peer):
-                continue
+        for peer in peers:
             ratios = np.array(found[ours.name]) / np.array(found[peer.name])  # (rounds, 2)
             line = f"  {peer.name:24}"
             pair = (("ours", ours.name), ("peer", peer.name))
@@ -289,7 +288,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--geometry", choices=GEOMETRIES, default="distilgpt2")
     parser.add_argument("--layers", type=int, default=0, help="fewer than the model has")
     parser.add_argument("--types", default="f16,q8_0,q4_0")
-    parser.add_argument("--load", default="fast", choices=LOADS)
+    parser.add_argument("--load", default="mmap", choices=LOADS, help="of ours (default: mmap)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=32)
