@@ -1,25 +1,39 @@
-"""One program of a comparison, run by its own Python: a line on stdin, a round, a line of JSON.
+"""One program of a comparison, run by its own Python: converts a checkpoint, or takes rounds.
 
-    python benchmarks/peer_worker.py KIND FOLDER THREADS N_PROMPT N_DECODE
+    python benchmarks/peer_worker.py convert KIND CHECKPOINT OUT
+    python benchmarks/peer_worker.py run KIND MODEL THREADS N_PROMPT N_DECODE
 
-KIND is transformers-float32, transformers-bfloat16, ctranslate2-int8 or openvino-int8. Needs
-nothing of infer-os. Exits with 3 and the reason where its program is not installed.
+KIND is a key of ``KINDS``. ``convert`` writes the folder OUT from a checkpoint and prints one line
+of JSON: seconds, the peak of the process's memory, versions, bytes of weights. ``run`` takes the
+checkpoint itself (transformers) or what was converted, takes one round to warm up, and prints a
+line with the versions; then each line of stdin asks for a round, answered by a line of JSON with
+the seconds of the prompt, until its first token is drawn, and of N_DECODE tokens after it. Needs
+nothing of infer-os. Exits with 3 and the reason where a program is not installed.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+import resource
 import sys
-import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, NamedTuple
 
 Round = Callable[[], tuple[float, float]]
 
 
-def transformers_round(kind: str, folder: str, threads: int, n_prompt: int, n: int) -> Round:
+class Kind(NamedTuple):
+    """How to convert (None: the program reads the checkpoint itself) and to run, and of what."""
+
+    convert: Callable[[str, str, str], None] | None
+    load: Callable[[str, str, int, int, int], Round]
+    packages: tuple[str, ...]
+
+
+def load_transformers(kind: str, folder: str, threads: int, n_prompt: int, n: int) -> Round:
     """Greedy decoding with transformers' own cache, without its generate() around it."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -43,83 +57,171 @@ def transformers_round(kind: str, folder: str, threads: int, n_prompt: int, n: i
     return run
 
 
-def ctranslate2_round(kind: str, folder: str, threads: int, n_prompt: int, n: int) -> Round:
-    """CTranslate2's generator on int8 weights; its prefill is a round of one token."""
-    import ctranslate2
+def convert_ctranslate2(kind: str, folder: str, out: str) -> None:
+    """CTranslate2's own converter; the tokenizer gets a token for every row of the embedding."""
     from ctranslate2.converters import TransformersConverter
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
-    place = Path(tempfile.mkdtemp())
-    source, made = place / "source", place / "model"
-    shutil.copytree(folder, source)
-    # it wants a token for every row of the embedding
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    missing = AutoConfig.from_pretrained(folder).vocab_size - len(tokenizer)
-    tokenizer.add_tokens([f"<pad{i}>" for i in range(missing)])
-    tokenizer.unk_token = tokenizer.bos_token = tokenizer.eos_token
-    tokenizer.save_pretrained(source)
-    TransformersConverter(str(source)).convert(str(made), quantization=kind.split("-")[1])
-    generator = ctranslate2.Generator(str(made), device="cpu", intra_threads=threads)
-    prompt = tokenizer.convert_ids_to_tokens(list(range(1, n_prompt + 1)))
+    class Converter(TransformersConverter):  # type: ignore[misc]
+        def load_tokenizer(self, tokenizer_class: Any, path: str, **options: Any) -> Any:
+            tokenizer = tokenizer_class.from_pretrained(path, **options)
+            missing = AutoConfig.from_pretrained(path).vocab_size - len(tokenizer)
+            tokenizer.add_tokens([f"<pad{i}>" for i in range(missing)])
+            tokenizer.unk_token = tokenizer.bos_token = tokenizer.eos_token
+            return tokenizer
 
-    def generate(length: int) -> float:
+    Converter(folder, low_cpu_mem_usage=True).convert(out, quantization=kind.split("-")[1])
+
+
+def load_ctranslate2(kind: str, folder: str, threads: int, n_prompt: int, n: int) -> Round:
+    """CTranslate2's generator, greedy; its callback tells when each token is drawn."""
+    import ctranslate2
+
+    generator = ctranslate2.Generator(
+        folder, compute_type=kind.split("-")[1], intra_threads=threads
+    )
+    tokens = json.loads((Path(folder) / "vocabulary.json").read_text())
+    prompt = tokens[1 : n_prompt + 1]
+
+    def run() -> tuple[float, float]:
+        drawn = []
         started = time.perf_counter()
         generator.generate_batch(
-            [prompt], max_length=length, min_length=length, sampling_topk=1,
-            include_prompt_in_result=False,
+            [prompt], max_length=n + 1, min_length=n + 1, sampling_topk=1,
+            include_prompt_in_result=False,  # that is: the prompt in one pass, not token by token
+            callback=lambda _step: drawn.append(time.perf_counter()),
         )  # fmt: skip
-        return time.perf_counter() - started
-
-    def run() -> tuple[float, float]:
-        first = generate(1)
-        return first, generate(n + 1) - first
+        return first_and_rest(started, drawn, n)
 
     return run
 
 
-def openvino_round(kind: str, folder: str, threads: int, n_prompt: int, n: int) -> Round:
-    """OpenVINO's model through optimum, int8 weights, greedy; its prefill is a round of one."""
-    import torch
+def convert_openvino(kind: str, folder: str, out: str) -> None:
+    """optimum-intel's export with NNCF's compressed weights, by its own defaults for the bits.
+
+    With 4 bits, NNCF keeps the embedding and the head in 8.
+    """
     from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
 
+    settings = OVWeightQuantizationConfig(bits=int(kind[-1]), sym=False)
     model = OVModelForCausalLM.from_pretrained(
-        folder, export=True, quantization_config=OVWeightQuantizationConfig(bits=8),
-        ov_config={"INFERENCE_NUM_THREADS": threads},
-    )  # fmt: skip
-    prompt = torch.arange(1, n_prompt + 1).reshape(1, -1)
+        folder, export=True, compile=False, quantization_config=settings
+    )
+    model.save_pretrained(out)
 
-    def generate(length: int) -> float:
-        started = time.perf_counter()
-        model.generate(prompt, max_new_tokens=length, min_new_tokens=length, do_sample=False)
-        return time.perf_counter() - started
+
+def load_openvino(kind: str, folder: str, threads: int, n_prompt: int, n: int) -> Round:
+    """OpenVINO GenAI's pipeline, greedy, fed with token ids; a streamer tells of each token."""
+    import numpy as np
+    import openvino
+    import openvino_genai
+
+    class Clock(openvino_genai.StreamerBase):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.drawn: list[float] = []
+
+        def write(self, token: int | list[int]) -> openvino_genai.StreamingStatus:
+            count = len(token) if isinstance(token, list) else 1
+            self.drawn += [time.perf_counter()] * count
+            return openvino_genai.StreamingStatus.RUNNING
+
+        def end(self) -> None:
+            pass
+
+    scheduler = openvino_genai.SchedulerConfig()
+    # else the prompt of the last round is found again instead of computed
+    scheduler.enable_prefix_caching = False
+    scheduler.max_num_batched_tokens = max(n_prompt, 256)
+    pipeline = openvino_genai.LLMPipeline(
+        folder, "CPU", scheduler_config=scheduler, INFERENCE_NUM_THREADS=threads
+    )
+    settings = openvino_genai.GenerationConfig(
+        max_new_tokens=n + 1, min_new_tokens=n + 1, ignore_eos=True, do_sample=False,
+        apply_chat_template=False,
+    )  # fmt: skip
+    prompt = openvino.Tensor(np.arange(1, n_prompt + 1, dtype=np.int64).reshape(1, -1))
 
     def run() -> tuple[float, float]:
-        first = generate(1)
-        return first, generate(n + 1) - first
+        clock = Clock()
+        started = time.perf_counter()
+        pipeline.generate(prompt, settings, clock)
+        return first_and_rest(started, clock.drawn, n)
 
     return run
 
 
+def first_and_rest(started: float, drawn: list[float], n: int) -> tuple[float, float]:
+    """Seconds until the first token, and from it to the last; all of them must have come."""
+    if len(drawn) != n + 1:
+        raise RuntimeError(f"{len(drawn)} tokens came, {n + 1} were asked for")
+    return drawn[0] - started, drawn[-1] - drawn[0]
+
+
+_TRANSFORMERS = Kind(None, load_transformers, ("transformers", "torch"))
+_OPENVINO = Kind(
+    convert_openvino, load_openvino,
+    ("openvino-genai", "openvino", "optimum-intel", "nncf", "transformers"),
+)  # fmt: skip
 KINDS = {
-    "transformers": transformers_round, "ctranslate2": ctranslate2_round,
-    "openvino": openvino_round,
-}  # fmt: skip
+    "transformers-float32": _TRANSFORMERS,
+    "transformers-bfloat16": _TRANSFORMERS,
+    "ctranslate2-int8": Kind(
+        convert_ctranslate2, load_ctranslate2, ("ctranslate2", "transformers")
+    ),
+    "openvino-int8": _OPENVINO,
+    "openvino-int4": _OPENVINO,
+}
+
+
+def versions(packages: tuple[str, ...]) -> str:
+    """Those that are installed, as one line."""
+    found = []
+    for name in packages:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def convert(kind: str, folder: str, out: str) -> dict[str, object]:
+    """Convert; what it took."""
+    how = KINDS[kind].convert
+    if how is None:
+        raise SystemExit(f"{kind} reads the checkpoint as it is")
+    started = time.perf_counter()
+    how(kind, folder, out)
+    return {
+        "seconds": time.perf_counter() - started,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "versions": versions(KINDS[kind].packages),
+        "weights_bytes": max(p.stat().st_size for p in Path(out).glob("*.bin")),
+    }
 
 
 def main() -> None:
-    """Load, then a round per line."""
-    kind, folder, threads, n_prompt, n = sys.argv[1:]
+    """Convert, or load and take a round per line."""
+    verb, kind, folder, *rest = sys.argv[1:]
     answers = sys.stdout
     sys.stdout = sys.stderr  # what libraries print is no answer
+
+    def answer(value: dict[str, object]) -> None:
+        print(json.dumps(value), file=answers, flush=True)
+
     try:
-        run = KINDS[kind.split("-")[0]](kind, folder, int(threads), int(n_prompt), int(n))
+        if verb == "convert":
+            return answer(convert(kind, folder, rest[0]))
+        threads, n_prompt, n = map(int, rest)
+        run = KINDS[kind].load(kind, folder, threads, n_prompt, n)
     except ImportError as error:
         print(f"not installed: {error}", file=sys.stderr)
         sys.exit(3)
-    print("ready", file=answers, flush=True)
+    run()
+    answer({"versions": versions(KINDS[kind].packages)})
     for _line in sys.stdin:
         prefill_s, decode_s = run()
-        print(json.dumps({"prefill_s": prefill_s, "decode_s": decode_s}), file=answers, flush=True)
+        answer({"prefill_s": prefill_s, "decode_s": decode_s})
 
 
 if __name__ == "__main__":

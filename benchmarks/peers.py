@@ -1,14 +1,22 @@
 """Decode and prefill speed side by side with other programs, by turns in one run.
 
-    python benchmarks/peers.py --llama-bench DIR/llama-bench --python VENV/bin/python
-        [--geometry distilgpt2] [--types q8_0,q4_0] [--rounds 7] [--rows FILE]
+    python benchmarks/peers.py --llama-bench DIR/llama-bench
+        --python ctranslate2=VENV/bin/python --python openvino=VENV/bin/python
+        [--geometry gpt-j-6B --layers 4] [--types q8_0,q4_0] [--prompt 512] [--tokens 32]
+        [--work DIR] [--rounds 7] [--rows FILE]
 
-A checkpoint of random weights and real geometry is made once; infer-os converts it to each type,
-transformers (float32, bfloat16), CTranslate2 and OpenVINO (int8) load it as they do, each in the
-Python that --python names (which may be given several times: the first that has the program runs
-it). llama-bench runs our own files. Programs that are not installed are left out by name. Prints
-tokens per second, and ours over theirs as median and quartiles over the rounds. Bytes per weight
-differ between the programs: compare what reads as many.
+A checkpoint of random weights and real geometry is made once. infer-os converts it to each type;
+transformers (float32, bfloat16) reads it, CTranslate2 (int8) and OpenVINO (int8, int4) convert it,
+each by its own means, in a process of its own and in the Python that --python names: PATH alone is
+tried for every program, PROGRAM=PATH for that one (their versions of transformers exclude each
+other: CTranslate2's converters want 4.57, optimum-intel 5.5). The first that has the program runs
+it. llama-bench runs our own files. What is not installed is left out by name. With --work, what
+was made and converted stays there for the next run.
+
+All sides: one sequence, the same prompt, threads and count of tokens, decoded after the prompt;
+greedy; the prompt is timed until its first token, and computed anew in every round. Prints bytes
+and tokens per second of each side, then ours over theirs as median and quartiles over the rounds,
+where both weigh as many bits; transformers, which has only floats here, beside every type.
 """
 
 from __future__ import annotations
@@ -16,28 +24,57 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from random_model import GEOMETRIES, make_folder
 
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
+from infer_os.native.library import llama_version
 from infer_os.runtime.benchmark.rows import Measurement, json_lines, make_place, make_rows
 from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.generate import PlainSource
 from infer_os.runtime.machine import read_cpu
-from infer_os.runtime.settings import EngineSettings, SamplingSettings
+from infer_os.runtime.settings import LOADS, EngineSettings, SamplingSettings
 
-_PEERS = ("transformers-float32", "transformers-bfloat16", "ctranslate2-int8", "openvino-int8")
+_WORKER = str(Path(__file__).with_name("peer_worker.py"))
+#: The kinds of peer_worker.py, and whether they convert the checkpoint first.
+_PEERS = {
+    "transformers-float32": False,
+    "transformers-bfloat16": False,
+    "ctranslate2-int8": True,
+    "openvino-int8": True,
+    "openvino-int4": True,
+}
+#: The next side starts when the threads of the last have stopped waiting for more.
+_REST_S = 0.5
 Round = Callable[[], tuple[float, float]]  # seconds of the prompt, and of the decoded tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of those that take turns: its name, a round of it, bytes of its weights, versions."""
+
+    name: str
+    run: Round
+    weights_bytes: int
+    versions: str
+
+    @property
+    def type(self) -> str:
+        """Of the weights, as the program names it."""
+        return self.name.replace(" ", "-").rpartition("-")[2]
 
 
 def our_round(engine: LlamaEngine, n_prompt: int, n: int) -> Round:
@@ -60,140 +97,253 @@ def our_round(engine: LlamaEngine, n_prompt: int, n: int) -> Round:
 
 
 def llama_round(program: Path, gguf: Path, threads: int, n_prompt: int, n: int) -> Round:
-    """One llama-bench, which warms up by itself."""
-    command = [str(program), "-m", str(gguf), "-t", str(threads), "-p", str(n_prompt), "-n",
-               str(n), "-r", "1", "-o", "json"]  # fmt: skip
+    """llama-bench for the prompt, then for tokens after as long a one; it warms up by itself."""
+    command = [str(program), "-m", str(gguf), "-t", str(threads), "-r", "1", "-o", "json"]
 
-    def run() -> tuple[float, float]:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        by_kind = {row["n_gen"] > 0: row["avg_ns"] / 1e9 for row in json.loads(done.stdout)}
-        return by_kind[False], by_kind[True]
+    def seconds(p: int, g: int, depth: int) -> float:
+        sizes = ["-p", str(p), "-n", str(g), "-d", str(depth)]
+        done = subprocess.run([*command, *sizes], capture_output=True, text=True, check=True)
+        (row,) = json.loads(done.stdout)
+        return float(row["avg_ns"]) / 1e9
 
-    return run
+    return lambda: (seconds(n_prompt, 0, 0), seconds(0, n, n_prompt))
 
 
-def _ask(stdin: IO[str], stdout: IO[str]) -> tuple[float, float]:
+def _ask(name: str, stdin: IO[str], stdout: IO[str]) -> tuple[float, float]:
     stdin.write("go\n")
     stdin.flush()
-    answer = json.loads(stdout.readline())
+    line = stdout.readline()
+    if not line:
+        raise SystemExit(f"{name} ended in the middle of a run")
+    answer = json.loads(line)
     return answer["prefill_s"], answer["decode_s"]
 
 
-def peer_round(
-    stack: ExitStack, kind: str, pythons: list[str], folder: Path, sizes: tuple[int, int, int]
-) -> Round | None:
-    """A peer in the first Python that has it; None, and a line, if none has."""
-    worker = str(Path(__file__).with_name("peer_worker.py"))
+def pythons_of(kind: str, given: list[str]) -> list[str]:
+    """The Pythons that ``kind`` is tried in: those for its program, then those for all."""
+    pairs = [text.rpartition("=") for text in given]
+    program = kind.partition("-")[0]
+    return [path for name, _, path in pairs if name == program] + [
+        path for name, _, path in pairs if not name
+    ]
+
+
+class LeftOut(Exception):
+    """A program that is not installed, or failed; the reason in one line."""
+
+
+def _last_line(text: str, code: int) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else f"exit code {code}"
+
+
+def converted(kind: str, pythons: list[str], checkpoint: Path, out: Path) -> dict[str, Any]:
+    """Convert unless ``out`` is there; the folder appears when it is complete."""
+    report = out / "conversion.json"
+    if report.is_file():
+        return dict(json.loads(report.read_text()))
     reasons = []
     for python in pythons:
+        partial = out.with_name(out.name + ".part")
+        shutil.rmtree(partial, ignore_errors=True)
+        command = [python, _WORKER, "convert", kind, str(checkpoint), str(partial)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            (partial / report.name).write_text(done.stdout)
+            partial.rename(out)
+            return dict(json.loads(done.stdout))
+        reasons.append(_last_line(done.stderr, done.returncode))
+        shutil.rmtree(partial, ignore_errors=True)
+    raise LeftOut("; ".join(dict.fromkeys(reasons)) or "no --python was given")
+
+
+def peer_side(
+    stack: ExitStack, kind: str, pythons: list[str], work: Path, sizes: tuple[int, int, int]
+) -> Side:
+    """A peer, warmed up, in the first Python that has it; LeftOut if none has."""
+    model = work / "model"
+    n_bytes = sum(path.stat().st_size for path in model.glob("*.safetensors"))
+    if _PEERS[kind]:
+        made = converted(kind, pythons, model, work / kind)
+        model, n_bytes = work / kind, made["weights_bytes"]
+        print(
+            f"converted: {kind}: {made['seconds']:.0f} s, {made['peak_rss_bytes'] / 1e9:.2f} GB at "
+            f"most, by {made['versions']}",
+            file=sys.stderr,
+        )
+    reasons = []
+    for python in pythons:
+        complaints = stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115
         process = stack.enter_context(
             subprocess.Popen(
-                [python, worker, kind, str(folder), *map(str, sizes)], stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                [python, _WORKER, "run", kind, str(model), *map(str, sizes)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True,
             )
         )  # fmt: skip
         assert process.stdin is not None and process.stdout is not None
-        if process.stdout.readline() == "ready\n":
-            return functools.partial(_ask, process.stdin, process.stdout)
-        assert process.stderr is not None
-        lines = process.stderr.read().strip().splitlines()
-        reasons.append(lines[-1] if lines else f"exit code {process.wait()}")
-    reason = "; ".join(dict.fromkeys(reasons)) or "no --python was given"
-    print(f"left out: {kind}: {reason}", file=sys.stderr)
-    return None
+        line = process.stdout.readline()
+        if line:
+            run = functools.partial(_ask, kind, process.stdin, process.stdout)
+            return Side(kind, run, n_bytes, json.loads(line)["versions"])
+        code = process.wait()
+        complaints.seek(0)
+        reasons.append(_last_line(complaints.read(), code))
+    raise LeftOut("; ".join(dict.fromkeys(reasons)) or "no --python was given")
 
 
 def measure(
-    sides: dict[str, Round], rounds: int, n_prompt: int, n: int
+    sides: list[Side], rounds: int, n_prompt: int, n: int
 ) -> dict[str, list[tuple[float, float]]]:
     """Tokens per second (prefill, decode) of each side and round; the first round warms up."""
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    names = list(sides)
+    found: dict[str, list[tuple[float, float]]] = {side.name: [] for side in sides}
     for i in range(rounds + 1):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
-            prefill_s, decode_s = sides[name]()
+        at = i % len(sides)
+        for side in sides[at:] + sides[:at]:
+            time.sleep(_REST_S)
+            prefill_s, decode_s = side.run()
             if i:
-                found[name].append((n_prompt / prefill_s, n / decode_s))
+                found[side.name].append((n_prompt / prefill_s, n / decode_s))
     return found
 
 
-def show(found: dict[str, list[tuple[float, float]]], ours: str) -> list[Measurement]:
-    """Print every side beside one of ours."""
+def comparable(ours: Side, peer: Side) -> bool:
+    """Whether both have weights of as many bits; a float peer stands beside all of ours."""
+    if peer.name.startswith("infer-os"):
+        return False
+    if peer.name.startswith("llama-bench"):
+        return peer.type == ours.type
+    # q4_0, q4_k_m: the digit after the q
+    return not peer.type.startswith("int") or ours.type[1] == peer.type[-1]
+
+
+def show(sides: list[Side], found: Mapping[str, list[tuple[float, float]]]) -> list[Measurement]:
+    """Print rates, then ours over theirs; what is printed, as measurements."""
     rows = []
-    mine = np.array(found[ours])
-    kind = ours.partition(" ")[2]
-    for name, values in found.items():
-        # of ours and of llama.cpp's, the same type alone
-        if name != ours and " " in name and name != f"llama-bench {kind}":
-            continue
-        theirs = np.array(values)
-        line = f"  {name:24}"
-        for column, what in enumerate(("prefill", "decode")):
-            ratios = mine[:, column] / theirs[:, column]
-            low, middle, high = np.percentile(ratios, [25, 50, 75])
-            rate = np.median(theirs[:, column])
-            line += f"  {what} {rate:8.1f}/s"
-            if name != ours:
-                line += f", ours {middle:6.2f} times ({low:.2f} to {high:.2f})"
-                labels = (("ours", ours), ("peer", name))
-                rows += [Measurement(f"peer_{what}", "times", r, labels) for r in ratios]
+    whats = ("prefill", "decode")
+    print(f"{'':26}weights MB   prefill tokens/s           decode tokens/s")
+    for side in sides:
+        line = f"  {side.name:24}{side.weights_bytes / 1e6:10.0f}"
+        for what, rates in zip(whats, zip(*found[side.name], strict=True), strict=True):
+            low, middle, high = np.percentile(rates, [25, 50, 75])
+            line += f"   {middle:8.1f} ({low:.1f} to {high:.1f})".ljust(30)
+            labels = (("side", side.name), ("weights_bytes", side.weights_bytes),
+                      ("versions", side.versions))  # fmt: skip
+            rows += [Measurement(f"side_{what}", "tokens/s", rate, labels) for rate in rates]
         print(line)
+    for ours in sides:
+        peers = [peer for peer in sides if comparable(ours, peer)]
+        if not ours.name.startswith("infer-os") or not peers:
+            continue
+        print(f"{ours.name}, times as fast as:")
+        for peer in peers:
+            ratios = np.array(found[ours.name]) / np.array(found[peer.name])  # (rounds, 2)
+            line = f"  {peer.name:24}"
+            pair = (("ours", ours.name), ("peer", peer.name))
+            for what, column in zip(whats, ratios.T, strict=True):
+                low, middle, high = np.percentile(column, [25, 50, 75])
+                line += f"  {what} {middle:6.2f} ({low:.2f} to {high:.2f})".ljust(32)
+                rows += [Measurement(f"peer_{what}", "times", r, pair) for r in column]
+            print(line)
     return rows
 
 
-def main() -> None:
-    """Make the models, take turns, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def our_sides(
+    stack: ExitStack, work: Path, arguments: argparse.Namespace, kinds: list[str]
+) -> list[Side]:
+    """Ours and llama-bench's for every type."""
+    n_prompt, n = arguments.prompt, arguments.tokens
+    program = arguments.llama_bench
+    has_program = program is not None and program.is_file()
+    if not has_program:
+        reason = f"{program}: no such program" if program else "no --llama-bench was given"
+        print(f"left out: llama-bench: {reason}", file=sys.stderr)
+    sides = []
+    for kind in kinds:
+        gguf = work / f"{kind}.gguf"
+        if not gguf.is_file():
+            convert(ConvertSettings(work / "model", gguf, kind))
+        settings = EngineSettings(n_prompt + n + 8, arguments.load, arguments.threads)
+        engine = stack.enter_context(LlamaEngine(gguf, settings))
+        n_bytes, versions = gguf.stat().st_size, f"llama.cpp {llama_version()}"
+        sides.append(Side(f"infer-os {kind}", our_round(engine, n_prompt, n), n_bytes, versions))
+        if has_program:
+            run = llama_round(program, gguf, arguments.threads, n_prompt, n)
+            sides.append(Side(f"llama-bench {kind}", run, n_bytes, ""))
+    return sides
+
+
+def parse() -> argparse.Namespace:
+    """The command line; a program that is no peer is refused."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--llama-bench", type=Path, help="the program, of a build of llama.cpp")
-    parser.add_argument("--python", action="append", default=[], help="with peers installed")
+    parser.add_argument(
+        "--python", action="append", default=[], metavar="[PROGRAM=]PATH",
+        help="a Python with peers installed, or with this one; may be given again",
+    )  # fmt: skip
+    parser.add_argument(
+        "--peers", default=",".join(_PEERS), help="these alone (default: %(default)s)"
+    )
     parser.add_argument("--geometry", choices=GEOMETRIES, default="distilgpt2")
     parser.add_argument("--layers", type=int, default=0, help="fewer than the model has")
     parser.add_argument("--types", default="f16,q8_0,q4_0")
-    parser.add_argument("--load", default="fast", choices=("mmap", "fast"))
+    parser.add_argument("--load", default="mmap", choices=LOADS, help="of ours (default: mmap)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rows", type=Path, help="append the ratios to this file")
+    parser.add_argument("--work", type=Path, help="keep the models here, and find them again")
+    parser.add_argument("--rows", type=Path, help="append the figures to this file")
     arguments = parser.parse_args()
-    n_prompt, n = arguments.prompt, arguments.tokens
-    kinds = arguments.types.split(",")
+    programs = {kind.partition("-")[0] for kind in _PEERS}
+    for text in arguments.python:
+        name = text.rpartition("=")[0]
+        if name and name not in programs:
+            parser.error(f"--python {text}: {name} is none of {', '.join(sorted(programs))}")
+    arguments.peers = [name for name in arguments.peers.split(",") if name]
+    for name in arguments.peers:
+        if name not in _PEERS:
+            parser.error(f"--peers {name}: choose from {', '.join(_PEERS)}")
+    return arguments
+
+
+def main() -> None:
+    """Make the models, take turns, print."""
+    arguments = parse()
+    busy = os.getloadavg()[0]
+    if busy > 0.5:
+        print(
+            f"the machine is busy (load average {busy:.1f}): this slows the sides unevenly",
+            file=sys.stderr,
+        )
+    n_prompt, n, threads = arguments.prompt, arguments.tokens, arguments.threads
+    name = f"{arguments.geometry}-{arguments.layers or 'all'}"
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
-        folder = Path(temporary)
-        make_folder(arguments.geometry, folder / "model", layers=arguments.layers)
-        sides: dict[str, Round] = {}
-        for kind in kinds:
-            gguf = folder / f"{kind}.gguf"
-            convert(ConvertSettings(folder / "model", gguf, kind))
-            settings = EngineSettings(n_prompt + n + 8, arguments.load, arguments.threads)
-            engine = stack.enter_context(LlamaEngine(gguf, settings))
-            sides[f"infer-os {kind}"] = our_round(engine, n_prompt, n)
-            program = arguments.llama_bench
-            if program is None or not program.is_file():
-                print(f"left out: llama-bench {kind}: {program or 'no --llama-bench'}: "
-                      "no such program", file=sys.stderr)  # fmt: skip
-                continue
-            sides[f"llama-bench {kind}"] = llama_round(
-                program, gguf, arguments.threads, n_prompt, n
-            )
-        for peer in _PEERS:
-            sizes = (arguments.threads, n_prompt, n)
-            run = peer_round(stack, peer, arguments.python, folder / "model", sizes)
-            if run is not None:
-                sides[peer] = run
+        work = (arguments.work or Path(temporary)) / name
+        if not (work / "model" / "model.safetensors.index.json").is_file():
+            make_folder(arguments.geometry, work / "model", layers=arguments.layers)
+        sides = our_sides(stack, work, arguments, arguments.types.split(","))
+        for kind in arguments.peers:
+            pythons = pythons_of(kind, arguments.python)
+            try:
+                sides.append(peer_side(stack, kind, pythons, work, (threads, n_prompt, n)))
+            except LeftOut as reason:
+                print(f"left out: {kind}: {reason}", file=sys.stderr)
         found = measure(sides, arguments.rounds, n_prompt, n)
+    layers = f" of {arguments.layers} layers" if arguments.layers else ""
     print(
-        f"{arguments.geometry}, random weights, {n_prompt} tokens of a prompt, {n} decoded, "
-        f"{arguments.threads} threads, load {arguments.load}, {arguments.rounds} rounds by turns"
+        f"{arguments.geometry}{layers}, random weights, {n_prompt} tokens of a prompt, {n} decoded "
+        f"after it, {threads} threads, load {arguments.load}, {arguments.rounds} rounds by turns"
     )
-    rows = []
-    for kind in kinds:
-        print(f"against infer-os {kind}:")
-        rows += show(found, f"infer-os {kind}")
+    rows = show(sides, found)
+    for side in sides:
+        if side.name in _PEERS:
+            print(f"{side.name}: {side.versions}")
     if arguments.rows:
-        place = make_place(" ".join(sys.argv), read_cpu().model, arguments.threads)
+        place = make_place(" ".join(sys.argv), read_cpu().model, threads)
         with arguments.rows.open("a") as file:
-            file.write(json_lines(make_rows(rows, arguments.geometry), place))
+            file.write(json_lines(make_rows(rows, name), place))
 
 
 if __name__ == "__main__":

@@ -115,6 +115,12 @@ def make_folder(
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     write_tokenizer(folder, network.vocab_rows)
     tensors = {part.source: part.shape for rule in network.rules for part in rule.parts}
+    if any(source.startswith("lm_head") for source in tensors):
+        # a checkpoint with a head of its own has everything else under the prefix
+        tensors = {
+            source if source.startswith("lm_head") else network.prefixes[0] + source: shape
+            for source, shape in tensors.items()
+        }
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     size = np.dtype(dtype).itemsize
     for source, shape in tensors.items():
