@@ -200,6 +200,36 @@ void check_attention(const Variant & variant, int k_type, int v_type, int64_t he
     check(worst < 3e-2, "attention", variant.name, k_type, head, n_positions);
 }
 
+// Scores that are far apart, the first of them masked out.
+void check_softmax(const Variant & variant, int64_t n_masked) {
+    constexpr int64_t n     = 128;
+    constexpr float   slope = 0.5f, scale = 0.25f, nothing = -std::numeric_limits<float>::infinity();
+    float             scores[n];
+    ggml_fp16_t       mask[n];
+    float             seen_scores[n], largest = nothing;
+    double            wanted[n], sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        scores[i]        = 300.0f * normal();
+        const float bias = i < n_masked ? nothing : static_cast<float>(-(i % 7));
+        mask[i]          = ggml_fp32_to_fp16(bias);
+        seen_scores[i]   = i < n_masked ? nothing : std::fma(bias, slope, scores[i] * scale);
+        largest          = std::max(largest, seen_scores[i]);
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const float below = largest == nothing ? nothing : seen_scores[i] - largest;
+        wanted[i]         = below < -87.0f ? 0 : std::exp(static_cast<double>(below));
+        sum += wanted[i];
+    }
+    Seen seen;
+    variant.attention.softmax(scores, n, scale, mask, slope, &seen);
+    check(seen.largest == largest, "largest", variant.name, n_masked, 0, 0);
+    check(std::fabs(seen.sum - sum) <= 1e-6 * sum, "sum", variant.name, n_masked, 0, 0);
+    for (int64_t i = 0; i < n; i++) {
+        check(std::fabs(scores[i] - wanted[i]) <= 1e-6 * wanted[i], "exponential", variant.name,
+              n_masked, i, 0);
+    }
+}
+
 }  // namespace
 
 int main(int argc, char ** argv) {
@@ -229,6 +259,9 @@ int main(int argc, char ** argv) {
                 }
                 check_product(variant, type, 33, 2304, n_columns, false);
             }
+        }
+        for (const int64_t n_masked : {0, 1, 3, 37, 128}) {
+            check_softmax(variant, n_masked);
         }
         for (const int k_type : {GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_F16}) {
             for (const int v_type : {GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_F16}) {
