@@ -301,7 +301,7 @@ class Projection:
 
     Args:
         steps: seconds of a batch of so many tokens on this model.
-        rate: the share of guesses that were right on the other pair.
+        rate: the probability that a guess was right on the other pair, if those before it were.
         guess_share: a guess of the other pair in steps of its model.
         pair: what the other pair is called.
         why: why acceptance cannot be measured on this model.
@@ -336,9 +336,13 @@ class Projection:
 def project(
     steps: Mapping[int, float], pair: Sequence[ArmResult], pair_name: str, why: str
 ) -> Projection | None:
-    """From this model's costs and a pair that ran; None if the pair never guessed."""
+    """From this model's costs and a pair that ran; None if the pair's model never guessed.
+
+    The share of all guesses that were right would be too low: it counts those behind a wrong one,
+    which nobody judged.
+    """
     last = pair[-1]
     single = dict(last.steps).get(1, 0.0)
-    if not last.drafted or not single or len(steps) < 2:
+    if not last.acceptance or not single or len(steps) < 2:
         return None
-    return Projection(steps, last.accepted / last.drafted, last.guess_s / single, pair_name, why)
+    return Projection(steps, last.acceptance, last.guess_s / single, pair_name, why)
