@@ -134,7 +134,8 @@ def _draw_speed(axes: Axes, rows: Sequence[Row]) -> bool:
     found = _technique_bars(rows, "technique_ratio")
     if not found:
         return False
-    _bars(axes, found, [technique.speed for technique, _ in found], "{:.2f}×")
+    claims = [t.speed.value if t.speed else None for t, _ in found]
+    _bars(axes, found, claims, "{:.2f}×")
     axes.axvline(1, color=_MUTED, linewidth=1)
     axes.set_xlabel("decode speed, times the baseline's")
     return True
@@ -144,7 +145,7 @@ def _draw_saved(axes: Axes, rows: Sequence[Row]) -> bool:
     found = _technique_bars(rows, "technique_saved", scale=100)
     if not found:
         return False
-    claims = [100 * t.memory if t.memory is not None else None for t, _ in found]
+    claims = [100 * t.memory.value if t.memory else None for t, _ in found]
     alone = select(rows, "technique_kv_saved")
     for place, (technique, _) in enumerate(found):
         for row in (row for row in alone if row.labels["technique"] == technique.name):

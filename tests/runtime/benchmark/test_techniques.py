@@ -20,13 +20,13 @@ from infer_os.runtime.benchmark.arms import (
     run_arm,
     run_in_turns,
 )
+from infer_os.runtime.benchmark.projection import project
 from infer_os.runtime.benchmark.rows import select
 from infer_os.runtime.benchmark.tables import all_tables, reasons
 from infer_os.runtime.benchmark.techniques import (
     TECHNIQUES,
     TechniqueFiles,
     make_arms,
-    project,
     technique_rows,
 )
 from infer_os.runtime.engine import LlamaEngine
