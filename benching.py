@@ -21,6 +21,7 @@ from .native.gguf_file import GgufHeader, read_gguf_header
 from .runtime.bandwidth import known_bandwidth
 from .runtime.benchmark.arms import ArmResult, ArmTask, peak_bytes, run_in_turns
 from .runtime.benchmark.energy import find_zones
+from .runtime.benchmark.projection import Projection, project
 from .runtime.benchmark.rows import Measurement, Place, Row, make_place, make_rows
 from .runtime.benchmark.settings import (
     BATCHES,
@@ -37,10 +38,8 @@ from .runtime.benchmark.speed import (
 )
 from .runtime.benchmark.techniques import (
     BASELINE,
-    Projection,
     TechniqueFiles,
     make_arms,
-    project,
     technique_rows,
 )
 from .runtime.benchmark.throughput import measure_batches, sequence_tokens

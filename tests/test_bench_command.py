@@ -211,8 +211,9 @@ def test_random_weights_take_acceptance_from_the_bundled_pair(
     header = benching.read_gguf_header(converted())
     header.metadata[benching.RANDOM_KEY] = True
     monkeypatch.setattr(benching, "read_gguf_header", lambda path: header)
-    result = ArmResult(8, 1.0, 1.0, 0.1, 1000, 100, 2000, 900, 400, 100, 50, 10, 5, 4, 0.01,
-                       ((1, 0.1), (4, 0.2)))  # fmt: skip
+    result = ArmResult(8, 1.0, 1.0, 0.1, 1000, 100, 2000, 900, 400, 100, 50, drafted=10,
+                       accepted=4, rounds=4, acceptance=0.75, guess_s=0.01,
+                       steps=((1, 0.1), (4, 0.2)))  # fmt: skip
     calls: list[list[str]] = []
 
     def turns(arms: Any, tasks: Any, progress: Any) -> dict[str, list[ArmResult]]:
@@ -229,6 +230,7 @@ def test_random_weights_take_acceptance_from_the_bundled_pair(
     row = next(r for r in found["rows"] if r["labels"].get("projected"))
     assert "random weights" in row["labels"]["reason"]
     assert "the bundled pair" in row["labels"]["reason"]
+    assert "the rate of right guesses (75 %)" in row["labels"]["reason"]
     assert any("a GGUF file keeps its type" in note for note in found["notes"])
 
 

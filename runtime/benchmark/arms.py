@@ -22,6 +22,7 @@ from infer_os.runtime.open import open_engine
 from infer_os.runtime.sampler import Sampler
 from infer_os.runtime.settings import EngineSettings, SamplingSettings
 from infer_os.runtime.speculative.costs import measure_steps
+from infer_os.runtime.speculative.report import SpeculationReport
 
 from .copying import RowSampler
 from .speed import Progress, bench_tokens, token_bytes
@@ -76,7 +77,9 @@ class ArmResult:
     """What one round took. ``draw_s`` of ``decode_s`` went into drawing, where that is known.
 
     ``token_bytes`` is what decoding a token read at the end; ``steps`` has the seconds of batches
-    by size. Memory is in bytes, ``peak`` the most that the process ever held.
+    by size. ``acceptance`` is the probability that a guess of the draft model is right if those
+    before it are, ``guess_s`` the seconds of one. Memory is in bytes, ``peak`` the most that the
+    process ever held.
     """
 
     n_tokens: int
@@ -93,6 +96,7 @@ class ArmResult:
     drafted: int = 0
     accepted: int = 0
     rounds: int = 0
+    acceptance: float = 0.0
     guess_s: float = 0.0
     steps: tuple[tuple[int, float], ...] = ()
 
@@ -180,18 +184,26 @@ def _result(
     guesses: dict[str, Any] = {}
     if engine.speculation is not None:
         report = engine.speculation.report()
-        models = [one for one in report.drafters if one.name == "model"]
-        guesses = {
-            "drafted": report.drafted, "accepted": report.accepted,
-            "rounds": sum(one.rounds for one in report.drafters),
-            "guess_s": models[0].guess_s if models else 0.0,
-        }  # fmt: skip
+        guesses = guess_figures(report)
         steps = report.step_s
     return ArmResult(
         *measured, token_bytes=read, kv_read=read - token_bytes(engine, 0), peak=peak_bytes(),
         weights=use.weights, kv=use.kv, compute=use.compute, logits=use.logits,
         steps=tuple(steps.items()), **guesses,
     )  # fmt: skip
+
+
+def guess_figures(report: SpeculationReport) -> dict[str, Any]:
+    """The fields of a result that guessing fills: counts of all drafters, rates of the model."""
+    found: dict[str, Any] = {
+        "drafted": report.drafted, "accepted": report.accepted,
+        "rounds": sum(one.rounds for one in report.drafters),
+    }  # fmt: skip
+    for model in (one for one in report.drafters if one.name == "model"):
+        # what it says of a model whose guesses nobody verified is mostly what was expected of it
+        found["acceptance"] = model.acceptance if model.drafted else 0.0
+        found["guess_s"] = model.guess_s
+    return found
 
 
 def peak_bytes() -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from infer_os.runtime.errors import BenchError
 
@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 
 _INK, _MUTED, _GRID = "#1f2933", "#6b7785", "#e4e8ec"
 _COLORS = ("#2b6cb0", "#dd6b20", "#2f855a", "#b83280", "#6b46c1", "#975a16")
+#: Light enough for the quartiles on it.
+_BAR = "#8fbbe4"
 _CLAIM = "#c53030"
+#: Where a name may stand beside its point, best first: points to the right and up, and alignment.
+_BESIDE = (
+    (7, -3, "left"), (-7, -3, "right"), (0, 7, "center"), (0, -14, "center"), (5, 5, "left"),
+    (-5, -12, "right"), (5, -12, "left"), (-5, 5, "right"), (0, -18, "center"), (0, 12, "center"),
+)  # fmt: skip
 _SIZE = (7.2, 3.9)
 _RC = {
     "font.size": 10, "axes.edgecolor": _MUTED, "axes.labelcolor": _INK, "text.color": _INK,
@@ -110,6 +117,11 @@ def _new_figure() -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
+def _figure(axes: Axes) -> Figure:
+    """The figure of axes that :func:`_new_figure` made."""
+    return cast("Figure", axes.figure)
+
+
 def _grid(axes: Axes, which: str = "y") -> None:
     axes.grid(axis="x" if which == "x" else "y", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -122,7 +134,8 @@ def _draw_speed(axes: Axes, rows: Sequence[Row]) -> bool:
     found = _technique_bars(rows, "technique_ratio")
     if not found:
         return False
-    _bars(axes, found, [technique.speed for technique, _ in found], "{:.2f}×")
+    claims = [t.speed.value if t.speed else None for t, _ in found]
+    _bars(axes, found, claims, "{:.2f}×")
     axes.axvline(1, color=_MUTED, linewidth=1)
     axes.set_xlabel("decode speed, times the baseline's")
     return True
@@ -132,7 +145,7 @@ def _draw_saved(axes: Axes, rows: Sequence[Row]) -> bool:
     found = _technique_bars(rows, "technique_saved", scale=100)
     if not found:
         return False
-    claims = [100 * t.memory if t.memory is not None else None for t, _ in found]
+    claims = [100 * t.memory.value if t.memory else None for t, _ in found]
     alone = select(rows, "technique_kv_saved")
     for place, (technique, _) in enumerate(found):
         for row in (row for row in alone if row.labels["technique"] == technique.name):
@@ -169,24 +182,25 @@ def _bars(
         [high - middle for _, (_, middle, high) in found],
     ]
     axes.barh(
-        places, middles, height=0.55, color=_COLORS[0], xerr=errors,
+        places, middles, height=0.55, color=_BAR, xerr=errors,
         error_kw={"ecolor": _INK, "elinewidth": 1},
     )  # fmt: skip
     for place, claim in zip(places, claims, strict=True):
         if claim is not None:
             axes.plot([claim, claim], [place - 0.36, place + 0.36], color=_CLAIM, linewidth=2)
     axes.plot([], [], color=_CLAIM, linewidth=2, label="claimed by the guide")
-    # above the plot, where no bar can be
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=9, ncols=2, borderaxespad=0.2)
+    # below the plot, where neither a bar nor the title can be
+    _figure(axes).legend(loc="outside lower right", fontsize=9, ncols=2)
     reach = max([*middles, *(c for c in claims if c is not None), 0.0])
     low = min([*middles, 0.0])
     axes.set_xlim(low - 0.08 * (reach - low) if low < 0 else 0, reach + 0.22 * (reach - low))
-    labels = zip(places, found, strict=True)
-    for place, (_, (_, middle, high)) in labels:
+    for place, (_, (_, middle, high)), claim in zip(places, found, claims, strict=True):
+        end = max(high, 0.0)
+        if claim is not None and end < claim < end + 0.12 * (reach - low):
+            end = claim  # no figure stands on a mark
         axes.annotate(
-            form.format(middle), (max(high, 0.0), place), xytext=(6, 0),
+            form.format(middle), (end, place), xytext=(6, 0),
             textcoords="offset points", va="center", fontsize=9,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )  # fmt: skip
     axes.set_yticks(list(places), [technique.title for technique, _ in found], color=_INK)
     axes.invert_yaxis()
@@ -257,16 +271,34 @@ def _draw_quality(axes: Axes, rows: Sequence[Row]) -> bool:
     ticks = [b for b in (2, 3, 4, 5, 6, 8, 12, 16, 32) if _within(b, points)]
     axes.set_xticks(ticks, [str(b) for b in ticks])
     axes.minorticks_off()
-    for i, (x, y, name) in enumerate(points):
-        axes.annotate(
-            name, (x, y), xytext=(6, 4 if i % 2 == 0 else -11), textcoords="offset points",
-            fontsize=9,
-        )  # fmt: skip
     axes.margins(x=0.1, y=0.12)
     axes.set_xlabel("bits per weight")
     axes.set_ylabel(f"KL from the reference, nats per token\n(KV {kv}; lower is better)")
     _grid(axes)
+    _name_points(axes, points)
     return True
+
+
+def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Write each name beside its point, where it is near no other point and no other name."""
+    from matplotlib.transforms import Bbox
+
+    # limits and layout must stand before anything can be measured
+    _figure(axes).draw_without_rendering()
+    down = sorted(points, key=lambda point: -point[1])
+    centers = axes.transData.transform([(x, y) for x, y, _ in down])
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in centers]
+    for own, (x, y, name) in enumerate(down):
+        label = axes.annotate(name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=9)
+        others = [box for i, box in enumerate(taken) if i != own]
+
+        def covered(place: tuple[int, int, str], label: Any = label, others: Any = others) -> int:
+            label.xyann, side = place[:2], place[2]
+            label.set_horizontalalignment(side)
+            return int(label.get_window_extent().count_overlaps(others))
+
+        covered(min(_BESIDE, key=covered))  # the first of the best
+        taken.append(label.get_window_extent())
 
 
 def _within(bits: float, points: Sequence[tuple[float, float, str]]) -> bool:

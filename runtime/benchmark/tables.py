@@ -61,10 +61,10 @@ def _techniques(rows: Sequence[Row]) -> Table:
             (
                 title + (" (projected)" if ratio.label("projected") else ""),
                 f"{spread(ratio)}",
-                f"{claim.speed:g}" if claim and claim.speed else "",
+                f"{claim.speed.value:g}" if claim and claim.speed else "",
                 spread(_one(rows, "technique_decode", technique=name)),
                 f"{100 * saved.median:.1f} %" if saved else "",
-                f"{100 * claim.memory:.0f} %" if claim and claim.memory else "",
+                f"{100 * claim.memory.value:.0f} %" if claim and claim.memory else "",
                 f"{100 * kv.median:.1f} %" if kv else "",
                 size_text(int(peak.median)) if peak else "",
             )

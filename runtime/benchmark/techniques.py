@@ -1,49 +1,72 @@
 """The techniques one by one and together against a plain baseline, beside what a guide claims.
 
-Goes in: files of one model. Come out: arms to run, and from their results rows with reasons, which
-are computed from what was measured.
+Goes in: files of one model. Come out: arms to run, and from their results rows, with the reasons of
+:mod:`.reasons` where a claim is not reached.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from infer_os.runtime.plan import size_text
 from infer_os.runtime.settings import EngineSettings
-from infer_os.runtime.speculative.costs import StepCosts
-from infer_os.runtime.speculative.length import expected_gain
 
+from . import reasons
 from .arms import Arm, ArmResult
+from .projection import Projection
+from .reasons import Facts, Reason
 from .rows import Label, Measurement, Row, make_rows
 
 BASELINE = "baseline"
 
 
 @dataclass(frozen=True, slots=True)
-class Technique:
-    """A technique: what it is called, and what is claimed of it (None: nothing).
+class Claim:
+    """What is claimed: a part of memory saved, or times as fast; ``why`` it may not be reached."""
 
-    ``memory`` is the claimed part of memory saved, ``speed`` the claimed times as fast.
-    """
+    value: float
+    why: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Technique:
+    """A technique: what it is called, and what is claimed of it (None: nothing)."""
 
     name: str
     title: str
-    memory: float | None = None
-    speed: float | None = None
+    memory: Claim | None = None
+    speed: Claim | None = None
+
+    def claim(self, metric: str) -> Claim | None:
+        """What is claimed of a row's metric."""
+        return {"technique_saved": self.memory, "technique_ratio": self.speed}.get(metric)
 
 
 #: In the order of the table; the claims are the guide's.
 TECHNIQUES = (
-    Technique("zero-copy", "zero-copy token loop", 0.15, 1.2),
-    Technique("staged-kv", "KV cache in stages", 0.75, 1.3),
-    Technique("speculative", "speculative decoding", 0.10, 1.4),
-    Technique("memory", "memory optimisation", 0.20, 1.1),
+    Technique(
+        "zero-copy", "zero-copy token loop",
+        Claim(0.15, reasons.copy_memory), Claim(1.2, reasons.copy_speed),
+    ),
+    Technique(
+        "staged-kv", "KV cache in stages",
+        Claim(0.75, reasons.kv_memory), Claim(1.3, reasons.kv_speed),
+    ),
+    Technique(
+        "speculative", "speculative decoding",
+        Claim(0.10, reasons.guess_memory), Claim(1.4, reasons.guess_speed),
+    ),
+    Technique(
+        "memory", "memory optimisation",
+        Claim(0.20, reasons.rows_memory), Claim(1.1, reasons.rows_speed),
+    ),
     Technique("quantized", "quantized weights"),
-    Technique("all", "all together", 0.80, 2.5),
-)
+    Technique(
+        "all", "all together", Claim(0.80, reasons.all_memory), Claim(2.5, reasons.all_speed)
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +93,18 @@ def make_arms(files: TechniqueFiles, settings: EngineSettings, n_prompt: int) ->
     plain = replace(settings, kv="f16", kv_budget=0, draft="none")
     base = Arm(BASELINE, files.baseline, plain, copying=True, all_rows=True)
     stages = replace(plain, kv=stages_for(n_prompt, settings.context))
+    draft, quantized = str(files.draft or "none"), files.quantized or files.baseline
     arms = [
         base,
         replace(base, name="zero-copy", copying=False),
         replace(base, name="staged-kv", settings=stages),
+        replace(base, name="speculative", settings=replace(plain, draft=draft), copying=False),
         replace(base, name="memory", all_rows=False),
+        replace(base, name="quantized", path=quantized),
+        Arm("all", quantized, replace(stages, draft=draft)),
     ]
-    if files.draft is not None:
-        guessing = replace(plain, draft=str(files.draft))
-        arms.insert(3, replace(base, name="speculative", settings=guessing, copying=False))
-    if files.quantized is not None:
-        arms.append(replace(base, name="quantized", path=files.quantized))
-    together = replace(stages, draft=str(files.draft or "none"))
-    best = files.quantized or files.baseline
-    return [*arms, Arm("all", best, together)]
+    without = {"speculative": files.draft is None, "quantized": files.quantized is None}
+    return [arm for arm in arms if not without.get(arm.name)]
 
 
 def technique_rows(
@@ -100,14 +121,18 @@ def technique_rows(
     rows = make_rows(found, model)
     baseline = middle(base)
     known = {technique.name: technique for technique in TECHNIQUES}
-    explained = []
+    shown = []
     for row in rows:
         technique = known.get(str(row.label("technique")))
-        if technique is not None and row.metric in ("technique_ratio", "technique_saved"):
+        claim = technique.claim(row.metric) if technique else None
+        if technique and claim:
             facts = Facts(baseline, middle(results[technique.name]), bandwidth)
-            row = _explained(row, technique, facts)
-        explained.append(row)
-    return explained if projected is None else [*explained, *projected.rows(model)]
+            row = _beside_its_claim(row, claim, facts)
+        shown.append(row)
+    speed = known["speculative"].speed
+    if projected is not None and speed is not None:
+        shown.append(projected.row(model, speed.value))
+    return shown
 
 
 def _measured(name: str, mine: Sequence[ArmResult], base: Sequence[ArmResult]) -> list[Measurement]:
@@ -127,15 +152,11 @@ def _measured(name: str, mine: Sequence[ArmResult], base: Sequence[ArmResult]) -
     return found
 
 
-def _explained(row: Row, technique: Technique, facts: Facts) -> Row:
-    speed = row.metric == "technique_ratio"
-    claim = technique.speed if speed else technique.memory
-    if claim is None:
-        return row
-    labels: dict[str, Label] = {**row.labels, "claimed": claim, "reached": row.median >= claim}
-    if row.median < claim:
-        explain = (SPEED_REASONS if speed else MEMORY_REASONS)[technique.name]
-        labels["reason"] = explain(facts)
+def _beside_its_claim(row: Row, claim: Claim, facts: Facts) -> Row:
+    reached = row.median >= claim.value
+    labels: dict[str, Label] = {**row.labels, "claimed": claim.value, "reached": reached}
+    if not reached:
+        labels["reason"] = claim.why(facts)
     return replace(row, labels=labels)
 
 
@@ -149,196 +170,3 @@ def middle(results: Sequence[ArmResult]) -> ArmResult:
         decode_s=statistics.median(one.token_s for one in results),
         draw_s=statistics.median(one.draw_s / one.n_tokens for one in results),
     )
-
-
-# ---- reasons
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a reason is made of: medians of the baseline and the technique, and the machine's rate.
-
-    ``bandwidth`` is in bytes per second.
-    """
-
-    base: ArmResult
-    mine: ArmResult
-    bandwidth: float
-
-    @property
-    def reading_share(self) -> float:
-        """Of the technique's time per token, the part that reading its bytes takes at least."""
-        return self.mine.token_bytes / self.bandwidth / self.mine.decode_s
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
-
-
-def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:.3g} ms"
-
-
-def _copy_speed(facts: Facts) -> str:
-    base = facts.base
-    share = base.draw_s / base.decode_s
-    return (
-        f"copying a row and drawing from it in Python takes {_ms(base.draw_s)} of a token's "
-        f"{_ms(base.decode_s)} ({_percent(share)}): without any of it, decoding would be at most "
-        f"{1 / (1 - share):.2f} times as fast"
-    )
-
-
-def _copy_memory(facts: Facts) -> str:
-    return (
-        f"one copied row of logits is all that it saves; the baseline's peak of "
-        f"{size_text(facts.base.peak)} is {_percent(facts.base.weights / facts.base.peak)} weights "
-        f"and {_percent(facts.base.kv / facts.base.peak)} KV cache, which it does not touch"
-    )
-
-
-def _kv_speed(facts: Facts) -> str:
-    base, mine = facts.base, facts.mine
-    bound = base.token_bytes / mine.token_bytes
-    share = base.kv_read / base.token_bytes
-    return (
-        f"K and V are {_percent(share)} of the {size_text(base.token_bytes)} that a token reads: "
-        f"if reading alone bounded it, {bound:.2f} times as fast; dequantizing them costs time, too"
-    )
-
-
-def _kv_memory(facts: Facts) -> str:
-    base, mine = facts.base, facts.mine
-    return (
-        f"the KV cache is {_percent(base.kv / base.peak)} of the baseline's peak of "
-        f"{size_text(base.peak)}, so that no more than this can be saved; of the cache itself "
-        f"{_percent(1 - mine.kv / base.kv)} is saved"
-    )
-
-
-def _guess_speed(facts: Facts) -> str:
-    mine = facts.mine
-    if not mine.rounds:
-        return "no guess was verified: by its measured costs none would have paid"
-    length = (mine.accepted + mine.rounds) / mine.rounds
-    per_round = mine.drafted / mine.rounds
-    text = (
-        f"{mine.accepted} of {mine.drafted} guesses were right: {length:.2f} tokens a verification "
-        f"of {per_round + 1:.1f}"
-    )
-    costs = dict(mine.steps)
-    if len(costs) > 1:
-        curve = StepCosts(costs)
-        n = round(per_round) + 1
-        text += (
-            f", which takes {curve.seconds(n) / curve.seconds(1):.2f} times as long as a single "
-            f"step; a guess costs {mine.guess_s / curve.seconds(1):.2f} steps"
-        )
-    return text
-
-
-def _guess_memory(facts: Facts) -> str:
-    more = facts.mine.peak - facts.base.peak
-    change = f"{size_text(more)} more" if more >= 0 else f"{size_text(-more)} less"
-    return f"a draft is a second model with a cache of its own; the peak is {change}"
-
-
-def _rows_speed(facts: Facts) -> str:
-    base, mine = facts.base, facts.mine
-    return (
-        f"it changes what is held, not what a token reads: {size_text(mine.token_bytes)} either "
-        f"way; a prompt, of which it computes one row of logits, takes "
-        f"{mine.prefill_s / base.prefill_s:.2f} of the baseline's time"
-    )
-
-
-def _rows_memory(facts: Facts) -> str:
-    base, mine = facts.base, facts.mine
-    rows = base.logits - mine.logits + base.compute - mine.compute
-    return (
-        f"rows of logits and compute buffers shrink by {size_text(max(0, rows))}; weights and KV "
-        f"cache are {_percent((base.weights + base.kv) / base.peak)} of the peak and stay"
-    )
-
-
-def _all_speed(facts: Facts) -> str:
-    base, mine = facts.base, facts.mine
-    return (
-        f"a token reads {size_text(mine.token_bytes)} instead of {size_text(base.token_bytes)}, "
-        f"which would allow {base.token_bytes / mine.token_bytes:.2f} times if reading alone "
-        f"bounded both; reading takes {_percent(facts.reading_share)} of a token's time here"
-    )
-
-
-def _all_memory(facts: Facts) -> str:
-    base, mine = facts.base, facts.mine
-    rest = mine.peak - mine.weights - mine.kv
-    return (
-        f"of {size_text(mine.peak)}, {size_text(mine.weights)} are weights and "
-        f"{size_text(mine.kv)} KV cache; the other {size_text(max(0, rest))} "
-        f"({_percent(max(0, rest) / base.peak)} of the baseline's peak: program, vocabulary, "
-        "buffers, draft) do not shrink with either"
-    )
-
-
-Reason = Callable[[Facts], str]
-SPEED_REASONS: dict[str, Reason] = {
-    "zero-copy": _copy_speed, "staged-kv": _kv_speed, "speculative": _guess_speed,
-    "memory": _rows_speed, "all": _all_speed,
-}  # fmt: skip
-MEMORY_REASONS: dict[str, Reason] = {
-    "zero-copy": _copy_memory, "staged-kv": _kv_memory, "speculative": _guess_memory,
-    "memory": _rows_memory, "all": _all_memory,
-}  # fmt: skip
-
-
-# ---- a model without a draft
-
-
-@dataclass(frozen=True, slots=True)
-class Projection:
-    """Speculative decoding of a model that no draft fits: its costs, another pair's acceptance.
-
-    Args:
-        steps: seconds of a batch of so many tokens on this model.
-        rate: the share of guesses that were right on the other pair.
-        guess_share: a guess of the other pair in steps of its model.
-        pair: what the other pair is called.
-        why: why acceptance cannot be measured on this model.
-    """
-
-    steps: Mapping[int, float]
-    rate: float
-    guess_share: float
-    pair: str
-    why: str
-    draft_max: int = 6
-
-    def gain(self) -> float:
-        """Times as fast as plain steps, by the model that also decides while running."""
-        curve = StepCosts(dict(self.steps))
-        guess = self.guess_share * curve.seconds(1)
-        return expected_gain(self.rate, self.draft_max, curve.seconds, lambda n: n * guess)
-
-    def rows(self, model: str) -> list[Row]:
-        """One row, marked as projected."""
-        gain, claim = self.gain(), next(t for t in TECHNIQUES if t.name == "speculative")
-        labels: dict[str, Label] = {
-            "technique": "speculative", "projected": True, "claimed": claim.speed or 0.0,
-            "reached": gain >= (claim.speed or 0.0),
-            "reason": f"{self.why}: the rate of right guesses ({_percent(self.rate)}) and the cost "
-            f"of a guess ({self.guess_share:.2f} steps) are those of {self.pair}, the cost of a "
-            "verification is this model's",
-        }  # fmt: skip
-        return [Row("technique_ratio", "times", gain, gain, gain, 1, model, labels)]
-
-
-def project(
-    steps: Mapping[int, float], pair: Sequence[ArmResult], pair_name: str, why: str
-) -> Projection | None:
-    """From this model's costs and a pair that ran; None if the pair never guessed."""
-    last = pair[-1]
-    single = dict(last.steps).get(1, 0.0)
-    if not last.drafted or not single or len(steps) < 2:
-        return None
-    return Projection(steps, last.accepted / last.drafted, last.guess_s / single, pair_name, why)

@@ -83,6 +83,30 @@ def test_axes_have_units_and_lines_have_the_values() -> None:
     assert [bar.get_width() for bar in bars] == [1.5]
 
 
+def test_no_text_covers_another() -> None:
+    # what types of a model come to: several of nearly the same size and quality
+    types = [
+        ("iq3_s", 3.92, 6.2e-3), ("q3_k_m", 4.5, 2.3e-3), ("q4_0", 4.78, 2.1e-3),
+        ("iq4_nl", 4.78, 1.5e-3), ("q4_k_s", 4.87, 9.7e-4), ("q4_k_m", 5.27, 7.8e-4),
+        ("q5_0", 5.69, 6.8e-4), ("q5_k_m", 6.1, 4.2e-4), ("q6_k", 6.65, 3.1e-4),
+        ("q8_0", 8.58, 5.4e-5), ("f16", 16.06, 8e-8),
+    ]  # fmt: skip
+    quality = [
+        made for kind, bits, kl in types
+        for made in (row("kl", kl, type=kind, kv="f16"), row("bits_per_weight", bits, type=kind))
+    ]  # fmt: skip
+    for plot in all_plots([*quality, *TECHNIQUES]):
+        figure, axes = plot.figure, plot.figure.axes[0]
+        figure.draw_without_rendering()
+        texts = list(axes.texts)
+        assert texts
+        texts += [axes._left_title, *(text for one in figure.legends for text in one.get_texts())]
+        boxes = [text.get_window_extent() for text in texts]
+        for i, box in enumerate(boxes):
+            assert not box.count_overlaps(boxes[:i]), f"{plot.title}: {texts[i].get_text()}"
+        assert all(figure.bbox.containsx(box.x1) for box in boxes)
+
+
 def test_pictures_are_complete() -> None:
     plot = all_plots(DECODE)[0]
     assert ET.fromstring(svg(plot)).tag.endswith("svg")

@@ -16,22 +16,24 @@ from infer_os.runtime.benchmark.arms import (
     ArmResult,
     ArmTask,
     engine_settings,
+    guess_figures,
     run_arm,
     run_in_turns,
 )
+from infer_os.runtime.benchmark.projection import project
 from infer_os.runtime.benchmark.rows import select
 from infer_os.runtime.benchmark.tables import all_tables, reasons
 from infer_os.runtime.benchmark.techniques import (
     TECHNIQUES,
     TechniqueFiles,
     make_arms,
-    project,
     technique_rows,
 )
 from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.errors import SettingsError
 from infer_os.runtime.fake import FakeEngine, saying
 from infer_os.runtime.settings import EngineSettings
+from infer_os.runtime.speculative.report import DrafterReport, SpeculationReport
 
 FILES = TechniqueFiles(Path("f16.gguf"), Path("q4.gguf"), Path("draft.gguf"))
 BASE = ArmResult(
@@ -117,7 +119,9 @@ def test_every_claim_that_is_missed_has_a_reason_from_the_figures() -> None:
 
 
 def test_a_model_without_a_draft_gets_a_projection() -> None:
-    pair = [replace(BASE, drafted=100, accepted=80, rounds=20, guess_s=0.01, steps=((1, 0.1),))]
+    # 30 of 100 were right, but of those that were judged four of five
+    pair = [replace(BASE, drafted=100, accepted=30, rounds=20, acceptance=0.8, guess_s=0.01,
+                    steps=((1, 0.1),))]  # fmt: skip
     steps = {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0, 5: 1.0, 7: 1.0}  # more tokens cost nothing more
     found = project(steps, pair, "the bundled pair", "random weights")
     assert found is not None
@@ -129,6 +133,19 @@ def test_a_model_without_a_draft_gets_a_projection() -> None:
     assert str(row.labels["reason"]).startswith("random weights: the rate of right guesses (80 %)")
     assert "speculative decoding (projected)" in [r[0] for r in all_tables(rows)[0].rows]
     assert project(steps, [BASE], "the bundled pair", "x") is None
+
+
+def test_a_result_has_the_rate_of_the_draft_model() -> None:
+    lookup = DrafterReport("lookup", 20, 2, 10, 0.2, 1e-6, 1.0, True)
+    model = DrafterReport("model", 60, 20, 15, 0.6, 0.01, 1.2, True)
+    figures = guess_figures(SpeculationReport((lookup, model), 0, 10.0, {1: 0.1}))
+    assert figures == {
+        "drafted": 80, "accepted": 22, "rounds": 25, "acceptance": 0.6, "guess_s": 0.01,
+    }  # fmt: skip
+    # nothing was seen of it, so nothing is said
+    idle = replace(model, drafted=0, accepted=0, rounds=0)
+    assert guess_figures(SpeculationReport((lookup, idle), 0, 10.0, {}))["acceptance"] == 0
+    assert "acceptance" not in guess_figures(SpeculationReport((lookup,), 0, 10.0, {}))
 
 
 # ---- a round
