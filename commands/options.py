@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
+from . import completing
+
 Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
         help="A GGUF file, a checkpoint folder, a catalog name (gpt-j-6B) or a hub id "
         "(EleutherAI/gpt-j-6B). What is no file yet is converted once, into the cache.",
-        show_default=False,
+        show_default=False, autocompletion=completing.model_names,
     ),
 ]  # fmt: skip
 ModelType = Annotated[
@@ -22,6 +24,7 @@ ModelType = Annotated[
         "--type", metavar="T",
         help="Type to convert a folder or a name to: q8_0, q4_k_m, q4_0, ...",
         show_default="what the cache has of it, else q4_0",
+        autocompletion=completing.type_names,
     ),
 ]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -48,6 +51,7 @@ Load = Annotated[
         help="mmap: use the file's own pages, shared between processes. fast: private copies in "
         "the layout that computes fastest. locked: the file's pages, never dropped. direct: as "
         "fast, read past the page cache.",
+        autocompletion=completing.load_modes,
     ),
 ]  # fmt: skip
 Memory = Annotated[
@@ -185,7 +189,7 @@ Style = Annotated[
         "--style", metavar="NAME",
         help="How messages are framed: dialogue, plain, template (the file's own), or that of a "
         "family, such as dialogpt; docs/chat.md has the list.",
-        show_default="the model's own",
+        show_default="the model's own", autocompletion=completing.style_names,
     ),
 ]  # fmt: skip
 SessionFile = Annotated[
@@ -196,6 +200,68 @@ SessionFile = Annotated[
         show_default=False,
     ),
 ]  # fmt: skip
+
+# ---- batch
+Records = Annotated[
+    Path,
+    typer.Option(
+        "-i", "--input", metavar="FILE",
+        help="Records: .jsonl, .csv, .parquet, or .txt with a prompt a line; - is stdin.",
+    ),
+]  # fmt: skip
+Answers = Annotated[
+    Path,
+    typer.Option(
+        "-o", "--output", metavar="FILE",
+        help="Answers: .jsonl, .csv or .parquet; - is stdout, as JSON lines.",
+    ),
+]  # fmt: skip
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with an output that was not finished.")
+]
+Replace = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+Ordered = Annotated[
+    bool, typer.Option("--ordered", help="Write answers in the order of the input.")
+]
+Parallel = Annotated[
+    str,
+    typer.Option(
+        "--parallel", metavar="N|auto",
+        help="Sequences at once; auto: as many as fit and still add throughput.",
+    ),
+]  # fmt: skip
+Logprobs = Annotated[
+    int,
+    typer.Option(
+        "--logprobs", metavar="K",
+        help="Tell each token's log-probability, and those of the K likeliest.",
+    ),
+]  # fmt: skip
+Prefix = Annotated[
+    Path | None,
+    typer.Option(
+        "--prefix", metavar="FILE",
+        help="A text in front of every prompt, such as examples.", show_default=False,
+    ),
+]  # fmt: skip
+BatchSystem = Annotated[
+    str,
+    typer.Option(
+        "--system", metavar="TEXT",
+        help="Opens conversations (messages) that have no system message.",
+    ),
+]  # fmt: skip
+Ray = Annotated[
+    str,
+    typer.Option(
+        "--ray", metavar="auto|ADDRESS",
+        help="Compute on every node of a Ray cluster: that of this machine, or of HOST:PORT.",
+        show_default=False,
+    ),
+]  # fmt: skip
+Statistics = Annotated[
+    bool, typer.Option("--json", help="Statistics as one JSON object on stderr.")
+]
 
 # ---- measurements
 RowsFile = Annotated[

@@ -23,9 +23,17 @@ def test_json_lines(tmp_path: Path) -> None:
     assert isinstance(got[1], BadRecord) and got[1].line == 3
     assert "line 3: no JSON" in got[1].error
     assert got[2] == (4, [3])
-    assert isinstance(got[3], BadRecord) and got[3].line == 5
+    assert got[3] == BadRecord(5, "line 5: is no UTF-8 text")
     assert got[4] == (6, {"id": 2})
     assert count_records(tmp_path / "a.jsonl") == 5
+
+
+def test_other_encodings_are_not_guessed(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    assert values(path, b"\xef\xbb\xbf[1]\n") == [(1, [1])]
+    assert values(path, b"\xff\xfe\n") == [BadRecord(1, "line 1: is no UTF-8 text")]
+    (utf16,) = values(path, "[1]\n".encode("utf-16-be"))
+    assert isinstance(utf16, BadRecord)
 
 
 def test_deep_json_is_a_bad_line(tmp_path: Path) -> None:
