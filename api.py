@@ -19,8 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .model_loading import find_files, open_file
-from .model_store import ModelWish, Reporter
 from .native.owner import Owner
 from .runtime.exclusive import Stream, Turns
 from .runtime.framing import choose_frame
@@ -28,6 +26,8 @@ from .runtime.generate import Completion, FinishReason, Generation, finished, st
 from .runtime.session import Session
 from .runtime.settings import EngineSettings, SamplingSettings, StopSettings
 from .runtime.text import without_first_space
+from .store.files import ModelWish, Reporter
+from .store.loading import find_files, open_file
 
 if TYPE_CHECKING:
     from .runtime.batch.engine import BatchEngine

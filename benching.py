@@ -15,7 +15,6 @@ from pathlib import Path
 from .convert.pipeline import convert
 from .convert.settings import ConvertSettings
 from .convert.source import HubSource, cache_folder
-from .model_store import DEFAULT_TYPE, ModelWish, Reporter, find_model_source, model_file
 from .models.bundled import DRAFT, HELD_OUT, TARGET
 from .native.gguf_file import GgufHeader, read_gguf_header
 from .runtime.bandwidth import known_bandwidth
@@ -48,6 +47,7 @@ from .runtime.errors import BenchError
 from .runtime.machine import read_cpu, read_memory
 from .runtime.prepare import choose_context
 from .runtime.settings import EngineSettings
+from .store.files import DEFAULT_TYPE, ModelWish, Reporter, find_model_source, model_file
 
 #: Names the step that begins, gets where its progress goes.
 Steps = Callable[[str], Callable[[int, int], None] | None]
@@ -298,7 +298,7 @@ def _with_draft(
     files: TechniqueFiles, wish: ModelWish, settings: EngineSettings, report: Reporter
 ) -> _Model:
     """Find the draft that ``--draft`` names, or the catalog's."""
-    from .model_loading import draft_file
+    from .store.loading import draft_file
 
     header = read_gguf_header(files.baseline)
     name = wish.name

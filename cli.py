@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import __version__, console
+from . import __version__
 from .commands import (
     batch,
     bench,
@@ -21,6 +21,7 @@ from .commands import (
     plan,
     run,
 )  # fmt: skip
+from .terminal import console
 
 app = typer.Typer(
     name="infer-os",
@@ -107,7 +108,7 @@ def _explain(error: Exception) -> int:
     console.fail(str(error))
     shortage = getattr(error, "plan", None)
     if shortage is not None:
-        from .render_plan import show_plan
+        from .terminal.render_plan import show_plan
 
         show_plan(shortage, stderr=True)
     # most errors are about the user's input; those that come while running say so themselves

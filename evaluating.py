@@ -17,7 +17,6 @@ from .convert.pipeline import convert
 from .convert.settings import ConvertSettings
 from .convert.source import HubSource
 from .convert.types import RECIPES, recipe_named
-from .model_store import ModelWish, find_model_source, model_file
 from .models.bundled import HELD_OUT, TARGET
 from .native.gguf_file import read_gguf_header
 from .runtime.benchmark.quality import (
@@ -32,6 +31,7 @@ from .runtime.benchmark.rows import make_place, make_rows
 from .runtime.errors import BenchError, SettingsError
 from .runtime.machine import read_cpu
 from .runtime.settings import EngineSettings
+from .store.files import ModelWish, find_model_source, model_file
 
 DEFAULT_TYPES = ("q8_0", "q4_k_m", "q4_0")
 #: A reference that would be larger than this as F32 is F16.

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .. import console
 from ..runtime.batch.settings import BatchSettings
 from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
+from ..terminal import console
 from . import loading, options
 from .groups import grouped
 

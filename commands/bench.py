@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import console
 from ..runtime.settings import EngineSettings
+from ..terminal import console
 from . import loading, measuring, options
 from .groups import grouped
 
@@ -35,9 +35,7 @@ def bench(
 
     Example: infer-os bench gpt-j-6B --depths 0,512 --rows rows.jsonl
     """  # fmt: skip
-    from .. import render_bench
     from ..benching import BenchRequest
-    from ..model_store import ModelWish
     from ..runtime.benchmark.report import check_outputs
     from ..runtime.benchmark.settings import (
         MOST_SEQUENCES,
@@ -45,6 +43,8 @@ def bench(
         parse_counts,
         split_specs,
     )
+    from ..store.files import ModelWish
+    from ..terminal import render_bench
 
     sizes = BenchSettings(
         parse_counts("--depths", depths, 0, 1 << 20),
@@ -81,7 +81,7 @@ def _check_together(techniques: bool, settings: EngineSettings, given: dict[str,
 
 def _measure(request: BenchRequest, techniques: bool) -> BenchResult:
     from ..benching import Output, bench_speed, bench_techniques
-    from ..model_store import Reporter
+    from ..store.files import Reporter
 
     command = measuring.command_line()
     with console.progress_steps() as steps:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .. import console
-from ..model_store import ModelWish
 from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
+from ..store.files import ModelWish
+from ..terminal import console
 from .groups import grouped
 from .talk import TalkSettings, conversation_on
 
@@ -19,7 +19,7 @@ def chat(
     settings: EngineSettings,
 ) -> None:
     """Talk with a model. Ctrl-C ends a reply, Ctrl-D the program; /help lists commands."""
-    from ..conversation import converse, history_file
+    from ..terminal.conversation import converse, history_file
 
     with conversation_on(model, talk, settings) as session:
         console.note("/help lists commands, Ctrl-D ends.")

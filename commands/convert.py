@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .. import console, render
+from ..terminal import console, render
 from . import completing, options
 
 if TYPE_CHECKING:

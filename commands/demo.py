@@ -14,8 +14,8 @@ def demo(
     """Convert the bundled model to Q8_0 and Q4_0, write a text with each, compare the two."""
     import tempfile
 
-    from ..demo import run_demo
     from ..runtime.settings import EngineSettings
+    from ..terminal.demo import run_demo
 
     EngineSettings(threads=threads)  # before the first conversion
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .. import console
+from ..terminal import console
 from . import measuring, options
 
 
@@ -23,13 +23,13 @@ def evaluate(
 
     Example: infer-os eval models/bundled/austen-6m --types q8_0,q4_0 --kv f16,q8_0
     """  # fmt: skip
-    from .. import render_bench
     from ..benching import Output
     from ..evaluating import EvalRequest, parse_types, run_eval
-    from ..model_store import Reporter
     from ..runtime.benchmark.quality import QualitySettings
     from ..runtime.benchmark.report import check_outputs
     from ..runtime.benchmark.settings import split_specs
+    from ..store.files import Reporter
+    from ..terminal import render_bench
 
     request = EvalRequest(
         tuple(models or ()), text, reference, parse_types(types),

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from .. import console, render
-from ..model_store import ModelWish
 from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
+from ..store.files import ModelWish
+from ..terminal import console, render
 from . import loading, options
 from .groups import grouped
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from ..model_store import ModelWish
 from ..runtime.batch.settings import BatchSettings
 from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
 from ..runtime.sizes import parse_size
+from ..store.files import ModelWish
 from . import options
 from .talk import TalkSettings
 

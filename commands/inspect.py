@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .. import console, render
+from ..terminal import console, render
 from . import options
 
 

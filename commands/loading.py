@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import console
-from ..model_loading import find_files, open_batch, open_file, open_on_node
-from ..model_store import ModelWish, Reporter
+from ..store.files import ModelWish, Reporter
+from ..store.loading import find_files, open_batch, open_file, open_on_node
+from ..terminal import console
 
 if TYPE_CHECKING:
     from ..runtime.batch.engine import BatchEngine

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import console
+from ..terminal import console
 
 if TYPE_CHECKING:
     from ..benching import BenchResult
@@ -142,8 +142,8 @@ def deliver(
     Raises:
         BenchError: a file cannot be written.
     """
-    from .. import render_bench
     from ..runtime.benchmark.report import write_report, write_rows
+    from ..terminal import render_bench
 
     if rows is not None:
         write_rows(rows, result.rows, result.place)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .. import console
+from ..terminal import console
 from . import completing, options
 
 app = typer.Typer(
@@ -41,8 +41,8 @@ def models(context: typer.Context, as_json: options.Json = False) -> None:
 @app.command("list")
 def list_(as_json: options.Json = False) -> None:
     """List the catalog and the cache: parameters, memory per type, what fits this machine."""
-    from .. import render_models
-    from ..model_list import list_models
+    from ..store.listing import list_models
+    from ..terminal import render_models
 
     found = list_models()
     if as_json:
@@ -54,8 +54,8 @@ def list_(as_json: options.Json = False) -> None:
 @app.command()
 def show(name: Name, as_json: options.Json = False) -> None:
     """Tell everything known of a model: geometry, draft partner, style, sizes, cached files."""
-    from .. import render_models
-    from ..model_list import show_model
+    from ..store.listing import show_model
+    from ..terminal import render_models
 
     details = show_model(name)
     if as_json:
@@ -76,7 +76,7 @@ def rm(
     as_json: options.Json = False,
 ) -> None:
     """Remove a model from the cache, with what was downloaded of it. What is in use stays."""
-    from ..model_removal import remove_model
+    from ..store.removal import remove_model
 
     title, freed = remove_model(name, type)
     if as_json:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .. import console
+from ..terminal import console
 from . import options
 from .groups import size_option
 
@@ -32,9 +32,9 @@ def plan(
 
     Example: infer-os plan gpt-j-6B --memory 8G --context 2048
     """  # fmt: skip
-    from .. import render_plan
     from ..planning import PlanRequest, make_answer
     from ..runtime.settings import EngineSettings
+    from ..terminal import render_plan
 
     settings = EngineSettings(
         context, load or "mmap", threads, kv, size_option("--kv-budget", kv_budget),
@@ -49,8 +49,8 @@ def plan(
 
 def system(as_json: options.Json = False) -> None:
     """Check this machine: memory, limits, processor, bandwidth; rank the known models on it."""
-    from .. import render_plan
     from ..planning import make_report
+    from ..terminal import render_plan
 
     report = make_report()
     if as_json:

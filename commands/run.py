@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from .. import console
-from ..model_store import ModelWish
 from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
+from ..store.files import ModelWish
+from ..terminal import console
 from . import completing, options
 from .groups import grouped
 from .talk import TalkSettings, conversation_on
@@ -65,7 +65,7 @@ def run(
 
     Example: infer-os run --model EleutherAI/gpt-neox-20b --use-8bit --interactive
     """  # fmt: skip
-    from ..conversation import answer_one, converse, history_file
+    from ..terminal.conversation import answer_one, converse, history_file
 
     wish = ModelWish(model, _chosen_type(use_8bit, use_4bit, type))
     message = prompt if interactive else _read_message(prompt)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import console
-from ..model_store import ModelWish
+from ..store.files import ModelWish
+from ..terminal import console
 from . import loading
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def conversation_on(
         SettingsError: options that cannot work.
         SessionError: a file that cannot be continued.
     """
-    from ..chat_commands import load, save
     from ..runtime.framing import choose_frame
     from ..runtime.session import Session
+    from ..terminal.chat_commands import load, save
 
     talk.check()
     file = talk.session

@@ -14,12 +14,12 @@ from helpers import PARALLEL, Converter
 
 from infer_os import benching, cli, evaluating
 from infer_os.commands import loading
-from infer_os.model_store import ModelWish
 from infer_os.models.bundled import HELD_OUT, TARGET
 from infer_os.runtime.benchmark import plots
 from infer_os.runtime.benchmark.arms import ArmResult
 from infer_os.runtime.benchmark.rows import Measurement
 from infer_os.runtime.fake import FakeEngine, saying
+from infer_os.store.files import ModelWish
 
 
 @dataclass

@@ -20,11 +20,12 @@ import pexpect
 import pytest
 from helpers import PARALLEL, Converter, copy_checkpoint, set_config
 
-from infer_os import cli, conversation
+from infer_os import cli
 from infer_os.commands import loading
-from infer_os.line_editor import Entry
 from infer_os.native.errors import DecodeError
 from infer_os.runtime.fake import END, FakeEngine, Script, saying
+from infer_os.terminal import conversation
+from infer_os.terminal.line_editor import Entry
 
 COMMANDS = [
     "run", "chat", "generate", "models", "convert", "inspect", "plan", "system", "bench", "eval",
@@ -569,7 +570,8 @@ def test_an_interrupt_of_convert_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     script = (
         "import os, signal, sys\n"
-        "from infer_os import cli, console\n"
+        "from infer_os import cli\n"
+        "from infer_os.terminal import console\n"
         "from infer_os.convert import pipeline\n"
         "real = pipeline.convert\n"
         "def at_half(done, total):\n"

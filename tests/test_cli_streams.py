@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from helpers import Converter
 
-from infer_os import console, render
 from infer_os.native.gguf_file import read_gguf_header
+from infer_os.terminal import console, render
 
 COMMAND = [sys.executable, "-m", "infer_os.cli"]
 

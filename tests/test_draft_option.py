@@ -9,8 +9,8 @@ from helpers import Converter
 
 from infer_os import model_loading as loading
 from infer_os.convert.errors import UnreachableError
-from infer_os.model_store import ModelWish, Reporter
 from infer_os.runtime.settings import EngineSettings
+from infer_os.store.files import ModelWish, Reporter
 
 
 class Asked:

@@ -24,11 +24,11 @@ from infer_os.convert.locks import locked
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
 from infer_os.convert.source import HubSource
-from infer_os.model_removal import cached_models, remove_model
 from infer_os.models.catalog import CATALOG, find_model
 from infer_os.planning import PlanRequest, make_answer
 from infer_os.runtime.choice import CHOSEN_TYPES
 from infer_os.runtime.settings import EngineSettings
+from infer_os.store.removal import cached_models, remove_model
 
 SMALL = EngineSettings(context=64, threads=1)
 
@@ -120,7 +120,7 @@ def test_needs_are_those_of_a_plan(desk: Desk, run: Run) -> None:
 def test_what_fits_follows_the_memory(
     desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from infer_os import model_list
+    from infer_os.store import listing as model_list
 
     class Little:
         usable = 6_000_000_000

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from infer_os import chat_commands, console, conversation
-from infer_os.line_editor import Entry
 from infer_os.models.styles import STYLES
 from infer_os.native.errors import StateError
 from infer_os.runtime import session_file
@@ -16,6 +14,8 @@ from infer_os.runtime.errors import SettingsError
 from infer_os.runtime.fake import FakeEngine, saying
 from infer_os.runtime.session import Session
 from infer_os.runtime.settings import SamplingSettings, StopSettings
+from infer_os.terminal import chat_commands, console, conversation
+from infer_os.terminal.line_editor import Entry
 
 Chat = Callable[..., tuple[str, str]]
 GREEDY = SamplingSettings(temperature=0)

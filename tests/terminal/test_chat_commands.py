@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from helpers import REPOSITORY
 
-from infer_os.chat_commands import COMMANDS, Chat, ChatEnd, completions, obey
 from infer_os.models.styles import STYLE_NAMES, STYLES
 from infer_os.runtime.errors import PromptError, SettingsError
 from infer_os.runtime.fake import FakeEngine, saying
 from infer_os.runtime.session import Session
 from infer_os.runtime.settings import SamplingSettings, StopSettings
+from infer_os.terminal.chat_commands import COMMANDS, Chat, ChatEnd, completions, obey
 
 Capture = pytest.CaptureFixture[str]
 
@@ -185,8 +185,8 @@ def test_stats_and_kv(chat: Chat, capsys: Capture) -> None:
 def test_another_answer_is_another_draw_and_repeatable(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from infer_os import conversation
-    from infer_os.line_editor import Entry
+    from infer_os.terminal import conversation
+    from infer_os.terminal.line_editor import Entry
 
     seeds: list[int | None] = []
 

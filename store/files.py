@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .convert.errors import OutputError, SourceError, UnreachableError
-from .convert.locks import locked_in_turn
-from .convert.source import HubSource, cache_folder, is_hub_id
-from .models.catalog import find_model, near_names
+from ..convert.errors import OutputError, SourceError, UnreachableError
+from ..convert.locks import locked_in_turn
+from ..convert.source import HubSource, cache_folder, is_hub_id
+from ..models.catalog import find_model, near_names
 
 if TYPE_CHECKING:
-    from .runtime.settings import EngineSettings
+    from ..runtime.settings import EngineSettings
 
 #: What a name becomes if nothing of it is in the cache: what ``convert`` makes, and what computes
 #: fastest on a CPU.
@@ -50,7 +50,7 @@ class ModelWish:
 
     def __post_init__(self) -> None:
         if self.type:
-            from .convert.types import recipe_named
+            from ..convert.types import recipe_named
 
             recipe_named(self.type)
 
@@ -115,7 +115,7 @@ def model_file(wish: ModelWish, settings: EngineSettings, report: Reporter) -> P
     source = find_model_source(wish.text)
     if isinstance(source, Path) and not source.is_dir():
         if wish.type:
-            from .runtime.errors import SettingsError
+            from ..runtime.errors import SettingsError
 
             raise SettingsError(
                 f"{source}: a GGUF file keeps its type; drop --type {wish.type}, --use-8bit or "
@@ -222,7 +222,7 @@ def type_of(path: Path, name: str) -> str:
 
 def _state_of(folder: Path) -> str:
     """A hash of the names, sizes and times of the files that a conversion may read."""
-    from .convert.hub_checkpoint import SMALL_FILES
+    from ..convert.hub_checkpoint import SMALL_FILES
 
     facts = []
     try:
@@ -239,8 +239,8 @@ def _state_of(folder: Path) -> str:
 
 def _damage(path: Path) -> str | None:
     """What is wrong with a file of the cache; None if nothing is, or if it is not there."""
-    from .native.errors import GgufError
-    from .native.gguf_file import read_gguf_header
+    from ..native.errors import GgufError
+    from ..native.gguf_file import read_gguf_header
 
     if not path.exists():
         return None
@@ -253,12 +253,12 @@ def _damage(path: Path) -> str | None:
 
 def _convert(shelf: Shelf, kind: str, settings: EngineSettings, report: Reporter) -> None:
     """Convert into the cache, unless another process has done so meanwhile."""
-    from .planning import check_conversion
+    from ..planning import check_conversion
 
     path = shelf.file(kind)
     hub = isinstance(shelf.source, HubSource)
     if isinstance(shelf.source, HubSource):
-        from .convert.hub_checkpoint import find_repository
+        from ..convert.hub_checkpoint import find_repository
 
         find_repository(shelf.source, cache_folder())  # before anything is said or made
     if not _is_offline_and_unknown(shelf.source):
@@ -286,14 +286,14 @@ def _is_offline_and_unknown(source: HubSource | Path) -> bool:
     """Whether even the config of a model can only come from what is on the disk."""
     if isinstance(source, Path) or source.model is not None:
         return False
-    from .convert.hub import is_offline
+    from ..convert.hub import is_offline
 
     return is_offline()
 
 
 def _run_conversion(shelf: Shelf, kind: str, report: Reporter) -> None:
-    from .convert.pipeline import convert
-    from .convert.settings import ConvertSettings
+    from ..convert.pipeline import convert
+    from ..convert.settings import ConvertSettings
 
     path = shelf.file(kind)
     path.parent.mkdir(exist_ok=True)
@@ -309,7 +309,7 @@ def _run_conversion(shelf: Shelf, kind: str, report: Reporter) -> None:
 
 def _drop_older(shelf: Shelf, report: Reporter) -> None:
     """Remove the conversions of what a folder was before, unless they are in use."""
-    from .model_removal import remove_files
+    from .removal import remove_files
 
     freed = 0
     for state in _states(shelf.folder):

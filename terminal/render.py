@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from . import console
 
 if TYPE_CHECKING:
-    from .convert.report import CalibrationReport, ConversionReport
-    from .native.backend import KernelStatus
-    from .native.gguf_file import GgufHeader
-    from .runtime.engine import Engine
-    from .runtime.generate import Completion
-    from .runtime.kv_cache import KvStatus
-    from .runtime.memory import MemoryUse
+    from ..convert.report import CalibrationReport, ConversionReport
+    from ..native.backend import KernelStatus
+    from ..native.gguf_file import GgufHeader
+    from ..runtime.engine import Engine
+    from ..runtime.generate import Completion
+    from ..runtime.kv_cache import KvStatus
+    from ..runtime.memory import MemoryUse
 
 _LONGEST_VALUE = 200
 
@@ -64,7 +64,7 @@ def _shown(value: Any) -> str:
 
 def statistics_line(completion: Completion, load_s: float | None = None) -> str:
     """What a generation cost, in one line."""
-    from .native.residency import peak_rss_bytes
+    from ..native.residency import peak_rss_bytes
 
     t = completion.timings
     if not t.prompt_tokens:
@@ -127,7 +127,7 @@ def kv_line(kv: KvStatus) -> str:
 
 def completion_json(completion: Completion, engine: Engine, load_s: float) -> dict[str, Any]:
     """``generate --json``."""
-    from .native.residency import peak_rss_bytes
+    from ..native.residency import peak_rss_bytes
 
     t = completion.timings
     return {

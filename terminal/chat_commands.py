@@ -12,8 +12,8 @@ from . import console, render
 from .line_editor import FILES
 
 if TYPE_CHECKING:
-    from .runtime.session import Session
-    from .runtime.settings import SamplingSettings, StopSettings
+    from ..runtime.session import Session
+    from ..runtime.settings import SamplingSettings, StopSettings
 
 _LONGEST_QUOTE = 60
 _RANDOM = "random"
@@ -145,7 +145,7 @@ _SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
 
 
 def _set(chat: Chat, argument: str) -> None:
-    from .runtime.errors import SettingsError
+    from ..runtime.errors import SettingsError
 
     name, _, value = argument.partition(" ")
     name = name.replace("-", "_")
@@ -178,7 +178,7 @@ def _shown(chat: Chat, name: str) -> str:
 
 
 def _stats(chat: Chat, argument: str) -> None:
-    from .runtime.generate import finished
+    from ..runtime.generate import finished
 
     console.note(render.statistics_line(finished(chat.session.last, "")))
     console.note(render.memory_line(chat.session.engine.memory()))
@@ -205,7 +205,7 @@ def _load(chat: Chat, argument: str) -> None:
 
 
 def _path(verb: str, name: str) -> Path:
-    from .runtime.errors import SessionError
+    from ..runtime.errors import SessionError
 
     try:
         return Path(name).expanduser()
@@ -215,8 +215,8 @@ def _path(verb: str, name: str) -> Path:
 
 def save(session: Session, path: Path) -> None:
     """Keep the conversation in a file."""
-    from .convert.source import cache_folder
-    from .runtime.session_file import save_session
+    from ..convert.source import cache_folder
+    from ..runtime.session_file import save_session
 
     n_bytes = save_session(path, session, session.engine.info.path, cache_folder())
     console.note(f"saved {_turns(session)} in {path}, {console.size(n_bytes)}")
@@ -224,8 +224,8 @@ def save(session: Session, path: Path) -> None:
 
 def load(session: Session, path: Path) -> None:
     """Continue the conversation that a file keeps; it is not ``changed`` then."""
-    from .convert.source import cache_folder
-    from .runtime.session_file import load_session
+    from ..convert.source import cache_folder
+    from ..runtime.session_file import load_session
 
     load_session(path, session, session.engine.info.path, cache_folder())
     session.changed = False

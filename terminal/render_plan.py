@@ -8,8 +8,8 @@ from . import console
 from .render import kernels_json, kernels_text
 
 if TYPE_CHECKING:
-    from .planning import PlanAnswer, SystemReport
-    from .runtime.plan import Plan
+    from ..planning import PlanAnswer, SystemReport
+    from ..runtime.plan import Plan
 
 
 def plan_json(answer: PlanAnswer) -> dict[str, Any]:

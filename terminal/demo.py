@@ -11,10 +11,10 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..convert.pipeline import convert
+from ..convert.settings import ConvertSettings
+from ..models.bundled import TARGET
 from . import console
-from .convert.pipeline import convert
-from .convert.settings import ConvertSettings
-from .models.bundled import TARGET
 
 _PROMPT = "It is a truth universally acknowledged, that"
 _TYPES = ("q8_0", "q4_0")

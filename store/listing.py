@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .convert.errors import SourceError
-from .convert.sizes import weight_options
-from .model_removal import CachedModel, cached_models, find_cached
-from .models import describe
-from .models.catalog import CATALOG, CatalogModel, find_model, near_names
-from .models.shape import ModelShape, network_shape
-from .native.backend import faster_layouts, kernel_status
-from .native.errors import GgufError
-from .native.gguf_file import GgufHeader, read_gguf_header
-from .runtime.choice import CHOSEN_TYPES
-from .runtime.kv_schedule import KvSchedule, KvStage
-from .runtime.machine import read_memory
-from .runtime.plan import Budget, Plan, Planner, Sizes
-from .runtime.positions import context_for
+from ..convert.errors import SourceError
+from ..convert.sizes import weight_options
+from ..models import describe
+from ..models.catalog import CATALOG, CatalogModel, find_model, near_names
+from ..models.shape import ModelShape, network_shape
+from ..native.backend import faster_layouts, kernel_status
+from ..native.errors import GgufError
+from ..native.gguf_file import GgufHeader, read_gguf_header
+from ..runtime.choice import CHOSEN_TYPES
+from ..runtime.kv_schedule import KvSchedule, KvStage
+from ..runtime.machine import read_memory
+from ..runtime.plan import Budget, Plan, Planner, Sizes
+from ..runtime.positions import context_for
+from .removal import CachedModel, cached_models, find_cached
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,14 @@ from typing import Any
 import pexpect
 import pytest
 
-from infer_os import console, line_editor
-from infer_os.line_editor import FILES, Entry, read_entries
+from infer_os.terminal import console, line_editor
+from infer_os.terminal.line_editor import FILES, Entry, read_entries
 
 COMMANDS = {"/save": FILES, "/set": ("temperature", "top_k"), "/stats": ()}
 
 PROGRAM = """
 import pathlib, sys
-from infer_os.line_editor import FILES, read_entries
+from infer_os.terminal.line_editor import FILES, read_entries
 commands = {"/save": FILES, "/set": ("temperature", "top_k"), "/stats": ()}
 for entry in read_entries("> ", commands, pathlib.Path(sys.argv[1])):
     print("GOT", ascii(entry and entry.text), entry and entry.is_command, flush=True)

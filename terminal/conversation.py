@@ -11,8 +11,8 @@ from .chat_commands import Chat, ChatEnd, completions, obey
 from .line_editor import read_entries
 
 if TYPE_CHECKING:
-    from .runtime.session import Session
-    from .runtime.settings import SamplingSettings, StopSettings
+    from ..runtime.session import Session
+    from ..runtime.settings import SamplingSettings, StopSettings
 
 _SEEDS = 0xFFFFFFFF
 
@@ -42,7 +42,7 @@ def converse(
 
 def history_file() -> Path:
     """Where what is typed on a terminal is kept."""
-    from .convert.source import cache_folder
+    from ..convert.source import cache_folder
 
     return cache_folder() / "chat_history"
 
@@ -54,7 +54,7 @@ def answer_one(
 
     Returns whether Ctrl-C ended the reply.
     """
-    from .runtime.generate import finished
+    from ..runtime.generate import finished
 
     stopped = _print_reply(Chat(session, sampling, stops), message)
     console.note(render.statistics_line(finished(session.last, "")))
@@ -65,8 +65,8 @@ def answer_one(
 
 
 def _answer_entries(chat: Chat, history: Path) -> None:
-    from .native.errors import NativeError
-    from .runtime.errors import RuntimeFailure
+    from ..native.errors import NativeError
+    from ..runtime.errors import RuntimeFailure
 
     for entry in read_entries("> ", completions(), history):
         # whatever fails, the conversation goes on
@@ -88,8 +88,8 @@ def _answer_entries(chat: Chat, history: Path) -> None:
 
 def _print_reply(chat: Chat, message: str) -> bool:
     """Print a reply as it comes; returns whether Ctrl-C ended it."""
-    from .runtime.generate import FinishReason
-    from .runtime.text import without_first_space
+    from ..runtime.generate import FinishReason
+    from ..runtime.text import without_first_space
 
     session, sampling = chat.session, chat.sampling
     if sampling.seed is not None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from . import console
 
 if TYPE_CHECKING:
-    from .model_list import ListedModel, ModelDetails, ModelList
-    from .model_removal import CachedModel
+    from ..store.listing import ListedModel, ModelDetails, ModelList
+    from ..store.removal import CachedModel
 
 # narrower terminals get short names and fewer columns
 _WIDE = 90
@@ -19,7 +19,7 @@ _SHOWN_TYPES = ("q8_0", "q4_0")
 
 def list_json(models: ModelList) -> dict[str, Any]:
     """``models --json``: bytes."""
-    from .convert.source import cache_folder
+    from ..convert.source import cache_folder
 
     return {
         "models": [_listed_json(listed) for listed in models.catalog],
@@ -168,7 +168,7 @@ def _count(n: int) -> str:
 
 
 def _cache() -> str:
-    from .convert.source import cache_folder
+    from ..convert.source import cache_folder
 
     folder, home = cache_folder(), Path.home()
     return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)

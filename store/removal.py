@@ -9,11 +9,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .convert.errors import OutputError, SourceError
-from .convert.locks import locked
-from .convert.source import HubSource, cache_folder
-from .model_store import LOCK, Shelf, shelves, tidy, type_of
-from .models.catalog import find_model, near_names
+from ..convert.errors import OutputError, SourceError
+from ..convert.locks import locked
+from ..convert.source import HubSource, cache_folder
+from ..models.catalog import find_model, near_names
+from .files import LOCK, Shelf, shelves, tidy, type_of
 
 
 @dataclass(frozen=True, slots=True)

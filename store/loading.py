@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .model_store import ModelWish, Reporter, model_file
+from .files import ModelWish, Reporter, model_file
 
 if TYPE_CHECKING:
-    from .runtime.batch.engine import BatchEngine
-    from .runtime.batch.settings import BatchSettings
-    from .runtime.engine import LlamaEngine
-    from .runtime.settings import EngineSettings
+    from ..runtime.batch.engine import BatchEngine
+    from ..runtime.batch.settings import BatchSettings
+    from ..runtime.engine import LlamaEngine
+    from ..runtime.settings import EngineSettings
 
 _logger = logging.getLogger("infer_os")
 
@@ -29,7 +29,7 @@ def find_files(
     """The file of a model, and the settings with that of its draft; converted first if need be.
 
     Raises:
-        As :func:`~infer_os.model_store.model_file`.
+        As :func:`~infer_os.store.files.model_file`.
     """
     path = model_file(wish, settings, report)
     return path, replace(settings, draft=draft_file(settings, wish, path, report))
@@ -41,8 +41,8 @@ def open_file(path: Path, settings: EngineSettings, report: Reporter) -> LlamaEn
     Raises:
         As :func:`~infer_os.runtime.open.open_engine`.
     """
-    from .convert.source import cache_folder
-    from .runtime.open import open_engine
+    from ..convert.source import cache_folder
+    from ..runtime.open import open_engine
 
     if not settings.prefetch:
         return open_engine(path, settings, cache=cache_folder())
@@ -56,10 +56,10 @@ def open_batch(
     """Load a model for many sequences, converted into the cache first if need be.
 
     Raises:
-        As :func:`~infer_os.model_store.model_file`, and BatchEngine.
+        As :func:`~infer_os.store.files.model_file`, and BatchEngine.
     """
     path, settings = find_files(wish, settings, report)
-    from .runtime.batch.engine import BatchEngine
+    from ..runtime.batch.engine import BatchEngine
 
     if not settings.prefetch:
         return BatchEngine(path, settings, batch)
@@ -72,7 +72,7 @@ def open_on_node(wish: ModelWish, settings: EngineSettings, batch: BatchSettings
 
     ``settings.memory`` is what the node's worker may take, Ray's own libraries included.
     """
-    from .runtime.batch.ray_backend import overhead_bytes
+    from ..runtime.batch.ray_backend import overhead_bytes
 
     if settings.memory:
         settings = replace(settings, memory=max(1, settings.memory - overhead_bytes()))
@@ -88,9 +88,9 @@ def draft_file(settings: EngineSettings, wish: ModelWish, model: Path, report: R
     Raises:
         SourceError: a draft that was named is not to be found.
     """
-    from .convert.errors import ConvertError
-    from .models.catalog import find_model, model_of
-    from .native.gguf_file import read_gguf_header
+    from ..convert.errors import ConvertError
+    from ..models.catalog import find_model, model_of
+    from ..native.gguf_file import read_gguf_header
 
     draft = settings.draft
     if draft in ("none", "lookup"):

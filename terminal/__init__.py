@@ -1,0 +1,1 @@
+"""What a person sees and types: drawing, records as text, the chat."""
