@@ -120,12 +120,12 @@ def test_needs_are_those_of_a_plan(desk: Desk, run: Run) -> None:
 def test_what_fits_follows_the_memory(
     desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from infer_os.store import listing as model_list
+    from infer_os.store import listing
 
     class Little:
         usable = 6_000_000_000
 
-    monkeypatch.setattr(model_list, "read_memory", lambda: Little)
+    monkeypatch.setattr(listing, "read_memory", lambda: Little)
     fits = {e["name"]: e["fits"] for e in json.loads(run("models", "--json").out)["models"]}
     assert fits["gpt-neox-20b"] is None
     assert fits["gpt-j-6B"] == "q5_k_m"
