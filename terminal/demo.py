@@ -68,7 +68,7 @@ def _run_type(kind: str, folder: Path, threads: int) -> DemoRow:
     target = folder / f"{TARGET.name}-{kind}.gguf"
     report = convert(ConvertSettings(TARGET, target, kind, threads))
     command = [
-        sys.executable, "-m", f"{__package__}.cli", "generate", str(target), "--prompt", _PROMPT,
+        sys.executable, "-m", "infer_os.cli", "generate", str(target), "--prompt", _PROMPT,
         "--max-tokens", "100", "--seed", "7", "--temperature", "0.7", "--threads", str(threads),
         "--json",
     ]  # fmt: skip
