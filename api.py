@@ -23,8 +23,9 @@ from .model_loading import find_files, open_file
 from .model_store import ModelWish, Reporter
 from .native.owner import Owner
 from .runtime.exclusive import Stream, Turns
+from .runtime.framing import choose_frame
 from .runtime.generate import Completion, FinishReason, Generation, finished, stream_text
-from .runtime.session import Session, choose_frame
+from .runtime.session import Session
 from .runtime.settings import EngineSettings, SamplingSettings, StopSettings
 from .runtime.text import without_first_space
 
@@ -284,10 +285,12 @@ class Model(Owner):
         if order is not None:
             parsed = order.watch(parsed, frozenset())
         with closing(self._open_batch(settings)) as engine:
-            _warn(engine.notes)
+            _warn(engine.take_notes())
             with closing(engine.run(parsed)) as results:
                 try:
-                    yield from order.arrange(results) if order is not None else results
+                    for result in order.arrange(results) if order is not None else results:
+                        _warn(engine.take_notes())
+                        yield result
                 except Interrupted:
                     if _is_main_thread():
                         raise KeyboardInterrupt from None

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from .. import console
+from ..runtime.batch.settings import BatchSettings
 from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
 from . import loading, options
 from .groups import grouped
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from ..runtime.batch.journal import Journal
     from ..runtime.batch.ray_backend import RayBatch
     from ..runtime.batch.records import BadRecord, Record, Result
-    from ..runtime.batch.settings import BatchSettings
 
 _STREAM = Path("-")
 
@@ -29,78 +29,17 @@ _STREAM = Path("-")
 def batch(
     *,
     model: options.Model,
-    input: Annotated[
-        Path,
-        typer.Option(
-            "-i",
-            "--input",
-            metavar="FILE",
-            help="Records: .jsonl, .csv, .parquet, or .txt with a prompt a line; - is stdin.",
-        ),
-    ] = _STREAM,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FILE",
-            help="Answers: .jsonl, .csv or .parquet; - is stdout, as JSON lines.",
-        ),
-    ] = _STREAM,
-    parallel: Annotated[
-        str,
-        typer.Option(
-            "--parallel",
-            metavar="N|auto",
-            help="Sequences at once; auto: as many as fit and still add throughput.",
-        ),
-    ] = "auto",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an output that was not finished.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
-    ordered: Annotated[
-        bool,
-        typer.Option("--ordered", help="Write answers in the order of the input."),
-    ] = False,
-    logprobs: Annotated[
-        int,
-        typer.Option(
-            "--logprobs",
-            metavar="K",
-            help="Tell each token's log-probability, and those of the K likeliest.",
-        ),
-    ] = 0,
-    prefix: Annotated[
-        Path | None,
-        typer.Option(
-            "--prefix",
-            metavar="FILE",
-            help="A text in front of every prompt, such as examples.",
-            show_default=False,
-        ),
-    ] = None,
-    system: Annotated[
-        str, typer.Option("--system", metavar="TEXT", help="Opens conversations (messages).")
-    ] = "",
-    style: Annotated[
-        str, typer.Option("--style", metavar="NAME", help="Frames conversations (messages).")
-    ] = "dialogue",
-    ray: Annotated[
-        str,
-        typer.Option(
-            "--ray",
-            metavar="auto|ADDRESS",
-            help="Compute on every node of a Ray cluster: that of this machine, or of HOST:PORT.",
-            show_default=False,
-        ),
-    ] = "",
+    input: options.Records = _STREAM,
+    output: options.Answers = _STREAM,
+    resume: options.Resume = False,
+    force: options.Replace = False,
+    ordered: options.Ordered = False,
+    batch_settings: BatchSettings,
+    ray: options.Ray = "",
     sampling: SamplingSettings,
     stops: StopSettings,
     settings: EngineSettings,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Statistics as one JSON object on stderr.")
-    ] = False,
+    as_json: options.Statistics = False,
 ) -> None:
     """Answer many prompts at once; a line of answer for each.
 
@@ -113,7 +52,6 @@ def batch(
     from ..runtime.batch.engine import BatchEngine
     from ..runtime.batch.journal import Journal, check_output
 
-    batch_settings = _batch_settings(parallel, logprobs, prefix, system, style)
     if output == _STREAM:
         if resume or force:
             option = "--resume" if resume else "--force"
@@ -156,22 +94,6 @@ def _settings_error(text: str) -> Exception:
     from ..runtime.errors import SettingsError
 
     return SettingsError(text)
-
-
-def _batch_settings(
-    parallel: str, logprobs: int, prefix: Path | None, system: str, style: str
-) -> BatchSettings:
-    from ..runtime.batch.settings import BatchSettings
-
-    if parallel != "auto" and (not parallel.isdecimal() or int(parallel) == 0):
-        raise _settings_error(f"--parallel {parallel}: expected a number, or auto")
-    text = ""
-    if prefix is not None:
-        try:
-            text = prefix.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise _settings_error(f"{prefix}: cannot be read: {error}") from None
-    return BatchSettings(0 if parallel == "auto" else int(parallel), logprobs, text, system, style)
 
 
 def _open_input(path: Path) -> tuple[Iterator[Any], int | None]:
@@ -226,6 +148,7 @@ def _run(
     with closing(engine.run(records, done)) as running:
         results: Iterator[Result] = order.arrange(running) if order is not None else running
         for result in results:
+            console.notes(engine.take_notes())
             write(result)
             if bar is not None:
                 now = engine.statistics
@@ -260,7 +183,6 @@ def _show_statistics(engine: BatchEngine, now: BatchStatistics, *, as_json: bool
 
 
 def _show_cluster(cluster: RayBatch, now: BatchStatistics, *, as_json: bool) -> None:
-    console.notes(cluster.notes)
     if as_json:
         console.note_json({
             "records": now.records, "failed": now.failed, "prompt_tokens": now.prompt_tokens,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from ..model_store import ModelWish
+from ..runtime.batch.settings import BatchSettings
 from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
 from ..runtime.sizes import parse_size
 from . import options
@@ -56,12 +57,7 @@ def _grammar_text(grammar: Path | None, json_schema: Path | None) -> str:
         raise SettingsError("--grammar and --json-schema: give one of them")
     file = grammar or json_schema
     assert file is not None
-    try:
-        text = file.read_text("utf-8")
-    except OSError as error:
-        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise SettingsError(f"{file}: is no UTF-8 text") from None
+    text = _file_text(file)
     if not text.strip():
         raise SettingsError(f"{file}: is empty")
     try:
@@ -70,6 +66,17 @@ def _grammar_text(grammar: Path | None, json_schema: Path | None) -> str:
     except GrammarError as error:
         raise SettingsError(f"{file}: {error}") from None
     return text
+
+
+def _file_text(file: Path) -> str:
+    from ..runtime.errors import SettingsError
+
+    try:
+        return file.read_text("utf-8")
+    except OSError as error:
+        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{file}: is no UTF-8 text") from None
 
 
 def _stops(max_tokens: options.MaxTokens = 128, stop: options.Stop = None) -> StopSettings:
@@ -95,9 +102,24 @@ def _engine(
     )  # fmt: skip
 
 
+def _batch(
+    parallel: options.Parallel = "auto",
+    logprobs: options.Logprobs = 0,
+    prefix: options.Prefix = None,
+    system: options.BatchSystem = "",
+    style: options.Style = "",
+) -> BatchSettings:
+    from ..runtime.errors import SettingsError
+
+    if parallel != "auto" and (not parallel.isdecimal() or int(parallel) == 0):
+        raise SettingsError(f"--parallel {parallel}: expected a number, or auto")
+    text = _file_text(prefix) if prefix else ""
+    return BatchSettings(0 if parallel == "auto" else int(parallel), logprobs, text, system, style)
+
+
 _BUILDERS: dict[Any, Callable[..., Any]] = {
     ModelWish: _model, TalkSettings: _talk, SamplingSettings: _sampling, StopSettings: _stops,
-    EngineSettings: _engine,
+    EngineSettings: _engine, BatchSettings: _batch,
 }  # fmt: skip
 
 

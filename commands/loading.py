@@ -37,7 +37,7 @@ def load_batch_engine(
 ) -> BatchEngine:
     """Load what the user calls a model for many prompts at once; its warnings go to stderr."""
     engine = open_batch(_wish(model), settings, batch, _reporter())
-    console.notes(engine.notes)
+    console.notes(engine.take_notes())
     return engine
 
 

@@ -197,6 +197,68 @@ SessionFile = Annotated[
     ),
 ]  # fmt: skip
 
+# ---- batch
+Records = Annotated[
+    Path,
+    typer.Option(
+        "-i", "--input", metavar="FILE",
+        help="Records: .jsonl, .csv, .parquet, or .txt with a prompt a line; - is stdin.",
+    ),
+]  # fmt: skip
+Answers = Annotated[
+    Path,
+    typer.Option(
+        "-o", "--output", metavar="FILE",
+        help="Answers: .jsonl, .csv or .parquet; - is stdout, as JSON lines.",
+    ),
+]  # fmt: skip
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with an output that was not finished.")
+]
+Replace = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+Ordered = Annotated[
+    bool, typer.Option("--ordered", help="Write answers in the order of the input.")
+]
+Parallel = Annotated[
+    str,
+    typer.Option(
+        "--parallel", metavar="N|auto",
+        help="Sequences at once; auto: as many as fit and still add throughput.",
+    ),
+]  # fmt: skip
+Logprobs = Annotated[
+    int,
+    typer.Option(
+        "--logprobs", metavar="K",
+        help="Tell each token's log-probability, and those of the K likeliest.",
+    ),
+]  # fmt: skip
+Prefix = Annotated[
+    Path | None,
+    typer.Option(
+        "--prefix", metavar="FILE",
+        help="A text in front of every prompt, such as examples.", show_default=False,
+    ),
+]  # fmt: skip
+BatchSystem = Annotated[
+    str,
+    typer.Option(
+        "--system", metavar="TEXT",
+        help="Opens conversations (messages) that have no system message.",
+    ),
+]  # fmt: skip
+Ray = Annotated[
+    str,
+    typer.Option(
+        "--ray", metavar="auto|ADDRESS",
+        help="Compute on every node of a Ray cluster: that of this machine, or of HOST:PORT.",
+        show_default=False,
+    ),
+]  # fmt: skip
+Statistics = Annotated[
+    bool, typer.Option("--json", help="Statistics as one JSON object on stderr.")
+]
+
 # ---- measurements
 RowsFile = Annotated[
     Path | None,

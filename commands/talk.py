@@ -34,11 +34,10 @@ class TalkSettings:
             SessionError: the session cannot be kept in that file.
         """
         from ..runtime.errors import SettingsError
-        from ..runtime.session import style_names
         from ..runtime.session_file import check_name
+        from ..runtime.settings import check_style
 
-        if self.style and self.style not in style_names():
-            raise SettingsError(f"--style {self.style}: expected one of {', '.join(style_names())}")
+        check_style(self.style)
         if self.session is not None:
             check_name(self.session)
             if self.system and self.session.exists():
@@ -58,7 +57,8 @@ def conversation_on(
         SessionError: a file that cannot be continued.
     """
     from ..chat_commands import load, save
-    from ..runtime.session import Session, choose_frame
+    from ..runtime.framing import choose_frame
+    from ..runtime.session import Session
 
     talk.check()
     file = talk.session

@@ -32,6 +32,14 @@ class PromptStyle:
     newline: str = "\n"
     markers: tuple[str, ...] = ()
 
+    @property
+    def reply(self) -> str:
+        """The frame of a reply that is given as text, whose first word the model did not draw.
+
+        Behind a colon models begin with a space, as their training texts do.
+        """
+        return " {text}" if self.assistant.endswith(":") else "{text}"
+
 
 #: Two speakers, for base models, that know dialogues from their training texts.
 DIALOGUE = PromptStyle(
@@ -174,3 +182,9 @@ STYLES: dict[str, PromptStyle] = {
         BLOOMZ, RINNA, JAPANESE, PYGMALION,
     )
 }  # fmt: skip
+
+#: The name of the frame that a file's own chat template makes.
+TEMPLATE = "template"
+
+#: Every name that ``--style`` takes.
+STYLE_NAMES: tuple[str, ...] = (*STYLES, TEMPLATE)

@@ -1,9 +1,10 @@
 """Frames: how the turns of a conversation become the tokens that stand in the cache.
 
 In go the system prompt, the turns (messages as text, replies as the tokens that were drawn) and a
-new message; out come tokens. What the frame itself says is read with its special tokens; what a
-person typed never is: ``<|endoftext|>`` in a message stays letters. Text between two special tokens
-is cut into tokens as one piece, whoever wrote it, as Hugging Face's tokenizers do.
+new message, or a conversation that is text throughout; out come tokens. What the frame itself says
+is read with its special tokens; what a person typed never is: ``<|endoftext|>`` in a message stays
+letters. Text between two special tokens is cut into tokens as one piece, whoever wrote it, as
+Hugging Face's tokenizers do.
 """
 
 from __future__ import annotations
@@ -27,6 +28,14 @@ class Turn:
 
     message: str
     reply: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation given as text; ``role`` is system, user or assistant."""
+
+    role: str
+    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,14 @@ class Frame(Protocol):
         """
         ...
 
+    def written_tokens(self, messages: Sequence[Message]) -> list[int]:
+        """A conversation given as text, up to where the reply to its last message begins.
+
+        Raises:
+            TemplateFailure: a chat template refuses it.
+        """
+        ...
+
 
 class PieceTokenizer:
     """Pieces to tokens, remembering the texts that come again at every turn."""
@@ -107,14 +124,15 @@ class PieceTokenizer:
         before, *found = self._pattern.split(text, maxsplit=1)
         return before, found[0] if found else ""
 
-    def encode(self, pieces: Iterable[Piece]) -> list[int]:
-        """Their tokens."""
+    def encode(self, pieces: Iterable[Piece], *, again: bool = True) -> list[int]:
+        """Their tokens. ``again``: whether the same texts will come again, and are remembered."""
+        encode = self._encode if again else self._tokenize
         tokens: list[int] = []
         text: list[str] = []
 
         def flush() -> None:
             if text:
-                tokens.extend(self._encode("".join(text), False))
+                tokens.extend(encode("".join(text), False))
                 text.clear()
 
         for piece in pieces:
@@ -160,6 +178,11 @@ class StyleFrame:
         pieces = self._pieces(system, turns, message)
         return [*self._tokenizer.start, *self._tokenizer.encode(pieces)]
 
+    def written_tokens(self, messages: Sequence[Message]) -> list[int]:
+        """See :meth:`Frame.written_tokens`."""
+        pieces = self._written(messages)
+        return [*self._tokenizer.start, *self._tokenizer.encode(pieces, again=False)]
+
     def _pieces(self, system: str, turns: Sequence[Turn], message: str | None) -> Iterator[Piece]:
         style = self._style
         yield from self._filled(style.system, system) if system else (style.opening,)
@@ -173,6 +196,23 @@ class StyleFrame:
             yield Cut()
             yield from self._filled(style.user, message)
             yield style.assistant
+
+    def _written(self, messages: Sequence[Message]) -> Iterator[Piece]:
+        style = self._style
+        if messages[0].role != "system":
+            yield style.opening
+        for message in messages:
+            text = message.content
+            if message.role == "system":
+                yield from self._filled(style.system, text)
+            elif message.role == "user":
+                yield Cut()
+                yield from self._filled(style.user, text)
+            else:
+                yield style.assistant
+                yield from self._filled(style.reply, text.lstrip())
+                yield style.end
+        yield style.assistant
 
     def _filled(self, form: str, text: str) -> Iterator[Piece]:
         before, _, after = form.partition("{text}")

@@ -6,14 +6,14 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
-from infer_os.models.styles import DIALOGUE, STYLES, PromptStyle
+from infer_os.models.styles import PromptStyle
 
 from .engine import Engine, Vocabulary
-from .errors import PromptError, SettingsError, TemplateFailure
+from .errors import PromptError
 from .frame import Frame, StyleFrame, Turn
+from .framing import make_frame
 from .generate import FinishReason, Generation, stream_text
 from .settings import SamplingSettings, StopSettings
-from .template import TemplateFrame
 from .text import replaced
 
 
@@ -24,64 +24,6 @@ class SessionRecord:
     style: str
     system: str
     turns: tuple[Turn, ...]
-
-
-def make_frame(style: str, engine: Engine) -> Frame:
-    """The frame of a style's name, or of the model's own chat template for ``template``.
-
-    Raises:
-        SettingsError: there is no such style, or the model has no template.
-        TemplateFailure: the template cannot be used.
-    """
-    info = engine.info
-    if style == TemplateFrame.name:
-        if info.chat_template is None:
-            raise SettingsError(
-                f"--style template: {info.path} has no chat template; --style {info.style} does "
-                "without one"
-            )
-        return TemplateFrame(info.chat_template, engine.vocab)
-    if style not in STYLES:
-        raise SettingsError(f"--style {style}: expected one of {', '.join(style_names())}")
-    return StyleFrame(STYLES[style], engine.vocab)
-
-
-def choose_frame(engine: Engine, style: str = "", system: str = "") -> tuple[Frame, list[str]]:
-    """The frame for a style's name; by default the model's own template, else its style.
-
-    Returns it with what differs from what one may expect.
-
-    Raises:
-        SettingsError: there is no such style, or the model has no template.
-        TemplateFailure: its template was asked for and cannot be used.
-    """
-    info, notes = engine.info, []
-    own = info.style
-    if own not in STYLES:
-        own = DIALOGUE.name
-        if not style and info.chat_template is None:
-            notes.append(f"the file's style {info.style} is unknown here; {own} is used")
-    name = style or (own if info.chat_template is None else TemplateFrame.name)
-    try:
-        frame = make_frame(name, engine)
-    except TemplateFailure as error:
-        if style:
-            raise TemplateFailure(f"{error}; --style {own} does without it") from error
-        notes.append(f"{error}; style {own} is used instead")
-        frame = make_frame(own, engine)
-    if isinstance(frame, StyleFrame) and frame.missing_markers:
-        notes.append(
-            f"style {frame.name}: this model has no token {', '.join(frame.missing_markers)}; "
-            "written as letters"
-        )
-    if isinstance(frame, TemplateFrame) and frame.merges_system and system:
-        notes.append("the chat template takes no system prompt; it is put before the first message")
-    return frame, notes
-
-
-def style_names() -> tuple[str, ...]:
-    """Every name that :func:`make_frame` takes."""
-    return (*STYLES, TemplateFrame.name)
 
 
 class Session:
@@ -191,7 +133,8 @@ class Session:
         """
         prompt = self._make_room(message, stop.max_tokens)
         self.last = Generation()
-        stops = StopSettings(stop.max_tokens, (*stop.strings, *self._frame.stops))
+        own = (text.replace("\n", self._frame.newline) for text in stop.strings)
+        stops = StopSettings(stop.max_tokens, (*own, *self._frame.stops))
         drawn: list[str] = []
         try:
             stream = stream_text(self._engine, prompt, sampling, stops, self.last)

@@ -40,8 +40,9 @@ from infer_os.native.library import llama_version
 from .engine import shared_prefix
 from .errors import PromptError, SessionError, SettingsError, TemplateFailure
 from .frame import Turn
+from .framing import make_frame
 from .kv_cache import SavedRows
-from .session import Session, SessionRecord, make_frame
+from .session import Session, SessionRecord
 
 _MAGIC = b"INFEROS-SESSION\0"
 _VERSION = 2

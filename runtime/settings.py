@@ -6,6 +6,8 @@ import os
 import secrets
 from dataclasses import dataclass
 
+from infer_os.models.styles import STYLE_NAMES
+
 from .errors import SettingsError
 
 
@@ -121,3 +123,13 @@ class StopSettings:
     def __post_init__(self) -> None:
         _check(self.max_tokens >= 1, "--max-tokens", self.max_tokens, "1 or more")
         _check(all(self.strings), "--stop", '""', "a text that is not empty")
+
+
+def check_style(style: str) -> None:
+    """Find a style that no model has; an empty one is the model's own.
+
+    Raises:
+        SettingsError: there is no such style.
+    """
+    if style and style not in STYLE_NAMES:
+        raise SettingsError(f"--style {style}: expected one of {', '.join(STYLE_NAMES)}")

@@ -14,9 +14,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from infer_os.models.styles import TEMPLATE
+
 from .engine import Vocabulary
 from .errors import TemplateFailure
-from .frame import Drawn, Piece, PieceTokenizer, Turn, Typed
+from .frame import Drawn, Message, Piece, PieceTokenizer, Turn, Typed
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -31,7 +33,7 @@ class TemplateFrame:
     in front of the first message.
     """
 
-    name = "template"
+    name = TEMPLATE
     newline = "\n"
 
     def __init__(self, template: str, vocab: Vocabulary) -> None:
@@ -42,7 +44,7 @@ class TemplateFrame:
         """
         # nothing that a person types can look like this, and no filter changes it
         self._mark = f"x{secrets.token_hex(12)}x"
-        self._holder = re.compile(f"{self._mark}([sur])([0-9]+)z")
+        self._holder = re.compile(f"{self._mark}([surm])([0-9]+)z")
         self._tokenizer = PieceTokenizer(vocab)
         self._template = _compile(template)
         self._variables = {"bos_token": vocab.special_text("bos"),
@@ -59,6 +61,25 @@ class TemplateFrame:
             return []
         return self._tokenizer.encode(self._pieces(system, turns, message))
 
+    def written_tokens(self, messages: Sequence[Message]) -> list[int]:
+        """See :meth:`~.frame.Frame.written_tokens`."""
+        return self._tokenizer.encode(self._written(messages), again=False)
+
+    def _written(self, messages: Sequence[Message]) -> Iterator[Piece]:
+        first = messages[0]
+        if first.role == "system" and self.merges_system:
+            messages = _merged(first.content, messages[1:])
+        held = [(m.role, f"{self._mark}m{i}z") for i, m in enumerate(messages)]
+        text = self._rendered(held, asks=True)
+        for role, holder in held:
+            if holder not in text:
+                raise TemplateFailure(f"the chat template leaves out a message of the {role}")
+        parts = self._holder.split(text)
+        yield parts[0]
+        for index, after in zip(parts[2::3], parts[3::3], strict=True):
+            yield Typed(messages[int(index)].content)
+            yield after
+
     def _pieces(self, system: str, turns: Sequence[Turn], message: str | None) -> Iterator[Piece]:
         apart = bool(system) and not self.merges_system
         parts = self._holder.split(self._render(apart, len(turns), message is not None))
@@ -72,7 +93,7 @@ class TemplateFrame:
             else:
                 asked = turns[index].message if index < len(turns) else message or ""
                 if self.merges_system and system and index == 0:
-                    asked = f"{system}\n\n{asked}"
+                    asked = _behind(system, asked)
                 yield Typed(asked)
                 if parts[at + 3 : at + 5] == ["r", str(index)]:
                     after = self._lead(apart, index)
@@ -91,25 +112,28 @@ class TemplateFrame:
 
     def _render(self, system: bool, n_turns: int, asks: bool) -> str:
         """The template's text for so many turns and perhaps a message, with placeholders."""
-        messages = [{"role": "system", "content": f"{self._mark}s0z"}] if system else []
+        messages = [("system", f"{self._mark}s0z")] if system else []
         for i in range(n_turns):
-            messages += [
-                {"role": "user", "content": f"{self._mark}u{i}z"},
-                {"role": "assistant", "content": f"{self._mark}r{i}z"},
-            ]
+            messages += [("user", f"{self._mark}u{i}z"), ("assistant", f"{self._mark}r{i}z")]
         last = f"{self._mark}u{n_turns}z"
         if asks:
-            messages.append({"role": "user", "content": last})
+            messages.append(("user", last))
+        text = self._rendered(messages, asks=asks)
+        if asks and last not in text:
+            raise TemplateFailure("the chat template leaves out the last message")
+        return text
+
+    def _rendered(self, messages: Sequence[tuple[str, str]], *, asks: bool) -> str:
+        """The template's text of roles and contents; ``asks``: a reply shall follow."""
         try:
-            text = self._template.render(
-                messages=messages, add_generation_prompt=asks, **self._variables
+            return self._template.render(
+                messages=[{"role": role, "content": content} for role, content in messages],
+                add_generation_prompt=asks,
+                **self._variables,
             )
         # a template can fail in as many ways as a program
         except Exception as error:
             raise TemplateFailure(f"the chat template fails: {_reason(error)}") from error
-        if asks and last not in text:
-            raise TemplateFailure("the chat template leaves out the last message")
-        return text
 
     def _takes_system(self) -> bool:
         try:
@@ -126,6 +150,18 @@ class TemplateFrame:
                     return (text.rstrip(),), frozenset()
                 return (), frozenset([self._tokenizer.special_token(special)] if special else ())
         raise TemplateFailure("the chat template leaves out the replies")
+
+
+def _behind(system: str, message: str) -> str:
+    """A message behind the system prompt that the template has no place for."""
+    return f"{system}\n\n{message}"
+
+
+def _merged(system: str, messages: Sequence[Message]) -> list[Message]:
+    """The messages, the first of the user behind the system prompt."""
+    first = next(i for i, message in enumerate(messages) if message.role == "user")
+    merged = Message("user", _behind(system, messages[first].content))
+    return [*messages[:first], merged, *messages[first + 1 :]]
 
 
 def _compile(template: str) -> Template:

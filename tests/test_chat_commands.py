@@ -9,10 +9,10 @@ import pytest
 from helpers import REPOSITORY
 
 from infer_os.chat_commands import COMMANDS, Chat, ChatEnd, completions, obey
-from infer_os.models.styles import STYLES
+from infer_os.models.styles import STYLE_NAMES, STYLES
 from infer_os.runtime.errors import PromptError, SettingsError
 from infer_os.runtime.fake import FakeEngine, saying
-from infer_os.runtime.session import Session, style_names
+from infer_os.runtime.session import Session
 from infer_os.runtime.settings import SamplingSettings, StopSettings
 
 Capture = pytest.CaptureFixture[str]
@@ -51,7 +51,7 @@ def test_help_names_every_command(chat: Chat, capsys: Capture) -> None:
 
 def test_the_guide_has_every_command_setting_and_style() -> None:
     guide = (REPOSITORY / "docs" / "chat.md").read_text()
-    for name in (*completions(), *completions()["/set"], *style_names()):
+    for name in (*completions(), *completions()["/set"], *STYLE_NAMES):
         assert f"`{name}" in guide, name
 
 

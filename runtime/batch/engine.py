@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from infer_os.models.catalog import style_for
 from infer_os.models.rotation import ROTATION_KEY
-from infer_os.models.styles import STYLES
 from infer_os.native.backend import own_kernels
 from infer_os.native.batch_context import BatchContext, BatchContextParams, Rows
 from infer_os.native.gguf_file import read_gguf_header
@@ -24,7 +24,7 @@ from infer_os.native.model import Model
 from infer_os.native.owner import Owner
 
 from ..engine import kv_model
-from ..errors import SettingsError
+from ..errors import TemplateFailure
 from ..plan import Plan, check_plan
 from ..prepare import load_model
 from ..sampler import LlamaSampler
@@ -32,7 +32,6 @@ from ..settings import EngineSettings
 from ..speculative.rounding import rows_alike
 from ..text import TextStream
 from .drafts import make_drafters, read_draft
-from .frame import frame
 from .guesses import Guesses
 from .prepare import (
     N_BATCH,
@@ -43,6 +42,7 @@ from .prepare import (
     n_outputs,
     plan_batch,
 )  # fmt: skip
+from .prompts import ModelInfo, Prompts
 from .records import BadRecord, Record, Result
 from .scheduler import STOCK, UNBOUND, Counts, Limits, Scheduler, Step, slots_for
 from .sequence import Sequence, is_plain_greedy, token_logprobs
@@ -96,11 +96,10 @@ class BatchEngine(Owner):
             SettingsError: options that are not possible for this model.
             MemoryShortage: it does not fit.
             ModelLoadError: llama.cpp refuses it.
+            TemplateFailure: its chat template was asked for and cannot be used.
         """
         batch = batch or BatchSettings()
         draft = read_draft(path, settings)
-        if batch.style not in STYLES:
-            raise SettingsError(f"--style {batch.style}: expected {' or '.join(STYLES)}")
         header = read_gguf_header(path)
         kv = kv_model(header, settings.n_threads)
         if batch.parallel:
@@ -127,6 +126,9 @@ class BatchEngine(Owner):
                     plan, notes = plan_batch(header, settings, kv, best, draft)
                     self._context.close()
                     self._context = self._new_context(plan)
+            info = ModelInfo(path, self._model.chat_template, style_for(header.metadata))
+            #: What it gets of records.
+            self.prompts = Prompts(info, self._model.vocab, batch)
             self._owned = stack.pop_all()
         self.plan: Plan = plan
         last = plan.schedule.stages[-1]
@@ -137,7 +139,7 @@ class BatchEngine(Owner):
         )  # fmt: skip
         #: Where our own kernels compute everything, any step computes a row alike.
         self.bounds = UNBOUND if alike > N_BATCH else STOCK
-        self.notes = notes
+        self._plan_notes, self._n_told = notes, 0
         self.n_ctx = plan.sizes.n_ctx
         self.n_seq = plan.sizes.n_seq
         self.path = path
@@ -165,6 +167,17 @@ class BatchEngine(Owner):
         self._context.decode(Rows(np.zeros(n, np.int32), positions, sequences, np.ones(n, np.int8)))
         for sequence in range(n_seq):
             self._context.trim(sequence, 0)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know; conversations may add to it, which the first one shows."""
+        return (*self._plan_notes, *self.prompts.notes)
+
+    def take_notes(self) -> tuple[str, ...]:
+        """The notes that were not taken before."""
+        new = self.notes[self._n_told :]
+        self._n_told += len(new)
+        return new
 
     @property
     def model(self) -> Model:
@@ -206,18 +219,12 @@ class BatchEngine(Owner):
             run.close()
 
     def prompt_tokens(self, record: Record) -> tuple[int, ...]:
-        """A record's prompt as the model gets it."""
-        batch = self._batch
-        if record.messages:
-            text = frame(record.messages, STYLES[batch.style], batch.system)
-        else:
-            text = batch.prefix + (record.prompt or "")
-        return tuple(self.vocab.tokenize(text))
+        """A record's prompt as the model gets it.
 
-    def stop_strings(self, record: Record) -> tuple[str, ...]:
-        """What ends a record's text."""
-        framed = STYLES[self._batch.style].stops if record.messages else ()
-        return (*record.stops.strings, *framed)
+        Raises:
+            TemplateFailure: the model's chat template refuses the conversation.
+        """
+        return self.prompts.tokens(record)
 
     def new_sampler(self, record: Record, index: int, prompt: tuple[int, ...]) -> LlamaSampler:
         """A sample's sampler; the caller closes it."""
@@ -319,7 +326,11 @@ class _Run:
         wanted = [i for i in range(record.n) if (record.id, i) not in self._done]
         if not wanted:
             return False
-        prompt = engine.prompt_tokens(record)
+        try:
+            prompt = engine.prompt_tokens(record)
+        except TemplateFailure as error:
+            self._fail(record.id, record.line, f"line {record.line}: {error}")
+            return False
         if not 1 <= len(prompt) <= engine.n_ctx:
             what = (
                 f"the prompt has {len(prompt)} tokens, but the context holds {engine.n_ctx}; "
@@ -332,8 +343,9 @@ class _Run:
             sampler = None if is_plain_greedy(settings) else (
                 engine.new_sampler(record, index, prompt)
             )  # fmt: skip
-            stops = TextStream(engine.stop_strings(record))
-            self._pending.append(Sequence(record, index, prompt, sampler, stops))
+            text = TextStream(engine.prompts.stops(record))
+            frame = engine.prompts.frame(record)
+            self._pending.append(Sequence(record, index, prompt, sampler, text, frame))
         return True
 
     def _fail(self, identity: str | int | None, line: int, error: str) -> None:

@@ -88,6 +88,7 @@ class RayBatch(Owner):
         self.statistics = BatchStatistics()
         #: The latest report of each node, by its address and number.
         self.nodes: dict[str, NodeReport] = {}
+        self._n_told = 0
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
@@ -115,6 +116,12 @@ class RayBatch(Owner):
         """What a user should know of the nodes' engines, each once."""
         texts = (text for report in self.nodes.values() for text in report.notes)
         return tuple(dict.fromkeys(texts))
+
+    def take_notes(self) -> tuple[str, ...]:
+        """The notes that were not taken before."""
+        new = self.notes[self._n_told :]
+        self._n_told += len(new)
+        return new
 
     def run(
         self, records: Iterable[Record | BadRecord], done: Set[SampleKey] = frozenset()

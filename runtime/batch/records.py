@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import RuntimeFailure
+from ..frame import Message
 from ..settings import SamplingSettings, StopSettings
 from .settings import MOST_SAMPLES
 
@@ -26,14 +27,6 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 _KNOWN = ("id", "prompt", "messages", "stop", *_NUMBERS)
 _ROLES = ("system", "user", "assistant")
 _MOST_SEED = 0xFFFFFFFF
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message of a conversation."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from infer_os.native.model import Vocab
 
+from ..frame import Frame
 from ..generate import FinishReason
 from ..sampler import LlamaSampler
 from ..settings import SamplingSettings
@@ -18,13 +19,14 @@ from .records import Record, Result, TokenLogprobs
 
 @dataclass(slots=True)
 class Sequence:
-    """A sample under way, in a slot."""
+    """A sample under way, in a slot. ``frame`` is that of its conversation, if it is one."""
 
     record: Record
     index: int
     prompt: tuple[int, ...]
     sampler: LlamaSampler | None
     text: TextStream
+    frame: Frame | None = None
     tokens: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -32,7 +34,7 @@ class Sequence:
     def push(self, token: int, vocab: Vocab, n_ctx: int) -> FinishReason | None:
         """Take a drawn token; returns why it was the last one, or None."""
         self.tokens.append(token)
-        if vocab.is_end(token):
+        if vocab.is_end(token) or (self.frame is not None and token in self.frame.ends):
             return FinishReason.END
         self.pieces.append(self.text.push(vocab.piece(token)))
         if self.text.stopped:
@@ -46,10 +48,14 @@ class Sequence:
     def result(self, reason: FinishReason, *, with_logprobs: bool) -> Result:
         """What it has become."""
         self.pieces.append(self.text.finish())
+        text = "".join(self.pieces)
+        if self.frame is not None:
+            # as a conversation shows it: the space behind the frame is no part of a reply
+            text = text.replace(self.frame.newline, "\n").lstrip()
         return Result(
             id=self.record.id,
             line=self.record.line,
-            text="".join(self.pieces),
+            text=text,
             tokens=tuple(self.tokens),
             finish_reason=reason.value,
             index=self.index if self.record.n > 1 else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import SettingsError
+from ..settings import check_style
 
 MOST_PARALLEL = 256
 MOST_LOGPROBS = 100
@@ -17,19 +18,20 @@ class BatchSettings:
 
     ``logprobs``: so many of the likeliest tokens are told for each one drawn. ``prefix`` stands in
     front of every prompt that is not a conversation; ``system`` opens every conversation that has
-    no system message of its own. ``style`` frames conversations.
+    no system message of its own. ``style`` frames conversations; empty for the model's own.
     """
 
     parallel: int = 0
     logprobs: int = 0
     prefix: str = ""
     system: str = ""
-    style: str = "dialogue"
+    style: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.parallel <= MOST_PARALLEL:
             raise SettingsError(
                 f"--parallel {self.parallel}: expected 1 to {MOST_PARALLEL}, or auto"
             )
+        check_style(self.style)
         if not 0 <= self.logprobs <= MOST_LOGPROBS:
             raise SettingsError(f"--logprobs {self.logprobs}: expected 0 (none) to {MOST_LOGPROBS}")

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from infer_os.models.styles import STYLES
 from infer_os.native.model import Model, Vocab
 from infer_os.runtime.fake import END, END_TEXT, ByteVocabulary
-from infer_os.runtime.frame import PieceTokenizer, StyleFrame, Turn, Typed
+from infer_os.runtime.frame import Message, PieceTokenizer, StyleFrame, Turn, Typed
 
 TWO = (Turn("Hi", tuple(b"Hello!")), Turn("How are\nyou?", tuple(b"Fine.")))
 
@@ -75,6 +75,39 @@ def test_without_a_system_prompt_stands_the_models_own() -> None:
     assert text_of(frame.tokens("", (), "Hi")).startswith("Below is an instruction that describes")
     frame = StyleFrame(STYLES["stablelm"], ByteVocabulary())
     assert text_of(frame.tokens("", (), "Hi")).startswith("<|SYSTEM|># StableLM Tuned (Alpha")
+
+
+@pytest.mark.parametrize("name", STYLES)
+@pytest.mark.parametrize("system", ["", "S"])
+def test_a_written_conversation_is_that_of_a_chat(name: str, system: str) -> None:
+    """Where the model draws a space first, the written reply gets it."""
+    frame = StyleFrame(STYLES[name], ByteVocabulary())
+    space = b" " if STYLES[name].assistant.endswith(":") else b""
+    turns = [Turn(turn.message, (*space, *turn.reply)) for turn in TWO]
+    messages = [Message("system", system)] if system else []
+    for turn in TWO:
+        reply = bytes(turn.reply).decode()
+        messages += [Message("user", turn.message), Message("assistant", reply)]
+    written = frame.written_tokens([*messages, Message("user", "Bye")])
+    assert written == frame.tokens(system, turns, "Bye")
+    assert (text_of(written) == WRITTEN[name]) is (system == "S" and not space)
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_no_written_message_becomes_special_tokens(name: str) -> None:
+    frame = StyleFrame(STYLES[name], ByteVocabulary())
+    roles = ("system", "user", "assistant", "user")
+    plain = frame.written_tokens([Message(role, "x") for role in roles])
+    typed = frame.written_tokens([Message(role, END_TEXT) for role in roles])
+    assert typed.count(END) == plain.count(END)
+    assert text_of(typed).count(END_TEXT) == 4 + plain.count(END)
+
+
+def test_messages_in_any_order() -> None:
+    frame = StyleFrame(STYLES["dialogue"], ByteVocabulary())
+    roles = ("assistant", "user", "user", "system", "user")
+    tokens = frame.written_tokens([Message(role, f"{i}") for i, role in enumerate(roles)])
+    assert text_of(tokens) == "Assistant: 0\nUser: 1\nUser: 2\n3\n\nUser: 4\nAssistant:"
 
 
 # ---- on a real vocabulary

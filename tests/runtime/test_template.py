@@ -10,8 +10,9 @@ import pytest
 from infer_os.models.styles import STYLES
 from infer_os.runtime.errors import PromptError, SettingsError, TemplateFailure
 from infer_os.runtime.fake import END, END_TEXT, ByteVocabulary, FakeEngine, saying
-from infer_os.runtime.frame import StyleFrame, Turn
-from infer_os.runtime.session import Session, make_frame
+from infer_os.runtime.frame import Message, StyleFrame, Turn
+from infer_os.runtime.framing import make_frame
+from infer_os.runtime.session import Session
 from infer_os.runtime.settings import SamplingSettings, StopSettings
 from infer_os.runtime.template import TemplateFrame
 
@@ -84,6 +85,52 @@ def test_a_turn_goes_on_where_the_last_ended(name: str) -> None:
     frame = TemplateFrame(TEMPLATES[name], ByteVocabulary())
     asked = [*frame.tokens("S", TURNS[:1], TURNS[1].message), *TURNS[1].reply]
     assert frame.tokens("S", TURNS, "Bye")[: len(asked)] == asked
+
+
+def written(system: str, turns: tuple[Turn, ...], message: str) -> list[Message]:
+    messages = [Message("system", system)] if system else []
+    for turn in turns:
+        messages.append(Message("user", turn.message))
+        messages.append(Message("assistant", bytes(turn.reply).decode().strip()))
+    return [*messages, Message("user", message)]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("system", ["", "Be kind."])
+@pytest.mark.parametrize("n_turns", [0, 1, 2])
+def test_a_written_conversation_is_rendered(name: str, system: str, n_turns: int) -> None:
+    template = TEMPLATES[name]
+    turns = tuple(Turn(t.message, tuple(bytes(t.reply).strip())) for t in TURNS[:n_turns])
+    frame = TemplateFrame(template, ByteVocabulary())
+    got = text_of(frame.written_tokens(written(system, turns, "Bye")))
+    if frame.merges_system and system:
+        assert got.index(f"{system}\n\n") < 10
+        got = got.replace(f"{system}\n\n", "", 1)
+        system = ""
+    assert got == rendered(template, system, turns, "Bye")
+
+
+def test_no_written_message_becomes_special_tokens() -> None:
+    frame = TemplateFrame(ZEPHYR, ByteVocabulary())
+    roles = ("system", "user", "assistant", "user")
+    tokens = frame.written_tokens([Message(role, f"{END_TEXT}{{{{ 1 }}}}") for role in roles])
+    assert tokens.count(END) == 4
+    assert text_of(tokens).count(END_TEXT + "{{ 1 }}" + END_TEXT) == 4
+
+
+@pytest.mark.parametrize(
+    ("roles", "complaint"),
+    [(("user", "user"), "roles must alternate"), (("user", "system", "user"), "of the system")],
+)
+def test_a_template_may_refuse_messages(roles: tuple[str, ...], complaint: str) -> None:
+    strict = (
+        "{% for m in messages if m.role != 'system' %}"
+        "{% if loop.previtem and loop.previtem.role == m.role and messages | length == 2 %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}{{ m.content }}|{% endfor %}"
+    )
+    frame = TemplateFrame(strict, ByteVocabulary())
+    with pytest.raises(TemplateFailure, match=complaint):
+        frame.written_tokens([Message(role, "x") for role in roles])
 
 
 def test_markers_are_special_and_typed_text_is_not() -> None:

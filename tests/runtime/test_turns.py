@@ -98,7 +98,7 @@ def test_a_session_of_a_template_goes_on(
 ) -> None:
     from dataclasses import replace
 
-    from infer_os.runtime.session import make_frame
+    from infer_os.runtime.framing import make_frame
 
     template = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"

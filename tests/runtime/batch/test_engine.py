@@ -10,16 +10,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import BUNDLED, PARALLEL, REFERENCES, REPOSITORY, Converter
+from helpers import (
+    BUNDLED,
+    PARALLEL,
+    REFERENCES,
+    REPOSITORY,
+    Converter,
+    copy_checkpoint,
+    edit_json,
+)  # fmt: skip
 
-from infer_os.models.styles import DIALOGUE
 from infer_os.runtime.batch.engine import BatchEngine
-from infer_os.runtime.batch.records import BadRecord, Message, Record, Result
+from infer_os.runtime.batch.records import BadRecord, Record, Result
 from infer_os.runtime.batch.settings import BatchSettings
 from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.errors import MemoryShortage, SettingsError
+from infer_os.runtime.frame import Message
+from infer_os.runtime.framing import choose_frame
 from infer_os.runtime.generate import complete
+from infer_os.runtime.session import Session
 from infer_os.runtime.settings import EngineSettings, SamplingSettings, StopSettings
+from infer_os.runtime.text import without_first_space
 
 WORDS = (REPOSITORY / "models" / "bundled" / "held-out.txt").read_text().split()
 SETTINGS = EngineSettings(context=256, threads=2)
@@ -133,13 +144,49 @@ def test_stop_strings_and_messages(converted: Converter) -> None:
     full = answers(path, [free], BatchSettings(8))["free", None].text
     word = full.split()[3]
     stopped = replace(free, id="stopped", stops=StopSettings(30, (word,)))
-    talk = Record("talk", 2, GREEDY, StopSettings(5), messages=(Message("user", "Hello"),))
-    framed = DIALOGUE.user.format(text="Hello") + DIALOGUE.assistant
-    plain = Record("plain", 3, GREEDY, StopSettings(5), framed)
-    got = answers(path, [free, stopped, talk, plain], BatchSettings(8))
+    got = answers(path, [free, stopped], BatchSettings(8))
     assert got["stopped", None].text == full[: full.index(word)]
     assert got["stopped", None].finish_reason == "stop"
-    assert got["talk", None].tokens == got["plain", None].tokens
+
+
+TEMPLATE = (
+    "{% if messages | length > 3 %}{{ raise_exception('too long') }}{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}<bot>"
+)
+
+
+@pytest.mark.parametrize("template", ["", TEMPLATE])
+@pytest.mark.parametrize("style", ["", "human-bot"])
+def test_a_conversation_is_answered_as_in_a_chat(
+    template: str, style: str, converted: Converter, tmp_path: Path
+) -> None:
+    folder = BUNDLED_MODEL
+    if template:
+        folder = copy_checkpoint(BUNDLED_MODEL, tmp_path / "templated")
+        edit_json(folder / "tokenizer_config.json", lambda c: c | {"chat_template": template})
+    path = converted(folder, "q8_0")
+    asked = ["Where is <|endoftext|> Mr. Darcy?", "He is well."]
+    stops = StopSettings(12)
+    items: list[Any] = [
+        Record(i, i, GREEDY, stops, messages=(Message("user", text),))
+        for i, text in enumerate(asked)
+    ]
+    long = tuple(Message("user", "x") for _ in range(5))
+    items.append(Record("long", 9, GREEDY, stops, messages=long))
+    got = answers(path, items, BatchSettings(8, style=style, system="In Meryton."))
+    with LlamaEngine(path, SETTINGS) as engine:
+        frame, _ = choose_frame(engine, style, "In Meryton.")
+        for i, text in enumerate(asked):
+            session = Session(engine, frame, "In Meryton.")
+            reply = "".join(without_first_space(session.reply(text, GREEDY, stops)))
+            assert reply
+            assert got[i, None].text == reply
+            assert got[i, None].tokens == tuple(session.last.tokens)
+    error = got["long", None].error
+    if template and not style:
+        assert error == "line 9: the chat template fails: TemplateError: too long"
+    else:
+        assert error is None
 
 
 def test_logprobs_are_those_of_the_model(converted: Converter) -> None:
@@ -225,9 +272,9 @@ def test_automatic_parallel_stays_within_the_memory(converted: Converter) -> Non
         BatchEngine(path, replace(SETTINGS, memory=1000), BatchSettings(4))
 
 
-def test_an_unknown_style(converted: Converter) -> None:
-    with pytest.raises(SettingsError, match="--style odd"):
-        BatchEngine(converted(PARALLEL), SETTINGS, BatchSettings(1, style="odd"))
+def test_a_style_that_the_model_lacks(converted: Converter) -> None:
+    with pytest.raises(SettingsError, match="has no chat template; --style dialogue does"):
+        BatchEngine(converted(PARALLEL), SETTINGS, BatchSettings(1, style="template"))
 
 
 @pytest.mark.parametrize(("parallel", "logprobs"), [(257, 0), (-1, 0), (1, 101), (1, -1)])
