@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,7 +60,9 @@ def obey(chat: Chat, line: str) -> str | None:
     argument = rest[0].strip() if rest else ""
     command = next((c for c in COMMANDS if c.name == name), None)
     if command is None:
-        console.note(f"{name}: no such command; /help lists them")
+        near = difflib.get_close_matches(name, [c.name for c in COMMANDS], n=1)
+        hint = f"did you mean {near[0]}?" if near else "/help lists them"
+        console.note(f"{name}: no such command; {hint}")
         return None
     optional = not command.argument or command.argument.startswith("[")
     if bool(argument) > bool(command.argument) or (not argument and not optional):
@@ -216,7 +219,7 @@ def save(session: Session, path: Path) -> None:
     from .runtime.session_file import save_session
 
     n_bytes = save_session(path, session, session.engine.info.path, cache_folder())
-    console.note(f"saved {session.n_turns} turns in {path}, {console.size(n_bytes)}")
+    console.note(f"saved {_turns(session)} in {path}, {console.size(n_bytes)}")
 
 
 def load(session: Session, path: Path) -> None:
@@ -227,7 +230,11 @@ def load(session: Session, path: Path) -> None:
     load_session(path, session, session.engine.info.path, cache_folder())
     session.changed = False
     console.notes(session.engine.take_notes())
-    console.note(f"continuing {session.n_turns} turns from {path}")
+    console.note(f"continuing {_turns(session)} from {path}")
+
+
+def _turns(session: Session) -> str:
+    return "1 turn" if session.n_turns == 1 else f"{session.n_turns} turns"
 
 
 def _quit(chat: Chat, argument: str) -> None:

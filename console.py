@@ -52,8 +52,19 @@ def _finite(value: Any) -> Any:
 
 
 def note(text: str) -> None:
-    """Print a line to stderr."""
+    """Print a line to stderr, on a terminal broken between words."""
+    if sys.stderr.isatty():
+        width = max(shutil.get_terminal_size().columns, 12)
+        text = "\n".join(_broken(line, width) for line in text.split("\n"))
     print(text, file=sys.stderr, flush=True)
+
+
+def _broken(line: str, width: int) -> str:
+    """A line as several, none longer than ``width`` if its words are not."""
+    if len(line) <= width:
+        return line
+    wrapped = textwrap.wrap(line, width, break_on_hyphens=False, break_long_words=False)
+    return "\n".join(wrapped)
 
 
 def notes(texts: Iterable[str]) -> None:
@@ -210,7 +221,9 @@ def stdin_stream() -> Any:
 
 def note_json(value: object) -> None:
     """Print one JSON object to stderr, where stdout holds records."""
-    note(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))
+    # straight to stderr: a line that is broken is no JSON
+    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+    print(text, file=sys.stderr, flush=True)
 
 
 def stdin_is_terminal() -> bool:

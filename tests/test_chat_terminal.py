@@ -250,3 +250,20 @@ def test_a_resize_in_the_midst_of_a_chat(start: Callable[..., Screen]) -> None:
         "ますか?",
         ">",
     ]
+
+
+def test_errors_and_figures_at_40_columns_cut_no_word(start: Callable[..., Screen]) -> None:
+    screen = start(40, 500)
+    for line in ("hello", "/set nope 1", "/stats"):
+        screen.type(line)
+    screen.end()
+    lines = screen.text.splitlines()
+    at = lines.index("> /set nope 1")
+    assert lines[at + 1 : at + 5] == [
+        "error: /set nope: expected one of",
+        "temperature, top_k, top_p, min_p,",
+        "repeat_penalty, seed, max_tokens",
+        "> /stats",
+    ]
+    figures = " ".join(lines[at + 5 :])
+    assert all(f" {word} " in figures for word in ("tokens", "RSS", "anonymous,", "planned"))

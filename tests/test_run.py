@@ -175,8 +175,8 @@ def test_a_prompt_opens_a_conversation(desk: Desk, run: Run, tmp_path: Path) -> 
 def test_a_conversation_is_kept(desk: Desk, run: Run, tmp_path: Path) -> None:
     serve(desk.server.repositories, tmp_path / "hub", "distilgpt2")
     line = ["run", "--model", "distilgpt2", *SHORT, "--session", tmp_path / "talk.session"]
-    assert "saved 1 turns" in run(*line, "-p", "Hello").err
-    assert "continuing 1 turns" in run(*line, "-p", "Again").err
+    assert "saved 1 turn in" in run(*line, "-p", "Hello").err
+    assert "continuing 1 turn from" in run(*line, "-p", "Again").err
 
 
 @pytest.mark.parametrize(

@@ -128,8 +128,11 @@ def model(converted: Converter) -> Path:
 
 
 def write_records(path: Path, count: int, max_tokens: int) -> Path:
+    def asked(text: str, i: int) -> dict[str, Any]:
+        return {"prompt": text} if i % 8 else {"messages": [{"role": "user", "content": text}]}
+
     lines = [
-        json.dumps({"id": f"r{i}", "prompt": "It was " + "very " * (i % 7),
+        json.dumps({"id": f"r{i}", **asked("It was " + "very " * (i % 7), i),
                     "max_tokens": max_tokens + i % 20, "n": 1 + i % 2}) + "\n"
         for i in range(count)
     ]  # fmt: skip
