@@ -57,7 +57,7 @@ def batch(
             option = "--resume" if resume else "--force"
             raise _settings_error(f"{option} has no effect without an --output file")
     else:
-        check_output(output, resume=resume, force=force)
+        check_output(output, resume=resume, force=force, source=input)
     values, total = _open_input(input)
     with ExitStack() as stack:
         journal = None

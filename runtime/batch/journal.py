@@ -58,11 +58,11 @@ def key_of(result: Result) -> DoneKey:
     return (None, result.line) if result.error is not None else (result.id, result.index or 0)
 
 
-def check_output(path: Path, *, resume: bool, force: bool) -> None:
-    """See that an output may be written; nothing is created.
+def check_output(path: Path, *, resume: bool, force: bool, source: Path | None = None) -> None:
+    """See that an output may be written; nothing is created. ``source`` is the input's file.
 
     Raises:
-        SettingsError: it exists, or its name or folder is none to write to.
+        SettingsError: it exists, or is the input, or its name or folder is none to write to.
     """
     ending = path.suffix.lower()
     if ending not in (*_LINES, *_TABLES):
@@ -73,6 +73,11 @@ def check_output(path: Path, *, resume: bool, force: bool) -> None:
         raise SettingsError("--resume and --force: give one of them")
     if not path.parent.is_dir():
         raise SettingsError(f"{path}: the folder {path.parent} does not exist")
+    for written in (path, journal_path(path)):
+        if source is not None and source.exists() and written.exists() and (
+            written.samefile(source)
+        ):  # fmt: skip
+            raise SettingsError(f"{written}: is the input as well; give another --output")
     if resume or force:
         return
     for existing in (path, journal_path(path)):
@@ -117,15 +122,16 @@ class Journal(Owner):
             return
         self._is_new = not self._lines.exists()
         self._size = 0
+        self._has_begun = False
         try:
             self._handle = os.open(self._lines, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise SettingsError(f"{self._lines}: cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._size = self._recover() if resume else 0
-            os.ftruncate(self._handle, self._size)
-            os.lseek(self._handle, self._size, os.SEEK_SET)
+            if resume:
+                self._size = self._recover()
+                self._begin()
         except BlockingIOError:
             os.close(self._handle)
             raise SettingsError(f"{self._lines}: another run is writing it") from None
@@ -158,6 +164,7 @@ class Journal(Owner):
         """
         data = memoryview(line_of(result))
         try:
+            self._begin()
             written = 0
             while written < len(data):
                 written += os.write(self._handle, data[written:])
@@ -166,6 +173,13 @@ class Journal(Owner):
                 self.sync()
         except OSError as error:
             raise self._failure(self._lines, error) from None
+
+    def _begin(self) -> None:
+        """Cut off what is not kept. A run that starts anew may fail before it has an answer."""
+        if not self._has_begun:
+            os.ftruncate(self._handle, self._size)
+            os.lseek(self._handle, self._size, os.SEEK_SET)
+            self._has_begun = True
 
     def sync(self) -> None:
         """Bring everything to the disk."""
@@ -182,6 +196,7 @@ class Journal(Owner):
             return
         target = self.path
         try:
+            self._begin()
             self.sync()
             if target == self._lines:
                 return

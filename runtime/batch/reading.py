@@ -74,7 +74,10 @@ def _json_values(lines: Iterable[bytes]) -> Iterator[Value]:
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line)
+            # without this, JSON lines in some other encoding are guessed at
+            yield number, json.loads(line.decode("utf-8-sig"))
+        except UnicodeDecodeError:
+            yield BadRecord(number, f"line {number}: is no UTF-8 text")
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", None) or str(error)
             yield BadRecord(number, f"line {number}: no JSON: {reason}")

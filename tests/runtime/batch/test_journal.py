@@ -166,6 +166,29 @@ def test_an_existing_output_is_refused(tmp_path: Path) -> None:
         check_output(tmp_path / "a.txt", resume=False, force=False)
 
 
+def test_the_input_is_never_the_output(tmp_path: Path) -> None:
+    source, other = tmp_path / "in.jsonl", tmp_path / "link.jsonl"
+    source.write_text("mine\n")
+    other.symlink_to(source)
+    for path in (source, other):
+        for resume, force in ((True, False), (False, True), (False, False)):
+            with pytest.raises(SettingsError, match="is the input as well"):
+                check_output(path, resume=resume, force=force, source=source)
+    check_output(tmp_path / "out.jsonl", resume=False, force=False, source=source)
+
+
+def test_a_run_that_fails_before_its_first_answer_replaces_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write(path, ONE, TWO)
+    whole = path.read_bytes()
+    Journal(path, resume=False).close()
+    assert path.read_bytes() == whole
+    write(path, TWO)
+    assert path.read_bytes() == line_of(TWO)
+    write(path)
+    assert path.read_bytes() == b""
+
+
 def test_no_nan_and_no_half_characters() -> None:
     odd = Result("\ud800", 1, logprobs=(TokenLogprobs(1, "x", float("-inf"), ()),))
     value = json.loads(line_of(odd), parse_constant=pytest.fail)

@@ -23,9 +23,17 @@ def test_json_lines(tmp_path: Path) -> None:
     assert isinstance(got[1], BadRecord) and got[1].line == 3
     assert "line 3: no JSON" in got[1].error
     assert got[2] == (4, [3])
-    assert isinstance(got[3], BadRecord) and got[3].line == 5
+    assert got[3] == BadRecord(5, "line 5: is no UTF-8 text")
     assert got[4] == (6, {"id": 2})
     assert count_records(tmp_path / "a.jsonl") == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [(b"\xef\xbb\xbf[1]", (1, [1])), (b"\xff\xfe", BadRecord(1, "line 1: is no UTF-8 text"))],
+)
+def test_other_encodings_are_not_guessed(line: bytes, said: object, tmp_path: Path) -> None:
+    assert values(tmp_path / "a.jsonl", line + b"\n") == [said]
 
 
 def test_deep_json_is_a_bad_line(tmp_path: Path) -> None:
