@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .. import console, render
-from . import options
+from . import completing, options
 
 if TYPE_CHECKING:
     from ..convert.report import ConversionReport
@@ -24,6 +24,7 @@ def convert(
             help="A checkpoint folder, a catalog name (gpt-j-6B) or a hub id (EleutherAI/gpt-j-6B);"
             " a folder of that name wins.",
             show_default=False,
+            autocompletion=completing.model_names,
         ),
     ],
     output: Annotated[
@@ -43,6 +44,7 @@ def convert(
             metavar="T",
             help="f32, f16, q8_0, q4_0, ... (a wrong one lists all); auto: the finest that fits "
             "into this machine's memory.",
+            autocompletion=completing.type_names,
         ),
     ] = "q4_0",
     calibrate: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import console
-from . import options
+from . import completing, options
 
 app = typer.Typer(
     help="List the known models: what each needs, what is in the cache, what fits.",
@@ -21,6 +21,7 @@ Name = Annotated[
         metavar="NAME",
         help="A catalog name (gpt-j-6B), a hub id (EleutherAI/gpt-j-6B), or a folder.",
         show_default=False,
+        autocompletion=completing.model_names,
     ),
 ]
 

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
+from . import completing
+
 Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
         help="A GGUF file, a checkpoint folder, a catalog name (gpt-j-6B) or a hub id "
         "(EleutherAI/gpt-j-6B). What is no file yet is converted once, into the cache.",
-        show_default=False,
+        show_default=False, autocompletion=completing.model_names,
     ),
 ]  # fmt: skip
 ModelType = Annotated[
@@ -22,6 +24,7 @@ ModelType = Annotated[
         "--type", metavar="T",
         help="Type to convert a folder or a name to: q8_0, q4_k_m, q4_0, ...",
         show_default="what the cache has of it, else q4_0",
+        autocompletion=completing.type_names,
     ),
 ]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -48,6 +51,7 @@ Load = Annotated[
         help="mmap: use the file's own pages, shared between processes. fast: private copies in "
         "the layout that computes fastest. locked: the file's pages, never dropped. direct: as "
         "fast, read past the page cache.",
+        autocompletion=completing.load_modes,
     ),
 ]  # fmt: skip
 Memory = Annotated[
@@ -185,7 +189,7 @@ Style = Annotated[
         "--style", metavar="NAME",
         help="How messages are framed: dialogue, plain, template (the file's own), or that of a "
         "family, such as dialogpt; docs/chat.md has the list.",
-        show_default="the model's own",
+        show_default="the model's own", autocompletion=completing.style_names,
     ),
 ]  # fmt: skip
 SessionFile = Annotated[

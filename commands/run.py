@@ -9,7 +9,7 @@ import typer
 from .. import console
 from ..model_store import ModelWish
 from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
-from . import options
+from . import completing, options
 from .groups import grouped
 from .talk import TalkSettings, conversation_on
 
@@ -25,6 +25,7 @@ def run(
             help="A catalog name (gpt-j-6B), a hub id (EleutherAI/gpt-j-6B), a checkpoint folder "
             "or a GGUF file. What is no file yet is converted once, into the cache.",
             show_default=False,
+            autocompletion=completing.model_names,
         ),
     ],
     use_8bit: Annotated[

@@ -1,0 +1,31 @@
+"""What the shell may offer behind Tab; typer keeps what begins as the word that is being typed."""
+
+from __future__ import annotations
+
+
+def model_names(incomplete: str) -> list[str]:
+    """Names of the catalog, hub ids once an owner is typed; a shell without any offers files."""
+    from ..models.catalog import CATALOG
+
+    return [model.id if "/" in incomplete else model.name for model in CATALOG]
+
+
+def style_names() -> list[str]:
+    """Styles of conversations."""
+    from ..models.styles import STYLE_NAMES
+
+    return list(STYLE_NAMES)
+
+
+def type_names() -> list[str]:
+    """Types that a model can be converted to."""
+    from ..convert.types import RECIPES
+
+    return list(RECIPES)
+
+
+def load_modes() -> list[str]:
+    """Ways to load a file."""
+    from ..runtime.settings import LOADS
+
+    return list(LOADS)
