@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import console
@@ -32,9 +32,16 @@ class DemoRow:
     text: str
 
 
-def run_demo(folder: Path, threads: int) -> None:
-    """Convert into ``folder``, write, and print the comparison."""
+def run_demo(folder: Path, threads: int, *, as_json: bool = False) -> None:
+    """Convert into ``folder``, write, and print the comparison, or its figures as JSON."""
     source_bytes = sum(f.stat().st_size for f in TARGET.glob("*.safetensors"))
+    if as_json:
+        rows = [_run_type(kind, folder, threads) for kind in _TYPES]
+        console.answer_json({
+            "model": TARGET.name, "source_bytes": source_bytes, "prompt": _PROMPT,
+            "rows": [asdict(row) for row in rows],
+        })  # fmt: skip
+        return
     console.answer(
         f"The bundled checkpoint {TARGET.name} has {console.size(source_bytes)} of float16 weights."
     )

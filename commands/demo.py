@@ -9,6 +9,7 @@ from . import options
 
 def demo(
     threads: options.Threads = 0,
+    as_json: options.Json = False,
 ) -> None:
     """Convert the bundled model to Q8_0 and Q4_0, write a text with each, compare the two."""
     import tempfile
@@ -19,4 +20,4 @@ def demo(
     EngineSettings(threads=threads)  # before the first conversion
 
     with tempfile.TemporaryDirectory(prefix="infer-os-demo-") as folder:
-        run_demo(Path(folder), threads)
+        run_demo(Path(folder), threads, as_json=as_json)

@@ -63,6 +63,15 @@ def test_json_has_no_nan(converted: Converter, capfdbinary: pytest.CaptureFixtur
     assert shown["metadata"]["far"] is None
 
 
+def test_demos_figures_for_machines() -> None:
+    command = [*COMMAND, "demo", "--threads", "1", "--json"]
+    done = subprocess.run(command, capture_output=True, check=True)
+    told = json.loads(done.stdout)
+    assert [row["type"] for row in told["rows"]] == ["q8_0", "q4_0"]
+    assert 0 < told["rows"][1]["file_bytes"] < told["rows"][0]["file_bytes"] < told["source_bytes"]
+    assert all(row["text"] and row["decode_tokens_per_s"] > 0 for row in told["rows"])
+
+
 def test_demo_refuses_threads_before_it_converts() -> None:
     done = subprocess.run([*COMMAND, "demo", "--threads", "9999"], capture_output=True, check=False)
     assert done.returncode == 2
