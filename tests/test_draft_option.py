@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from helpers import Converter
 
-from infer_os.store import loading
 from infer_os.convert.errors import UnreachableError
 from infer_os.runtime.settings import EngineSettings
+from infer_os.store import loading
 from infer_os.store.files import ModelWish, Reporter
 
 
