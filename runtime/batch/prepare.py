@@ -22,8 +22,8 @@ from .scheduler import LEAST_ROWS
 #: Rows that a step computes at most.
 N_BATCH = 512
 #: What a batch keeps besides what any process does: records, answers, samplers, its arrays, and the
-#: pages of our kernels and of what reads grammars (measured: 9.8 MB at most, with 300 prompts).
-BATCH_BYTES = 12_000_000
+#: pages of our kernels and of what reads grammars (measured: 7.8 MB at most, with 300 prompts).
+BATCH_BYTES = 10_000_000
 #: Numbers of sequences that are tried; a step has at least 8 rows in any case.
 CANDIDATES = (8, 16, 32)
 #: A larger number must give so much more throughput.
