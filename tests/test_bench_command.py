@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import PARALLEL, Converter
+from in_process import Cli, runner
 
-from infer_os import benching, cli, evaluating
+from infer_os import benching, evaluating
 from infer_os.commands import loading
 from infer_os.models.bundled import HELD_OUT, TARGET
 from infer_os.runtime.benchmark import plots
@@ -20,27 +18,6 @@ from infer_os.runtime.benchmark.arms import ArmResult
 from infer_os.runtime.benchmark.rows import Measurement
 from infer_os.runtime.fake import FakeEngine, saying
 from infer_os.store.files import ModelWish
-
-
-@dataclass
-class Outcome:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """Its one error line."""
-        assert self.out == ""
-        assert self.err.startswith("error: ")
-        assert self.err.count("\n") == 1, self.err
-        assert self.code == 2
-        return self.err
-
-
-Cli = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +33,7 @@ def run(
     """Run a command in this process."""
     monkeypatch.setenv("INFER_OS_CACHE", str(cache))
 
-    def call(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["infer-os", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfdbinary.readouterr()
-        return Outcome(int(ended.value.code or 0), out.decode(), err.decode())
-
-    return call
+    return runner(monkeypatch, capfdbinary)
 
 
 @pytest.fixture
@@ -154,20 +124,21 @@ def test_bad_options_are_refused_first(
 ) -> None:
     engine = FakeEngine(saying("x"), 900)
     monkeypatch.setattr(loading, "load_engine", lambda path, settings: (engine, 0.1))
-    assert part in run("bench", "m.gguf", *options).error
+    assert part in run("bench", "m.gguf", *options).user_error
 
 
 @pytest.mark.usefixtures("no_measuring")
 def test_files_that_do_not_go_together(run: Cli, converted: Converter, tmp_path: Path) -> None:
-    assert "no such file" in run("bench", tmp_path / "no.gguf", "--techniques").error
+    assert "no such file" in run("bench", tmp_path / "no.gguf", "--techniques").user_error
     other = converted(TARGET)
     result = run("bench", converted(), "--techniques", "--baseline", other)
-    assert "it is no file of the same model" in result.error
+    assert "it is no file of the same model" in result.user_error
     assert (
-        "--draft lookup: without MODEL" in run("bench", "--techniques", "--draft", "lookup").error
+        "--draft lookup: without MODEL"
+        in run("bench", "--techniques", "--draft", "lookup").user_error
     )
     result = run("bench", converted(), "--batch", 2, "--tokens", 5000, "--prompt-tokens", 1)
-    assert "no room for" in result.error
+    assert "no room for" in result.user_error
 
 
 @pytest.mark.usefixtures("no_measuring")
@@ -176,7 +147,7 @@ def test_a_page_without_matplotlib(
 ) -> None:
     monkeypatch.setattr(plots, "find_spec", lambda name: None)
     for command in ("bench", "eval"):
-        assert 'pip install "infer-os[plot]"' in run(command, "--report", tmp_path / "r").error
+        assert 'pip install "infer-os[plot]"' in run(command, "--report", tmp_path / "r").user_error
 
 
 # ---- techniques
@@ -291,7 +262,7 @@ def test_what_eval_refuses_first(run: Cli, converted: Converter, tmp_path: Path)
         (["--reference", tmp_path / "no.gguf"], "no such file"),
     ]
     for arguments, part in cases:
-        assert part in run("eval", *arguments).error, arguments
+        assert part in run("eval", *arguments).user_error, arguments
 
 
 def test_a_wish_is_checked() -> None:

@@ -12,15 +12,14 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pexpect
 import pytest
 from helpers import PARALLEL, Converter, copy_checkpoint, set_config
+from in_process import Cli, Outcome, runner
 
-from infer_os import cli
 from infer_os.commands import loading
 from infer_os.native.errors import DecodeError
 from infer_os.runtime.fake import END, FakeEngine, Script, saying
@@ -33,41 +32,11 @@ COMMANDS = [
 ]  # fmt: skip
 
 
-@dataclass
-class Outcome:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """Its one error line; anything more on either stream is a failure."""
-        assert self.out == ""
-        assert self.err.startswith("error: ")
-        assert self.err.count("\n") == 1, self.err
-        assert "Traceback" not in self.err
-        return self.err
-
-
-Cli = Callable[..., Outcome]
-
-
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Cli:
     """Run a command in this process."""
 
-    def call(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["infer-os", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfdbinary.readouterr()
-        code = ended.value.code or 0
-        assert isinstance(code, int)
-        return Outcome(code, out.decode(), err.decode())
-
-    return call
+    return runner(monkeypatch, capfdbinary)
 
 
 @pytest.fixture
