@@ -9,14 +9,13 @@
 #include <cstring>
 #include <limits>
 
+#include "attention_reading.h"
 #include "ggml.h"
 
 namespace inferos::kernels {
 namespace {
 
-constexpr int64_t  kPart      = 256;  // positions
-constexpr int64_t  kUnitsEach = 4;    // units per thread that even out between threads
-constexpr uint16_t kInfinite  = 0xfc00;  // -infinity in float16
+constexpr int64_t kUnitsEach = 4;  // units per thread that even out between threads
 
 const CacheType * cache_type_of(const Variant & variant, int32_t type) {
     for (int32_t i = 0; i < variant.attention.n_types; i++) {
@@ -58,13 +57,15 @@ struct Desk {
     alignas(64) uint8_t tile[kTile * kMostHead * sizeof(float)];
     alignas(64) float scores[kTile][kPart];
     alignas(64) uint8_t rows[kMostRows * kMostHead * sizeof(uint16_t)];  // of a partial panel
-    Seen seen[kTile];
-    Seen part[kTile];
+    Seen    seen[kTile];
+    Seen    part[kTile];
+    Reading readings[2];  // that under way, and the next
 };
 
-struct Tile {
-    int64_t sequence, head, first;
-    int32_t width;
+// What a thread does next.
+struct Step {
+    int64_t unit, part;
+    bool    is_any;
 };
 
 class Attention {
@@ -104,43 +105,41 @@ class Attention {
         }
     }
 
-    // What the tile's queries see of a part.
-    void see_part(const Tile & tile, int64_t part, Desk & desk, Seen * seen) const {
-        const int64_t first    = part * kPart;
-        const int64_t n        = std::min(kPart, k_->ne[1] - first);
-        const int64_t rows     = variant_.rows;
-        const int64_t n_padded = (n + rows - 1) / rows * rows;
-        const int32_t blocks_k = static_cast<int32_t>(k_->ne[0] / kBlock);
-        const int32_t blocks_v = static_cast<int32_t>(v_->ne[0] / kBlock);
-        uint16_t      masks[kTile][kPart];
-        bool          wanted[kPart];
-        read_masks(tile, first, n, n_padded, masks, wanted);
+    // Which rows a step reads.
+    void look_up(const Step & step, Reading & reading) const {
+        const int64_t first = step.part * kPart;
+        reading.tile        = tile(step.unit);
+        reading.rows        = variant_.rows;
+        reading.keys        = Rows(k_, k_type_.block_bytes, reading.tile, q_->ne[2], first);
+        reading.values      = Rows(v_, v_type_.block_bytes, reading.tile, q_->ne[2], first);
+        reading.read_masks(mask_, first);
+    }
 
-        const uint8_t * keys = slice(k_, tile) + static_cast<size_t>(first) * k_->nb[1];
-        for (int64_t i = 0; i < n; i += rows) {
-            if (!wanted[i / rows]) {
-                continue;
-            }
-            fetch(keys, k_, i + rows, n, k_type_.block_bytes * blocks_k);
-            const Panel panel = panel_at(keys, k_, i, n, k_type_.block_bytes * blocks_k, desk);
-            k_type_.scores[tile.width - 1](panel.start, panel.stride, blocks_k, desk.tile,
-                                           &desk.scores[0][i], kPart, nullptr);
+    // What the tile's queries see of a part. Meanwhile what comes a little later is fetched, of this
+    // part or the next: a head's rows are too far apart for the hardware to foresee.
+    void see_part(const Reading & reading, const Reading * next, Desk & desk, Seen * seen) const {
+        const Tile &  tile  = reading.tile;
+        const int64_t ahead = reading.ahead();
+        for (int64_t i = 0; i < reading.n_panels; i++) {
+            reading.fetch(i + ahead, next);
+            const int64_t row   = reading.panels[i];
+            const Panel   panel = panel_at(reading.keys, row, desk);
+            k_type_.scores[tile.width - 1](panel.start, panel.stride, k_->ne[0] / kBlock, desk.tile,
+                                           &desk.scores[0][row], kPart, nullptr);
         }
         const float slope = alibi_slope(parameters_.max_bias, tile.head, q_->ne[2]);
         for (int32_t c = 0; c < tile.width; c++) {
-            kernels_.softmax(desk.scores[c], n_padded, parameters_.scale, masks[c], slope,
-                             &seen[c]);
+            kernels_.softmax(desk.scores[c], reading.n_positions, parameters_.scale,
+                             reading.masks[c], slope, &seen[c]);
             std::fill_n(seen[c].values, v_->ne[0], 0.0f);
         }
-        const uint8_t * values = slice(v_, tile) + static_cast<size_t>(first) * v_->nb[1];
-        for (int64_t i = 0; i < n; i += rows) {
-            if (!wanted[i / rows]) {
-                continue;
-            }
-            fetch(values, v_, i + rows, n, v_type_.block_bytes * blocks_v);
-            const Panel panel = panel_at(values, v_, i, n, v_type_.block_bytes * blocks_v, desk);
-            v_type_.values[tile.width - 1](panel.start, panel.stride, blocks_v,
-                                           &desk.scores[0][i], kPart, seen);
+        for (int64_t i = 0; i < reading.n_panels; i++) {
+            reading.fetch(reading.n_panels + i + ahead, next);
+            const int64_t row   = reading.panels[i];
+            const Panel   panel = panel_at(reading.values, row, desk);
+            v_type_.values[tile.width - 1](panel.start, panel.stride,
+                                           static_cast<int32_t>(v_->ne[0] / kBlock),
+                                           &desk.scores[0][row], kPart, seen);
         }
     }
 
@@ -177,70 +176,17 @@ class Attention {
         size_t          stride;
     };
 
-    // A head's first row.
-    const uint8_t * slice(const ggml_tensor * cache, const Tile & tile) const {
-        const int64_t head = tile.head / (q_->ne[2] / cache->ne[2]);
-        return static_cast<const uint8_t *>(cache->data) +
-               static_cast<size_t>(head) * cache->nb[2] +
-               static_cast<size_t>(tile.sequence) * cache->nb[3];
-    }
-
-    // The masks of every query, with positions past the end masked out; and which panels any looks
-    // at.
-    void read_masks(const Tile & tile, int64_t first, int64_t n, int64_t n_padded,
-                    uint16_t (*masks)[kPart], bool * wanted) const {
-        const int64_t rows = variant_.rows;
-        std::fill_n(wanted, n_padded / rows, false);
-        uint16_t nothing[kMostRows];
-        std::fill_n(nothing, kMostRows, kInfinite);
-        for (int32_t c = 0; c < tile.width; c++) {
-            if (mask_ != nullptr) {
-                const uint8_t * row =
-                    static_cast<const uint8_t *>(mask_->data) +
-                    static_cast<size_t>(tile.first + c) * mask_->nb[1] +
-                    static_cast<size_t>(tile.head % mask_->ne[2]) * mask_->nb[2] +
-                    static_cast<size_t>(tile.sequence % mask_->ne[3]) * mask_->nb[3];
-                std::memcpy(masks[c], row + static_cast<size_t>(first) * sizeof(uint16_t),
-                            static_cast<size_t>(n) * sizeof(uint16_t));
-            } else {
-                std::fill_n(masks[c], n, uint16_t{0});
-            }
-            std::fill(masks[c] + n, masks[c] + n_padded, kInfinite);
-            for (int64_t i = 0; i < n_padded; i += rows) {
-                wanted[i / rows] =
-                    wanted[i / rows] ||
-                    std::memcmp(masks[c] + i, nothing,
-                                static_cast<size_t>(rows) * sizeof(uint16_t)) != 0;
-            }
+    // The panel at a row; the last one is copied if rows are missing.
+    Panel panel_at(const Rows & rows, int64_t row, Desk & desk) const {
+        if (row + variant_.rows <= rows.n) {
+            return {rows.at(row), rows.stride};
         }
-    }
-
-    // The panel at position i; the last one is copied if rows are missing.
-    Panel panel_at(const uint8_t * start, const ggml_tensor * cache, int64_t i, int64_t n,
-                   int32_t row_bytes, Desk & desk) const {
-        const size_t stride = cache->nb[1];
-        if (i + variant_.rows <= n) {
-            return {start + static_cast<size_t>(i) * stride, stride};
-        }
-        const auto bytes = static_cast<size_t>(row_bytes);
+        const auto bytes = static_cast<size_t>(rows.n_bytes);
         std::memset(desk.rows, 0, bytes * static_cast<size_t>(variant_.rows));
-        for (int64_t row = i; row < n; row++) {
-            std::memcpy(desk.rows + static_cast<size_t>(row - i) * bytes,
-                        start + static_cast<size_t>(row) * stride, bytes);
+        for (int64_t i = row; i < rows.n; i++) {
+            std::memcpy(desk.rows + static_cast<size_t>(i - row) * bytes, rows.at(i), bytes);
         }
         return {desk.rows, bytes};
-    }
-
-    // Brings the panel at i nearer: its rows are too far apart for the hardware to foresee.
-    void fetch(const uint8_t * start, const ggml_tensor * cache, int64_t i, int64_t n,
-               int32_t row_bytes) const {
-        const int64_t end = std::min<int64_t>(i + variant_.rows, n);
-        for (int64_t row = i; row < end; row++) {
-            const uint8_t * p = start + static_cast<size_t>(row) * cache->nb[1];
-            for (int32_t at = 0; at < row_bytes; at += static_cast<int32_t>(kLine)) {
-                __builtin_prefetch(p + at, 0, 2);
-            }
-        }
     }
 
     const Variant &          variant_;
@@ -300,31 +246,56 @@ bool compute_attention(const Variant & variant, const ggml_tensor * op, int n_th
     Queue  units(split ? n_units * n_parts : n_units, n_threads, 1);
     Queue  merges(split ? n_units : 0, n_threads, 1);
 
+    // a unit's parts in turn, or parts of any unit
+    const auto following = [&](const Step & step) -> Step {
+        if (!split && step.is_any && step.part + 1 < n_parts) {
+            return {step.unit, step.part + 1, true};
+        }
+        int64_t    first = 0, end = 0;
+        const bool got = units.claim(first, end);
+        return split ? Step{first % n_units, first / n_units, got} : Step{first, 0, got};
+    };
+
 #pragma omp parallel num_threads(n_threads)
     {
         int thread = 0, count = 1;
         team_place(thread, count);
-        Desk &  desk  = desks[thread];
-        int64_t first = 0, end = 0;
-        while (units.claim(first, end)) {
-            const Tile tile = attention.tile(split ? first % n_units : first);
-            attention.read_queries(tile, desk);
+        Desk &    desk    = desks[thread];
+        Reading * reading = &desk.readings[0], * coming = &desk.readings[1];
+        Step      step = following({});
+        if (step.is_any) {
+            attention.look_up(step, *reading);
+            for (int64_t i = 0; i < reading->ahead(); i++) {
+                reading->fetch(i, nullptr);
+            }
+        }
+        while (step.is_any) {
+            const Step next = following(step);
+            if (next.is_any) {
+                attention.look_up(next, *coming);
+            }
+            const Reading * fetched = next.is_any ? coming : nullptr;
+            if (split || step.part == 0) {
+                attention.read_queries(reading->tile, desk);
+                Attention::forget(desk.seen);
+            }
             if (split) {
-                const int64_t part = first / n_units;
-                Seen * seen = parts + (first % n_units * n_parts + part) * kTile;
-                attention.see_part(tile, part, desk, seen);
-                continue;
+                attention.see_part(*reading, fetched, desk,
+                                   parts + (step.unit * n_parts + step.part) * kTile);
+            } else {
+                attention.see_part(*reading, fetched, desk, desk.part);
+                attention.merge(reading->tile, desk.seen, desk.part);
+                if (step.part + 1 == n_parts) {
+                    attention.write(reading->tile, desk.seen);
+                }
             }
-            Attention::forget(desk.seen);
-            for (int64_t part = 0; part < n_parts; part++) {
-                attention.see_part(tile, part, desk, desk.part);
-                attention.merge(tile, desk.seen, desk.part);
-            }
-            attention.write(tile, desk.seen);
+            std::swap(reading, coming);
+            step = next;
         }
         if (split) {
 #pragma omp barrier
         }
+        int64_t first = 0, end = 0;
         while (merges.claim(first, end)) {
             const Tile tile = attention.tile(first);
             Attention::forget(desk.seen);

@@ -20,13 +20,6 @@ struct Tiles {
 
     int64_t first(int64_t i) const { return i * n_columns / count; }
     int32_t width(int64_t i) const { return static_cast<int32_t>(first(i + 1) - first(i)); }
-    int64_t tile_of(int64_t column) const {
-        int64_t i = column * count / n_columns;
-        while (first(i + 1) <= column) {
-            i++;
-        }
-        return i;
-    }
 };
 
 struct Plan {
@@ -57,28 +50,32 @@ struct Plan {
     bool is_dense() const { return job.row_stride == static_cast<size_t>(n_units * type.unit_bytes); }
 };
 
-// How the columns are shared out for quantizing: whole, or in parts if they are few.
+// How the columns are shared out for quantizing: by tiles, since neighbouring columns of a tile lie in
+// the same lines of the cache, and in parts of their rows if tiles are few.
 struct Pieces {
-    int64_t per_column;
+    int64_t per_tile;
     int64_t count;
 
-    Pieces(int64_t n_columns, int64_t n_blocks, int n_threads)
-        : per_column(n_columns >= 4 * n_threads ? 1 : std::min<int64_t>(n_threads, n_blocks)),
-          count(n_columns * per_column) {}
+    Pieces(const Tiles & tiles, int64_t n_blocks, int n_threads)
+        : per_tile(tiles.count >= 4 * n_threads
+                       ? 1
+                       : std::min<int64_t>(tiles.n_columns > 1 ? 2 * n_threads : n_threads,
+                                           n_blocks)),
+          count(tiles.count * per_tile) {}
 };
 
 void quantize_piece(const Plan & plan, const Pieces & pieces, int64_t piece) {
-    const int64_t column = piece / pieces.per_column;
-    const int64_t part   = piece % pieces.per_column;
-    const int64_t first  = plan.n_blocks * part / pieces.per_column;
-    const int64_t end    = plan.n_blocks * (part + 1) / pieces.per_column;
-    const int64_t t      = plan.tiles.tile_of(column);
-    const int32_t width  = plan.tiles.width(t);
-    plan.variant.quantize(
-        plan.job.x + static_cast<size_t>(column) * plan.job.x_stride + first * kBlock, end - first,
-        plan.type.offset, plan.type.split, width,
-        static_cast<int32_t>(column - plan.tiles.first(t)),
-        plan.tile(t) + static_cast<size_t>(first * width) * kColumnBytes);
+    const int64_t t     = piece / pieces.per_tile;
+    const int64_t part  = piece % pieces.per_tile;
+    const int64_t first = plan.n_blocks * part / pieces.per_tile;
+    const int64_t end   = plan.n_blocks * (part + 1) / pieces.per_tile;
+    const int32_t width = plan.tiles.width(t);
+    for (int32_t c = 0; c < width; c++) {
+        const auto column = static_cast<size_t>(plan.tiles.first(t) + c);
+        plan.variant.quantize(plan.job.x + column * plan.job.x_stride + first * kBlock, end - first,
+                              plan.type.offset, plan.type.split, width, c,
+                              plan.tile(t) + static_cast<size_t>(first * width) * kColumnBytes);
+    }
 }
 
 // The rows of the overlapping last panel that no other panel has.
@@ -106,7 +103,7 @@ struct Run {
 void fetch_panel(const Plan & plan, int64_t i) {
     const size_t n_bytes = static_cast<size_t>(plan.variant.rows) * plan.job.row_stride;
     for (size_t at = 0; at < n_bytes; at += kLine) {
-        __builtin_prefetch(plan.panel(i) + at, 0, 2);
+        fetch_line(plan.panel(i) + at);
     }
 }
 
@@ -237,7 +234,7 @@ bool mul_mat(const Variant & variant, const WeightType & type, const MulMat & jo
     const int64_t n_groups = (n_panels + kGroup - 1) / kGroup;
     Queue         queue(is_few ? n_panels : n_groups, n_threads, is_few ? INT64_MAX : 1);
 
-    const Pieces pieces(job.n_columns, n_blocks, n_threads);
+    const Pieces pieces(tiles, n_blocks, n_threads);
     Phase        quantizing(pieces.count);
 
 #pragma omp parallel num_threads(n_threads)

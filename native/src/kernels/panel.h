@@ -6,6 +6,7 @@
 namespace {
 
 using inferos::kernels::Fetch;
+using inferos::kernels::fetch_line;
 using inferos::kernels::kBlock;
 using inferos::kernels::kColumnBytes;
 using inferos::kernels::kLine;
@@ -98,7 +99,7 @@ void few(const uint8_t * panel, size_t row_stride, int64_t n_units, const uint8_
             // a few lines with every block: many at once would hold up what is needed now
             if (ahead != nullptr) {
                 for (int i = 0; i < n_ahead; i += static_cast<int>(kLine)) {
-                    __builtin_prefetch(ahead + i, 0, 2);
+                    fetch_line(ahead + i);
                 }
                 ahead += n_ahead;
             }
@@ -137,7 +138,7 @@ void many(const uint8_t * unpacked, int64_t n_blocks, const uint8_t * tile, floa
     Fetch next = *fetch;
     for (int64_t i = 0; i < n_blocks; i++) {
         for (int64_t j = 0; j < next.per_block && next.left > 0; j++, next.left--) {
-            __builtin_prefetch(next.row + 64 * next.line, 0, 2);
+            fetch_line(next.row + kLine * static_cast<size_t>(next.line));
             if (++next.line == next.n_lines) {
                 next.line = 0;
                 next.row += next.row_stride;

@@ -1,0 +1,118 @@
+// What a tile of queries reads of a part of the cache: which rows, and what is fetched before.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "ggml.h"
+#include "kernels.h"
+
+namespace inferos::kernels {
+
+constexpr int64_t  kPart     = 256;     // positions
+constexpr int64_t  kAhead    = 8192;    // bytes that are fetched before they are read
+constexpr uint16_t kInfinite = 0xfc00;  // -infinity in float16
+
+// Up to 8 queries of a head of a sequence.
+struct Tile {
+    int64_t sequence, head, first;
+    int32_t width;
+};
+
+// A head's rows of a part, in the cache.
+struct Rows {
+    const uint8_t * start;
+    size_t          stride;
+    int64_t         n;
+    int64_t         n_bytes;  // of a row
+
+    // `tile` is of n_heads heads, which may be more than the cache's.
+    Rows(const ggml_tensor * cache, int32_t block_bytes, const Tile & tile, int64_t n_heads,
+         int64_t first)
+        : start(static_cast<const uint8_t *>(cache->data) +
+                static_cast<size_t>(tile.head / (n_heads / cache->ne[2])) * cache->nb[2] +
+                static_cast<size_t>(tile.sequence) * cache->nb[3] +
+                static_cast<size_t>(first) * cache->nb[1]),
+          stride(cache->nb[1]), n(std::min(kPart, cache->ne[1] - first)),
+          n_bytes(cache->ne[0] / kBlock * block_bytes) {}
+    Rows() = default;
+
+    const uint8_t * at(int64_t row) const { return start + static_cast<size_t>(row) * stride; }
+
+    void fetch(int64_t row, int64_t n_rows) const {
+        for (const int64_t end = std::min(row + n_rows, n); row < end; row++) {
+            for (int64_t byte = 0; byte < n_bytes; byte += static_cast<int64_t>(kLine)) {
+                fetch_line(at(row) + byte);
+            }
+        }
+    }
+};
+
+// K's panels are read in turn, then V's. Those that the mask hides from every query are left out.
+struct Reading {
+    Tile     tile;
+    Rows     keys, values;
+    int32_t  rows;             // of a panel
+    int64_t  n_panels;
+    int64_t  n_positions;      // to the end of the last panel
+    int64_t  panels[kPart];    // their first rows
+    uint16_t masks[kTile][kPart];
+
+    // The masks of every query, and with them the panels. Positions past the end are masked out.
+    void read_masks(const ggml_tensor * mask, int64_t first) {
+        const int64_t n = keys.n, n_padded = (n + rows - 1) / rows * rows;
+        for (int32_t c = 0; c < tile.width; c++) {
+            if (mask != nullptr) {
+                const uint8_t * row = static_cast<const uint8_t *>(mask->data) +
+                                      static_cast<size_t>(tile.first + c) * mask->nb[1] +
+                                      static_cast<size_t>(tile.head % mask->ne[2]) * mask->nb[2] +
+                                      static_cast<size_t>(tile.sequence % mask->ne[3]) * mask->nb[3];
+                std::memcpy(masks[c], row + static_cast<size_t>(first) * sizeof(uint16_t),
+                            static_cast<size_t>(n) * sizeof(uint16_t));
+            } else {
+                std::fill_n(masks[c], n, uint16_t{0});
+            }
+            std::fill(masks[c] + n, masks[c] + n_padded, kInfinite);
+        }
+        n_panels = n_positions = 0;
+        for (int64_t i = 0; i < n_padded; i += rows) {
+            if (is_seen(i)) {
+                panels[n_panels++] = i;
+                n_positions        = i + rows;
+            }
+        }
+    }
+
+    // How many panels are fetched before they are read.
+    int64_t ahead() const {
+        return std::max<int64_t>(1, kAhead / (rows * std::max(keys.n_bytes, values.n_bytes)));
+    }
+
+    // Fetches panel i of those of K and V; past them those of `next`, unless it is null.
+    void fetch(int64_t i, const Reading * next) const {
+        if (i < n_panels) {
+            keys.fetch(panels[i], rows);
+        } else if (i < 2 * n_panels) {
+            values.fetch(panels[i - n_panels], rows);
+        } else if (next != nullptr) {
+            next->fetch(i - 2 * n_panels, nullptr);
+        }
+    }
+
+  private:
+    bool is_seen(int64_t panel) const {
+        constexpr uint64_t four = 0x0001000100010001 * uint64_t{kInfinite};
+        for (int32_t c = 0; c < tile.width; c++) {
+            for (int32_t i = 0; i < rows; i += 4) {
+                uint64_t word;
+                std::memcpy(&word, masks[c] + panel + i, sizeof(word));
+                if (word != four) {
+                    return true;
+                }
+            }
+        }
+        return false;
+    }
+};
+
+}  // namespace inferos::kernels
