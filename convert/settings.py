@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +54,9 @@ class ConvertSettings:
     @property
     def n_threads(self) -> int:
         """Threads of the quantizer: as asked, else one per usable core."""
-        return self.threads or len(os.sched_getaffinity(0))
+        from infer_os.native.processors import usable_cores  # settings alone load no C
+
+        return self.threads or usable_cores()
 
     @property
     def folder(self) -> Path | None:

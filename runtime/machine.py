@@ -5,7 +5,6 @@ Reads /proc and /sys; ``root`` stands in for ``/`` in tests.
 
 from __future__ import annotations
 
-import os
 import platform
 import resource
 import shutil
@@ -15,9 +14,18 @@ from pathlib import Path
 
 import psutil
 
+from infer_os.native.control_groups import own_groups, read_text
 from infer_os.native.cpu import used_features
+from infer_os.native.processors import usable_cores
 
 _ROOT = Path("/")
+
+#: By the version of control groups: the limit, what is used, and the part of it in ``memory.stat``
+#: that can be dropped.
+_MEMORY_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
 
 #: ggml's name of a feature and the kernel's flags of it (x86, then ARM); any of them counts.
 FEATURE_FLAGS: dict[str, tuple[str, ...]] = {
@@ -68,7 +76,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """Processors: ``threads`` that the machine has, of which this process may use ``usable``."""
+    """The machine's processors; ``usable`` is the number of cores that this process may use."""
 
     model: str
     sockets: int
@@ -109,43 +117,20 @@ def read_memory(root: Path = _ROOT) -> Memory:
 
 
 def _groups(root: Path) -> Iterator[ControlGroup]:
-    """The control groups of this process that limit memory, each with those that contain it.
-
-    https://docs.kernel.org/admin-guide/cgroup-v2.html and .../cgroup-v1/memory.html
-    """
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        mounts: tuple[str, ...]
-        if number == "0" and not controllers:
-            mounts = ("sys/fs/cgroup", "sys/fs/cgroup/unified")
-            files = ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            mounts = ("sys/fs/cgroup/memory",)
-            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        for mount in mounts:
-            # inside a container the path may be that of the host: the mount itself is then ours
-            for folder in _upwards(path):
-                group = _group(root / mount / folder, f"/{mount}/{folder}".rstrip("/"), files)
-                if group:
-                    yield group
-
-
-def _upwards(path: str) -> Iterator[str]:
-    parts = [part for part in path.split("/") if part not in ("", "..")]
-    for n in range(len(parts), -1, -1):
-        yield "/".join(parts[:n])
+    """The control groups of this process that limit memory."""
+    for version, folder in own_groups("memory", root):
+        group = _group(folder, f"/{folder.relative_to(root).as_posix()}", _MEMORY_FILES[version])
+        if group:
+            yield group
 
 
 def _group(folder: Path, name: str, files: tuple[str, str, str]) -> ControlGroup | None:
-    limit = _text(folder / files[0]).strip()
+    limit = read_text(folder / files[0]).strip()
     if not limit.isdigit():
         return None
-    used = _text(folder / files[1]).strip()
+    used = read_text(folder / files[1]).strip()
     droppable = 0
-    for line in _text(folder / "memory.stat").splitlines():
+    for line in read_text(folder / "memory.stat").splitlines():
         key, _, value = line.partition(" ")
         if key == files[2] and value.isdigit():
             droppable = int(value)
@@ -156,13 +141,13 @@ def _group(folder: Path, name: str, files: tuple[str, str, str]) -> ControlGroup
 def read_cpu(root: Path = _ROOT) -> Cpu:
     """The processors."""
     model, sockets = "", set()
-    for line in _text(root / "proc/cpuinfo").splitlines():
+    for line in read_text(root / "proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "model name" and not model:
             model = value.strip()
         elif key.strip() == "physical id":
             sockets.add(value.strip())
-    usable = len(os.sched_getaffinity(0))
+    usable = usable_cores(root)
     threads = psutil.cpu_count() or usable
     cores = psutil.cpu_count(logical=False) or threads
     return Cpu(model or platform.machine(), max(1, len(sockets)), cores, threads, usable)
@@ -172,7 +157,7 @@ def read_extensions(root: Path = _ROOT) -> Extensions:
     """What llama.cpp uses, from its own report, and what the kernel says there is besides."""
     used = used_features()
     flags: set[str] = set()
-    for line in _text(root / "proc/cpuinfo").splitlines():
+    for line in read_text(root / "proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
             flags.update(value.split())
@@ -186,10 +171,3 @@ def read_disk(folder: Path) -> Disk:
     while not there.exists() and there != there.parent:
         there = there.parent
     return Disk(folder, shutil.disk_usage(there).free)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from dataclasses import dataclass
 
@@ -110,7 +109,9 @@ class EngineSettings:
     @property
     def n_threads(self) -> int:
         """Threads: as asked, else one per usable core."""
-        return self.threads or len(os.sched_getaffinity(0))
+        from infer_os.native.processors import usable_cores  # settings alone load no C
+
+        return self.threads or usable_cores()
 
 
 @dataclass(frozen=True, slots=True)

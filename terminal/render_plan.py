@@ -150,7 +150,7 @@ def show_system(report: SystemReport) -> None:
         (
             "processor",
             f"{cpu.model}: {cpu.sockets} socket{'s' * (cpu.sockets != 1)}, {cpu.cores} cores, "
-            f"{cpu.threads} threads, {cpu.usable} usable",
+            f"{cpu.threads} threads, {cpu.usable} of the cores usable",
         ),
         ("llama.cpp uses", " ".join(report.extensions.used)),
         ("leaves unused", " ".join(report.extensions.unused) or "nothing that it knows"),
