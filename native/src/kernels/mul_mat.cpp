@@ -8,7 +8,9 @@
 namespace inferos::kernels {
 namespace {
 
-constexpr int64_t kGroup = 4;   // panels that are unpacked together
+constexpr int64_t kGroup = 4;   // panels that are unpacked together, at most
+constexpr int64_t kShare = 8;   // groups for each thread at least, so that all end together
+constexpr int64_t kPiece = 64;  // blocks that are quantized at once, at least: half a microsecond
 constexpr int64_t kDepth = 64;  // blocks of a row that are unpacked at once
 
 // The columns of tile i when n columns are split evenly into tiles.
@@ -34,6 +36,7 @@ struct Plan {
     uint8_t *          private_part; // of each thread
     size_t             private_bytes;
     int64_t            part_units;   // that are unpacked at once
+    int64_t            group;        // panels that are unpacked together
 
     const uint8_t * panel(int64_t i) const {
         return job.weights + static_cast<size_t>(first_row(i)) * job.row_stride;
@@ -59,8 +62,7 @@ struct Pieces {
     Pieces(const Tiles & tiles, int64_t n_blocks, int n_threads)
         : per_tile(tiles.count >= 4 * n_threads
                        ? 1
-                       : std::min<int64_t>(tiles.n_columns > 1 ? 2 * n_threads : n_threads,
-                                           n_blocks)),
+                       : std::clamp<int64_t>(n_blocks * tiles.width(0) / kPiece, 1, 2 * n_threads)),
           count(tiles.count * per_tile) {}
 };
 
@@ -195,7 +197,7 @@ void run_many(const Plan & plan, Queue & queue, uint8_t * unpacked, float * tail
     const auto claim = [&](Group & group) {
         int64_t    first = 0, end = 0;
         const bool got = queue.claim(first, end);
-        group          = {first * kGroup, std::min(end * kGroup, plan.n_panels)};
+        group          = {first * plan.group, std::min(end * plan.group, plan.n_panels)};
         return got;
     };
     Group group = {}, next = {};
@@ -215,12 +217,13 @@ bool mul_mat(const Variant & variant, const WeightType & type, const MulMat & jo
     const int64_t n_panels   = (job.n_rows + variant.rows - 1) / variant.rows;
     const bool    is_few     = tiles.count == 1;
     const int64_t part_units = std::min(n_units, kDepth * kBlock / type.unit_values);
+    const int64_t group      = std::clamp<int64_t>(n_panels / (kShare * n_threads), 1, kGroup);
     const auto    lines      = [](size_t n) { return (n + kLine - 1) / kLine * kLine; };
 
     const size_t column_bytes = lines(static_cast<size_t>(job.n_columns * n_blocks) * kColumnBytes);
     const size_t tail_bytes   = lines(static_cast<size_t>(job.n_columns) * kMostRows * sizeof(float));
     const size_t unpacked     = is_few ? 0
-                                       : static_cast<size_t>(kGroup * part_units * type.unit_values /
+                                       : static_cast<size_t>(group * part_units * type.unit_values /
                                                      kBlock) * type.unpacked_bytes;
     const size_t private_bytes = tail_bytes + lines(unpacked);
     uint8_t *    memory        = nullptr;
@@ -230,8 +233,9 @@ bool mul_mat(const Variant & variant, const WeightType & type, const MulMat & jo
         return false;
     }
     const Plan plan = {variant, type,     job,    tiles, n_blocks, n_units, n_panels,
-                       memory,  memory + column_bytes, private_bytes, part_units};
-    const int64_t n_groups = (n_panels + kGroup - 1) / kGroup;
+                       memory,  memory + column_bytes, private_bytes, part_units,
+                       group};
+    const int64_t n_groups = (n_panels + group - 1) / group;
     Queue         queue(is_few ? n_panels : n_groups, n_threads, is_few ? INT64_MAX : 1);
 
     const Pieces pieces(tiles, n_blocks, n_threads);
