@@ -23,7 +23,10 @@ _TYPES = {"q8_0": GGMLQuantizationType.Q8_0, "q4_0": GGMLQuantizationType.Q4_0}
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Sizes and contents. The mask is "none", "causal", "holes" or "blind" (a query sees none)."""
+    """Sizes and contents.
+
+    The mask is "none", "causal", "holes", "rare" or "blind" (a query sees none).
+    """
 
     keys: str = "q8_0"
     values: str = "q8_0"
@@ -57,6 +60,8 @@ class Case:
         seen = at <= query
         if self.mask == "holes":
             seen = seen & ((at // 40) % 3 != 1)
+        if self.mask == "rare":  # one position of each panel
+            seen = seen & (at % 16 == 15)
         if self.mask == "blind":
             seen = seen & (np.arange(self.n_tokens) != 0)[:, None]
         distance = -np.abs(query - at) if self.max_bias else np.zeros_like(query - at)
@@ -147,7 +152,7 @@ CASES = [
     *(Case(keys=kind, values=kind, head=head, n_tokens=5, n_positions=77)
       for kind in ("q8_0", "q4_0", "f16") for head in (32, 64, 96, 128, 256)),
     *(Case(n_tokens=n, n_positions=600, mask=mask)
-      for n in (1, 3, 8, 17, 33) for mask in ("none", "causal", "holes", "blind")),
+      for n in (1, 3, 8, 17, 33) for mask in ("none", "causal", "holes", "rare", "blind")),
     *(Case(keys="q4_0", n_heads=n, n_kv_heads=n, n_tokens=3, n_positions=520, max_bias=8.0)
       for n in (4, 12)),
     Case(n_heads=6, n_kv_heads=2, n_tokens=4),

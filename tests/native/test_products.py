@@ -108,6 +108,7 @@ def test_a_variant_equals_the_portable_path(variant: str, kind: str) -> None:
         (16, 2304, (1, 4, 9, 70)),  # more than is unpacked at once
         (131, 512, (1, 7, 17)),
         (1025, 256, (3, 33)),
+        (1025, 2304, (9, 10)),  # and several panels at once
     ):
         weights = random_weights(kind, n_rows, n_per_row)
         x = random_columns(max(counts), n_per_row)
