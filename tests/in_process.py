@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TextIO
 
 import pytest
 
@@ -39,15 +42,27 @@ Cli = Callable[..., Outcome]
 
 
 def runner(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Cli:
-    """What runs a command, given its words."""
+    """What runs a command, given its words, and what comes through its pipe of stdin, if any."""
 
-    def call(*arguments: object) -> Outcome:
+    def call(*arguments: object, stdin: bytes | None = None) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["infer-os", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
+        capfdbinary.readouterr()  # what was said before is another command's
+        with contextlib.ExitStack() as stack:
+            if stdin is not None:
+                monkeypatch.setattr(sys, "stdin", stack.enter_context(filled_pipe(stdin)))
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
         out, err = capfdbinary.readouterr()
         code = ended.value.code or 0
         assert isinstance(code, int)
-        return Outcome(code, out.decode(), err.decode())
+        return Outcome(code, out.decode("utf-8", "replace"), err.decode())
 
     return call
+
+
+def filled_pipe(content: bytes) -> TextIO:
+    """The reading end of a pipe that holds so much and is closed at the other end."""
+    read, write = os.pipe()
+    os.write(write, content)
+    os.close(write)
+    return os.fdopen(read, "r", encoding="utf-8")

@@ -6,14 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers import PARALLEL, Converter
+from in_process import Cli, Outcome, runner
 
-from infer_os import cli
 from infer_os.native.gguf_file import read_gguf_header
 from infer_os.planning import RANKED, PlanRequest, find_shape, make_answer
 from infer_os.runtime.engine import kv_model
@@ -37,31 +36,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@dataclass
-class Outcome:
-    """What a command left behind."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
 def run(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
-) -> Callable[..., Outcome]:
-    """Run a command in this process."""
+) -> Cli:
     monkeypatch.setenv("INFER_OS_CACHE", str(cache))
-
-    def call(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["infer-os", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfdbinary.readouterr()
-        assert ended.value.code is None or isinstance(ended.value.code, int)
-        return Outcome(ended.value.code or 0, out.decode(), err.decode())
-
-    return call
+    return runner(monkeypatch, capfdbinary)
 
 
 def process(cache: Path, *arguments: object) -> Outcome:
@@ -74,20 +54,12 @@ def process(cache: Path, *arguments: object) -> Outcome:
     return Outcome(result.returncode, result.stdout, result.stderr)
 
 
-def error_of(result: Outcome) -> str:
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
-    assert "Traceback" not in result.stderr
-    return result.stderr
-
-
 def test_a_plan_of_a_name_before_any_download(cache: Path) -> None:
     result = process(
         cache, "plan", "gpt-neox-20b", "--memory", "13G", "--context", "2048", "--json"
     )
-    assert result.returncode == 0, result.stderr
-    plan = json.loads(result.stdout)
+    assert result.code == 0, result.err
+    plan = json.loads(result.out)
     assert plan.keys() >= PLAN_KEYS
     assert plan["fits"]
     assert plan["choice"] == {"type": "q4_0", "kv": "f16:1024,q8_0:2048", "load": "mmap"}
@@ -101,30 +73,28 @@ def test_a_plan_of_a_name_before_any_download(cache: Path) -> None:
     assert (cache / "bandwidth.json").exists()
 
 
-def test_a_plan_of_a_file_and_of_its_checkpoint(
-    run: Callable[..., Outcome], converted: Converter
-) -> None:
+def test_a_plan_of_a_file_and_of_its_checkpoint(run: Cli, converted: Converter) -> None:
     path = converted(kind="q4_0")
-    file = json.loads(run("plan", path, "--json", "--kv", "q8_0").stdout)
+    file = json.loads(run("plan", path, "--json", "--kv", "q8_0").out)
     assert file["weights"] == read_gguf_header(path).weight_bytes
-    folder = json.loads(run("plan", PARALLEL, "--type", "q4_0", "--kv", "q8_0", "--json").stdout)
+    folder = json.loads(run("plan", PARALLEL, "--type", "q4_0", "--kv", "q8_0", "--json").out)
     same = ("weights", "kv", "compute", "logits", "total", "choice")
     assert {key: file[key] for key in same} == {key: folder[key] for key in same}
     assert file["choice"]["kv"] == "q8_0"
 
 
-def test_a_plan_for_people(run: Callable[..., Outcome]) -> None:
+def test_a_plan_for_people(run: Cli) -> None:
     result = run("plan", "gpt-j-6B", "--memory", "8G")
-    assert result.returncode == 0
+    assert result.code == 0
     for words in ("KV cache", "compute buffers", "q4_k_m", "tokens/s", "load mmap", "fits"):
-        assert words in result.stdout
+        assert words in result.out
 
 
-def test_drafts_and_sequences_are_planned(run: Callable[..., Outcome]) -> None:
-    plain = json.loads(run("plan", "gpt-j-6B", "--type", "q4_0", "--kv", "f16", "--json").stdout)
+def test_drafts_and_sequences_are_planned(run: Cli) -> None:
+    plain = json.loads(run("plan", "gpt-j-6B", "--type", "q4_0", "--kv", "f16", "--json").out)
     both = json.loads(
         run("plan", "gpt-j-6B", "--type", "q4_0", "--kv", "f16", "--draft", "auto", "--parallel",
-            "4", "--json").stdout
+            "4", "--json").out
     )  # fmt: skip
     assert both["kv"] == 4 * plain["kv"]
     assert both["draft"] > 60_000_000 > plain["draft"] == 0
@@ -132,10 +102,10 @@ def test_drafts_and_sequences_are_planned(run: Callable[..., Outcome]) -> None:
     assert both["logits"] == plain["logits"] * 7 // 2
 
 
-def test_what_does_not_fit_is_said(run: Callable[..., Outcome]) -> None:
+def test_what_does_not_fit_is_said(run: Cli) -> None:
     result = run("plan", "gpt-neox-20b", "--memory", "4G", "--json")
-    assert result.returncode == 0
-    assert json.loads(result.stdout)["fits"] is False
+    assert result.code == 0
+    assert json.loads(result.out)["fits"] is False
 
 
 @pytest.mark.parametrize(
@@ -160,47 +130,46 @@ def test_what_does_not_fit_is_said(run: Callable[..., Outcome]) -> None:
         ([str(PARALLEL.parent)], "no config.json"),
     ],
 )
-def test_bad_input(run: Callable[..., Outcome], arguments: list[str], words: str) -> None:
-    assert words in error_of(run("plan", *arguments))
+def test_bad_input(run: Cli, arguments: list[str], words: str) -> None:
+    assert words in run("plan", *arguments).user_error
 
 
-def test_a_name_without_any_near_one_suggests_nothing(run: Callable[..., Outcome]) -> None:
-    assert "did you mean" not in error_of(run("plan", "qwertyuiop"))
+def test_a_name_without_any_near_one_suggests_nothing(run: Cli) -> None:
+    assert "did you mean" not in run("plan", "qwertyuiop").user_error
 
 
-def test_a_run_that_cannot_fit_shows_its_plan(
-    run: Callable[..., Outcome], converted: Converter
-) -> None:
+def test_a_run_that_cannot_fit_shows_its_plan(run: Cli, converted: Converter) -> None:
     result = run("generate", converted(), "-p", "a", "-n", "1", "--memory", "60M")
-    assert "does not fit" in error_of(result)
-    table = result.stderr.splitlines()[1:]
+    error, *table = result.err.splitlines()
+    assert result.code == 2
+    assert error.startswith("error: ")
+    assert "does not fit" in error
     assert any(line.startswith("KV cache") for line in table)
     assert any("does not fit" in line for line in table)
     fits = run("generate", converted(), "-p", "a", "-n", "1", "--memory", "600M", "--json")
-    assert fits.returncode == 0
-    memory = json.loads(fits.stdout)["memory"]
+    assert fits.code == 0
+    memory = json.loads(fits.out)["memory"]
     assert memory["weights_bytes"] > 0
     assert 0 < memory["model_pages_bytes"] < memory["rss_bytes"]
     assert 0 < memory["compute_bytes"] < memory["planned_bytes"] < 600 << 20
 
 
-def test_auto_that_cannot_fit_shows_its_plan(
-    run: Callable[..., Outcome], converted: Converter
-) -> None:
+def test_auto_that_cannot_fit_shows_its_plan(run: Cli, converted: Converter) -> None:
     result = run("generate", converted(), "-p", "a", "-n", "1", "--memory", "60M", "--kv", "auto")
-    assert "does not fit" in error_of(result)
-    assert any(line.startswith("KV cache") for line in result.stderr.splitlines()[1:])
+    error, *table = result.err.splitlines()
+    assert result.code == 2
+    assert "does not fit" in error
+    assert any(line.startswith("KV cache") for line in table)
 
 
-def test_a_budget_is_for_all_sequences(run: Callable[..., Outcome]) -> None:
+def test_a_budget_is_for_all_sequences(run: Cli) -> None:
     budget = 400 << 20
     result = run("plan", "gpt-j-6B", "--kv-budget", "400M", "--parallel", "4", "--json")
-    plan = json.loads(result.stdout)
+    plan = json.loads(result.out)
     assert 0 < plan["kv"] <= budget
     assert all(stage["bytes"] <= budget for stage in plan["stages"])
-    assert "of each sequence" in error_of(
-        run("plan", "gpt-j-6B", "--kv-budget", "5M", "--parallel", "4")
-    )
+    result = run("plan", "gpt-j-6B", "--kv-budget", "5M", "--parallel", "4")
+    assert "of each sequence" in result.user_error
 
 
 @pytest.mark.parametrize("load", ["mmap", "fast"])
@@ -231,17 +200,15 @@ def test_the_plans_auto_is_the_engines(
     assert specs[0] == "f16" and specs[-1] == ""
 
 
-def test_direct_with_prefetch_is_an_error(
-    run: Callable[..., Outcome], converted: Converter
-) -> None:
+def test_direct_with_prefetch_is_an_error(run: Cli, converted: Converter) -> None:
     result = run("generate", converted(), "-p", "a", "--load", "direct", "--prefetch")
-    assert "--prefetch has no effect" in error_of(result)
+    assert "--prefetch has no effect" in result.user_error
 
 
 def test_the_system(cache: Path) -> None:
     result = process(cache, "system", "--json")
-    assert result.returncode == 0, result.stderr
-    report = json.loads(result.stdout)
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
     assert report.keys() >= SYSTEM_KEYS
     assert 0 < report["memory"]["usable"] <= report["memory"]["total"]
     assert report["cpu"]["usable"] >= 1
@@ -257,8 +224,8 @@ def test_the_system(cache: Path) -> None:
     assert report["recommended"] == (fitting[0] if fitting else None)
 
 
-def test_the_system_for_people(run: Callable[..., Outcome]) -> None:
-    text = run("system").stdout
+def test_the_system_for_people(run: Cli) -> None:
+    text = run("system").out
     for words in (
         "memory",
         "swap",

@@ -6,8 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ import pexpect
 import pytest
 from helpers import PARALLEL, copy_checkpoint
 from hub_fixtures import Desk, environment, make_repository
+from in_process import Cli, runner
 from published_models import serve
 
-from infer_os import cli
 from infer_os.commands.loading import load_engine
 from infer_os.convert.errors import OutputError
 from infer_os.convert.locks import locked
@@ -33,18 +32,6 @@ from infer_os.store.removal import cached_models, remove_model
 SMALL = EngineSettings(context=64, threads=1)
 
 
-@dataclass
-class Outcome:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     """A hub with distilgpt2 and someone/tiny, and an empty cache."""
@@ -58,19 +45,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
-    """Run a command in this process."""
-
-    def call(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["infer-os", *map(str, arguments)])
-        capfdbinary.readouterr()  # what was said before is another command's
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfdbinary.readouterr()
-        assert ended.value.code is None or isinstance(ended.value.code, int)
-        return Outcome(ended.value.code or 0, out.decode(), err.decode())
-
-    return call
+def run(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Cli:
+    return runner(monkeypatch, capfdbinary)
 
 
 def fetch(*names: str | Path) -> None:
@@ -86,7 +62,7 @@ def disk_usage(folder: Path) -> int:
 # ---- list
 
 
-def test_the_list_has_the_catalog_and_the_cache(desk: Desk, run: Run, checkpoint: Path) -> None:
+def test_the_list_has_the_catalog_and_the_cache(desk: Desk, run: Cli, checkpoint: Path) -> None:
     fetch("distilgpt2", "someone/tiny", checkpoint)
     for command in (["models", "--json"], ["models", "list", "--json"]):
         told = json.loads(run(*command).out)
@@ -104,7 +80,7 @@ def test_the_list_has_the_catalog_and_the_cache(desk: Desk, run: Run, checkpoint
         assert marked == ["distilbert/distilgpt2"]
 
 
-def test_needs_are_those_of_a_plan(desk: Desk, run: Run) -> None:
+def test_needs_are_those_of_a_plan(desk: Desk, run: Cli) -> None:
     entries = {e["model"]: e for e in json.loads(run("models", "--json").out)["models"]}
     for name in ("EleutherAI/gpt-j-6B", "bigscience/bloom-7b1", "distilbert/distilgpt2"):
         for kind in ("q8_0", "q4_0"):
@@ -118,7 +94,7 @@ def test_needs_are_those_of_a_plan(desk: Desk, run: Run) -> None:
 
 
 def test_what_fits_follows_the_memory(
-    desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, run: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from infer_os.store import listing
 
@@ -165,7 +141,7 @@ def test_it_is_tidy_on_a_terminal(desk: Desk, columns: int, command: str) -> Non
 # ---- show
 
 
-def test_show_tells_everything(desk: Desk, run: Run) -> None:
+def test_show_tells_everything(desk: Desk, run: Cli) -> None:
     fetch("distilgpt2")
     told = json.loads(run("models", "show", "DistilGPT2", "--json").out)
     model = find_model("distilgpt2")
@@ -186,7 +162,7 @@ def test_show_tells_everything(desk: Desk, run: Run) -> None:
         assert part in text
 
 
-def test_show_of_what_is_in_no_catalog(desk: Desk, run: Run) -> None:
+def test_show_of_what_is_in_no_catalog(desk: Desk, run: Cli) -> None:
     fetch("someone/tiny")
     told = json.loads(run("models", "show", "someone/tiny", "--json").out)
     assert [file["architecture"] for file in told["cached"]] == ["GPTNeoXForCausalLM"]
@@ -197,7 +173,7 @@ def test_show_of_what_is_in_no_catalog(desk: Desk, run: Run) -> None:
     assert "damaged" in run("models", "show", "someone/tiny").out
 
 
-def test_show_of_an_unknown_name(desk: Desk, run: Run) -> None:
+def test_show_of_an_unknown_name(desk: Desk, run: Cli) -> None:
     fetch("someone/tiny")
     result = run("models", "show", "gpt-j-6C")
     assert (result.code, result.out) == (2, "")
@@ -208,7 +184,7 @@ def test_show_of_an_unknown_name(desk: Desk, run: Run) -> None:
 # ---- rm
 
 
-def test_rm_frees_everything(desk: Desk, run: Run, checkpoint: Path) -> None:
+def test_rm_frees_everything(desk: Desk, run: Cli, checkpoint: Path) -> None:
     fetch("distilgpt2", "someone/tiny", checkpoint)
     for name in ("DISTILGPT2", "someone/tiny", checkpoint):
         before = disk_usage(desk.cache)
@@ -221,14 +197,14 @@ def test_rm_frees_everything(desk: Desk, run: Run, checkpoint: Path) -> None:
     assert (checkpoint / "config.json").exists()
 
 
-def test_rm_says_how_much(desk: Desk, run: Run) -> None:
+def test_rm_says_how_much(desk: Desk, run: Cli) -> None:
     fetch("distilgpt2")
     n_bytes = next(desk.cache.rglob("*.gguf")).stat().st_size
     result = run("models", "rm", "distilgpt2")
     assert result.err == f"distilbert/distilgpt2: removed, {n_bytes / 1e3:.1f} KB freed\n"
 
 
-def test_rm_of_one_type(desk: Desk, run: Run) -> None:
+def test_rm_of_one_type(desk: Desk, run: Cli) -> None:
     fetch("distilgpt2")
     run("generate", "distilgpt2", "-p", "x", "-n", "1", "--type", "q8_0", "--threads", "1")
     assert (
@@ -240,7 +216,7 @@ def test_rm_of_one_type(desk: Desk, run: Run) -> None:
 
 
 def test_rm_of_a_folder_that_is_gone(
-    desk: Desk, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copy_checkpoint(PARALLEL, tmp_path / "gone")
     fetch(folder)
@@ -252,7 +228,7 @@ def test_rm_of_a_folder_that_is_gone(
     assert list(desk.cache.iterdir()) == []
 
 
-def test_rm_of_kept_and_interrupted_downloads(desk: Desk, run: Run, tmp_path: Path) -> None:
+def test_rm_of_kept_and_interrupted_downloads(desk: Desk, run: Cli, tmp_path: Path) -> None:
     source = HubSource("someone/tiny")
     convert(ConvertSettings(source, tmp_path / "m.gguf", "q8_0", keep_source=True))
     (kept,) = cached_models()
@@ -272,7 +248,7 @@ def test_rm_of_kept_and_interrupted_downloads(desk: Desk, run: Run, tmp_path: Pa
         ("no/such/thing", "no/such/thing: not in the cache"),
     ],
 )
-def test_rm_of_what_is_not_there(desk: Desk, run: Run, name: str, part: str) -> None:
+def test_rm_of_what_is_not_there(desk: Desk, run: Cli, name: str, part: str) -> None:
     fetch("someone/tiny")
     result = run("models", "rm", name)
     assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
@@ -280,7 +256,7 @@ def test_rm_of_what_is_not_there(desk: Desk, run: Run, name: str, part: str) -> 
     assert len(list(desk.cache.rglob("*.gguf"))) == 1
 
 
-def test_rm_refuses_what_is_in_use(desk: Desk, run: Run) -> None:
+def test_rm_refuses_what_is_in_use(desk: Desk, run: Cli) -> None:
     run("generate", "distilgpt2", "-p", "x", "-n", "1", "--type", "q8_0", "--threads", "1")
     engine, _ = load_engine("distilgpt2", SMALL)
     before = desk.cached()
@@ -311,13 +287,13 @@ def test_rm_refuses_what_is_being_made(desk: Desk, tmp_path: Path, place: str) -
     assert list(desk.cache.iterdir()) == []
 
 
-def test_json_stands_behind_the_command(run: Run) -> None:
+def test_json_stands_behind_the_command(run: Cli) -> None:
     result = run("models", "--json", "rm", "gpt2")
     assert "models rm --json" in result.err
     assert result.code == 2
 
 
-def test_help(run: Run) -> None:
+def test_help(run: Cli) -> None:
     for command in ([], ["list"], ["show"], ["rm"]):
         result: Any = run("models", *command, "--help")
         assert result.code == 0

@@ -8,14 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import PARALLEL, copy_checkpoint, set_config
 from hub_fixtures import Desk, client_environment, environment
+from in_process import Cli, runner
 from published_models import PUBLISHED, serve
 
 from infer_os import cli
@@ -35,26 +35,6 @@ ROOM = ("--memory", "64G")
 SHORT = ("-n", "4", "--threads", "1", "--seed", "1")
 
 
-@dataclass
-class Outcome:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """Its one error line; anything more on either stream is a failure."""
-        assert (self.code, self.out) == (2, "")
-        assert self.err.startswith("error: ")
-        assert self.err.count("\n") == 1, self.err
-        return self.err
-
-
-Run = Callable[..., Outcome]
-
-
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     with environment(tmp_path, monkeypatch) as made:
@@ -63,23 +43,10 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
-    """Run a command in this process, with a pipe as stdin."""
-
-    def call(*arguments: object, stdin: bytes = b"") -> Outcome:
-        read, write = os.pipe()
-        os.write(write, stdin)
-        os.close(write)
-        monkeypatch.setattr(sys, "stdin", os.fdopen(read, "r", encoding="utf-8"))
-        monkeypatch.setattr(sys, "argv", ["infer-os", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        sys.stdin.close()
-        out, err = capfdbinary.readouterr()
-        assert ended.value.code is None or isinstance(ended.value.code, int)
-        return Outcome(ended.value.code or 0, out.decode("utf-8", "replace"), err.decode())
-
-    return call
+def run(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Cli:
+    """Cli a command in this process, with a pipe as stdin."""
+    call = runner(monkeypatch, capfdbinary)
+    return lambda *arguments, stdin=b"": call(*arguments, stdin=stdin)
 
 
 def conversions(desk: Desk) -> list[str]:
@@ -101,7 +68,7 @@ def unplug(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("bits", ["--use-8bit", "--use-4bit"])
 @pytest.mark.parametrize("name", GUIDE)
 def test_a_command_line_of_the_guide(
-    desk: Desk, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, bits: str
+    desk: Desk, run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, bits: str
 ) -> None:
     hub_id, kind = GUIDE[name], {"--use-8bit": "q8_0", "--use-4bit": "q4_0"}[bits]
     short = hub_id.rpartition("/")[2]
@@ -131,7 +98,7 @@ def test_a_command_line_of_the_guide(
     assert json.loads(again.out)["prompt_tokens"] > 0
 
 
-def test_the_published_style_is_used(desk: Desk, run: Run, tmp_path: Path) -> None:
+def test_the_published_style_is_used(desk: Desk, run: Cli, tmp_path: Path) -> None:
     from infer_os.models.catalog import find_model, style_for
     from infer_os.models.styles import STYLES
 
@@ -144,7 +111,7 @@ def test_the_published_style_is_used(desk: Desk, run: Run, tmp_path: Path) -> No
     assert style_for(header.metadata) == known
 
 
-def test_an_answer_goes_to_stdout_and_ends(desk: Desk, run: Run, tmp_path: Path) -> None:
+def test_an_answer_goes_to_stdout_and_ends(desk: Desk, run: Cli, tmp_path: Path) -> None:
     serve(desk.server.repositories, tmp_path / "hub", "distilgpt2")
     line = ["run", "--model", "distilgpt2", *SHORT]
     prompted = run(*line, "--prompt", "Hello there")
@@ -163,7 +130,7 @@ def test_an_answer_goes_to_stdout_and_ends(desk: Desk, run: Run, tmp_path: Path)
     assert four > one + 5
 
 
-def test_a_prompt_opens_a_conversation(desk: Desk, run: Run, tmp_path: Path) -> None:
+def test_a_prompt_opens_a_conversation(desk: Desk, run: Cli, tmp_path: Path) -> None:
     serve(desk.server.repositories, tmp_path / "hub", "distilgpt2")
     line = ["run", "--model", "distilgpt2", *SHORT, "--interactive"]
     talked = run(*line, stdin=b"Hello\n/stats\n")
@@ -172,7 +139,7 @@ def test_a_prompt_opens_a_conversation(desk: Desk, run: Run, tmp_path: Path) -> 
     assert talked.out == opened.out != ""
 
 
-def test_a_conversation_is_kept(desk: Desk, run: Run, tmp_path: Path) -> None:
+def test_a_conversation_is_kept(desk: Desk, run: Cli, tmp_path: Path) -> None:
     serve(desk.server.repositories, tmp_path / "hub", "distilgpt2")
     line = ["run", "--model", "distilgpt2", *SHORT, "--session", tmp_path / "talk.session"]
     assert "saved 1 turn in" in run(*line, "-p", "Hello").err
@@ -191,16 +158,16 @@ def test_a_conversation_is_kept(desk: Desk, run: Run, tmp_path: Path) -> None:
     ],
 )
 def test_bad_options_cost_no_download(
-    desk: Desk, run: Run, tmp_path: Path, arguments: list[str], part: str
+    desk: Desk, run: Cli, tmp_path: Path, arguments: list[str], part: str
 ) -> None:
     serve(desk.server.repositories, tmp_path / "hub", "distilgpt2")
-    assert part in run("run", "--model", "distilgpt2", *arguments).error
+    assert part in run("run", "--model", "distilgpt2", *arguments).user_error
     assert desk.server.requests == []
 
 
-def test_nothing_to_answer_on_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_to_answer_on_a_terminal(run: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli.console, "stdin_is_terminal", lambda: True)
-    assert "or add --interactive" in run("run", "--model", "distilgpt2").error
+    assert "or add --interactive" in run("run", "--model", "distilgpt2").user_error
 
 
 # ---- names
@@ -221,13 +188,13 @@ def test_nothing_to_answer_on_a_terminal(run: Run, monkeypatch: pytest.MonkeyPat
     ],
 )
 @pytest.mark.parametrize("command", ["run", "generate"])
-def test_an_unknown_name(desk: Desk, run: Run, command: str, name: str, part: str) -> None:
+def test_an_unknown_name(desk: Desk, run: Cli, command: str, name: str, part: str) -> None:
     model = ["--model", name] if command == "run" else [name]
-    assert part in run(command, *model, "-p", "x").error
+    assert part in run(command, *model, "-p", "x").user_error
     assert not desk.cache.exists()
 
 
-def test_a_hub_id_of_no_catalog(desk: Desk, run: Run, tmp_path: Path) -> None:
+def test_a_hub_id_of_no_catalog(desk: Desk, run: Cli, tmp_path: Path) -> None:
     folder = copy_checkpoint(PARALLEL, tmp_path / "repo")
     desk.server.repositories["someone/tiny"] = {"main": folder}
     first = run("generate", "someone/tiny", "-p", "x", "--type", "Q8_0", *SHORT, "--json")
@@ -235,27 +202,28 @@ def test_a_hub_id_of_no_catalog(desk: Desk, run: Run, tmp_path: Path) -> None:
     assert conversions(desk) == ["hub/someone--tiny/main/tiny-q8_0.gguf"]
 
 
-def test_an_unsupported_architecture_costs_no_weights(desk: Desk, run: Run, tmp_path: Path) -> None:
+def test_an_unsupported_architecture_costs_no_weights(desk: Desk, run: Cli, tmp_path: Path) -> None:
     folder = copy_checkpoint(PARALLEL, tmp_path / "repo")
     set_config(folder, architectures=["LlamaForCausalLM"])
     desk.server.repositories["someone/llama"] = {"main": folder}
     assert (
-        "LlamaForCausalLM; supported are" in run("run", "--model", "someone/llama", "-p", "x").error
+        "LlamaForCausalLM; supported are"
+        in run("run", "--model", "someone/llama", "-p", "x").user_error
     )
     assert set(desk.server.files()) == {"config.json"}
     assert not desk.cache.exists() or desk.cached() == []
 
 
 def test_a_folder_beside_us_is_not_taken_for_an_owner(
-    desk: Desk, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here" / "someone").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
-    assert "though someone is a folder" in run("generate", "someone/tiny", "-p", "x").error
+    assert "though someone is a folder" in run("generate", "someone/tiny", "-p", "x").user_error
     assert desk.server.requests == []
 
 
-def test_a_model_that_cannot_fit_is_not_downloaded(desk: Desk, run: Run, tmp_path: Path) -> None:
+def test_a_model_that_cannot_fit_is_not_downloaded(desk: Desk, run: Cli, tmp_path: Path) -> None:
     serve(desk.server.repositories, tmp_path / "hub", "gpt-j-6B")
     result = run("run", "--model", "gpt-j-6B", "--use-8bit", "-p", "x", "--memory", "6G")
     first = result.err.splitlines()[0]
@@ -265,15 +233,15 @@ def test_a_model_that_cannot_fit_is_not_downloaded(desk: Desk, run: Run, tmp_pat
 
 
 @pytest.mark.parametrize("option", [["--type", "q8_0"], ["--use-8bit"], ["--use-4bit"]])
-def test_a_file_keeps_its_type(run: Run, converted: Any, option: list[str]) -> None:
-    assert "keeps its type" in run("run", "--model", converted(), "-p", "x", *option).error
+def test_a_file_keeps_its_type(run: Cli, converted: Any, option: list[str]) -> None:
+    assert "keeps its type" in run("run", "--model", converted(), "-p", "x", *option).user_error
 
 
 # ---- types
 
 
 def test_what_is_in_the_cache_comes_before_the_default(
-    desk: Desk, run: Run, tmp_path: Path
+    desk: Desk, run: Cli, tmp_path: Path
 ) -> None:
     serve(desk.server.repositories, tmp_path / "hub", "distilgpt2")
     line = ["generate", "distilgpt2", "-p", "x", *SHORT]
@@ -291,37 +259,37 @@ def test_what_is_in_the_cache_comes_before_the_default(
 
 
 def test_no_network_and_nothing_cached(
-    desk: Desk, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve(desk.server.repositories, tmp_path / "hub", "distilgpt2")
     unplug(monkeypatch)
     for name in ("distilgpt2", "someone/tiny"):
-        error = run("run", "--model", name, "-p", "x").error
+        error = run("run", "--model", name, "-p", "x").user_error
         assert "no answer from http://127.0.0.1:9" in error
         assert "not in the cache" in error
     assert not desk.cache.exists() or desk.cached() == []
 
 
 def test_no_network_and_another_type_cached(
-    desk: Desk, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve(desk.server.repositories, tmp_path / "hub", "distilgpt2")
     run("run", "--model", "distilgpt2", "-p", "x", "--use-8bit", *SHORT)
     unplug(monkeypatch)
-    error = run("run", "--model", "distilgpt2", "-p", "x", "--use-4bit").error
+    error = run("run", "--model", "distilgpt2", "-p", "x", "--use-4bit").user_error
     assert "q4_0 of it is not in the cache (but --type q8_0 is)" in error
 
 
 @pytest.mark.parametrize("name", ["distilgpt2", "someone/tiny"])
 def test_forbidden_network(
-    desk: Desk, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    desk: Desk, run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     from huggingface_hub import constants
 
     serve(desk.server.repositories, tmp_path / "hub", "distilgpt2")
     desk.server.repositories["someone/tiny"] = {"main": copy_checkpoint(PARALLEL, tmp_path / "t")}
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE is set" in run("run", "--model", name, "-p", "x").error
+    assert "HF_HUB_OFFLINE is set" in run("run", "--model", name, "-p", "x").user_error
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     first = run("run", "--model", name, "-p", "x", *SHORT)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -333,7 +301,7 @@ def test_forbidden_network(
 # ---- folders
 
 
-def test_a_folder_is_converted_once(desk: Desk, run: Run, checkpoint: Path) -> None:
+def test_a_folder_is_converted_once(desk: Desk, run: Cli, checkpoint: Path) -> None:
     line = ["generate", checkpoint, "-p", "x", *SHORT]
     assert f"{checkpoint}: converting to q4_0, once" in run(*line).err
     second = run(*line)
@@ -349,13 +317,13 @@ def test_a_folder_is_converted_once(desk: Desk, run: Run, checkpoint: Path) -> N
     assert conversions(desk) != before
 
 
-def test_a_folder_that_is_no_checkpoint(desk: Desk, run: Run, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_checkpoint(desk: Desk, run: Cli, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "not a checkpoint" in run("run", "--model", tmp_path / "empty", "-p", "x").error
+    assert "not a checkpoint" in run("run", "--model", tmp_path / "empty", "-p", "x").user_error
     assert not desk.cache.exists()
 
 
-def test_a_conversion_that_fails_leaves_nothing(desk: Desk, run: Run, checkpoint: Path) -> None:
+def test_a_conversion_that_fails_leaves_nothing(desk: Desk, run: Cli, checkpoint: Path) -> None:
     shard = next(checkpoint.glob("*.safetensors"))
     os.truncate(shard, shard.stat().st_size - 1)
     result = run("run", "--model", checkpoint, "-p", "x")
@@ -365,12 +333,13 @@ def test_a_conversion_that_fails_leaves_nothing(desk: Desk, run: Run, checkpoint
 
 
 def test_a_cache_that_cannot_be_made(
-    run: Run, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    run: Cli, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("INFER_OS_CACHE", str(tmp_path / "file" / "cache"))
     assert (
-        "cannot be written: Not a directory" in run("run", "--model", checkpoint, "-p", "x").error
+        "cannot be written: Not a directory"
+        in run("run", "--model", checkpoint, "-p", "x").user_error
     )
 
 
@@ -379,7 +348,7 @@ def test_a_cache_that_cannot_be_made(
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "no GGUF"])
 def test_a_damaged_conversion_is_made_anew(
-    desk: Desk, run: Run, tmp_path: Path, damage: str
+    desk: Desk, run: Cli, tmp_path: Path, damage: str
 ) -> None:
     serve(desk.server.repositories, tmp_path / "hub", "distilgpt2")
     line = ["generate", "distilgpt2", "-p", "x", *SHORT]
