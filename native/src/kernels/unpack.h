@@ -42,6 +42,28 @@ template <class Isa> INLINE typename Isa::Int last_word(const uint8_t * p, size_
     return Isa::unpack_high64(Isa::unpack_high32(a, b), Isa::unpack_high32(c, d));
 }
 
+// 32 bytes at p of every row as 8 words.
+template <class Isa>
+INLINE void transpose32(const uint8_t * p, size_t stride, typename Isa::Int * out) {
+    transpose16<Isa>(p, stride, out);
+    transpose16<Isa>(p + 16, stride, out + 4);
+}
+
+// 36 bytes at p of every row as 9 words: two blocks of q4_0, or one of q8_0 and the next one's scale.
+template <class Isa>
+INLINE void transpose36(const uint8_t * p, size_t stride, typename Isa::Int * out) {
+    transpose32<Isa>(p, stride, out);
+    out[8] = last_word<Isa>(p + 20, stride);
+}
+
+// out[i]: the 4 bytes from the middle of word i on
+template <class Isa, int n>
+INLINE void straddle_all(const typename Isa::Int * words, typename Isa::Int * out) {
+    for (int i = 0; i < n; i++) {
+        out[i] = Isa::straddle(words[i], words[i + 1]);
+    }
+}
+
 enum class Other { none, split, minimum };
 
 struct Q4_0 {
@@ -66,12 +88,8 @@ struct Q4_0 {
     }
     template <class Isa, class Use> INLINE void pair(const uint8_t * p, size_t stride, Use use) {
         typename Isa::Int words[9], raw[4];
-        transpose16<Isa>(p, stride, words);
-        transpose16<Isa>(p + 16, stride, words + 4);
-        words[8] = last_word<Isa>(p + 20, stride);
-        for (int i = 0; i < 4; i++) {
-            raw[i] = Isa::straddle(words[i], words[i + 1]);
-        }
+        transpose36<Isa>(p, stride, words);
+        straddle_all<Isa, 4>(words, raw);
         use(from<Isa>(raw, Isa::low_halves(words[0])));
         use(from<Isa>(words + 5, Isa::high_halves(words[4])));
     }
@@ -93,21 +111,15 @@ struct Q8_0 {
     }
     template <class Isa, class Use> INLINE void unit(const uint8_t * p, size_t stride, Use use) {
         typename Isa::Int raw[8];
-        transpose16<Isa>(p + 2, stride, raw);
-        transpose16<Isa>(p + 18, stride, raw + 4);
+        transpose32<Isa>(p + 2, stride, raw);
         use(from<Isa>(raw, Isa::load_halves(p, stride)));
     }
     template <class Isa, class Use> INLINE void pair(const uint8_t * p, size_t stride, Use use) {
         typename Isa::Int words[9], raw[8];
-        transpose16<Isa>(p, stride, words);
-        transpose16<Isa>(p + 16, stride, words + 4);
-        words[8] = last_word<Isa>(p + 20, stride);
-        for (int i = 0; i < 8; i++) {
-            raw[i] = Isa::straddle(words[i], words[i + 1]);
-        }
+        transpose36<Isa>(p, stride, words);
+        straddle_all<Isa, 8>(words, raw);
         use(from<Isa>(raw, Isa::low_halves(words[0])));
-        transpose16<Isa>(p + 36, stride, raw);
-        transpose16<Isa>(p + 52, stride, raw + 4);
+        transpose32<Isa>(p + 36, stride, raw);
         use(from<Isa>(raw, Isa::high_halves(words[8])));
     }
 };
@@ -163,8 +175,7 @@ struct Q4_K {
         unpack_k_scales<Isa>(p, stride, scales);
         for (int i = 0; i < 8; i += 2) {
             typename Isa::Int raw[8];
-            transpose16<Isa>(p + 16 + 16 * i, stride, raw);
-            transpose16<Isa>(p + 32 + 16 * i, stride, raw + 4);
+            transpose32<Isa>(p + 16 + 16 * i, stride, raw);
             Unpacked<Isa> w;
             for (int j = 0; j < 8; j++) {
                 w.quants[j] = Isa::and_bytes(raw[j], 0x0f);
@@ -191,12 +202,10 @@ struct Q5_K {
         Scales<Isa> scales[8];
         unpack_k_scales<Isa>(p, stride, scales);
         typename Isa::Int high[8];
-        transpose16<Isa>(p + 16, stride, high);
-        transpose16<Isa>(p + 32, stride, high + 4);
+        transpose32<Isa>(p + 16, stride, high);
         for (int i = 0; i < 8; i += 2) {
             typename Isa::Int raw[8];
-            transpose16<Isa>(p + 48 + 16 * i, stride, raw);
-            transpose16<Isa>(p + 64 + 16 * i, stride, raw + 4);
+            transpose32<Isa>(p + 48 + 16 * i, stride, raw);
             Unpacked<Isa> w;
             for (int j = 0; j < 8; j++) {
                 const auto fifth = Isa::and_bytes(Isa::template left<4>(high[j]), 0x10);
@@ -260,11 +269,9 @@ struct Q6_K {
         for (int half = 0; half < 2; half++) {
             const uint8_t *   low = p + 64 * half;
             typename Isa::Int high[8], first[8], second[8];
-            for (int i = 0; i < 2; i++) {
-                transpose16<Isa>(p + 128 + 32 * half + 16 * i, stride, high + 4 * i);
-                transpose16<Isa>(low + 16 * i, stride, first + 4 * i);
-                transpose16<Isa>(low + 32 + 16 * i, stride, second + 4 * i);
-            }
+            transpose32<Isa>(p + 128 + 32 * half, stride, high);
+            transpose32<Isa>(low, stride, first);
+            transpose32<Isa>(low + 32, stride, second);
             use(join<Isa, 0, 0>(first, high, scales[4 * half]));
             use(join<Isa, 0, 2>(second, high, scales[4 * half + 1]));
             use(join<Isa, 1, 4>(first, high, scales[4 * half + 2]));
