@@ -72,7 +72,8 @@ def batch(
         else:
             engine = loading.load_batch_engine(model, settings, batch_settings)
         stack.enter_context(closing(engine))
-        records = _parsed(values, sampling, stops, journal)
+        kinds: set[bool] = set()
+        records = _parsed(values, sampling, stops, journal, kinds)
         if total is not None and journal is not None:
             total = max(0, total - len(journal.done))
         try:
@@ -82,6 +83,7 @@ def batch(
             if journal is not None:
                 console.note(f"interrupted; --resume continues {output}")
             raise typer.Exit(130) from None
+        console.notes(_without_effect(batch_settings, kinds))
         if isinstance(engine, BatchEngine):
             _show_statistics(engine, engine.statistics, as_json=as_json)
         else:
@@ -107,17 +109,35 @@ def _open_input(path: Path) -> tuple[Iterator[Any], int | None]:
 
 
 def _parsed(
-    values: Iterator[Any], sampling: SamplingSettings, stops: StopSettings, journal: Journal | None
+    values: Iterator[Any],
+    sampling: SamplingSettings,
+    stops: StopSettings,
+    journal: Journal | None,
+    kinds: set[bool],
 ) -> Iterator[Record | BadRecord]:
+    """The records that are to be answered. ``kinds`` grows: whether they are conversations."""
     from ..runtime.batch.records import BadRecord, RecordParser
 
     parser = RecordParser(sampling, stops)
     done = journal.done if journal else set()
     for value in values:
         record = value if isinstance(value, BadRecord) else parser.parse(*value)
+        if not isinstance(record, BadRecord):
+            kinds.add(bool(record.messages))
         # what an earlier run has told already; the parser must see it all the same, for its id
         if (None, record.line) not in done:
             yield record
+
+
+def _without_effect(batch: BatchSettings, kinds: set[bool]) -> list[str]:
+    """Notes on options for the kind of record that did not come."""
+    notes = []
+    if kinds == {False}:
+        given = {"--system": batch.system, "--style": batch.style}
+        notes += [f"{name} had no effect: no record has messages" for name in given if given[name]]
+    if kinds == {True} and batch.prefix:
+        notes.append("--prefix had no effect: every record has messages")
+    return notes
 
 
 def _run(

@@ -86,6 +86,21 @@ def test_bad_records_do_not_end_the_run(model: Path) -> None:
     assert b"Traceback" not in done.stderr
 
 
+def test_options_without_effect_are_named(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "prefix.txt").write_text("Once")
+    given = ["--system", "Be brief.", "--style", "dialogue", "--prefix"]
+    options = ["-n", "2", *given, str(tmp_path / "prefix.txt")]
+    prompt = b'{"id": 1, "prompt": "x"}\n'
+    talk = b'{"id": 2, "messages": [{"role": "user", "content": "x"}]}\n'
+    for stdin, unused in (
+        (prompt, [b"--system", b"--style"]), (talk, [b"--prefix"]), (prompt + talk, []),
+    ):  # fmt: skip
+        done = batch(model, *options, stdin=stdin)
+        assert done.returncode == 0, done.stderr
+        notes = [line for line in done.stderr.splitlines() if b"had no effect" in line]
+        assert [note.split()[1] for note in notes] == unused
+
+
 def test_killed_at_ten_moments_nothing_is_lost_or_doubled(model: Path, tmp_path: Path) -> None:
     source = write_records(tmp_path / "in.jsonl", 64)
     lengths = random.Random(7)
