@@ -17,9 +17,9 @@ struct Avx2 {
     using Block = Avx2Block;
     static constexpr int lanes = 8, registers = 16;
 #if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
-    static constexpr bool wide_offset = true;  // dot() takes all 8 bits of a weight
+    static constexpr bool wide_offset = true;  // dot() takes all 8 bits of a weight, unsigned
 #else
-    static constexpr bool wide_offset = false;
+    static constexpr bool wide_offset = false;  // wide weights stay signed
 #endif
 
     static Int load(const void * p) { return _mm256_loadu_si256(static_cast<const Int *>(p)); }
@@ -87,8 +87,8 @@ struct Avx2 {
     template <int n> static Int right_signed(Int v) { return _mm256_srai_epi32(v, n); }
 
     // sum + the four products of bytes of w and signed bytes of a, in every lane. Without VNNI,
-    // pairs are added in 16 bits: weights of up to 6 bits fit unsigned; wide ones have 128 taken
-    // off again, and their sign given to a.
+    // pairs are added in 16 bits: weights of up to 6 bits fit unsigned; wide ones are signed, and
+    // give their sign to a.
     template <bool wide> static Int dot(Int sum, Int w, Int a) {
 #if defined(__AVXVNNI__)
         return _mm256_dpbusd_avx_epi32(sum, w, a);
@@ -97,9 +97,8 @@ struct Avx2 {
 #else
         const Int ones = _mm256_set1_epi16(1);
         if constexpr (wide) {
-            const Int s = xor_bytes(w, 0x80);
-            a           = _mm256_sign_epi8(a, s);
-            w           = _mm256_abs_epi8(s);
+            a = _mm256_sign_epi8(a, w);
+            w = _mm256_abs_epi8(w);
         }
         return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), ones));
 #endif

@@ -16,7 +16,7 @@ struct Avx512 {
     using Float = __m512;
     using Block = Avx2Block;
     static constexpr int  lanes       = 16, registers = 32;
-    static constexpr bool wide_offset = true;  // dot() takes all 8 bits of a weight
+    static constexpr bool wide_offset = true;  // dot() takes all 8 bits of a weight, unsigned
 
     static Int load(const void * p) { return _mm512_loadu_si512(p); }
     static void store(void * p, Int v) { _mm512_storeu_si512(p, v); }

@@ -16,7 +16,7 @@ struct Neon {
     using Float = float32x4_t;
     using Block = NeonBlock;
     static constexpr int  lanes       = 4, registers = 32;
-    static constexpr bool wide_offset = false;  // dot() takes the offset of wide weights off
+    static constexpr bool wide_offset = false;  // wide weights stay signed
 
     static Int load(const void * p) { return bytes_at(p); }
     static void store(void * p, Int v) {
@@ -77,18 +77,18 @@ struct Neon {
     template <int n> static Int right_signed(Int v) { return vshrq_n_s32(v, n); }
 
     // sum + the four products of bytes of w and signed bytes of a, in every lane. Both factors are
-    // signed here: weights of up to 7 bits are alike either way; wide ones have 128 taken off.
+    // signed here: weights of up to 7 bits are alike either way, wide ones stay signed.
     template <bool wide> static Int dot(Int sum, Int w, Int a) {
-        return vdotq_s32(sum, weights<wide>(w), vreinterpretq_s8_s32(a));
+        return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(a));
     }
     // dot() with the same 4 bytes in every lane: those of word i
     template <bool wide> static Int dot_word(Int sum, Int w, const uint8_t * words, int i) {
         const int8x16_t a = vreinterpretq_s8_s32(bytes_at(words + i / 4 * 16));
         switch (i % 4) {  // i is known when the loop around is unrolled
-            case 0: return vdotq_laneq_s32(sum, weights<wide>(w), a, 0);
-            case 1: return vdotq_laneq_s32(sum, weights<wide>(w), a, 1);
-            case 2: return vdotq_laneq_s32(sum, weights<wide>(w), a, 2);
-            default: return vdotq_laneq_s32(sum, weights<wide>(w), a, 3);
+            case 0: return vdotq_laneq_s32(sum, vreinterpretq_s8_s32(w), a, 0);
+            case 1: return vdotq_laneq_s32(sum, vreinterpretq_s8_s32(w), a, 1);
+            case 2: return vdotq_laneq_s32(sum, vreinterpretq_s8_s32(w), a, 2);
+            default: return vdotq_laneq_s32(sum, vreinterpretq_s8_s32(w), a, 3);
         }
     }
     // keeps the compiler from knowing what v is
@@ -147,9 +147,6 @@ struct Neon {
     }
     static Int every_byte(uint8_t value) { return vreinterpretq_s32_u8(vdupq_n_u8(value)); }
     static Float widened(uint16x4_t halves) { return vcvt_f32_f16(vreinterpret_f16_u16(halves)); }
-    template <bool wide> static int8x16_t weights(Int w) {
-        return vreinterpretq_s8_s32(wide ? xor_bytes(w, 0x80) : w);
-    }
 };
 
 }  // namespace

@@ -104,7 +104,7 @@ struct Q8_0 {
                                                   typename Isa::Float scale) {
         Unpacked<Isa> w;
         for (int i = 0; i < 8; i++) {
-            w.quants[i] = Isa::xor_bytes(raw[i], 0x80);
+            w.quants[i] = Isa::wide_offset ? Isa::xor_bytes(raw[i], 0x80) : raw[i];
         }
         w.scale = scale;
         return w;
