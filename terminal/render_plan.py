@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from ..planning import PlanAnswer, SystemReport
     from ..runtime.plan import Plan
 
+#: Columns that the ranking of the models takes whole.
+_WIDE = 80
+
 
 def plan_json(answer: PlanAnswer) -> dict[str, Any]:
     """``plan --json``: bytes."""
@@ -165,15 +168,18 @@ def show_system(report: SystemReport) -> None:
         rows.insert(3, ("address limit", size(memory.rlimit)))
     console.table(("this machine", ""), rows, left=2)
     console.answer("")
+    # on a narrow terminal the names would be squeezed out
+    wide = console.is_wide(_WIDE)
     ranking = [
         (
-            ranked.model.id, ranked.plan.weights.type, size(ranked.plan.total),
-            "yes" if ranked.plan.fits else "no", _rate(ranked.plan.tokens_per_s),
-            ranked.plan.schedule.spec,
+            ranked.model.id if wide else ranked.model.name, ranked.plan.weights.type,
+            size(ranked.plan.total), "yes" if ranked.plan.fits else "no",
+            *((_rate(ranked.plan.tokens_per_s), ranked.plan.schedule.spec) if wide else ()),
         )
         for ranked in report.ranking
     ]  # fmt: skip
-    console.table(("model", "type", "memory", "fits", "tokens/s at most", "cache"), ranking, left=2)
+    more = ("tokens/s at most", "cache") if wide else ()
+    console.table(("model", "type", "memory", "fits", *more), ranking, left=2)
     best = report.recommended
     console.answer("")
     if best is None:
