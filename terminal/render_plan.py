@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..runtime.plan import Plan
 
 #: Columns that the ranking of the models takes whole.
-_WIDE = 80
+_WIDE = 100
 
 
 def plan_json(answer: PlanAnswer) -> dict[str, Any]:

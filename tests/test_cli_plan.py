@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import pexpect
 import pytest
 from helpers import PARALLEL, Converter
 from in_process import Cli, Outcome, runner
+from on_terminal import shown
 
 from infer_os.models.catalog import CATALOG
 from infer_os.native.gguf_file import read_gguf_header
@@ -246,21 +245,16 @@ def test_the_ranking_is_by_size() -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
-@pytest.mark.parametrize("columns", [40, 80])
-def test_the_ranking_names_its_models_on_any_terminal(cache: Path, columns: int) -> None:
-    child = pexpect.spawn(
-        sys.executable, ["-m", "infer_os.cli", "system"], dimensions=(50, columns),
-        encoding="utf-8", timeout=60,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns), "INFER_OS_CACHE": str(cache)},
-    )  # fmt: skip
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 0
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(child.before)).replace("\r", "")
+@pytest.mark.parametrize("columns", [40, 100])
+def test_the_ranking_names_its_models_on_any_terminal(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("INFER_OS_CACHE", str(cache))
+    text = shown(columns, "system")
     table = text.split("\nmodel")[1].split("\n\n")[0].splitlines()
     assert max(map(len, table)) <= columns
     rows = [row.split() for row in table[2:]]
-    names = {model.id if columns == 80 else model.name for model in CATALOG}
+    names = {model.id if columns == 100 else model.name for model in CATALOG}
     assert len(rows) > 3
     assert {row[0] for row in rows} <= names
     assert all(row[3] in ("B", "kB", "MB", "GB") for row in rows)

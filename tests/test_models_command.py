@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pexpect
 import pytest
 from helpers import PARALLEL, copy_checkpoint
 from hub_fixtures import Desk, environment, make_repository
 from in_process import Cli, runner
+from on_terminal import shown
 from published_models import serve
 
 from infer_os.commands.loading import load_engine
@@ -114,15 +111,7 @@ def test_what_fits_follows_the_memory(
 @pytest.mark.parametrize("command", ["list", "show gpt2-medium", "show someone/tiny"])
 def test_it_is_tidy_on_a_terminal(desk: Desk, columns: int, command: str) -> None:
     fetch("distilgpt2", "someone/tiny")
-    child = pexpect.spawn(
-        sys.executable, ["-m", "infer_os.cli", "models", *command.split()],
-        dimensions=(50, columns), encoding="utf-8", timeout=30,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns)},
-    )  # fmt: skip
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 0
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(child.before)).replace("\r", "")
+    text = shown(columns, "models", *command.split())
     # paths stand for themselves, to be copied; everything else keeps within the terminal
     lines = [line for line in text.split("\n") if not line.startswith(("/", "cache: "))]
     assert max(len(line) for line in lines) <= columns
