@@ -110,11 +110,11 @@ def show(title: str, arms: list[Arm], *, greedy: bool) -> list[dict[str, object]
         if arm.engine.speculation is not None:
             report = arm.engine.speculation.report()
             row |= {"drafted": report.drafted, "accepted": report.accepted,
-                    "mean_length": report.mean_length, "redone": report.redone}  # fmt: skip
+                    "mean_length": report.mean_length}  # fmt: skip
             single = report.step_s[1]
             steps = " ".join(f"{n}:{s / single:.2f}" for n, s in report.step_s.items())
             line += f"\n{'':17}{report.accepted} of {report.drafted} right, " \
-                    f"{report.mean_length:.2f} tokens a verification, {report.redone} redone; " \
+                    f"{report.mean_length:.2f} tokens a verification; " \
                     f"steps by size {steps}"  # fmt: skip
         print(line)
         rows.append(row)

@@ -24,6 +24,8 @@ from .logs import route_logs
 #: takes_attention of native/src/kernels/attention_op.cpp
 _CACHES = frozenset({"f16", "q8_0", "q4_0"})
 _BLOCK, _MOST_HEAD = 32, 256
+#: what ``inferos_kernels_switch`` takes
+_NOTHING, _KERNELS, _KERNELS_AND_COLUMNS = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,17 @@ class KernelStatus:
 
 @dataclass(frozen=True, slots=True)
 class OwnKernels:
-    """Types of the weights whose products, and of the caches whose attention, are ours."""
+    """What of a model is ours.
+
+    ``weights`` and ``caches`` are the types whose products and whose attention our kernels compute,
+    any number of tokens alike. Products of ``by_column`` types are computed as those of single
+    tokens in batches of up to ``most_columns``, in a context of one sequence.
+    """
 
     weights: frozenset[str]
     caches: frozenset[str]
+    by_column: frozenset[str] = frozenset()
+    most_columns: int = 1
 
 
 #: ``--no-native``.
@@ -90,7 +99,21 @@ def own_kernels(status: KernelStatus, geometry: KvGeometry) -> OwnKernels | None
         return None
     good = all(head % _BLOCK == 0 and head <= _MOST_HEAD
                for head in (geometry.head_k, geometry.head_v))  # fmt: skip
-    return OwnKernels(taken_types(status), _CACHES if good else frozenset())
+    return OwnKernels(
+        taken_types(status), _CACHES if good else frozenset(), _types_by_column(), _most_columns()
+    )
+
+
+def _types_by_column() -> frozenset[str]:
+    takes = load_library().inferos_kernels_takes_columns
+    takes.argtypes, takes.restype = [ctypes.c_int32], ctypes.c_int32
+    return frozenset(kind.name for kind in ggml_types().values() if takes(kind.id))
+
+
+def _most_columns() -> int:
+    most = load_library().inferos_kernels_most_columns
+    most.argtypes, most.restype = [], ctypes.c_int32
+    return int(most())
 
 
 def faster_layouts(status: KernelStatus) -> frozenset[str]:
@@ -99,20 +122,21 @@ def faster_layouts(status: KernelStatus) -> frozenset[str]:
 
 
 @contextmanager
-def kernels_for(status: KernelStatus, c_params: Any) -> Iterator[None]:
+def kernels_for(status: KernelStatus, c_params: Any, *, by_column: bool = False) -> Iterator[None]:
     """A context created in here, by this thread, has our kernels, or llama.cpp's alone.
 
     Args:
         status: that of the model.
         c_params: the ``llama_context_params`` that it is created with.
+        by_column: let a few tokens be computed as single ones are, see :class:`OwnKernels`.
     """
     switch = load_library().inferos_kernels_switch
     switch.argtypes, switch.restype = [ctypes.c_int32], None
     if status.in_use:
         # left to itself, llama.cpp drops it where another device than the cache's computes it
         c_params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
-    switch(status.in_use)
+    switch(_NOTHING if not status.in_use else _KERNELS_AND_COLUMNS if by_column else _KERNELS)
     try:
         yield
     finally:
-        switch(True)
+        switch(_KERNELS)

@@ -68,7 +68,7 @@ class BatchContext(Owner):
         # llama.cpp divides the cells among the sequences, rounded up to 256 each
         sizes = ContextSizes(
             params.n_ctx * params.n_seq, params.n_batch, params.n_seq, params.n_outputs,
-            params.n_threads, params.type_k, params.type_v, False, params.rotate,
+            params.n_threads, params.type_k, params.type_v, False, params.rotate, False,
         )  # fmt: skip
         what = f"a context of {params.n_seq} sequences of {params.n_ctx} tokens"
         self._pointer, _ = new_context(model, sizes, what)

@@ -74,7 +74,7 @@ class Context(Owner):
         n_seq = 1 + params.window
         sizes = ContextSizes(
             params.n_ctx, min(params.n_batch, params.n_ctx), n_seq, params.n_outputs_max,
-            params.n_threads, params.type_k, params.type_v, params.window, params.rotate,
+            params.n_threads, params.type_k, params.type_v, params.window, params.rotate, True,
         )  # fmt: skip
         what = f"a context of {params.n_ctx} tokens"
         self._pointer, self.rotates = new_context(model, sizes, what, observer)

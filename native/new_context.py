@@ -27,7 +27,8 @@ class ContextSizes:
 
     ``n_ctx`` tokens in all sequences together, ``n_batch`` rows at once, ``n_outputs`` of them with
     logits. ``unified``: sequences share their cells. ``rotate`` off keeps llama.cpp from rotating
-    quantized rows of the cache.
+    quantized rows of the cache. ``by_column``: a few tokens are computed as single ones are, see
+    :class:`~.backend.OwnKernels`.
     """
 
     n_ctx: int
@@ -39,6 +40,7 @@ class ContextSizes:
     type_v: str
     unified: bool
     rotate: bool
+    by_column: bool
 
 
 class Observer(Protocol):
@@ -99,7 +101,8 @@ def new_context(
         params.cb_eval = observer.callback
         params.cb_eval_user_data = observer.user_data
     forget_complaints()
-    with rotation(sizes.rotate) as rotates, kernels_for(model.kernels, params):
+    kernels = kernels_for(model.kernels, params, by_column=sizes.by_column)
+    with rotation(sizes.rotate) as rotates, kernels:
         pointer = llama_cpp.llama_init_from_model(model.pointer, params)
     if not pointer:
         reason = last_complaint() or "not enough memory?"

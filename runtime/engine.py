@@ -33,7 +33,7 @@ from .plan import Plan
 from .prepare import load_model, plan_file
 from .sampler import LlamaFilter, LlamaSampler, Sampler, TokenFilter
 from .settings import MOST_GUESSES, EngineSettings, SamplingSettings
-from .speculative.rounding import rows_alike
+from .speculative.rounding import Rounding
 
 if TYPE_CHECKING:
     from infer_os.models.shape import ModelShape
@@ -242,9 +242,11 @@ class LlamaEngine(Owner):
         self._tokens: list[int] = []
         self._dirty = False
         self.speculation: Speculation | None = None
-        self._load = settings.load
-        self._own = own_kernels(model.kernels, kv.geometry)
-        self._matrix_types = frozenset(t.type.name for t in header.tensors if len(t.shape) > 1)
+        #: How batches round; see :meth:`rows_alike`.
+        self.rounding = Rounding(
+            frozenset(t.type.name for t in header.tensors if len(t.shape) > 1),
+            settings.load, own_kernels(model.kernels, kv.geometry),
+        )  # fmt: skip
         self.vocab = model.vocab
         # llama.cpp rounds the size of a cache up: what was asked for is the promise
         self.n_ctx = plan.sizes.n_ctx
@@ -284,8 +286,7 @@ class LlamaEngine(Owner):
         """See :meth:`Engine.rows_alike`."""
         stage = self._cache.stage
         n_cells = cells_for(len(self._tokens) + MOST_GUESSES + 1)
-        types = stage.type_k, stage.type_v
-        return rows_alike(self._matrix_types, self._load, types, n_cells, self._own)
+        return self.rounding.rows_alike((stage.type_k, stage.type_v), n_cells)
 
     def new_filter(self, settings: SamplingSettings) -> LlamaFilter:
         """See :meth:`Engine.new_filter`."""

@@ -50,6 +50,7 @@ def open_engine(
     if settings.draft == "lookup":
         engine = LlamaEngine(path, settings, progress=progress, warmed=warmed)
         engine.speculation = Speculation(drafters, settings.draft_max, store)
+        engine.info = replace(engine.info, notes=(*engine.info.notes, *_limits(engine)))
         return engine
     target, draft = read_gguf_header(path), read_gguf_header(Path(settings.draft))
     shared = shared_tokens(target, draft)
@@ -66,9 +67,25 @@ def open_engine(
         helper = stack.enter_context(LlamaEngine(draft.path, theirs))
         drafters.append((ModelDrafter(helper, shared), False))
         engine.speculation = Speculation(drafters, settings.draft_max, store)
-        engine.info = replace(engine.info, notes=(*engine.info.notes, *notes))
+        engine.info = replace(engine.info, notes=(*engine.info.notes, *notes, *_limits(engine)))
         stack.pop_all()
     return engine
+
+
+def _limits(engine: LlamaEngine) -> tuple[str, ...]:
+    """A note where guesses cannot be verified without changing the text; see :mod:`.rounding`."""
+    plan = engine.info.plan
+    stages = plan.schedule.stages if plan else ()
+    reasons = (
+        engine.rounding.why_unlike((stage.type_k, stage.type_v), stage.n_cells) for stage in stages
+    )
+    reason = next(filter(None, reasons), "")
+    if not reason:
+        return ()
+    return (
+        f"--draft: with {reason}, llama.cpp's kernels round a batch differently from single "
+        "tokens, so greedy, seeded and constrained text is written without guesses there",
+    )
 
 
 def _warnings(target: GgufHeader, draft: GgufHeader) -> tuple[str, ...]:

@@ -166,7 +166,6 @@ def speculation_json(engine: Engine, tokens_per_s: float) -> dict[str, Any]:
         "drafted": report.drafted,
         "accepted": report.accepted,
         "mean_length": report.mean_length,
-        "redone": report.redone,
         "tokens_per_s": tokens_per_s,
         "plain_tokens_per_s": report.plain_tokens_per_s,
         "step_s": report.step_s,

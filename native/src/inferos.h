@@ -199,8 +199,13 @@ INFEROS_API const char * inferos_kernels_start(void);
 INFEROS_API const char * inferos_kernels_name(void);
 INFEROS_API int32_t      inferos_kernels_takes(int32_t type);
 
-// Contexts that this thread creates from now on use the kernels or leave everything to llama.cpp.
-INFEROS_API void inferos_kernels_switch(int32_t on);
+// Contexts that this thread creates from now on leave everything to llama.cpp (0), use the kernels
+// (1), or use them and compute products of other weights with a few columns as those with one (2).
+INFEROS_API void inferos_kernels_switch(int32_t use);
+
+// Columns of such a product at most, and whether weights of a ggml_type have them.
+INFEROS_API int32_t inferos_kernels_most_columns(void);
+INFEROS_API int32_t inferos_kernels_takes_columns(int32_t type);
 
 // One product, for tests and benchmarks: out (n_columns, n_rows) = x (n_columns, n_per_row) times
 // the transposed weights, rows of a ggml type.

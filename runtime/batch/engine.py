@@ -29,7 +29,7 @@ from ..plan import Plan, check_plan
 from ..prepare import load_model
 from ..sampler import LlamaSampler
 from ..settings import EngineSettings
-from ..speculative.rounding import rows_alike
+from ..speculative.rounding import Rounding
 from ..text import TextStream
 from .drafts import make_drafters, read_draft
 from .guesses import Guesses
@@ -132,11 +132,11 @@ class BatchEngine(Owner):
             self._owned = stack.pop_all()
         self.plan: Plan = plan
         last = plan.schedule.stages[-1]
-        alike = rows_alike(
-            {t.type.name for t in header.tensors if len(t.shape) > 1}, settings.load,
-            (last.type_k, last.type_v), plan.sizes.n_ctx,
+        rounding = Rounding(
+            frozenset(t.type.name for t in header.tensors if len(t.shape) > 1), settings.load,
             own_kernels(self._model.kernels, kv.geometry),
         )  # fmt: skip
+        alike = rounding.rows_alike((last.type_k, last.type_v), plan.sizes.n_ctx)
         #: Where our own kernels compute everything, any step computes a row alike.
         self.bounds = UNBOUND if alike > N_BATCH else STOCK
         self._plan_notes, self._n_told = notes, 0

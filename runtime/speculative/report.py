@@ -27,11 +27,10 @@ class SpeculationReport:
     """What guessing did since the engine was loaded, and what it cost.
 
     ``plain_tokens_per_s`` is measured from single steps; ``step_s`` has the seconds of a batch by
-    its size; ``redone`` counts single steps that decided a near tie.
+    its size.
     """
 
     drafters: tuple[DrafterReport, ...]
-    redone: int
     plain_tokens_per_s: float
     step_s: dict[int, float]
 

@@ -2,12 +2,14 @@
 
 Kernels that sum in another order round differently; measured on the pinned llama.cpp, bit for bit
 (``tests/runtime/speculative/test_rounding.py`` repeats it). Our own kernels sum a column alike
-whatever is beside it (docs/kernels.md): they set no limit.
+whatever is beside it (docs/kernels.md): they set no limit. Other weights are computed column by
+column beside them, up to a few columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from infer_os.native.backend import OwnKernels
 
@@ -18,36 +20,62 @@ _MOST_COLUMNS = 7
 #: With an F16 cache, single steps split the attention over the cells from so many on.
 _SPLIT_CELLS = 512
 _FLOAT_CACHES = {"f32", "f16", "bf16"}
-
-
+#: Load modes that leave weights as the file has them.
+_FILE_LAYOUT = ("mmap", "locked")
 #: More than any batch has.
 _NO_LIMIT = 1 << 20
 
 
-def rows_alike(
-    weight_types: Iterable[str],
-    load: str,
-    cache_types: Iterable[str],
-    n_cells: int,
-    own: OwnKernels | None = None,
-) -> int:
-    """Most tokens of a batch that is computed like single steps; 1 if a batch never is.
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """What of a loaded model decides how a batch rounds.
 
     Args:
         weight_types: of the matrices.
         load: the load mode; copies in another layout have other kernels.
-        cache_types: of K and V.
-        n_cells: cells of the cache that attention sees.
         own: what our own kernels compute, if they are in use.
     """
-    most = _NO_LIMIT
-    left = frozenset(weight_types) - (own.weights if own else frozenset())
-    if left:
-        if load not in ("mmap", "locked") or not _ALIKE.issuperset(left):
+
+    weight_types: frozenset[str]
+    load: str
+    own: OwnKernels | None = None
+
+    def rows_alike(self, cache_types: Iterable[str], n_cells: int) -> int:
+        """Most tokens of a batch that is computed like single steps; 1 if a batch never is.
+
+        Args:
+            cache_types: of K and V.
+            n_cells: cells of the cache that attention sees.
+        """
+        return min(self._rows_of_weights(), self._rows_of_cache(cache_types, n_cells))
+
+    def why_unlike(self, cache_types: Iterable[str], n_cells: int) -> str:
+        """Why a batch of such a cache is never computed like single steps; "" if it is."""
+        if self._rows_of_weights() == 1:
+            kinds = " and ".join(sorted(self._left)) or "the"
+            layout = "" if self.load in _FILE_LAYOUT else f" under --load {self.load}"
+            return f"{kinds} weights{layout}"
+        if self._rows_of_cache(cache_types, n_cells) == 1:
+            return f"a KV cache in {'/'.join(dict.fromkeys(cache_types))} of over 256 tokens"
+        return ""
+
+    @property
+    def _left(self) -> frozenset[str]:
+        """Types of weights that our own kernels leave to others."""
+        return self.weight_types - (self.own.weights if self.own else frozenset())
+
+    def _rows_of_weights(self) -> int:
+        if not self._left:
+            return _NO_LIMIT
+        if self.load not in _FILE_LAYOUT:
             return 1
-        most = _MOST_COLUMNS
-    if own is None or not own.caches.issuperset(cache_types):
-        if n_cells >= _SPLIT_CELLS and not _FLOAT_CACHES.isdisjoint(cache_types):
-            return 1
-        most = _MOST_COLUMNS
-    return most
+        if self.own is not None and self.own.by_column.issuperset(self._left):
+            return self.own.most_columns
+        return _MOST_COLUMNS if _ALIKE.issuperset(self._left) else 1
+
+    def _rows_of_cache(self, cache_types: Iterable[str], n_cells: int) -> int:
+        kinds = frozenset(cache_types)
+        if self.own is not None and self.own.caches.issuperset(kinds):
+            return _NO_LIMIT
+        is_split = n_cells >= _SPLIT_CELLS and not _FLOAT_CACHES.isdisjoint(kinds)
+        return 1 if is_split else _MOST_COLUMNS

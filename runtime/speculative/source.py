@@ -65,28 +65,25 @@ class SpeculativeSource:
             drawn_token = self._verifier.draw()
             speculation.push(drawn_token)
             return [drawn_token]
-        self._measure()
-        proposal = speculation.propose(min(limit, engine.room, self._verifier.most_rows()) - 1)
+        most_rows = self._verifier.most_rows()
+        if most_rows > 1:
+            self._measure()
+        proposal = speculation.propose(min(limit, engine.room, most_rows) - 1)
         started = time.perf_counter()
         if proposal is None:
             engine.step(token)
             drawn = [self._verifier.draw()]
             speculation.learn_step(time.perf_counter() - started)
         else:
-            redone = self._verifier.n_redone
             drawn = self._verifier.verify(token, proposal.guesses)
             seconds = time.perf_counter() - started
             guesses = [guess.token for guess in proposal.guesses]
             n_right = sum(mine == theirs for mine, theirs in zip(drawn, guesses, strict=False))
-            if self._verifier.n_redone == redone:
-                speculation.learn_round(proposal, n_right, seconds)
-            else:
-                speculation.learn_redone(proposal, n_right)
+            speculation.learn_round(proposal, n_right, seconds)
         for drawn_token in drawn:
             speculation.push(drawn_token)
         return drawn
 
     def close(self) -> None:
         """Free the samplers."""
-        self._speculation.n_redone += self._verifier.n_redone
         self._verifier.close()

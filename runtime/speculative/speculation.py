@@ -118,7 +118,6 @@ class Speculation:
         self._store = store
         known = store.load() if store is not None else None
         self.steps: StepCosts | None = StepCosts(known) if known else None
-        self.n_redone = 0
         #: Plain steps before anything is to be decided again.
         self.idle = 0
         self._clock = clock
@@ -284,12 +283,6 @@ class Speculation:
         if self.steps is not None:
             self.steps.record(len(guesses) + 1, seconds)
 
-    def learn_redone(self, proposal: Proposal, n_right: int) -> None:
-        """A round ended early, at a tie that was computed again: its time says nothing."""
-        self._count(proposal, n_right)
-        for guess in proposal.guesses[:n_right]:
-            proposal.runner.acceptance.record(guess.confidence, True)
-
     def _count(self, proposal: Proposal, n_right: int) -> None:
         tally = proposal.runner.tally
         self._rounds += 1
@@ -308,7 +301,6 @@ class Speculation:
         single = self._verify(1)
         return SpeculationReport(
             drafters=tuple(self._drafter_report(runner) for runner in self.runners),
-            redone=self.n_redone,
             plain_tokens_per_s=1 / single if single else 0.0,
             step_s=self.steps.measured() if self.steps is not None else {},
         )

@@ -2,15 +2,17 @@
 // buffers are the CPU's, so weights stay where they were loaded; llama.cpp's scheduler gives it the
 // operations that it claims and leaves all others to the CPU backend.
 //
-// There are two devices. The registered one makes the backends of contexts; a context that is made
-// while this thread has the kernels switched off gets a backend of the other, which claims nothing.
-// So what a backend claims never changes, and llama.cpp may reuse its graphs.
+// There are three devices. The registered one makes the backends of contexts; a context that is made
+// while this thread has the kernels switched off gets a backend of one that claims nothing, and where
+// a few columns are to be computed as single ones are, of one that claims these products as well. So
+// what a backend claims never changes, and llama.cpp may reuse its graphs.
 #include <cstring>
 #include <new>
 
 #include <dlfcn.h>
 
 #include "attention_op.h"
+#include "columns.h"
 #include "ggml-cpu.h"
 #include "ggml_abi.h"
 #include "inferos.h"
@@ -27,7 +29,10 @@ struct Instance {
     Scratch             scratch;
 };
 
-thread_local bool switched_on = true;
+// What the contexts that this thread creates use, see inferos_kernels_switch.
+enum class Use : int32_t { kNothing = 0, kKernels = 1, kKernelsAndColumns = 2 };
+
+thread_local Use use_of_new = Use::kKernels;
 
 Instance & instance_of(abi::Backend * backend) {
     return *static_cast<Instance *>(backend->context);
@@ -40,16 +45,31 @@ const WeightType * weight_type_of(const ggml_tensor * weights) {
     return variant != nullptr ? find_type(*variant, weights->type) : nullptr;
 }
 
-bool takes_mul_mat(const ggml_tensor * op) {
+// A plain matrix times columns of floats.
+bool is_matrix_product(const ggml_tensor * op) {
     const ggml_tensor * w = op->src[0];
     const ggml_tensor * x = op->src[1];
-    const WeightType *  type = weight_type_of(w);
-    return type != nullptr && x->type == GGML_TYPE_F32 && op->type == GGML_TYPE_F32 &&
-           w->ne[0] % type->unit_values == 0 && w->ne[1] >= kMostRows &&
-           w->ne[2] == 1 && w->ne[3] == 1 && x->ne[2] == 1 && x->ne[3] == 1 &&
-           w->nb[0] == static_cast<size_t>(type->unit_bytes) && x->nb[0] == sizeof(float) &&
+    return x->type == GGML_TYPE_F32 && op->type == GGML_TYPE_F32 && w->ne[2] == 1 &&
+           w->ne[3] == 1 && x->ne[2] == 1 && x->ne[3] == 1 && x->nb[0] == sizeof(float) &&
            x->nb[1] % sizeof(float) == 0 && op->nb[0] == sizeof(float) &&
            op->nb[1] % sizeof(float) == 0;
+}
+
+bool takes_mul_mat(const ggml_tensor * op) {
+    const ggml_tensor * w    = op->src[0];
+    const WeightType *  type = weight_type_of(w);
+    return type != nullptr && is_matrix_product(op) && w->ne[0] % type->unit_values == 0 &&
+           w->ne[1] >= kMostRows && w->nb[0] == static_cast<size_t>(type->unit_bytes);
+}
+
+// Of the products of a model's weights that our kernels do not take, those with a few columns, one per
+// token. A single column is left to llama.cpp, which computes it in the same way.
+bool takes_columns(const ggml_tensor * op) {
+    const ggml_tensor * w = op->src[0];
+    return is_matrix_product(op) && op->src[1]->ne[1] >= 2 && op->src[1]->ne[1] <= kMostColumns &&
+           w->buffer != nullptr &&
+           ggml_backend_buffer_get_usage(w->buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS &&
+           has_dot_product(w->type) && w->nb[0] == ggml_type_size(w->type);
 }
 
 bool compute_mul_mat(const ggml_tensor * op, Instance & instance) {
@@ -60,6 +80,9 @@ bool compute_mul_mat(const ggml_tensor * op, Instance & instance) {
         static_cast<const float *>(x->data), x->nb[1] / sizeof(float),
         static_cast<float *>(op->data), op->nb[1] / sizeof(float), x->ne[1],
     };
+    if (!takes_mul_mat(op)) {
+        return mul_columns(w->type, job, instance.n_threads, instance.scratch);
+    }
     return mul_mat(*best_variant(), *weight_type_of(w), job, instance.n_threads, instance.scratch);
 }
 
@@ -141,17 +164,20 @@ bool device_supports_op(abi::Device *, const ggml_tensor * op) {
         default: return is_no_operation(op->op);
     }
 }
+bool columns_supports_op(abi::Device * device, const ggml_tensor * op) {
+    return device_supports_op(device, op) || (op->op == GGML_OP_MUL_MAT && takes_columns(op));
+}
 bool idle_supports_op(abi::Device *, const ggml_tensor *) {
     return false;
 }
 
 abi::Backend * init_backend(abi::Device * device, const char * params);
 
-abi::Device * device_for(bool on);
+abi::Device * device_for(Use use);
 
 abi::Registry * registry();
 
-abi::Device make_device(bool on) {
+abi::Device make_device(decltype(abi::DeviceCalls::supports_op) supports_op) {
     abi::Device device           = {};
     device.calls.get_name        = device_name;
     device.calls.get_description = device_description;
@@ -160,16 +186,21 @@ abi::Device make_device(bool on) {
     device.calls.get_props       = device_props;
     device.calls.init_backend    = init_backend;
     device.calls.get_buffer_type = device_buffer_type;
-    device.calls.supports_op     = on ? device_supports_op : idle_supports_op;
+    device.calls.supports_op     = supports_op;
     device.calls.supports_buft   = device_supports_buffer;
     device.registry              = registry();
     return device;
 }
 
-abi::Device * device_for(bool on) {
-    static abi::Device active = make_device(true);
-    static abi::Device idle   = make_device(false);
-    return on ? &active : &idle;
+abi::Device * device_for(Use use) {
+    static abi::Device active  = make_device(device_supports_op);
+    static abi::Device columns = make_device(columns_supports_op);
+    static abi::Device idle    = make_device(idle_supports_op);
+    switch (use) {
+        case Use::kNothing: return &idle;
+        case Use::kKernelsAndColumns: return &columns;
+        default: return &active;
+    }
 }
 
 abi::Backend * init_backend(abi::Device *, const char *) {
@@ -186,7 +217,7 @@ abi::Backend * init_backend(abi::Device *, const char *) {
     backend->calls.get_name      = backend_name;
     backend->calls.free          = backend_free;
     backend->calls.graph_compute = backend_compute;
-    backend->device              = device_for(switched_on);
+    backend->device              = device_for(use_of_new);
     backend->context             = instance;
     return backend;
 }
@@ -209,7 +240,7 @@ size_t registry_n_devices(abi::Registry *) {
     return 1;
 }
 abi::Device * registry_device(abi::Registry *, size_t) {
-    return device_for(true);
+    return device_for(Use::kKernels);
 }
 void * registry_function(abi::Registry *, const char * name) {
     if (std::strcmp(name, "ggml_backend_set_n_threads") == 0) {
@@ -279,8 +310,16 @@ INFEROS_API int32_t inferos_kernels_takes(int32_t type) {
     return variant != nullptr && inferos::kernels::find_type(*variant, type) != nullptr;
 }
 
-INFEROS_API void inferos_kernels_switch(int32_t on) {
-    inferos::kernels::switched_on = on != 0;
+INFEROS_API void inferos_kernels_switch(int32_t use) {
+    inferos::kernels::use_of_new = static_cast<inferos::kernels::Use>(use);
+}
+
+INFEROS_API int32_t inferos_kernels_most_columns(void) {
+    return static_cast<int32_t>(inferos::kernels::kMostColumns);
+}
+
+INFEROS_API int32_t inferos_kernels_takes_columns(int32_t type) {
+    return inferos::kernels::has_dot_product(static_cast<ggml_type>(type));
 }
 
 INFEROS_API int32_t inferos_kernels_mul_mat(const char * variant_name,

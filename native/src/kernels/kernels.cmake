@@ -30,7 +30,7 @@ endif()
 set_source_files_properties(${KERNELS}/portable.cpp PROPERTIES COMPILE_OPTIONS -ffp-contract=off)
 
 target_sources(inferos PRIVATE
-  ${KERNEL_SOURCES} ${KERNELS}/backend.cpp ${KERNELS}/ggml_abi.cpp)
+  ${KERNEL_SOURCES} ${KERNELS}/backend.cpp ${KERNELS}/columns.cpp ${KERNELS}/ggml_abi.cpp)
 if(OpenMP_CXX_FOUND)
   target_link_libraries(inferos PRIVATE OpenMP::OpenMP_CXX)
 endif()

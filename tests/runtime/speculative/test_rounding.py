@@ -13,7 +13,7 @@ from infer_os.native.backend import SWITCHED_OFF, OwnKernels, own_kernels, start
 from infer_os.native.kv_state import KvGeometry
 from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.settings import EngineSettings
-from infer_os.runtime.speculative.rounding import rows_alike
+from infer_os.runtime.speculative.rounding import Rounding
 
 TOKENS = [int(t) for t in np.random.default_rng(8).integers(1, 1500, 400)]
 TYPES = ("q8_0", "q5_0", "q4_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "iq3_s")
@@ -82,9 +82,24 @@ def test_our_own_kernels_round_every_batch_alike(model: Converter, kind: str, kv
 
 
 @needs_kernels
+@pytest.mark.parametrize(
+    "kind", ["f16", "bf16", "f32", "q5_0", "iq4_nl", "iq3_s", "q3_k_m", "q4_k_m"]
+)
+@pytest.mark.parametrize("kv", ["f16", "q8_0"])
+def test_other_weights_are_computed_column_by_column(model: Converter, kind: str, kv: str) -> None:
+    path = model(kind)
+    with LlamaEngine(path, EngineSettings(context=512, kv=kv)) as engine:
+        alike = engine.rows_alike()
+    assert alike >= 8
+    single = logits(path, kv, 1, 230, 300, native=True)
+    for rows in (2, 3, 5, 8):
+        assert np.array_equal(logits(path, kv, rows, 230, 300, native=True), single), rows
+
+
+@needs_kernels
 def test_what_is_not_ours_keeps_its_limits(model: Converter) -> None:
     with LlamaEngine(model("q5_0"), EngineSettings(context=512, kv="q8_0")) as engine:
-        assert engine.rows_alike() == 7
+        assert engine.rows_alike() == 8
     with LlamaEngine(model("q8_0"), EngineSettings(context=512, kv="q5_1")) as engine:
         assert engine.rows_alike() == 7
     for geometry in (KvGeometry(1, 1, 40, 64), KvGeometry(1, 1, 64, 320)):
@@ -100,20 +115,25 @@ def test_larger_batches_are_not_alike(model: Converter) -> None:
 
 
 @pytest.mark.parametrize(
-    ("types", "load", "cache", "n_cells", "rows"),
+    ("types", "load", "cache", "n_cells", "rows", "reason"),
     [
-        ({"q8_0", "q4_0"}, "mmap", {"q8_0"}, 4096, 7),
-        ({"q8_0"}, "locked", {"q8_0", "q4_0"}, 4096, 7),
-        ({"q8_0"}, "mmap", {"f16"}, 256, 7),
-        ({"q8_0"}, "mmap", {"f16"}, 512, 1),
-        ({"q8_0"}, "mmap", {"q8_0", "f16"}, 512, 1),
-        ({"q8_0"}, "fast", {"q8_0"}, 256, 1),
-        ({"q8_0", "f16"}, "mmap", {"q8_0"}, 256, 1),
-        ({"iq4_nl"}, "mmap", {"q8_0"}, 256, 1),
+        ({"q8_0", "q4_0"}, "mmap", {"q8_0"}, 4096, 7, ""),
+        ({"q8_0"}, "locked", {"q8_0", "q4_0"}, 4096, 7, ""),
+        ({"q8_0"}, "mmap", {"f16"}, 256, 7, ""),
+        ({"q8_0"}, "mmap", {"f16"}, 512, 1, "a KV cache in f16 of over 256 tokens"),
+        ({"q8_0"}, "mmap", {"q8_0", "f16"}, 512, 1, "of over 256 tokens"),
+        ({"q8_0"}, "fast", {"q8_0"}, 256, 1, "q8_0 weights under --load fast"),
+        ({"q8_0", "f16"}, "mmap", {"q8_0"}, 256, 1, "f16 and q8_0 weights"),
+        ({"iq4_nl"}, "mmap", {"q8_0"}, 256, 1, "iq4_nl weights"),
     ],
 )
-def test_the_rule(types: set[str], load: str, cache: set[str], n_cells: int, rows: int) -> None:
-    assert rows_alike(types, load, cache, n_cells) == rows
+def test_the_rule(
+    types: set[str], load: str, cache: set[str], n_cells: int, rows: int, reason: str
+) -> None:
+    rounding = Rounding(frozenset(types), load)
+    assert rounding.rows_alike(cache, n_cells) == rows
+    assert reason in rounding.why_unlike(cache, n_cells)
+    assert bool(rounding.why_unlike(cache, n_cells)) == (rows == 1)
 
 
 @pytest.mark.parametrize(
@@ -121,13 +141,20 @@ def test_the_rule(types: set[str], load: str, cache: set[str], n_cells: int, row
     [
         ({"q8_0", "q4_0"}, "mmap", {"q8_0"}, 1 << 20),
         ({"q8_0"}, "fast", {"f16"}, 1 << 20),
-        ({"q8_0", "q5_0"}, "mmap", {"f16"}, 7),
-        ({"q8_0", "f16"}, "mmap", {"f16"}, 1),
+        ({"q8_0", "q5_0"}, "mmap", {"f16"}, 8),
+        ({"q8_0", "f16"}, "mmap", {"f16"}, 8),
+        ({"q8_0", "iq2_s"}, "mmap", {"f16"}, 1),
         ({"q8_0", "q5_0"}, "fast", {"f16"}, 1),
         ({"q8_0"}, "mmap", {"q5_1"}, 7),
+        ({"f16"}, "mmap", {"q5_1"}, 7),
         ({"q8_0"}, "mmap", {"bf16", "f16"}, 1),
     ],
 )
 def test_the_rule_with_our_own(types: set[str], load: str, cache: set[str], rows: int) -> None:
-    own = OwnKernels(frozenset({"q8_0", "q4_0"}), frozenset({"f16", "q8_0", "q4_0"}))
-    assert rows_alike(types, load, cache, 4096, own) == rows
+    own = OwnKernels(
+        frozenset({"q8_0", "q4_0"}), frozenset({"f16", "q8_0", "q4_0"}),
+        frozenset({"q5_0", "f16"}), 8,
+    )  # fmt: skip
+    rounding = Rounding(frozenset(types), load, own)
+    assert rounding.rows_alike(cache, 4096) == rows
+    assert bool(rounding.why_unlike(cache, 4096)) == (rows == 1)

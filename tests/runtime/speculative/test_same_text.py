@@ -88,7 +88,6 @@ def test_thousands_of_greedy_tokens(
         assert engine.speculation is not None
         report = engine.speculation.report()
         assert report.accepted > 300
-        assert report.redone == 0
 
 
 def test_a_seeded_text(bundled: tuple[Path, Path], texts: list[str]) -> None:
@@ -116,10 +115,58 @@ def test_through_the_stages_of_a_cache(bundled: tuple[Path, Path], texts: list[s
         assert engine.take_notes() == ()
 
 
+@pytest.mark.parametrize("kind", ["f16", "bf16", "iq4_nl", "q4_k_m", "q5_0"])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        GREEDY,
+        SamplingSettings(temperature=0, repeat_penalty=1.2),
+        SamplingSettings(temperature=0.8, seed=3),
+    ],
+    ids=["greedy", "penalized", "seeded"],
+)
+def test_weights_that_our_kernels_leave_to_llama_cpp(
+    converted: Converter, bundled: tuple[Path, Path], texts: list[str], kind: str,
+    sampling: SamplingSettings,
+) -> None:  # fmt: skip
+    target = converted(next(folder for folder in BUNDLED if folder.name == "austen-6m"), kind)
+    with open_engine(target, settings("f16")) as plain:
+        prompts = [plain.vocab.tokenize(text) for text in texts[:2]]
+        expected = [write(plain, prompt, 250, sampling) for prompt in prompts]
+    with open_engine(target, settings("f16", str(bundled[1]))) as engine:
+        assert engine.info.notes == ()
+        assert [write(eager(engine), prompt, 250, sampling) for prompt in prompts] == expected
+        assert engine.speculation is not None
+        assert engine.speculation.report().accepted > 30
+
+
+@pytest.mark.parametrize(("kind", "kv"), [("f16", "q8_0"), ("iq4_nl", "q8_0"), ("q8_0", "f16")])
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingSettings(temperature=0.8, seed=3)])
+def test_no_guess_where_a_batch_would_round_differently(
+    converted: Converter, bundled: tuple[Path, Path], texts: list[str], kind: str, kv: str,
+    sampling: SamplingSettings,
+) -> None:  # fmt: skip
+    target = converted(next(folder for folder in BUNDLED if folder.name == "austen-6m"), kind)
+    stock = replace(settings(kv), native=False)
+    with open_engine(target, stock) as plain:
+        prompt = plain.vocab.tokenize(texts[0])[:40]
+        expected = write(plain, prompt, 400, sampling)
+    with open_engine(target, replace(stock, draft=str(bundled[1]))) as engine:
+        (note,) = engine.info.notes
+        assert "without guesses" in note
+        assert write(eager(engine), prompt, 400, sampling) == expected
+        assert engine.speculation is not None
+        # a float cache is alike as long as it is short
+        assert (engine.speculation.report().drafted > 0) == (kind == "q8_0")
+        # drawn without a seed, only the distribution must stay
+        write(engine, prompt, 100, SamplingSettings(temperature=0.8))
+        assert engine.speculation.report().drafted > 0
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("draft", ["itself", "unrelated", "lookup"])
 def test_random_models_of_every_family(tmp_path: Path, family: str, draft: str) -> None:
-    # F16 weights: batches round otherwise, so near ties are decided by a single step
+    # F16 weights, which are computed column by column
     target = random_model(tmp_path / "target", family, 64)
     other = random_model(tmp_path / "other", family, 64, n_layer=1, seed=9)
     option = {"itself": str(target), "unrelated": str(other), "lookup": "lookup"}[draft]

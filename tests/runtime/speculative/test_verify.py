@@ -282,21 +282,3 @@ def test_guesses_count_while_they_are_what_is_drawn(guessed: bytes, drawn: bytes
     first = rule.draw()
     assert rule.verify(first, [guess(token) for token in guessed]) == list(drawn)
     assert engine.tokens == [1, *b"hello"[: len(drawn)]]
-
-
-def test_a_tie_is_drawn_as_a_single_step_draws_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = fake("hello")
-    monkeypatch.setattr(engine, "rows_alike", lambda: 1)
-    rule = SameText(engine, SamplingSettings(temperature=0))
-    ties = iter([False, True])
-    monkeypatch.setattr(rule, "_is_tie", lambda row: next(ties))
-    assert rule.verify(rule.draw(), [guess(token) for token in b"ell"]) == list(b"el")
-    assert engine.tokens == [1, *b"he"]
-    assert rule.n_redone == 1
-
-
-@pytest.mark.parametrize(("logits", "tie"), [([1, 2, 2.001, -5], True), ([1, 2, 3, -5], False)])
-def test_what_a_tie_is(logits: list[float], tie: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = fake("hello")
-    monkeypatch.setattr(engine, "logits", lambda row=-1: np.array(logits, np.float32))
-    assert SameText(engine, SamplingSettings(temperature=0))._is_tie(0) is tie
