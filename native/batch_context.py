@@ -74,6 +74,7 @@ class BatchContext(Owner):
         self._pointer, _ = new_context(model, sizes, what)
         self._memory = llama_cpp.llama_get_memory(self._pointer)
         self._n_vocab = model.vocab.n_tokens
+        self._n_threads = params.n_threads
         self.n_batch = int(llama_cpp.llama_n_batch(self._pointer))
         self._make_batch()
 
@@ -104,6 +105,12 @@ class BatchContext(Owner):
             ),
             logits=self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
+
+    def use_threads(self, n_threads: int) -> None:
+        """Compute with so many threads from now on."""
+        if n_threads != self._n_threads:
+            llama_cpp.llama_set_n_threads(self._pointer, n_threads, n_threads)
+            self._n_threads = n_threads
 
     def decode(self, rows: Rows) -> None:
         """Compute rows, and the logits of those that ask for them.

@@ -80,6 +80,7 @@ class Context(Owner):
         self._pointer, self.rotates = new_context(model, sizes, what, observer)
         self._memory = llama_cpp.llama_get_memory(self._pointer)
         self._n_vocab = model.vocab.n_tokens
+        self._n_threads = params.n_threads
         self.n_ctx = int(llama_cpp.llama_n_ctx(self._pointer))
         self.n_batch = int(llama_cpp.llama_n_batch(self._pointer))
         self._batch = llama_cpp.llama_batch_init(self.n_batch, 0, 1)
@@ -89,6 +90,12 @@ class Context(Owner):
         np.ctypeslib.as_array(self._batch.n_seq_id, (self.n_batch,))[:] = 1
         for i in range(self.n_batch):
             self._batch.seq_id[i][0] = 0
+
+    def use_threads(self, n_threads: int) -> None:
+        """Compute with so many threads from now on."""
+        if n_threads != self._n_threads:
+            llama_cpp.llama_set_n_threads(self._pointer, n_threads, n_threads)
+            self._n_threads = n_threads
 
     def decode_one(self, token: int, position: int) -> None:
         """Compute one token of sequence 0 and its logits.

@@ -1,4 +1,7 @@
-"""How many threads this process can keep busy: the default of every ``--threads``."""
+"""How many threads this process can keep busy: the default of every ``--threads``.
+
+What other programs do to the cores at the moment is in here as well.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,30 @@ def usable_cores(root: Path = _ROOT) -> int:
     cores = {_siblings(processor, root) for processor in os.sched_getaffinity(0)}
     quotas = [_quota(version, folder) for version, folder in own_groups("cpu", root)]
     return max(1, min([len(cores), *(int(quota) for quota in quotas if quota is not None)]))
+
+
+def processors_left(root: Path = _ROOT) -> int | None:
+    """Processors that no other program is computing on at this moment; None if nobody says.
+
+    What counts are the tasks that run or wait for a processor, on the whole machine
+    (``/proc/loadavg``, https://docs.kernel.org/filesystems/proc.html), without our own.
+    """
+    fields = read_text(root / "proc/loadavg").split()
+    running, slash, _ = fields[3].partition("/") if len(fields) > 3 else ("", "", "")
+    if not slash or not running.isdigit():
+        return None
+    others = max(0, int(running) - _own_running(root))
+    return min(len(os.sched_getaffinity(0)), (os.cpu_count() or 1) - others)
+
+
+def _own_running(root: Path) -> int:
+    """Threads of this process that run, at least the one that asks; idle ones may be spinning."""
+    count = 0
+    for status in (root / "proc/self/task").glob("*/stat"):
+        # the name, in parentheses, may hold blanks
+        state = read_text(status).rpartition(")")[2].split()[:1]
+        count += state == ["R"]
+    return max(1, count)
 
 
 def _siblings(processor: int, root: Path) -> str:

@@ -34,6 +34,7 @@ from .prepare import load_model, plan_file
 from .sampler import LlamaFilter, LlamaSampler, Sampler, TokenFilter
 from .settings import MOST_GUESSES, EngineSettings, SamplingSettings
 from .speculative.rounding import Rounding
+from .threads import ThreadCount
 
 if TYPE_CHECKING:
     from infer_os.models.shape import ModelShape
@@ -247,6 +248,10 @@ class LlamaEngine(Owner):
             frozenset(t.type.name for t in header.tensors if len(t.shape) > 1),
             settings.load, own_kernels(model.kernels, kv.geometry),
         )  # fmt: skip
+        caches = ((stage.type_k, stage.type_v) for stage in plan.schedule.stages)
+        self._threads = ThreadCount(
+            settings.n_threads, fixed=bool(settings.threads) or not self.rounding.is_own(caches)
+        )
         self.vocab = model.vocab
         # llama.cpp rounds the size of a cache up: what was asked for is the promise
         self.n_ctx = plan.sizes.n_ctx
@@ -309,6 +314,7 @@ class LlamaEngine(Owner):
             part = tokens[first : first + n_batch]
             last = first + len(part) == len(tokens)
             self._dirty = True
+            self.context.use_threads(self._threads.now())
             self.context.decode(part, first, outputs=int(last))
             self._tokens.extend(part)
             self._dirty = False
@@ -331,6 +337,7 @@ class LlamaEngine(Owner):
         if self._dirty or held >= self._stage_end:
             self._make_room(held, held + 1)
         self._dirty = True
+        self._cache.context.use_threads(self._threads.now())
         self._cache.context.decode_one(token, held)
         self._tokens.append(token)
         self._dirty = False
@@ -341,6 +348,7 @@ class LlamaEngine(Owner):
         if self._dirty or held + len(tokens) > self._stage_end:
             self._make_room(held, held + len(tokens))
         self._dirty = True
+        self._cache.context.use_threads(self._threads.now())
         self._cache.context.decode(tokens, held, outputs=len(tokens))
         self._tokens.extend(tokens)
         self._dirty = False

@@ -31,6 +31,7 @@ from ..sampler import LlamaSampler
 from ..settings import EngineSettings
 from ..speculative.rounding import Rounding
 from ..text import TextStream
+from ..threads import ThreadCount
 from .drafts import make_drafters, read_draft
 from .guesses import Guesses
 from .prepare import (
@@ -137,6 +138,9 @@ class BatchEngine(Owner):
             own_kernels(self._model.kernels, kv.geometry),
         )  # fmt: skip
         alike = rounding.rows_alike((last.type_k, last.type_v), plan.sizes.n_ctx)
+        is_own = rounding.is_own([(last.type_k, last.type_v)])
+        #: How many threads compute the next step.
+        self.threads = ThreadCount(settings.n_threads, fixed=bool(settings.threads) or not is_own)
         #: Where our own kernels compute everything, any step computes a row alike.
         self.bounds = UNBOUND if alike > N_BATCH else STOCK
         self._plan_notes, self._n_told = notes, 0
@@ -270,6 +274,7 @@ class _Run:
             # between two records that cannot be answered there may be nothing to compute
             return bool(self._pending) or not self._exhausted
         started = time.perf_counter()
+        self._context.use_threads(self._engine.threads.now())
         self._context.decode(_rows(step))
         if self._guesses is not None and step.outputs:
             self._guesses.step_took(time.perf_counter() - started, self._scheduler.n_busy)

@@ -59,6 +59,14 @@ class Rounding:
             return f"a KV cache in {'/'.join(dict.fromkeys(cache_types))} of over 256 tokens"
         return ""
 
+    def is_own(self, caches: Iterable[tuple[str, str]]) -> bool:
+        """Whether attention is ours with each of these types of K and V.
+
+        Then a token's logits do not depend on the number of threads either: llama.cpp's attention
+        shares the cells of one token out over them.
+        """
+        return self.own is not None and all(self.own.caches.issuperset(kv) for kv in caches)
+
     @property
     def _left(self) -> frozenset[str]:
         """Types of weights that our own kernels leave to others."""
