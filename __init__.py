@@ -10,10 +10,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .api import Chat, Model, load
-    from .native.errors import NativeError
+    from .convert.errors import ConvertError, DownloadError, SourceError, UnsupportedError
+    from .errors import Error
+    from .models.network import ConfigError
+    from .native.errors import GgufError, GrammarError, NativeError
     from .runtime.batch.records import Result
     from .runtime.batch.settings import BatchSettings
-    from .runtime.errors import ModelBusy, ModelClosed, RuntimeFailure
+    from .runtime.errors import (
+        MemoryShortage,
+        ModelBusy,
+        ModelClosed,
+        PromptError,
+        RuntimeFailure,
+        SessionError,
+        SettingsError,
+        TemplateFailure,
+    )
     from .runtime.exclusive import Stream
     from .runtime.generate import Completion, FinishReason
     from .runtime.settings import EngineSettings, SamplingSettings, StopSettings
@@ -21,19 +33,30 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "BatchSettings", "Chat", "Completion", "EngineSettings", "FinishReason", "Model", "ModelBusy",
-    "ModelClosed", "NativeError", "Result", "RuntimeFailure", "SamplingSettings", "StopSettings",
-    "Stream", "__version__", "load",
+    "BatchSettings", "Chat", "Completion", "ConfigError", "ConvertError", "DownloadError",
+    "EngineSettings", "Error", "FinishReason", "GgufError", "GrammarError", "MemoryShortage",
+    "Model", "ModelBusy", "ModelClosed", "NativeError", "PromptError", "Result", "RuntimeFailure",
+    "SamplingSettings", "SessionError", "SettingsError", "SourceError", "StopSettings", "Stream",
+    "TemplateFailure", "UnsupportedError", "__version__", "load",
 ]  # fmt: skip
 
-_MODULES = {
-    "BatchSettings": "runtime.batch.settings", "Chat": "api", "Completion": "runtime.generate",
-    "EngineSettings": "runtime.settings", "FinishReason": "runtime.generate", "Model": "api",
-    "ModelBusy": "runtime.errors", "ModelClosed": "runtime.errors",
-    "NativeError": "native.errors", "Result": "runtime.batch.records",
-    "RuntimeFailure": "runtime.errors", "SamplingSettings": "runtime.settings",
-    "StopSettings": "runtime.settings", "Stream": "runtime.exclusive", "load": "api",
+_NAMES = {
+    "api": ("Chat", "Model", "load"),
+    "convert.errors": ("ConvertError", "DownloadError", "SourceError", "UnsupportedError"),
+    "errors": ("Error",),
+    "models.network": ("ConfigError",),
+    "native.errors": ("GgufError", "GrammarError", "NativeError"),
+    "runtime.batch.records": ("Result",),
+    "runtime.batch.settings": ("BatchSettings",),
+    "runtime.errors": (
+        "MemoryShortage", "ModelBusy", "ModelClosed", "PromptError", "RuntimeFailure",
+        "SessionError", "SettingsError", "TemplateFailure",
+    ),
+    "runtime.exclusive": ("Stream",),
+    "runtime.generate": ("Completion", "FinishReason"),
+    "runtime.settings": ("EngineSettings", "SamplingSettings", "StopSettings"),
 }  # fmt: skip
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:

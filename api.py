@@ -20,6 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .native.owner import Owner
+from .runtime.arguments import (
+    file_path,
+    many,
+    path_text,
+    prompt_text,
+    record_or,
+    text_named,
+)
 from .runtime.exclusive import Stream, Turns
 from .runtime.framing import choose_frame
 from .runtime.generate import Completion, FinishReason, Generation, finished, stream_text
@@ -68,15 +76,17 @@ def load(
 
     Raises:
         ConvertError, ConfigError: there is no such model, or it cannot be converted.
-        RuntimeFailure: settings that cannot work, or too little memory (MemoryShortage).
+        SettingsError: an argument that cannot work.
+        MemoryShortage: the model does not fit.
         NativeError: a file that cannot be used.
     """
-    settings = settings or EngineSettings()
+    settings = record_or(settings, EngineSettings(), "settings")
+    wish = ModelWish(path_text(model, "model"), text_named(type, "type"))
     with ExitStack() as stack:
         if on_log is not None:
             stack.enter_context(_listening(on_log))
         report = _reporter(on_progress)
-        path, settings = find_files(ModelWish(os.fspath(model), type), settings, report)
+        path, settings = find_files(wish, settings, report)
         engine = open_file(path, settings, report)
         stack.callback(engine.close)
         return Model(
@@ -122,7 +132,7 @@ class Model(Owner):
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a prompt, as :meth:`generate` counts them."""
         with self._turns.hold("tokenize"):
-            return self._engine.vocab.tokenize(text)
+            return self._engine.vocab.tokenize(prompt_text(text, "text"))
 
     def generate(
         self,
@@ -134,7 +144,7 @@ class Model(Owner):
         """Continue a prompt.
 
         Raises:
-            PromptError: it is empty, or longer than the context.
+            PromptError: it is no text, empty, or longer than the context.
             KeyboardInterrupt: Ctrl-C, in the main thread.
             ModelBusy, ModelClosed: see the module.
         """
@@ -155,7 +165,7 @@ class Model(Owner):
         Other threads wait until it is exhausted or closed; ``last`` tells then how it ended.
 
         Raises:
-            As :meth:`generate`, with the first chunk.
+            As :meth:`generate`: for arguments of a wrong type at once, else with the first chunk.
         """
         return self._stream(prompt, sampling, stops, Generation(), "stream")
 
@@ -182,14 +192,16 @@ class Model(Owner):
             ordered: results in the order of the records.
 
         Raises:
+            SettingsError, PromptError: an argument of a wrong type, at once.
             MemoryShortage: not even one sequence fits.
-            ModelBusy, ModelClosed: see the module; all with the first result.
+            ModelBusy, ModelClosed: see the module; these with the first result.
         """
         from .runtime.batch.settings import BatchSettings
 
         results = self._results(
-            records, sampling or SamplingSettings(), stops or StopSettings(),
-            settings or BatchSettings(), ordered=ordered,
+            many(records, "records"), record_or(sampling, SamplingSettings(), "sampling"),
+            record_or(stops, StopSettings(), "stops"),
+            record_or(settings, BatchSettings(), "settings"), ordered=ordered,
         )  # fmt: skip
         return Stream(self._turns, "batch", results)
 
@@ -210,15 +222,18 @@ class Model(Owner):
             stops: when they end; by default after 256 tokens.
 
         Raises:
-            SettingsError: there is no such style.
+            SettingsError: there is no such style, or an argument of a wrong type.
             TemplateFailure: the model's chat template was asked for and cannot be used.
             PromptError: the system prompt alone fills the context.
         """
+        system, style = text_named(system, "system"), text_named(style, "style")
+        sampling = record_or(sampling, _CHAT_SAMPLING, "sampling")
+        stops = record_or(stops, _CHAT_STOPS, "stops")
         with self._turns.hold("chat"):
             frame, notes = choose_frame(self._engine, style, system)
             session = Session(self._engine, frame, system)
         _warn(notes)
-        return Chat(self, session, sampling or _CHAT_SAMPLING, stops or _CHAT_STOPS)
+        return Chat(self, session, sampling, stops)
 
     def close(self) -> None:
         """End what is under way, in any thread, then free the context and the weights."""
@@ -241,13 +256,14 @@ class Model(Owner):
         self, prompt: str, sampling: SamplingSettings | None, stops: StopSettings | None,
         state: Generation, what: str,
     ) -> Stream[str]:  # fmt: skip
+        prompt = prompt_text(prompt)
+        how = record_or(sampling, SamplingSettings(), "sampling")
+        end = record_or(stops, StopSettings(), "stops")
+
         def chunks() -> Generator[str, None, None]:
             engine = self._engine
             tokens = engine.vocab.tokenize(prompt)
-            text = stream_text(
-                engine, tokens, sampling or SamplingSettings(), stops or StopSettings(), state
-            )
-            with closing(text):
+            with closing(stream_text(engine, tokens, how, end, state)) as text:
                 yield from text
 
         return self.spoken(what, chunks(), lambda: state)
@@ -347,10 +363,12 @@ class Chat:
         Raises:
             As :meth:`say`, with the first chunk.
         """
-        session = self._session
+        session, text = self._session, prompt_text(text, "message")
+        sampling = record_or(self.sampling, _CHAT_SAMPLING, "sampling")
+        stops = record_or(self.stops, _CHAT_STOPS, "stops")
 
         def chunks() -> Generator[str, None, None]:
-            with closing(session.reply(text, self.sampling, self.stops)) as reply:
+            with closing(session.reply(text, sampling, stops)) as reply:
                 yield from without_first_space(reply)
 
         return self._model.spoken("reply", chunks(), lambda: session.last)
@@ -375,8 +393,9 @@ class Chat:
         from .convert.source import cache_folder
         from .runtime.session_file import save_session
 
+        file = file_path(path, "path")
         with self._model.using("save"):
-            save_session(Path(path), self._session, self._model.path, cache_folder())
+            save_session(file, self._session, self._model.path, cache_folder())
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Go on with a conversation that :meth:`save` or ``infer-os chat`` kept.
@@ -387,8 +406,9 @@ class Chat:
         from .convert.source import cache_folder
         from .runtime.session_file import load_session
 
+        file = file_path(path, "path")
         with self._model.using("load"):
-            load_session(Path(path), self._session, self._model.path, cache_folder())
+            load_session(file, self._session, self._model.path, cache_folder())
 
 
 def _open_batch(engine: LlamaEngine, settings: EngineSettings, batch: BatchSettings) -> BatchEngine:

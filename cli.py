@@ -18,6 +18,7 @@ from .commands import (
     generate,
     inspect,
     models,
+    options,
     plan,
     run,
 )  # fmt: skip
@@ -105,7 +106,7 @@ def _explain(error: Exception) -> int:
     if not kind.__module__.startswith(f"{__package__}."):
         console.fail(f"{kind.__name__}: {error} (a bug: --debug shows where)")
         return 1
-    console.fail(str(error))
+    console.fail(options.spelled(error))
     shortage = getattr(error, "plan", None)
     if shortage is not None:
         from .terminal.render_plan import show_plan

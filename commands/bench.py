@@ -38,6 +38,7 @@ def bench(
     from ..benching import BenchRequest
     from ..runtime.benchmark.report import check_outputs
     from ..runtime.benchmark.settings import (
+        MOST_DEPTH,
         MOST_SEQUENCES,
         BenchSettings,
         parse_counts,
@@ -47,7 +48,7 @@ def bench(
     from ..terminal import render_bench
 
     sizes = BenchSettings(
-        parse_counts("--depths", depths, 0, 1 << 20),
+        parse_counts("--depths", depths, 0, MOST_DEPTH),
         parse_counts("--batch", batch, 1, MOST_SEQUENCES),
         repeats, prompt_tokens, tokens,
     )  # fmt: skip

@@ -9,6 +9,23 @@ import typer
 
 from . import completing
 
+#: Options that are not spelled as the field of the record that they set.
+_OPTIONS = {
+    "strings": "--stop", "batches": "--batch", "n_prompt": "--prompt-tokens",
+    "n_decode": "--tokens",
+}  # fmt: skip
+
+
+def spelled(error: Exception) -> str:
+    """An error's message, with a record's field as the option that sets it."""
+    from ..runtime.errors import SettingsError
+
+    if not isinstance(error, SettingsError):
+        return str(error)
+    name = f"--{error.field.replace('_', '-')}"
+    return error.spelled(_OPTIONS.get(error.field, name))
+
+
 Model = Annotated[
     str,
     typer.Argument(

@@ -18,8 +18,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from infer_os.errors import Error
 
-class ConvertError(Exception):
+
+class ConvertError(Error):
     """Anything that stops a conversion."""
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from infer_os.fields import check_fields, flag, path, text, whole
+
 from .errors import UnsupportedError
 from .source import HubSource
 from .types import recipe_named
@@ -12,6 +14,17 @@ from .types import recipe_named
 # Types that no quantizer weighs by importance: floats, and blocks too fine to gain from it.
 _UNWEIGHTED = ("f32", "f16", "bf16", "q8_0")
 _MOST_THREADS = 512
+_KINDS = {
+    "output": path().or_none(),
+    "type": text(),
+    "threads": whole(0, _MOST_THREADS, f"1 to {_MOST_THREADS}"),
+    "force": flag(),
+    "dry_run": flag(),
+    "verify": flag(),
+    "keep_source": flag(),
+    "imatrix": path().or_none(),
+    "fold_rotation": flag(),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +49,12 @@ class ConvertSettings:
     fold_rotation: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self, _KINDS, _refuse)
         recipe_named(self.type)
         if self.imatrix is not None:
             refuse_idle_weights("--imatrix", self.type)
         if self.output == Path("-"):
             raise UnsupportedError("-o -: a GGUF file cannot be streamed; name a file")
-        if not 0 <= self.threads <= _MOST_THREADS:
-            raise UnsupportedError(
-                f"--threads {self.threads}: expected a number from 1 to {_MOST_THREADS}"
-            )
         if self.keep_source and isinstance(self.source, Path):
             raise UnsupportedError(f"--keep-source: {self.source} is a folder, and stays; drop it")
         for name, given in (("--verify", self.verify), ("--keep-source", self.keep_source)):
@@ -74,6 +84,10 @@ class ConvertSettings:
     def target(self) -> Path:
         """The file to write."""
         return self.output or Path(f"{self.name}-{self.type.lower()}.gguf")
+
+
+def _refuse(message: str, field: str) -> UnsupportedError:
+    return UnsupportedError(f"--{field.replace('_', '-')} {message}")
 
 
 def refuse_idle_weights(option: str, kind: str) -> None:

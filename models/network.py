@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from infer_os.errors import Error
+
 from .transforms import AsStored, Transform
 
 if TYPE_CHECKING:
     from .rotation import Fold
 
 
-class ConfigError(ValueError):
+class ConfigError(Error, ValueError):
     """A ``config.json`` that cannot be used: says which key and what was expected."""
 
 

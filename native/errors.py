@@ -20,8 +20,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from infer_os.errors import Error
 
-class NativeError(Exception):
+
+class NativeError(Error):
     """Anything that goes wrong at the door to C."""
 
 

@@ -19,16 +19,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from infer_os.errors import Error
+
 if TYPE_CHECKING:
     from .plan import Plan
 
 
-class RuntimeFailure(Exception):
+class RuntimeFailure(Error):
     """Anything that the runtime refuses."""
 
 
 class SettingsError(RuntimeFailure):
-    """An option whose value cannot work."""
+    """An option whose value cannot work.
+
+    ``field`` is the setting's name where it is one of a record; the message begins with it then.
+    Elsewhere it is empty.
+    """
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(f"{field} {message}" if field else message)
+        self.field = field
+
+    def spelled(self, name: str) -> str:
+        """The message with the field called ``name``, as where it was set."""
+        return f"{name}{str(self).removeprefix(self.field)}" if self.field else str(self)
 
 
 class PromptError(RuntimeFailure):

@@ -172,7 +172,7 @@ def stream_text(
     source = token_source(engine, sampling)
     try:
         with interruptible():
-            for token in stream_tokens(engine, prompt, source, stop.max_tokens, state):
+            for token in stream_tokens(engine, prompt, source, stop.limit, state):
                 if chunk := text.push(engine.vocab.piece(token)):
                     yield chunk
                 if text.stopped:

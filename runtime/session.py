@@ -131,7 +131,7 @@ class Session:
         Raises:
             PromptError: the message alone does not fit.
         """
-        prompt = self._make_room(message, stop.max_tokens)
+        prompt = self._make_room(message, stop.limit)
         self.last = Generation()
         own = (text.replace("\n", self._frame.newline) for text in stop.strings)
         stops = StopSettings(stop.max_tokens, (*own, *self._frame.stops))
@@ -180,10 +180,10 @@ class Session:
             tokens = _cut_tokens(vocab, tokens, visible.encode())
         return tuple(tokens)
 
-    def _make_room(self, message: str, max_tokens: int) -> list[int]:
+    def _make_room(self, message: str, limit: int) -> list[int]:
         """The prompt for a message, after as many of the oldest turns as must are dropped."""
         n_ctx = self._engine.n_ctx
-        reserve = min(max_tokens, n_ctx // 4)
+        reserve = min(limit, n_ctx // 4)
         alone = len(self._frame.tokens(self._system, (), message))
         if alone + 1 > n_ctx:
             raise PromptError(

@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 import secrets
+import sys
 from dataclasses import dataclass
 
+from infer_os.fields import (
+    MOST_INT32,
+    check_fields,
+    flag,
+    number,
+    text,
+    texts,
+    whole,
+    whole_where,
+)
 from infer_os.models.styles import STYLE_NAMES
 
 from .errors import SettingsError
 
+#: A seed that stands for a random one, and a number of tokens that is not limited: llama.cpp's.
+RANDOM_SEED = NO_LIMIT = -1
+# the largest 32-bit value is llama.cpp's own sign for "choose one"
+_MOST_SEED = 0xFFFFFFFF - 1
+_MOST_BYTES = (1 << 63) - 1
 
-def _check(good: bool, option: str, value: object, expected: str) -> None:
-    if not good:
-        raise SettingsError(f"{option} {value}: expected {expected}")
+# llama.cpp computes in float32 and counts in int32: what those cannot hold is refused
+_SAMPLING = {
+    "temperature": number(
+        lambda t: t == 0 or 1e-3 <= t <= 1e3, "0 (the likeliest), or 0.001 to 1000"
+    ),
+    "top_k": whole(0, MOST_INT32, f"0 (off) to {MOST_INT32}"),
+    "top_p": number(lambda p: 0 < p <= 1, "more than 0, at most 1 (off)"),
+    "min_p": number(lambda p: 0 <= p < 1, "0 (off) to less than 1"),
+    "repeat_penalty": number(lambda r: 0.001 <= r <= 1000, "0.001 to 1000; 1 is off"),
+    "repeat_last_n": whole(0, MOST_INT32, f"0 (off) to {MOST_INT32}"),
+    "seed": whole(RANDOM_SEED, _MOST_SEED, f"0 to {_MOST_SEED}, or -1 (a random one)").or_none(),
+    "grammar": text(),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +46,10 @@ class SamplingSettings:
     """How the next token is drawn. A ``temperature`` of 0 takes the likeliest.
 
     ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and ``repeat_penalty`` 1 switch a filter off. ``grammar``
-    is GBNF that the text must follow; empty for none.
+    is GBNF that the text must follow; empty for none. A ``seed`` of None or -1 is a random one.
+
+    Raises:
+        SettingsError: a value of another type, or out of its range.
     """
 
     temperature: float = 0.8
@@ -33,19 +62,9 @@ class SamplingSettings:
     grammar: str = ""
 
     def __post_init__(self) -> None:
-        # llama.cpp computes in float32 and counts in int32: what those cannot hold is refused
-        good = self.temperature == 0 or 1e-3 <= self.temperature <= 1e3
-        _check(good, "--temperature", self.temperature, "0 (the likeliest), or 0.001 to 1000")
-        _check(0 <= self.top_k < 1 << 31, "--top-k", self.top_k, "0 (off) to 2147483647")
-        _check(0 < self.top_p <= 1, "--top-p", self.top_p, "more than 0, at most 1 (off)")
-        _check(0 <= self.min_p < 1, "--min-p", self.min_p, "0 (off) to less than 1")
-        good = 0.001 <= self.repeat_penalty <= 1000
-        _check(good, "--repeat-penalty", self.repeat_penalty, "0.001 to 1000; 1 is off")
-        good = 0 <= self.repeat_last_n < 1 << 31
-        _check(good, "repeat_last_n", self.repeat_last_n, "0 (off) to 2147483647")
-        # the largest value is llama.cpp's own sign for "choose one"
-        good = self.seed is None or 0 <= self.seed < 0xFFFFFFFF
-        _check(good, "--seed", self.seed, f"0 to {0xFFFFFFFF - 1}")
+        check_fields(self, _SAMPLING, SettingsError)
+        if self.seed == RANDOM_SEED:
+            object.__setattr__(self, "seed", None)
 
     @property
     def penalizes(self) -> bool:
@@ -61,6 +80,20 @@ class SamplingSettings:
 MOST_GUESSES = 31
 #: ``--load``; :mod:`.loading` says what each trades.
 LOADS = ("mmap", "fast", "locked", "direct")
+MOST_THREADS = 512
+_ENGINE = {
+    "context": whole_where(lambda n: n == 0 or 8 <= n <= 1 << 20, "8 to 1048576 tokens"),
+    "load": text(lambda load: load in LOADS, ", ".join(LOADS)),
+    "threads": whole(0, MOST_THREADS, f"1 to {MOST_THREADS}"),
+    "kv": text(),
+    "kv_budget": whole(0, _MOST_BYTES, "a number of bytes"),
+    "memory": whole(0, _MOST_BYTES, "a number of bytes"),
+    "prefetch": flag(),
+    "drop_pages": flag(),
+    "draft": text(),
+    "draft_max": whole(1, MOST_GUESSES),
+    "native": flag(),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +104,11 @@ class EngineSettings:
     bytes, 0 for none. ``memory`` is what everything may take in bytes, 0 for what there is now.
     ``draft`` is ``none``, ``lookup`` or the GGUF file of a draft model, of whose guesses at most
     ``draft_max`` are verified at once.
-    ``native`` lets our own kernels compute what they compute faster than llama.cpp's.
+    ``native`` lets our own kernels compute what they compute faster than llama.cpp's. ``threads`` 0
+    takes one per usable core.
+
+    Raises:
+        SettingsError: a value of another type or out of its range, or two that do not go together.
     """
 
     context: int = 0
@@ -87,19 +124,13 @@ class EngineSettings:
     native: bool = True
 
     def __post_init__(self) -> None:
-        good = 1 <= self.draft_max <= MOST_GUESSES
-        _check(good, "--draft-max", self.draft_max, f"1 to {MOST_GUESSES}")
-        good = self.context == 0 or 8 <= self.context <= 1 << 20
-        _check(good, "--context", self.context, "8 to 1048576 tokens")
-        _check(self.load in LOADS, "--load", self.load, ", ".join(LOADS))
-        _check(self.memory >= 0, "--memory", self.memory, "a size such as 12G")
+        check_fields(self, _ENGINE, SettingsError)
         for option, given in (("--prefetch", self.prefetch), ("--drop-pages", self.drop_pages)):
             if given and self.load == "direct":
                 raise SettingsError(
                     f"{option} has no effect with --load direct, which reads past the page cache; "
                     "drop one of them"
                 )
-        _check(0 <= self.threads <= 512, "--threads", self.threads, "1 to 512")
 
     @property
     def n_outputs(self) -> int:
@@ -114,16 +145,34 @@ class EngineSettings:
         return self.threads or usable_cores()
 
 
+_STOPS = {
+    "max_tokens": whole_where(
+        lambda n: n >= 1 or n == NO_LIMIT, "1 or more, or -1 (until the context ends)"
+    ),
+    "strings": texts(all, "texts that are not empty"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class StopSettings:
-    """When a generation ends, besides the model's own end of text."""
+    """When a generation ends, besides the model's own end of text.
+
+    After ``max_tokens``, of which -1 sets no limit but the context; before one of ``strings``.
+
+    Raises:
+        SettingsError: a value of another type, or out of its range.
+    """
 
     max_tokens: int = 128
     strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check(self.max_tokens >= 1, "--max-tokens", self.max_tokens, "1 or more")
-        _check(all(self.strings), "--stop", '""', "a text that is not empty")
+        check_fields(self, _STOPS, SettingsError)
+
+    @property
+    def limit(self) -> int:
+        """The most tokens, as a number to count against."""
+        return sys.maxsize if self.max_tokens == NO_LIMIT else self.max_tokens
 
 
 def check_style(style: str) -> None:
@@ -133,4 +182,4 @@ def check_style(style: str) -> None:
         SettingsError: there is no such style.
     """
     if style and style not in STYLE_NAMES:
-        raise SettingsError(f"--style {style}: expected one of {', '.join(STYLE_NAMES)}")
+        raise SettingsError(f"{style}: expected one of {', '.join(STYLE_NAMES)}", "style")

@@ -163,9 +163,7 @@ def _set(chat: Chat, argument: str) -> None:
     try:
         setattr(chat, owner, replace(getattr(chat, owner), **{name: parsed}))
     except SettingsError as error:
-        # the record names the option of the command line
-        option = f"--{name.replace('_', '-')}"
-        raise SettingsError(str(error).replace(option, f"/set {name}", 1)) from None
+        raise SettingsError(error.spelled(f"/set {name}")) from None
     console.note(f"{name} {_shown(chat, name)}")
 
 

@@ -15,6 +15,8 @@ ROOMS = {
     "convert": {"models", "native"},
     "runtime": {"models", "native"},
 }
+#: What imports nothing of ours, and every room may import.
+GROUND = {"errors", "fields"}
 #: Those that see all of these, and what else they may.
 UPPER = {
     "store": {*ROOMS, "planning"},
@@ -56,7 +58,7 @@ def wrong_arrows(source: str, text: str | None = None) -> list[str]:
         if parts[0] != "infer_os" or len(parts) < 2:
             continue
         target = parts[1]
-        if target not in {room, "__version__", *(ROOMS | UPPER)[room]}:
+        if target not in {room, "__version__", *GROUND, *(ROOMS | UPPER)[room]}:
             wrong.append(name)
     return wrong
 
@@ -101,6 +103,11 @@ def test_models_do_no_io(source: str) -> None:
     for node in ast.walk(ast.parse((REPOSITORY / source).read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id != "open", f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("name", sorted(GROUND))
+def test_the_ground_stands_on_nothing(name: str) -> None:
+    assert not [each for each in imported(f"{name}.py") if each.startswith("infer_os")]
 
 
 def test_every_room_is_there() -> None:

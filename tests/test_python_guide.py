@@ -44,11 +44,12 @@ def test_the_examples_run(
         with contextlib.redirect_stdout(io.StringIO()) as output:
             exec(code, names)
         printed.append(output.getvalue())
-    assert len(printed) == 8
+    assert len(printed) == 9
     assert printed[0].endswith("length 128 tokens\n")
     assert re.search(r"(interrupt|length) \d+\n$", printed[2])
     assert re.findall(r"^(1|2|long) ", printed[4], re.M) == ["1", "2", "long"]
     assert printed[5].strip()
     assert "this thread has a stream" in printed[6]
-    assert "prefetching: " in printed[7]
-    assert "WARNING" in printed[7]
+    assert printed[7].startswith("no-such-model.gguf: no such file")
+    assert "prefetching: " in printed[8]
+    assert "WARNING" in printed[8]

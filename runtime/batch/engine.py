@@ -424,7 +424,7 @@ class _Run:
         if self._guesses is not None:
             self._guesses.learn(slot, n_right)
             rest = min(
-                sequence.record.stops.max_tokens - len(sequence.tokens),
+                sequence.record.stops.limit - len(sequence.tokens),
                 self._engine.n_ctx - held,
             )
             more_come = bool(self._pending) or not self._exhausted

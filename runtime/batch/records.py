@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import RuntimeFailure
+from ..errors import RuntimeFailure, SettingsError
 from ..frame import Message
 from ..settings import SamplingSettings, StopSettings
 from .settings import MOST_SAMPLES
@@ -176,7 +176,7 @@ class RecordParser:
             if identity in self._lines:
                 raise _Bad(f"the id {identity!r} was used in line {self._lines[identity]} already")
         except (_Bad, RuntimeFailure) as error:
-            return BadRecord(line, f"line {line}: {error}", identity)
+            return BadRecord(line, f"line {line}: {_said(error)}", identity)
         self._lines[identity] = line
         return record
 
@@ -205,8 +205,8 @@ class RecordParser:
         if not 1 <= n <= MOST_SAMPLES:
             raise _Bad(f'"n" is {n}: expected 1 to {MOST_SAMPLES}')
         sampling = replace(self._sampling, **{k: given[k] for k in _SAMPLING if k in given})
-        if seed is not None:
-            replace(sampling, seed=seed)  # checks it
+        if seed is not None:  # -1 is drawn here, so that every node of a cluster has the same
+            seed = replace(sampling, seed=seed).chosen_seed()
         if "prompt" in given and not isinstance(given["prompt"], str):
             raise _Bad(f'"prompt" is a text, this is {_kind(given["prompt"])}')
         return Record(
@@ -224,6 +224,14 @@ class RecordParser:
 
 class _Bad(Exception):
     """What is wrong with a record."""
+
+
+def _said(error: Exception) -> str:
+    """What is wrong, with a setting as a record spells it."""
+    if not isinstance(error, SettingsError):
+        return str(error)
+    key = "stop" if error.field == "strings" else error.field
+    return error.spelled(f'"{key}"')
 
 
 def _messages(value: Any) -> tuple[Message, ...]:

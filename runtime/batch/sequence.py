@@ -39,7 +39,7 @@ class Sequence:
         self.pieces.append(self.text.push(vocab.piece(token)))
         if self.text.stopped:
             return FinishReason.STOP
-        if len(self.tokens) >= self.record.stops.max_tokens:
+        if len(self.tokens) >= self.record.stops.limit:
             return FinishReason.LENGTH
         if len(self.prompt) + len(self.tokens) > n_ctx:
             return FinishReason.CONTEXT

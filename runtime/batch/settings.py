@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from infer_os.fields import check_fields, text, whole
+
 from ..errors import SettingsError
 from ..settings import check_style
 
 MOST_PARALLEL = 256
 MOST_LOGPROBS = 100
 MOST_SAMPLES = 1024
+
+_BATCH = {
+    "parallel": whole(0, MOST_PARALLEL, f"1 to {MOST_PARALLEL}, or auto"),
+    "logprobs": whole(0, MOST_LOGPROBS, f"0 (none) to {MOST_LOGPROBS}"),
+    "prefix": text(),
+    "system": text(),
+    "style": text(),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +29,9 @@ class BatchSettings:
     ``logprobs``: so many of the likeliest tokens are told for each one drawn. ``prefix`` stands in
     front of every prompt that is not a conversation; ``system`` opens every conversation that has
     no system message of its own. ``style`` frames conversations; empty for the model's own.
+
+    Raises:
+        SettingsError: a value of another type, or out of its range.
     """
 
     parallel: int = 0
@@ -28,10 +41,5 @@ class BatchSettings:
     style: str = ""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.parallel <= MOST_PARALLEL:
-            raise SettingsError(
-                f"--parallel {self.parallel}: expected 1 to {MOST_PARALLEL}, or auto"
-            )
+        check_fields(self, _BATCH, SettingsError)
         check_style(self.style)
-        if not 0 <= self.logprobs <= MOST_LOGPROBS:
-            raise SettingsError(f"--logprobs {self.logprobs}: expected 0 (none) to {MOST_LOGPROBS}")

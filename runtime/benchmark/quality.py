@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from infer_os.fields import check_fields, whole
 from infer_os.native.evaluate import (
     Divergence,
     Perplexity,
@@ -30,7 +31,7 @@ from infer_os.native.model import Model
 from infer_os.runtime.engine import LlamaEngine, kv_model
 from infer_os.runtime.errors import BenchError, SettingsError
 from infer_os.runtime.kv_schedule import KvSchedule, schedule_from_spec
-from infer_os.runtime.settings import EngineSettings
+from infer_os.runtime.settings import MOST_THREADS, EngineSettings
 
 from .rows import Label, Measurement
 
@@ -38,6 +39,13 @@ Progress = Callable[[int, int], None]
 #: Windows that are gone through token by token.
 STAGED_WINDOWS = 8
 _TOKENS_KEY = "tokenizer.ggml.tokens"
+
+
+_QUALITY = {
+    "window": whole(16, 1 << 16, "16 to 65536 tokens"),
+    "windows": whole(1, 1 << 20),
+    "threads": whole(0, MOST_THREADS, f"1 to {MOST_THREADS}"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +57,7 @@ class QualitySettings:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        if not 16 <= self.window <= 1 << 16:
-            raise SettingsError(f"--window {self.window}: expected 16 to 65536 tokens")
-        if not 1 <= self.windows <= 1 << 20:
-            raise SettingsError(f"--windows {self.windows}: expected 1 to 1048576")
+        check_fields(self, _QUALITY, SettingsError)
 
     @property
     def n_threads(self) -> int:

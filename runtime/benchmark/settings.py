@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from infer_os.fields import check_fields, numbers, whole
 from infer_os.runtime.errors import SettingsError
 from infer_os.runtime.kv_schedule import parse_spec
 
@@ -12,6 +13,14 @@ DEPTHS = (0, 512, 1024, 2048)
 BATCHES = (1, 2, 4, 8, 16, 32)
 #: ``LLAMA_MAX_SEQ`` of llama.cpp's llama-cparams.h.
 MOST_SEQUENCES = 256
+MOST_DEPTH = 1 << 20
+_BENCH = {
+    "depths": numbers(0, MOST_DEPTH),
+    "batches": numbers(1, MOST_SEQUENCES),
+    "repeats": whole(1, 1000),
+    "n_prompt": whole(1, 1 << 16),
+    "n_decode": whole(1, 1 << 16),
+}
 
 
 def parse_counts(option: str, text: str, low: int, high: int) -> tuple[int, ...]:
@@ -46,12 +55,7 @@ class BenchSettings:
     n_decode: int = 32
 
     def __post_init__(self) -> None:
-        for option, value, high in (
-            ("--repeats", self.repeats, 1000), ("--prompt-tokens", self.n_prompt, 1 << 16),
-            ("--tokens", self.n_decode, 1 << 16),
-        ):  # fmt: skip
-            if not 1 <= value <= high:
-                raise SettingsError(f"{option} {value}: expected 1 to {high}")
+        check_fields(self, _BENCH, SettingsError)
 
     @property
     def n_measured(self) -> int:

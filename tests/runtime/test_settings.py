@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 
+from infer_os.runtime.batch.settings import BatchSettings
+from infer_os.runtime.benchmark.quality import QualitySettings
+from infer_os.runtime.benchmark.settings import BenchSettings
 from infer_os.runtime.errors import SettingsError
 from infer_os.runtime.settings import EngineSettings, SamplingSettings, StopSettings
 
@@ -21,14 +26,14 @@ NAN, INF = float("nan"), float("inf")
         ("top_p", [0.0, -0.5, 1.01, NAN, INF]),
         ("min_p", [-0.1, 1.0, 2.0, NAN]),
         ("repeat_penalty", [0.0, -1.0, NAN, INF, 1e-300, 1e6]),
-        ("seed", [-1, 0xFFFFFFFF, 1 << 40]),
+        ("seed", [-2, 0xFFFFFFFF, 1 << 40]),
     ],
 )
 def test_sampling_refusals(key: str, values: list[Any]) -> None:
-    option = "--" + key.replace("_", "-")
     for value in values:
-        with pytest.raises(SettingsError, match=f"{option} {value}: expected"):
+        with pytest.raises(SettingsError, match=f"^{key} {value}: expected") as refused:
             SamplingSettings(**{key: value})
+        assert refused.value.field == key
 
 
 @pytest.mark.parametrize(
@@ -54,11 +59,14 @@ def test_sampling_bounds_are_allowed(key: str, values: list[Any]) -> None:
         ("context", [-1, 7, (1 << 20) + 1]),
         ("load", ["", "MMAP", "disk"]),
         ("threads", [-1, 513]),
+        ("kv_budget", [-1]),
+        ("memory", [-1, 1 << 63]),
+        ("draft_max", [0, 32]),
     ],
 )
 def test_engine_refusals(key: str, values: list[Any]) -> None:
     for value in values:
-        with pytest.raises(SettingsError, match=f"--{key} {value}: expected"):
+        with pytest.raises(SettingsError, match=f"^{key} {value}: expected"):
             EngineSettings(**{key: value})
 
 
@@ -69,15 +77,112 @@ def test_engine_bounds_are_allowed() -> None:
     assert EngineSettings().n_threads >= 1
 
 
-@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize("value", [0, -2])
 def test_max_tokens_refusals(value: int) -> None:
-    with pytest.raises(SettingsError, match=f"--max-tokens {value}: expected 1 or more"):
+    with pytest.raises(SettingsError, match=f"max_tokens {value}: expected 1 or more, or -1"):
         StopSettings(value)
 
 
+def test_minus_one_sets_no_limit() -> None:
+    assert StopSettings(5).limit == 5
+    assert StopSettings(-1).limit > 1 << 40
+
+
+def test_minus_one_is_a_random_seed() -> None:
+    settings = SamplingSettings(seed=-1)
+    assert settings == SamplingSettings()
+    assert settings.chosen_seed() != settings.chosen_seed()
+
+
 def test_an_empty_stop_string_is_refused() -> None:
-    with pytest.raises(SettingsError, match="--stop"):
+    with pytest.raises(SettingsError, match=r"strings \('x', ''\): expected texts"):
         StopSettings(strings=("x", ""))
+
+
+#: Values of a wrong type: what is refused of each kind of field.
+NO_WHOLE = [1.5, 1.0, "3", None, True, NAN, [1], 1j]
+NO_NUMBER = ["hot", None, False, [0.5], 1j]
+NO_TEXT = [3, None, b"f16", ["f16"]]
+NO_FLAG = [1, 0, None, "yes"]
+WRONG: list[tuple[type, str, list[Any]]] = [
+    (SamplingSettings, "temperature", NO_NUMBER),
+    (SamplingSettings, "top_k", NO_WHOLE),
+    (SamplingSettings, "top_p", NO_NUMBER),
+    (SamplingSettings, "min_p", NO_NUMBER),
+    (SamplingSettings, "repeat_penalty", NO_NUMBER),
+    (SamplingSettings, "repeat_last_n", NO_WHOLE),
+    (SamplingSettings, "seed", [value for value in NO_WHOLE if value is not None]),
+    (SamplingSettings, "grammar", NO_TEXT),
+    (StopSettings, "max_tokens", NO_WHOLE),
+    (StopSettings, "strings", ["abc", 3, None, ("a", 1), {"a": 1}, b"abc"]),
+    (EngineSettings, "context", NO_WHOLE),
+    (EngineSettings, "load", NO_TEXT),
+    (EngineSettings, "threads", NO_WHOLE),
+    (EngineSettings, "kv", NO_TEXT),
+    (EngineSettings, "kv_budget", NO_WHOLE),
+    (EngineSettings, "memory", [*NO_WHOLE, "12G"]),
+    (EngineSettings, "prefetch", NO_FLAG),
+    (EngineSettings, "drop_pages", NO_FLAG),
+    (EngineSettings, "draft", NO_TEXT),
+    (EngineSettings, "draft_max", NO_WHOLE),
+    (EngineSettings, "native", NO_FLAG),
+    (BatchSettings, "parallel", [*NO_WHOLE, "auto"]),
+    (BatchSettings, "logprobs", NO_WHOLE),
+    (BatchSettings, "prefix", NO_TEXT),
+    (BatchSettings, "system", NO_TEXT),
+    (BatchSettings, "style", NO_TEXT),
+    (BenchSettings, "depths", ["0,512", 5, (1.5,), (True,)]),
+    (BenchSettings, "batches", ["1,2", None, ("1",)]),
+    (BenchSettings, "repeats", NO_WHOLE),
+    (BenchSettings, "n_prompt", NO_WHOLE),
+    (BenchSettings, "n_decode", NO_WHOLE),
+    (QualitySettings, "window", NO_WHOLE),
+    (QualitySettings, "windows", NO_WHOLE),
+    (QualitySettings, "threads", NO_WHOLE),
+]
+
+
+@pytest.mark.parametrize(("record", "key", "values"), WRONG, ids=lambda given: str(given)[:40])
+def test_a_value_of_another_type(record: type, key: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(SettingsError, match=f"^{key} .*: expected (a |True)") as refused:
+            record(**{key: value})
+        assert (refused.value.field, "\n" in str(refused.value)) == (key, False)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [SamplingSettings, StopSettings, EngineSettings, BatchSettings, BenchSettings, QualitySettings],
+)
+def test_no_field_goes_unchecked(record: type) -> None:
+    checked = {key for kind, key, _ in WRONG if kind is record}
+    assert checked == {field.name for field in dataclasses.fields(record)}
+
+
+def test_numbers_of_numpy_become_plain() -> None:
+    settings = SamplingSettings(temperature=np.float32(0.5), top_k=np.int64(5), seed=np.uint8(7))
+    assert settings == SamplingSettings(temperature=0.5, top_k=5, seed=7)
+    assert [type(v) for v in (settings.temperature, settings.top_k, settings.seed)] == [
+        float, int, int,
+    ]  # fmt: skip
+    assert StopSettings(strings=["a"]).strings == ("a",)  # type: ignore[arg-type]
+
+
+def test_an_enormous_value_is_shown_in_short() -> None:
+    with pytest.raises(SettingsError) as refused:
+        SamplingSettings(temperature="x" * 100_000)  # type: ignore[arg-type]
+    assert len(str(refused.value)) < 200
+    with pytest.raises(SettingsError, match="expected 0"):
+        SamplingSettings(temperature=10**400)
+
+
+def test_an_error_is_spelled_as_where_it_was_set() -> None:
+    with pytest.raises(SettingsError) as refused:
+        SamplingSettings(top_k=-5)
+    for error in (refused.value, pickle.loads(pickle.dumps(refused.value))):
+        assert str(error).startswith("top_k -5: expected")
+        assert error.spelled("--top-k").startswith("--top-k -5: expected")
+    assert SettingsError("no such thing").spelled("--top-k") == "no such thing"
 
 
 def test_a_random_seed_is_fresh_and_in_bounds() -> None:
@@ -93,5 +198,5 @@ def test_settings_cannot_be_changed() -> None:
 
 
 def test_a_window_that_cannot_be() -> None:
-    with pytest.raises(SettingsError, match="repeat_last_n -1: expected"):
+    with pytest.raises(SettingsError, match=r"^repeat_last_n -1: expected"):
         SamplingSettings(repeat_last_n=-1)

@@ -122,7 +122,7 @@ def test_set_alone_shows_all(chat: Chat, capsys: Capture) -> None:
         ("/set min_p 1", "/set min_p 1.0: expected 0"),
         ("/set repeat_penalty 0", "/set repeat_penalty 0.0: expected"),
         ("/set seed x", "/set seed x: expected a whole number, or random"),
-        ("/set seed -1", "/set seed -1: expected 0"),
+        ("/set seed -2", "/set seed -2: expected 0"),
         ("/set max_tokens 0", "/set max_tokens 0: expected 1"),
     ],
 )

@@ -95,7 +95,7 @@ def test_a_style_that_was_asked_for_and_cannot_be() -> None:
         prompts(None, "rinna", style="template")
     with pytest.raises(TemplateFailure, match="--style rinna does without"):
         prompts("{{ broken", "rinna", style="template")
-    with pytest.raises(SettingsError, match="--style odd: expected one of dialogue, plain, "):
+    with pytest.raises(SettingsError, match="style odd: expected one of dialogue, plain, "):
         BatchSettings(style="odd")
 
 

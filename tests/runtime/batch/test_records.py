@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from infer_os.runtime.batch.records import BadRecord, Record, RecordParser, Result
+from infer_os.runtime.batch.records import BadRecord, Record, RecordParser, Result, value_of
 from infer_os.runtime.settings import SamplingSettings, StopSettings
 
 
@@ -52,15 +52,15 @@ def test_messages() -> None:
         ({"id": 1, "prompt": 3}, '"prompt" is a text'),
         ({"id": 1, "prompt": "x", "temprature": 1}, "unknown setting 'temprature'"),
         ({"id": 1, "prompt": "x", "temperature": "hot"}, '"temperature" is a number'),
-        ({"id": 1, "prompt": "x", "temperature": -1}, "--temperature"),
-        ({"id": 1, "prompt": "x", "temperature": float("nan")}, "--temperature"),
+        ({"id": 1, "prompt": "x", "temperature": -1}, '"temperature" -1: expected 0'),
+        ({"id": 1, "prompt": "x", "temperature": float("nan")}, '"temperature" nan: expected 0'),
         ({"id": 1, "prompt": "x", "max_tokens": 1.5}, '"max_tokens" is a whole number'),
-        ({"id": 1, "prompt": "x", "max_tokens": 0}, "--max-tokens"),
-        ({"id": 1, "prompt": "x", "seed": -1}, "--seed"),
+        ({"id": 1, "prompt": "x", "max_tokens": 0}, '"max_tokens" 0: expected 1 or more'),
+        ({"id": 1, "prompt": "x", "seed": -2}, '"seed" -2: expected 0'),
         ({"id": 1, "prompt": "x", "n": 0}, '"n" is 0'),
         ({"id": 1, "prompt": "x", "n": True}, '"n" is a whole number'),
         ({"id": 1, "prompt": "x", "stop": [1]}, '"stop" is a text or a list'),
-        ({"id": 1, "prompt": "x", "stop": ""}, "--stop"),
+        ({"id": 1, "prompt": "x", "stop": ""}, "\"stop\" ('',): expected"),
         ({"id": 1, "messages": "x"}, '"messages" is a list'),
         ({"id": 1, "messages": [{"role": "robot", "content": "x"}]}, "message 1"),
         ({"id": 1, "messages": [{"role": "assistant", "content": "x"}]}, "last message"),
@@ -71,6 +71,19 @@ def test_a_bad_record_says_what_and_where(value: Any, complaint: str) -> None:
     assert isinstance(bad, BadRecord)
     assert bad.error.startswith("line 2: ")
     assert complaint in bad.error
+
+
+def test_minus_one_is_no_limit_and_a_random_seed() -> None:
+    value = {"prompt": "x", "max_tokens": -1, "seed": -1}
+    first, second = parse({"id": 1, **value}, {"id": 2, **value})
+    assert isinstance(first, Record)
+    assert isinstance(second, Record)
+    assert first.stops.limit > 1 << 40
+    # drawn once, so that every sample and every node knows it
+    assert first.seed is not None
+    assert first.seed != second.seed
+    again = value_of(first)
+    assert (again["seed"], again["max_tokens"]) == (first.seed, -1)
 
 
 def test_an_id_is_used_once() -> None:
