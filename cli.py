@@ -20,6 +20,7 @@ from .commands import (
     models,
     options,
     plan,
+    pull,
     run,
 )  # fmt: skip
 from .terminal import console
@@ -62,8 +63,8 @@ def _global_options(
 
 
 for command in (
-    run.run, chat.chat, generate.generate, batch.batch, convert.convert, inspect.inspect, plan.plan,
-    plan.system, bench.bench, demo.demo,
+    run.run, pull.pull, chat.chat, generate.generate, batch.batch, convert.convert,
+    inspect.inspect, plan.plan, plan.system, bench.bench, demo.demo,
 ):  # fmt: skip
     app.command()(command)
 app.command("eval")(evaluate.evaluate)

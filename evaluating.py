@@ -109,7 +109,10 @@ def _text(request: EvalRequest) -> str:
     if path is None:
         bundled = all(Path(name).resolve() == TARGET for name in request.models)
         if not bundled:
-            raise BenchError("--text FILE is needed: a text that the model has not seen")
+            raise BenchError(
+                "--text FILE is needed: a text that the model has not seen; only the bundled model "
+                "has one of its own"
+            )
         path = HELD_OUT
     try:
         with path.open("rb") as file:

@@ -10,6 +10,7 @@ import typer
 
 from ..terminal import console, render
 from . import completing, options
+from .groups import count_option
 
 if TYPE_CHECKING:
     from ..convert.report import ConversionReport
@@ -75,7 +76,7 @@ def convert(
             "less; the model computes the same.",
         ),
     ] = False,
-    threads: options.Threads = 0,
+    threads: options.Threads = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only plan: sizes and types, nothing is written.")
@@ -116,8 +117,9 @@ def convert(
 
     automatic = type.lower() == "auto"
     settings = ConvertSettings(
-        find_source(source, revision), output, "q4_0" if automatic else type, threads, force,
-        dry_run, verify, keep_source, None if calibrate else imatrix, rotate,
+        find_source(source, revision), output, "q4_0" if automatic else type,
+        count_option("threads", threads), force, dry_run, verify, keep_source,
+        None if calibrate else imatrix, rotate,
     )  # fmt: skip
     if automatic:
         from ..planning import finest_type

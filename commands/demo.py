@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import options
+from .groups import count_option
 
 
 def demo(
-    threads: options.Threads = 0,
+    threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
     """Convert the bundled model to Q8_0 and Q4_0, write a text with each, compare the two."""
@@ -17,7 +18,6 @@ def demo(
     from ..runtime.settings import EngineSettings
     from ..terminal.demo import run_demo
 
-    EngineSettings(threads=threads)  # before the first conversion
-
+    n_threads = EngineSettings(threads=count_option("threads", threads)).threads
     with tempfile.TemporaryDirectory(prefix="infer-os-demo-") as folder:
-        run_demo(Path(folder), threads, as_json=as_json)
+        run_demo(Path(folder), n_threads, as_json=as_json)

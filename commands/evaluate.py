@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..terminal import console
 from . import measuring, options
+from .groups import count_option
 
 
 def evaluate(
@@ -16,7 +17,7 @@ def evaluate(
     windows: measuring.Windows = 32,
     rows: options.RowsFile = None,
     report: measuring.Report = None,
-    threads: options.Threads = 0,
+    threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure perplexity, and KL divergence and top-1 agreement with a reference.
@@ -33,7 +34,8 @@ def evaluate(
 
     request = EvalRequest(
         tuple(models or ()), text, reference, parse_types(types),
-        split_specs("--kv", tuple(kv or ("f16",))), QualitySettings(window, windows, threads),
+        split_specs("--kv", tuple(kv or ("f16",))),
+        QualitySettings(window, windows, count_option("threads", threads)),
     )  # fmt: skip
     check_outputs(rows, report)
     with console.progress_steps() as steps:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +22,11 @@ def generate(
     prompt: Annotated[
         str | None,
         typer.Option(
-            "-p", "--prompt", metavar="TEXT", help="Text to continue.", show_default=False
+            "-p",
+            "--prompt",
+            metavar="TEXT",
+            help="Text to continue; what is piped in stands in front of it.",
+            show_default=False,
         ),
     ] = None,
     file: Annotated[
@@ -78,11 +81,12 @@ def generate(
 
 def _read_prompt(prompt: str | None, file: Path | None) -> str | bytes:
     from ..runtime.errors import PromptError
+    from .prompting import with_stdin
 
     if prompt is not None and file is not None:
         raise PromptError("--prompt and --file: give one of them")
     if prompt is not None:
-        return os.fsencode(prompt)
+        return with_stdin(prompt)
     if file is None and console.stdin_is_terminal():
         raise PromptError('no prompt: give --prompt "...", --file F, or pipe one in')
     try:

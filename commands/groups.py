@@ -84,7 +84,7 @@ def _stops(max_tokens: options.MaxTokens = 128, stop: options.Stop = None) -> St
 
 
 def _engine(
-    context: options.Context = 0,
+    context: options.Context = None,
     kv: options.Kv = "",
     kv_budget: options.KvBudget = "",
     load: options.Load = "mmap",
@@ -93,11 +93,12 @@ def _engine(
     drop_pages: options.DropPages = False,
     draft: options.Draft = "none",
     draft_max: options.DraftMax = 6,
-    threads: options.Threads = 0,
+    threads: options.Threads = None,
     no_native: options.NoNative = False,
 ) -> EngineSettings:
     return EngineSettings(
-        context, load, threads, kv, size_option("--kv-budget", kv_budget),
+        count_option("context", context), load, count_option("threads", threads), kv,
+        size_option("--kv-budget", kv_budget),
         size_option("--memory", memory), prefetch, drop_pages, draft, draft_max, not no_native,
     )  # fmt: skip
 
@@ -138,6 +139,19 @@ def size_option(option: str, size: str) -> int:
         SettingsError: it is no size.
     """
     return parse_size(option, size) if size else 0
+
+
+def count_option(field: str, count: int | None) -> int:
+    """The number of an option that may be left out: 0 then, which no one can ask for otherwise.
+
+    Raises:
+        SettingsError: 0 was given.
+    """
+    if count == 0:
+        from ..runtime.errors import SettingsError
+
+        raise SettingsError("0: expected more; leave it out for the default", field)
+    return count or 0
 
 
 def grouped(**defaults: Any) -> Callable[[Command], Command]:

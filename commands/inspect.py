@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
+from ..store.files import ModelWish, cached_file
 from ..terminal import console, render
 from . import options
+from .groups import grouped
 
 
-def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file.", show_default=False)],
-    as_json: options.Json = False,
-) -> None:
-    """Show what a GGUF file holds: metadata, tensors with types and sizes, bits per weight."""
+@grouped()
+def inspect(*, model: ModelWish, as_json: options.Json = False) -> None:
+    """Show what a GGUF file holds: metadata, tensors with types and sizes, bits per weight.
+
+    A name or a folder stands for its file in the cache; nothing is downloaded or converted.
+
+    Example: infer-os inspect gpt2-large --type q8_0
+    """  # fmt: skip
     from ..native.gguf_file import read_gguf_header
 
-    header = read_gguf_header(file)
+    header = read_gguf_header(cached_file(model))
     if as_json:
         console.answer_json(render.header_json(header))
     else:

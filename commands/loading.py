@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..store.files import ModelWish, Reporter
+from ..store.files import ModelWish, Reporter, model_file
 from ..store.loading import find_files, open_batch, open_file, open_on_node
 from ..terminal import console
 
@@ -30,6 +30,11 @@ def load_engine(model: str | ModelWish, settings: EngineSettings) -> tuple[Engin
     engine = open_file(path, settings, report)
     console.notes(engine.info.notes)
     return engine, time.perf_counter() - started
+
+
+def fetch(model: ModelWish) -> Path:
+    """The file of what the user calls a model, converted into the cache first if need be."""
+    return model_file(model, None, _reporter())
 
 
 def load_batch_engine(

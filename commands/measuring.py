@@ -94,8 +94,9 @@ EvalModels = Annotated[
 EvalText = Annotated[
     Path | None,
     typer.Option(
-        "--text", metavar="FILE", help="A text that the model has not seen.",
-        show_default="the bundled model's held-out text",
+        "--text", metavar="FILE",
+        help="A text that the model has not seen; the bundled model has one, any other needs it.",
+        show_default=False,
     ),
 ]  # fmt: skip
 Reference = Annotated[

@@ -46,7 +46,7 @@ ModelType = Annotated[
 ]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Threads = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--threads", metavar="N", help="Threads to compute with.",
         show_default="one per usable core",
@@ -55,7 +55,7 @@ Threads = Annotated[
 
 # ---- engine
 Context = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--context", metavar="N", help="Tokens of context.",
         show_default="what the model was trained for, at most 4096",
@@ -145,8 +145,12 @@ DraftMax = Annotated[
 
 # ---- sampling
 MaxTokens = Annotated[
-    int, typer.Option("-n", "--max-tokens", metavar="N", help="Most tokens to write.")
-]
+    int,
+    typer.Option(
+        "-n", "--max-tokens", metavar="N",
+        help="Most tokens to write; -1 sets no limit but the context.",
+    ),
+]  # fmt: skip
 Temperature = Annotated[
     float,
     typer.Option("--temperature", metavar="T", help="0 takes the likeliest token; more, bolder."),
@@ -171,9 +175,10 @@ RepeatPenalty = Annotated[
 Seed = Annotated[
     int | None,
     typer.Option(
-        "--seed", metavar="S", help="Makes a run repeatable.", show_default="a random one"
+        "--seed", metavar="S", help="Makes a run repeatable; -1 is a random one.",
+        show_default="a random one",
     ),
-]
+]  # fmt: skip
 Grammar = Annotated[
     Path | None,
     typer.Option(

@@ -8,13 +8,13 @@ import typer
 
 from ..terminal import console
 from . import options
-from .groups import size_option
+from .groups import count_option, size_option
 
 
 def plan(
     model: options.Model,
     memory: options.Memory = "",
-    context: options.Context = 0,
+    context: options.Context = None,
     type: Annotated[
         str | None,
         typer.Option("--type", metavar="T", help="Type of the weights.", show_default="chosen"),
@@ -24,7 +24,7 @@ def plan(
     load: options.Load = "",
     draft: options.PlanDraft = "none",
     parallel: options.PlanParallel = 1,
-    threads: options.Threads = 0,
+    threads: options.Threads = None,
     no_native: options.NoNative = False,
     as_json: options.Json = False,
 ) -> None:
@@ -37,7 +37,8 @@ def plan(
     from ..terminal import render_plan
 
     settings = EngineSettings(
-        context, load or "mmap", threads, kv, size_option("--kv-budget", kv_budget),
+        count_option("context", context), load or "mmap", count_option("threads", threads), kv,
+        size_option("--kv-budget", kv_budget),
         size_option("--memory", memory), native=not no_native,
     )  # fmt: skip
     answer = make_answer(PlanRequest(model, settings, load, type, draft, parallel))

@@ -18,16 +18,34 @@ from .talk import TalkSettings, conversation_on
 def run(
     *,
     model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            metavar="MODEL",
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
             help="A catalog name (gpt-j-6B), a hub id (EleutherAI/gpt-j-6B), a checkpoint folder "
             "or a GGUF file. What is no file yet is converted once, into the cache.",
             show_default=False,
             autocompletion=completing.model_names,
         ),
-    ],
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PROMPT]",
+            help="Answer this message and end; what is piped in stands in front of it. Without "
+            "one, a pipe is the message, and a terminal begins a conversation.",
+            show_default=False,
+        ),
+    ] = None,
+    model_option: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="MODEL, spelled as an option.",
+            show_default=False,
+            autocompletion=completing.model_names,
+        ),
+    ] = None,
     use_8bit: Annotated[
         bool,
         typer.Option(
@@ -44,16 +62,16 @@ def run(
     ] = False,
     type: options.ModelType = "",
     interactive: Annotated[
-        bool, typer.Option("--interactive", help="Talk, as chat does; a --prompt opens the talk.")
+        bool, typer.Option("--interactive", help="Talk, as chat does; a PROMPT opens the talk.")
     ] = False,
-    prompt: Annotated[
+    prompt_option: Annotated[
         str | None,
         typer.Option(
             "-p",
             "--prompt",
             metavar="TEXT",
-            help="Answer this message and end.",
-            show_default="stdin, if it is no terminal",
+            help="PROMPT, spelled as an option.",
+            show_default=False,
         ),
     ] = None,
     talk: TalkSettings,
@@ -63,11 +81,13 @@ def run(
 ) -> None:
     """From a name to a conversation: download, convert, answer. All but the first call is quick.
 
-    Example: infer-os run --model EleutherAI/gpt-neox-20b --use-8bit --interactive
+    Example: infer-os run EleutherAI/gpt-neox-20b "What is a quasar?"
     """  # fmt: skip
     from ..terminal.conversation import answer_one, converse, history_file
 
-    wish = ModelWish(model, _chosen_type(use_8bit, use_4bit, type))
+    name, prompt = _named(model, prompt, model_option, prompt_option)
+    wish = ModelWish(name, _chosen_type(use_8bit, use_4bit, type))
+    interactive = interactive or (prompt is None and console.stdin_is_terminal())
     message = prompt if interactive else _read_message(prompt)
     with conversation_on(wish, talk, settings) as session:
         stopped = message is not None and answer_one(session, message, sampling, stops)
@@ -76,6 +96,28 @@ def run(
             converse(session, sampling, stops, history_file())
     if stopped and not interactive:
         raise typer.Exit(130)
+
+
+def _named(
+    model: str | None, prompt: str | None, model_option: str | None, prompt_option: str | None
+) -> tuple[str, str | None]:
+    """MODEL and PROMPT, however they were spelled."""
+    from ..runtime.errors import SettingsError
+
+    if model_option is not None and prompt is None:
+        model, prompt = None, model  # with --model, the one word is the prompt
+    elif model_option is not None:
+        raise SettingsError(f"MODEL {model} and --model {model_option}: give one of them")
+    if prompt is not None and prompt_option is not None:
+        what = "is a PROMPT, as --model names the MODEL" if model_option else "is a PROMPT"
+        raise SettingsError(f"{prompt!r} {what}; drop it, or --prompt")
+    name = model_option if model is None else model
+    if name is None:
+        raise SettingsError(
+            "MODEL is missing: give a catalog name (gpt-j-6B), a hub id, a folder or a GGUF file; "
+            "infer-os models lists those that are known"
+        )
+    return name, prompt_option if prompt is None else prompt
 
 
 def _chosen_type(use_8bit: bool, use_4bit: bool, type: str) -> str:
@@ -96,13 +138,12 @@ def _chosen_type(use_8bit: bool, use_4bit: bool, type: str) -> str:
 
 def _read_message(prompt: str | None) -> str:
     from ..runtime.errors import PromptError
+    from .prompting import with_stdin
 
-    if prompt is None:
-        if console.stdin_is_terminal():
-            raise PromptError(
-                'nothing to answer: give --prompt "...", pipe a text in, or add --interactive'
-            )
-        prompt = console.read_stdin().decode("utf-8", "replace")
-    if not prompt.strip():
-        raise PromptError("the prompt is empty")
-    return prompt.rstrip("\n")
+    message = with_stdin(prompt).decode("utf-8", "replace")
+    if not message.strip():
+        raise PromptError(
+            "the prompt is empty" if prompt is not None else
+            "nothing to answer: give a PROMPT, pipe a text in, or add --interactive"
+        )  # fmt: skip
+    return message.rstrip("\n")

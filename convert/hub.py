@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from .errors import ConvertError, DownloadError, SourceError, UnreachableError
 from .source import HubSource
@@ -70,6 +71,7 @@ def list_repository(source: HubSource) -> Repository:
     """
     from huggingface_hub import HfApi, constants
 
+    _check_endpoint(constants.ENDPOINT)
     api = HfApi(endpoint=constants.ENDPOINT, library_name="infer-os")
 
     def ask() -> Any:
@@ -95,6 +97,16 @@ def list_repository(source: HubSource) -> Repository:
         sha256 = entry.lfs.sha256 if entry.lfs else None
         files[entry.rfilename] = HubFile(entry.rfilename, entry.size, sha256, entry.blob_id)
     return Repository(str(info.id or source.repository), commit, files)
+
+
+def _check_endpoint(address: str) -> None:
+    """Refuse what no request can be sent to, instead of trying it again and again."""
+    url = urlsplit(address)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        given = f"HF_ENDPOINT {address}" if address else "HF_ENDPOINT is set, but empty"
+        raise SourceError(
+            f"{given}: expected an address such as https://huggingface.co; unset it for that one"
+        )
 
 
 def read_start(repository: Repository, file: HubFile, n_bytes: int) -> bytes:

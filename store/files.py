@@ -97,12 +97,13 @@ class Shelf:
         return sorted(kinds, key=lambda kind: (kind != DEFAULT_TYPE, -kinds[kind]))
 
 
-def model_file(wish: ModelWish, settings: EngineSettings, report: Reporter) -> Path:
+def model_file(wish: ModelWish, settings: EngineSettings | None, report: Reporter) -> Path:
     """The GGUF file of what the user calls a model, converted first if need be.
 
     Args:
         wish: a file, a folder, a name of the catalog or a hub id; and the type.
-        settings: how it will be loaded: what cannot fit then is not downloaded.
+        settings: how it will be loaded: what cannot fit then is not downloaded. None if it is not
+            to be loaded here and now.
         report: is told what happens; silent for a file.
 
     Raises:
@@ -114,13 +115,7 @@ def model_file(wish: ModelWish, settings: EngineSettings, report: Reporter) -> P
     """
     source = find_model_source(wish.text)
     if isinstance(source, Path) and not source.is_dir():
-        if wish.type:
-            from ..runtime.errors import SettingsError
-
-            raise SettingsError(
-                f"{source}: a GGUF file keeps its type; drop --type {wish.type}, --use-8bit or "
-                "--use-4bit"
-            )
+        _check_file(source, wish)
         return source
     shelf = shelf_of(source)
     kind = wish.type or next(iter(shelf.types()), DEFAULT_TYPE)
@@ -147,6 +142,40 @@ def model_file(wish: ModelWish, settings: EngineSettings, report: Reporter) -> P
             raise
         raise SourceError(f"{error}{near_names(source.repository)}") from None
     return path
+
+
+def cached_file(wish: ModelWish) -> Path:
+    """The GGUF file of what the user calls a model, if it is there. Nothing is made or downloaded.
+
+    Raises:
+        SourceError: no such model, or nothing of it, or not of that type, is in the cache.
+        SettingsError: a type for what is a file already.
+    """
+    source = find_model_source(wish.text)
+    if isinstance(source, Path) and not source.is_dir():
+        _check_file(source, wish)
+        return source
+    shelf = shelf_of(source)
+    types = shelf.types()
+    kind = wish.type.lower() or next(iter(types), "")
+    if kind not in types:
+        what = f"{kind} of it is" if kind else "it is"
+        there = f" (but {', '.join(f'--type {other}' for other in types)} is)" if types else ""
+        asked = f" --type {kind}" if kind else ""
+        raise SourceError(
+            f"{shelf.title}: {what} not in the cache{there}; infer-os pull {wish.text}{asked} "
+            "puts it there"
+        )
+    return shelf.file(kind)
+
+
+def _check_file(path: Path, wish: ModelWish) -> None:
+    if wish.type:
+        from ..runtime.errors import SettingsError
+
+        raise SettingsError(
+            f"{path}: a GGUF file keeps its type; drop --type {wish.type}, --use-8bit or --use-4bit"
+        )
 
 
 def find_model_source(text: str) -> HubSource | Path:
@@ -251,7 +280,7 @@ def _damage(path: Path) -> str | None:
     return None
 
 
-def _convert(shelf: Shelf, kind: str, settings: EngineSettings, report: Reporter) -> None:
+def _convert(shelf: Shelf, kind: str, settings: EngineSettings | None, report: Reporter) -> None:
     """Convert into the cache, unless another process has done so meanwhile."""
     from ..planning import check_conversion
 
@@ -261,7 +290,7 @@ def _convert(shelf: Shelf, kind: str, settings: EngineSettings, report: Reporter
         from ..convert.hub_checkpoint import find_repository
 
         find_repository(shelf.source, cache_folder())  # before anything is said or made
-    if not _is_offline_and_unknown(shelf.source):
+    if settings is not None and not _is_offline_and_unknown(shelf.source):
         check_conversion(shelf.title, kind, settings)
 
     def tell_wait() -> None:

@@ -54,13 +54,18 @@ class ModelList:
 
 @dataclass(frozen=True, slots=True)
 class CachedDetails:
-    """A conversion in the cache; ``header`` is None, and ``damage`` told, if it is damaged."""
+    """A conversion in the cache; ``header`` is None, and ``damage`` says why, if it is damaged.
+
+    ``n_bytes`` is what it takes on the disk, ``converted`` when it was made, in seconds of the
+    epoch.
+    """
 
     type: str
     path: str
     n_bytes: int
     header: GgufHeader | None
     damage: str = ""
+    converted: float = 0.0
 
     @property
     def commit(self) -> str | None:
@@ -71,6 +76,24 @@ class CachedDetails:
     def architecture(self) -> str | None:
         """The architecture of the checkpoint."""
         return self._text("inferos.source.architecture")
+
+    @property
+    def n_params(self) -> int | None:
+        """Weights and biases in the file."""
+        return self.header.n_params if self.header else None
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Bits of the tensors' bytes for each of them."""
+        return self.header.bits_per_weight if self.header else None
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model was trained for."""
+        if self.header is None:
+            return None
+        value = self.header.metadata.get(f"{self.header.architecture}.context_length")
+        return value if isinstance(value, int) else None
 
     def _text(self, key: str) -> str | None:
         value: Any = self.header.metadata.get(key) if self.header else None
@@ -137,6 +160,10 @@ def _listed(model: CatalogModel, budget: Budget, cached: CachedModel | None) -> 
 
 def _details(kind: str, path: Path, n_bytes: int) -> CachedDetails:
     try:
-        return CachedDetails(kind, str(path), n_bytes, read_gguf_header(path))
+        made = path.stat().st_mtime
+    except OSError:
+        made = 0.0  # gone since it was listed, which the header will say
+    try:
+        return CachedDetails(kind, str(path), n_bytes, read_gguf_header(path), "", made)
     except GgufError as error:
-        return CachedDetails(kind, str(path), n_bytes, None, str(error))
+        return CachedDetails(kind, str(path), n_bytes, None, str(error), made)

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import select
 import shutil
+import stat
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -229,6 +232,27 @@ def note_json(value: object) -> None:
 def stdin_is_terminal() -> bool:
     """Whether a person may be typing."""
     return sys.stdin is not None and sys.stdin.isatty()
+
+
+def stdin_is_piped() -> bool:
+    """Whether a pipe, a socket or a file is on stdin: neither a terminal, nor /dev/null."""
+    if sys.stdin is None:
+        return False
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISREG(mode)
+
+
+def wait_for_stdin(seconds: float) -> bool:
+    """Wait until there is something to read from stdin, or its end; False if the time is up."""
+    if sys.stdin is None:
+        return True
+    try:
+        return bool(select.select([sys.stdin.fileno()], [], [], seconds)[0])
+    except (OSError, ValueError):
+        return True  # closed, or no file at all: reading finds out
 
 
 def read_stdin() -> bytes:

@@ -56,7 +56,7 @@ def answer_one(
     """
     from ..runtime.generate import finished
 
-    stopped = _print_reply(Chat(session, sampling, stops), message)
+    stopped = _print_reply(Chat(session, sampling, stops), message, "-n raises that")
     console.note(render.statistics_line(finished(session.last, "")))
     if line := render.speculation_line(session.engine):
         console.note(line)
@@ -79,15 +79,19 @@ def _answer_entries(chat: Chat, history: Path) -> None:
             else:
                 message, chat.attempts = entry.text, 0
             # a pipe has nobody to go on with
-            if message and _print_reply(chat, message) and not console.stdin_is_terminal():
+            stopped = message and _print_reply(chat, message, "/set max_tokens raises that")
+            if stopped and not console.stdin_is_terminal():
                 raise KeyboardInterrupt
         except (RuntimeFailure, NativeError) as error:
             console.fail(str(error))
         console.notes(chat.session.engine.take_notes())
 
 
-def _print_reply(chat: Chat, message: str) -> bool:
-    """Print a reply as it comes; returns whether Ctrl-C ended it."""
+def _print_reply(chat: Chat, message: str, raise_limit: str) -> bool:
+    """Print a reply as it comes; returns whether Ctrl-C ended it.
+
+    ``raise_limit`` says to a person what lets a reply be longer.
+    """
     from ..runtime.generate import FinishReason
     from ..runtime.text import without_first_space
 
@@ -111,6 +115,8 @@ def _print_reply(chat: Chat, message: str) -> bool:
     reason = session.last.finish_reason
     if reason is FinishReason.CONTEXT:
         console.paragraph("(the context is full: the reply was cut)")
+    elif reason is FinishReason.LENGTH:
+        console.paragraph(f"(cut at {chat.stops.max_tokens} tokens; {raise_limit})")
     stopped = interrupted or reason is FinishReason.INTERRUPT
     if stopped:
         console.note("(stopped)")

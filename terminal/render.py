@@ -183,9 +183,9 @@ def speculation_line(engine: Engine) -> str | None:
         f"verification; plain steps would give {report.plain_tokens_per_s:.1f}/s"
     ]
     for drafter in report.drafters:
-        state = f"{100 * drafter.acceptance:.0f} % right"
-        if drafter.drafted or not drafter.on:
-            state += f", {drafter.accepted} of {drafter.drafted}"
+        state = f"{drafter.accepted} of {drafter.drafted} right" if drafter.drafted else "no guess"
+        if drafter.drafted:
+            state += f", {100 * drafter.acceptance:.0f} % of late"
         if not drafter.on:
             state += f", off: expected {drafter.gain:.2f} times the speed"
         parts.append(f"{drafter.name}: {state}")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import console
 
 if TYPE_CHECKING:
-    from ..store.listing import ListedModel, ModelDetails, ModelList
+    from ..store.listing import CachedDetails, ListedModel, ModelDetails, ModelList
     from ..store.removal import CachedModel
 
 # narrower terminals get short names and fewer columns
@@ -100,7 +102,10 @@ def details_json(details: ModelDetails) -> dict[str, Any]:
     found["cached"] = [
         {
             "type": file.type, "bytes": file.n_bytes, "path": file.path, "commit": file.commit,
-            "architecture": file.architecture, "damage": file.damage or None,
+            "architecture": file.architecture, "parameters": file.n_params,
+            "context": file.context, "bits_per_weight": file.bits_per_weight,
+            "converted": _time(file).isoformat(timespec="seconds"),
+            "damage": file.damage or None, "run": _run_line(details, file.type),
         }
         for file in details.files
     ]  # fmt: skip
@@ -133,8 +138,14 @@ def show_details(details: ModelDetails) -> None:
             ("draft partner", model.draft or "none"),
             ("prompt style", model.style),
         ]
-    elif details.files and details.files[0].architecture:
-        rows.append(("architecture", details.files[0].architecture))
+    elif sound := next((file for file in details.files if file.header), None):
+        rows += [
+            ("architecture", sound.architecture or "unknown"),
+            ("parameters", _count(sound.n_params or 0)),
+            ("context", str(sound.context or "unknown")),
+        ]
+    if details.cached:
+        rows.append(("on the disk", size(details.cached.n_bytes)))
     if details.cached and details.cached.unfinished:
         rows.append(("unfinished", size(details.cached.unfinished)))
     if not details.files:
@@ -151,11 +162,30 @@ def show_details(details: ModelDetails) -> None:
         ]  # fmt: skip
         console.table(("type", "weights", "memory", "fits"), types)
     for file in details.files:
-        state = ", damaged" if file.damage else ""
+        state = ", damaged: the next run converts it again" if file.damage else ""
         console.answer(f"\n{file.type} in the cache, {size(file.n_bytes)}{state}")
+        if file.bits_per_weight:
+            console.answer(f"{file.bits_per_weight:.2f} bits per weight")
         if file.commit:
             console.answer(f"commit {file.commit[:_SHORT_COMMIT]}")
+        console.answer(f"converted {_time(file):%Y-%m-%d %H:%M}")
         console.answer(file.path)  # no table: it would be broken into lines
+        console.answer(_run_line(details, file.type))
+    if not details.files:
+        console.answer(f"\ninfer-os pull {_argument(details)}")
+
+
+def _run_line(details: ModelDetails, kind: str) -> str:
+    return f"infer-os run {_argument(details)} --type {kind}"
+
+
+def _argument(details: ModelDetails) -> str:
+    """The model as a word of a command line."""
+    return shlex.quote(details.listed.model.name if details.listed else details.title)
+
+
+def _time(file: CachedDetails) -> datetime:
+    return datetime.fromtimestamp(file.converted, timezone.utc).astimezone()
 
 
 def _name(title: str, *, wide: bool) -> str:

@@ -27,8 +27,8 @@ from infer_os.terminal import conversation
 from infer_os.terminal.line_editor import Entry
 
 COMMANDS = [
-    "run", "chat", "generate", "models", "convert", "inspect", "plan", "system", "bench", "eval",
-    "demo",
+    "run", "pull", "chat", "generate", "models", "convert", "inspect", "plan", "system", "bench",
+    "eval", "demo",
 ]  # fmt: skip
 
 
@@ -128,11 +128,20 @@ def test_without_a_command_comes_the_help(run: Cli) -> None:
         (["generate", "m.gguf", "-p", "x", "--top-p", "0"], "--top-p 0"),
         (["generate", "m.gguf", "-p", "x", "--min-p", "1"], "--min-p 1"),
         (["generate", "m.gguf", "-p", "x", "--repeat-penalty", "0"], "--repeat-penalty 0"),
-        (["generate", "m.gguf", "-p", "x", "--seed", "-1"], "--seed -1"),
-        (["generate", "m.gguf", "-p", "x", "-n", "0"], "--max-tokens 0"),
+        (["generate", "m.gguf", "-p", "x", "--seed", "-2"], "--seed -2: expected 0 to"),
+        (["generate", "m.gguf", "-p", "x", "-n", "0"], "--max-tokens 0: expected 1"),
         (["generate", "m.gguf", "-p", "x", "--stop", ""], "--stop"),
         (["generate", "m.gguf", "-p", "x", "--context", "3"], "--context 3"),
         (["generate", "m.gguf", "-p", "x", "--load", "gpu"], "--load gpu"),
+        (["generate", "m.gguf", "-p", "x", "--threads", "0"], "--threads 0: expected more; leave"),
+        (["generate", "m.gguf", "-p", "x", "--context", "0"], "--context 0: expected more; leave"),
+        (["plan", "gpt2", "--threads", "0"], "--threads 0: expected more"),
+        (["convert", str(PARALLEL), "--threads", "0"], "--threads 0: expected more"),
+        (["demo", "--threads", "0"], "--threads 0: expected more"),
+        (["eval", "--threads", "0"], "--threads 0: expected more"),
+        (["convert", str(PARALLEL), "--threads", "513"], "--threads 513: expected 1 to 512"),
+        (["bench", "--tokens", "0"], "--tokens 0: expected 1 to 65536"),
+        (["bench", "--prompt-tokens", "0"], "--prompt-tokens 0: expected 1 to 65536"),
         (["generate", "m.gguf", "-p", "x", "--threads", "-2"], "--threads -2"),
         (["generate", "no-such.gguf", "-p", "x"], "no-such.gguf: no such file"),
         (["generate", "no-such.gguf", "-p", "x", "-f", "y"], "--prompt and --file"),
@@ -458,6 +467,65 @@ def test_the_engine_is_closed(run: Cli, fake: Callable[..., FakeEngine]) -> None
     run("generate", "m.gguf", "-p", "x")
     run("generate", "m.gguf", "-p", "y" * 600)
     assert len(closed) == 2
+
+
+def test_no_limit_but_the_context(run: Cli, fake: Callable[..., FakeEngine]) -> None:
+    fake(lambda tokens: ord("a"), n_ctx=300)
+    told = json.loads(run("generate", "m.gguf", "-p", "x", "-n", "-1", "--json").out)
+    assert (told["finish_reason"], told["completion_tokens"]) == ("context", 300)
+
+
+def test_minus_one_is_a_random_seed(run: Cli, converted: Converter) -> None:
+    line = ["generate", converted(), "-p", "x", "-n", 24, "--threads", 1, "--seed", "-1"]
+    assert len({run(*line).out for _ in range(4)}) > 1
+
+
+# ---- what is piped in
+
+
+@pytest.mark.parametrize(
+    ("words", "piped", "prompt"),
+    [
+        (["-p", "Sum up:"], b"", "Sum up:"),
+        (["-p", "Sum up:"], b"\n \n", "Sum up:"),
+        (["-p", "Sum up:"], b"One.\nTwo.\n\n", "One.\nTwo.\n\nSum up:"),
+        (["-p", ""], b"One.\n", "One."),
+        ([], b"One.\n\n", "One.\n"),
+    ],
+)
+def test_a_pipe_stands_in_front_of_the_prompt(
+    run: Cli, fake: Callable[..., FakeEngine], words: list[str], piped: bytes, prompt: str
+) -> None:
+    engine = fake(saying("."))
+    assert run("generate", "m.gguf", *words, stdin=piped).code == 0
+    assert engine.tokens == [*prompt.encode(), ord(".")]
+
+
+def test_a_file_counts_and_no_input_does_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from infer_os.terminal import console
+
+    (tmp_path / "text").write_text("x")
+    for name, counts in ((tmp_path / "text", True), (os.devnull, False)):
+        with open(name) as stream:
+            monkeypatch.setattr(sys, "stdin", stream)
+            assert console.stdin_is_piped() is counts
+    assert console.stdin_is_piped() is False  # closed
+    monkeypatch.setattr(sys, "stdin", None)
+    assert console.stdin_is_piped() is False
+
+
+def test_a_pipe_that_stays_open_says_what_is_waited_for(converted: Converter) -> None:
+    line = ["generate", converted(), "-p", "x", "-n", "2", "--threads", "1"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "infer_os.cli", *map(str, line)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert running.stderr is not None
+    assert running.stderr.readline().startswith(b"waiting for the end of the text that is piped")
+    out, _ = running.communicate(b"", timeout=60)
+    assert (running.returncode, len(out) > 0) == (0, True)
 
 
 # ---- as real processes

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
 from infer_os.convert.source import HubSource
 from infer_os.models.catalog import CATALOG, find_model
+from infer_os.native.gguf_file import read_gguf_header
 from infer_os.planning import PlanRequest, make_answer
 from infer_os.runtime.choice import CHOSEN_TYPES
 from infer_os.runtime.settings import EngineSettings
@@ -112,8 +115,9 @@ def test_what_fits_follows_the_memory(
 def test_it_is_tidy_on_a_terminal(desk: Desk, columns: int, command: str) -> None:
     fetch("distilgpt2", "someone/tiny")
     text = shown(columns, "models", *command.split())
-    # paths stand for themselves, to be copied; everything else keeps within the terminal
-    lines = [line for line in text.split("\n") if not line.startswith(("/", "cache: "))]
+    # paths and commands stand for themselves, to be copied; all else keeps within the terminal
+    whole = ("/", "cache: ", "infer-os ")
+    lines = [line for line in text.split("\n") if not line.startswith(whole)]
     assert max(len(line) for line in lines) <= columns
     if command == "list":
         # every model of the catalog on a line of its own, with its numbers
@@ -149,12 +153,29 @@ def test_show_tells_everything(desk: Desk, run: Cli) -> None:
     text = run("models", "show", "distilgpt2").out
     for part in ("hub id", "draft partner", "prompt style", file["path"], file["commit"][:12]):
         assert part in text
+    assert (file["run"], file["context"]) == ("infer-os run distilgpt2 --type q4_0", 1024)
+    assert f"{file['run']}\n" in text
+    assert f"{file['bits_per_weight']:.2f} bits per weight" in text
+    made = datetime.fromisoformat(file["converted"])
+    assert abs(made.timestamp() - Path(file["path"]).stat().st_mtime) < 1
+    assert f"converted {made:%Y-%m-%d %H:%M}" in text
+
+
+def test_show_of_what_is_not_there_yet_says_how_to_get_it(desk: Desk, run: Cli) -> None:
+    assert run("models", "show", "gpt-j-6B").out.endswith("\ninfer-os pull gpt-j-6B\n")
 
 
 def test_show_of_what_is_in_no_catalog(desk: Desk, run: Cli) -> None:
     fetch("someone/tiny")
     told = json.loads(run("models", "show", "someone/tiny", "--json").out)
     assert [file["architecture"] for file in told["cached"]] == ["GPTNeoXForCausalLM"]
+    text = run("models", "show", "someone/tiny").out
+    header = read_gguf_header(Path(told["cached"][0]["path"]))
+    assert told["cached"][0]["parameters"] == header.n_params
+    assert re.search(rf"^context +{header.metadata['gptneox.context_length']} *$", text, re.M)
+    assert re.search(r"^parameters +0 M *$", text, re.M)
+    assert re.search(r"^on the disk +[\d.]+ KB *$", text, re.M)
+    assert "infer-os run someone/tiny --type q4_0\n" in text
     path = Path(told["cached"][0]["path"])
     path.write_bytes(path.read_bytes()[:-1])
     told = json.loads(run("models", "show", "someone/tiny", "--json").out)
@@ -168,6 +189,71 @@ def test_show_of_an_unknown_name(desk: Desk, run: Cli) -> None:
     assert (result.code, result.out) == (2, "")
     assert "gpt-j-6C: neither in the catalog nor in the cache; did you mean gpt-j-6B" in result.err
     assert "did you mean someone/tiny?" in run("models", "show", "someone/tinny").err
+
+
+# ---- inspect, of what is in the cache
+
+
+def test_inspect_takes_names(
+    desk: Desk, run: Cli, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch("distilgpt2", "someone/tiny", checkpoint)
+    desk.server.requests.clear()
+    for name in ("distilgpt2", "distilbert/distilGPT2", "someone/tiny", checkpoint):
+        told = json.loads(run("inspect", name, "--json").out)
+        assert told["metadata"]["general.file_type"] == 2
+    assert desk.server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["gpt-j-6B"], "EleutherAI/gpt-j-6B: it is not in the cache; infer-os pull gpt-j-6B puts"),
+        (["distilgpt2", "--type", "Q8_0"],
+         "q8_0 of it is not in the cache (but --type q4_0 is); infer-os pull distilgpt2 --type q8"),
+        (["distilgpt3"], "did you mean distilgpt2"),
+        (["m.gguf"], "m.gguf: no such file or folder"),
+    ],
+)  # fmt: skip
+def test_inspect_of_what_is_not_there(
+    desk: Desk, run: Cli, arguments: list[str], says: str
+) -> None:
+    fetch("distilgpt2")
+    desk.server.requests.clear()
+    assert says in run("inspect", *arguments).user_error
+    assert desk.server.requests == []
+
+
+# ---- pull
+
+
+def test_pull_fetches_and_says_where(desk: Desk, run: Cli) -> None:
+    first = run("pull", "distilgpt2", "--type", "q8_0")
+    assert first.code == 0, first.err
+    (path,) = desk.cache.rglob("*.gguf")
+    assert first.out == f"{path}\n"
+    assert first.err.endswith("KB; infer-os run distilgpt2 --type q8_0 runs it\n")
+    desk.server.requests.clear()
+    second = run("pull", "distilgpt2", "--json")
+    assert json.loads(second.out) == {"path": str(path), "bytes": path.stat().st_size}
+    assert "q8_0 from the cache; the hub was not asked" in second.err
+    assert desk.server.requests == []
+
+
+def test_pull_needs_no_memory_for_the_model(
+    desk: Desk, run: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from infer_os import planning
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("a plan was made")
+
+    monkeypatch.setattr(planning, "make_answer", refuse)
+    assert run("pull", "someone/tiny").code == 0
+
+
+def test_pull_of_no_model(desk: Desk, run: Cli) -> None:
+    assert "did you mean distilgpt2" in run("pull", "distilgpt3").user_error
 
 
 # ---- rm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,14 @@ def test_an_answer_goes_to_stdout_and_ends(desk: Desk, run: Cli, tmp_path: Path)
     assert prompted.code == piped.code == 0
     assert prompted.out == piped.out
     assert prompted.out.endswith("\n")
+    for words in (["distilgpt2", "Hello there"], ["--model", "distilgpt2", "Hello there"],
+                  ["distilgpt2", "-p", "Hello there"]):  # fmt: skip
+        assert run("run", *words, *SHORT).out == prompted.out
+    assert "(cut at 4 tokens; -n raises that)" in prompted.err
+    # a pipe stands in front of what was typed
+    joined = run("run", "distilgpt2", "in short?", *SHORT, stdin=b"A long\ntext\n\n")
+    assert joined.out == run("run", "distilgpt2", "A long\ntext\n\nin short?", *SHORT).out
+    assert joined.out != run("run", "distilgpt2", "in short?", *SHORT).out
     # one turn, in the model's frame: more tokens than the message has
     plain = run(*line, "--prompt", "Hello there", "--style", "plain")
     counts = [int(r.err.split("prompt ")[1].split()[0]) for r in (prompted, plain)]
@@ -153,7 +163,7 @@ def test_a_conversation_is_kept(desk: Desk, run: Cli, tmp_path: Path) -> None:
         (["--use-8bit", "--type", "q4_0", "-p", "x"], "--use-8bit and --type q4_0: give one"),
         (["--type", "q9", "-p", "x"], "unknown type 'q9'"),
         (["-p", ""], "the prompt is empty"),
-        ([], "the prompt is empty"),
+        ([], "nothing to answer: give a PROMPT"),
         (["-p", "x", "--style", "rude"], "--style rude: expected"),
     ],
 )
@@ -165,9 +175,37 @@ def test_bad_options_cost_no_download(
     assert desk.server.requests == []
 
 
-def test_nothing_to_answer_on_a_terminal(run: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("words", "answered", "talks"),
+    [
+        ([], [], True),
+        (["--interactive"], [], True),
+        (["Hi"], ["Hi"], False),
+        (["Hi", "--interactive"], ["Hi"], True),
+        (["-p", "Hi"], ["Hi"], False),
+    ],
+)
+def test_a_terminal_begins_a_conversation(
+    run: Cli, monkeypatch: pytest.MonkeyPatch, words: list[str], answered: list[str], talks: bool
+) -> None:
+    from infer_os.terminal import conversation
+
+    done: list[str] = []
+
+    def answer_one(session: object, message: str, *how: object) -> bool:
+        done.append(message)
+        return False
+
+    run_module = importlib.import_module("infer_os.commands.run")
     monkeypatch.setattr(cli.console, "stdin_is_terminal", lambda: True)
-    assert "or add --interactive" in run("run", "--model", "distilgpt2").user_error
+    monkeypatch.setattr(run_module, "conversation_on", lambda *how: nullcontext())
+    monkeypatch.setattr(conversation, "answer_one", answer_one)
+    monkeypatch.setattr(conversation, "converse", lambda *how: done.append("(talk)"))
+    # what is typed comes later: nothing is read from the terminal before
+    monkeypatch.setattr(cli.console, "read_stdin", lambda: pytest.fail("stdin was read"))
+    monkeypatch.setattr(cli.console, "stdin_is_piped", lambda: False)
+    assert run("run", "gpt2", *words).code == 0
+    assert done == answered + ["(talk)"] * talks
 
 
 # ---- names
@@ -296,6 +334,21 @@ def test_forbidden_network(
     second = run("run", "--model", name, "-p", "x", *SHORT)
     assert (second.code, second.out) == (0, first.out)
     assert "from the cache; the hub was not asked" in second.err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "MODEL is missing: give a catalog name"),
+        (["gpt2", "Hi", "--model", "gpt2"], "MODEL gpt2 and --model gpt2: give one of them"),
+        (["gpt2", "Hi", "-p", "Ho"], "'Hi' is a PROMPT; drop it, or --prompt"),
+        (["Hi", "--model", "gpt2", "-p", "Ho"], "'Hi' is a PROMPT, as --model names the MODEL"),
+        (["gpt2", " "], "the prompt is empty"),
+        (["gpt2"], "nothing to answer: give a PROMPT, pipe a text in, or add --interactive"),
+    ],
+)
+def test_words_that_do_not_go_together(run: Cli, words: list[str], says: str) -> None:
+    assert says in run("run", *words).user_error
 
 
 # ---- folders

@@ -23,6 +23,7 @@ from infer_os.convert import hub as client
 from infer_os.convert import hub_checkpoint, pipeline
 from infer_os.convert.errors import DownloadError, OutputError, SourceError
 from infer_os.convert.journal import Journal
+from infer_os.convert.source import HubSource
 
 FIRST, SECOND, THIRD, FOURTH = (f"model-{i:05}-of-00004.safetensors" for i in range(1, 5))
 LEFT = [".m.gguf.journal", ".m.gguf.part"]
@@ -156,6 +157,26 @@ def test_a_lost_network_leaves_what_came(desk: Desk, expected: bytes) -> None:
     assert desk.server.ranges(THIRD)[-1] == "bytes=20000-"
     assert "resume: 2 of 4 shards were written before" in report.notes
     assert (desk.made(), desk.cached()) == (["m.gguf"], [])
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("", "HF_ENDPOINT is set, but empty: expected an address such as https://hug"),
+        ("huggingface.co", "HF_ENDPOINT huggingface.co: expected an address"),
+        ("ftp://huggingface.co", "HF_ENDPOINT ftp://huggingface.co: expected"),
+        ("https://", "HF_ENDPOINT https://: expected"),
+    ],
+)
+def test_an_address_that_is_none_is_said_at_once(
+    monkeypatch: pytest.MonkeyPatch, address: str, says: str
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it was tried again"))
+    with pytest.raises(SourceError, match=says):
+        client.list_repository(HubSource("someone/tiny"))
 
 
 def test_attempts_wait(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,6 +158,7 @@ The system prompt is set.
 max_tokens 3
 > bye
 So
+(cut at 3 tokens; /set max_tokens raises that)
 > half
 Ctrl-D or /quit ends the program.
 >"""
@@ -200,6 +201,8 @@ The system prompt is set.
 max_tokens 3
 > bye
 So
+(cut at 3 tokens; /set max_tokens raises
+that)
 > half
 Ctrl-D or /quit ends the program.
 >"""

@@ -1,0 +1,35 @@
+"""The prompt of a command: what was typed, what was piped in, or both.
+
+A pipe and a file on stdin count, in front of the typed text, as ollama and llm have it; a terminal,
+/dev/null and a closed stdin do not. A pipe that stays open without a byte cannot be told from a
+slow one, so it is waited for, and a line on stderr says so.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..terminal import console
+
+_WAIT_S = 3.0
+
+
+def with_stdin(typed: str | None) -> bytes:
+    """A prompt from the command line, with what is piped in: that, a blank line, what was typed.
+
+    Args:
+        typed: the prompt, None if there is none; then all of stdin is it.
+    """
+    if typed is None:
+        return _read().removesuffix(b"\n")
+    data = os.fsencode(typed)
+    piped = _read().rstrip(b"\r\n") if console.stdin_is_piped() else b""
+    return piped + b"\n\n" + data if piped.strip() and data else data or piped
+
+
+def _read() -> bytes:
+    if not console.wait_for_stdin(_WAIT_S):
+        console.note(
+            "waiting for the end of the text that is piped in; if there is none, add </dev/null"
+        )
+    return console.read_stdin()

@@ -1,0 +1,26 @@
+"""``infer-os pull``."""
+
+from __future__ import annotations
+
+from ..store.files import ModelWish
+from ..terminal import console
+from . import loading, options
+from .groups import grouped
+
+
+@grouped()
+def pull(*, model: ModelWish, as_json: options.Json = False) -> None:
+    """Download and convert a model into the cache, without running it; print where it is.
+
+    What Ctrl-C or a broken connection leaves is continued by the same command.
+
+    Example: infer-os pull gpt-j-6B --type q8_0
+    """  # fmt: skip
+    path = loading.fetch(model)
+    n_bytes = path.stat().st_size
+    if as_json:
+        console.answer_json({"path": str(path), "bytes": n_bytes})
+        return
+    console.answer(str(path))
+    kind = f" --type {model.type}" if model.type else ""
+    console.note(f"{console.size(n_bytes)}; infer-os run {model.text}{kind} runs it")
