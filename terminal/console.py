@@ -15,7 +15,10 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from .wrapping import WordWrap
 
 
 class Progress(Protocol):
@@ -26,14 +29,36 @@ class Progress(Protocol):
         ...
 
 
-def answer(text: str, end: str = "\n") -> None:
-    """Print to stdout at once; on a terminal, without characters that would steer it."""
+def answer(text: str, end: str = "\n", wrap: WordWrap | None = None) -> None:
+    """Print to stdout at once; on a terminal, without characters that would steer it.
+
+    ``wrap`` breaks the text between words, see :func:`word_wrap`.
+    """
     if sys.stdout.isatty():
         text = "".join(c if c in "\n\t" or c.isprintable() else printable(c) for c in text)
+    if wrap is not None:
+        text = wrap.push(text)
     data = (text + end).encode("utf-8", "replace")
     sys.stdout.flush()
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
+
+
+def word_wrap() -> WordWrap | None:
+    """What breaks a text between words while it is written to stdout; None where that is no
+    terminal, or one without a cursor that moves."""
+    if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
+        return None
+    from .wrapping import WordWrap
+
+    def columns() -> int:
+        # not of $COLUMNS, which is as old as the shell's last prompt
+        try:
+            return os.get_terminal_size(sys.stdout.fileno()).columns or 80
+        except OSError:
+            return 80
+
+    return WordWrap(columns)
 
 
 def answer_json(value: object) -> None:

@@ -102,8 +102,9 @@ def _print_reply(chat: Chat, message: str, raise_limit: str) -> bool:
     reply = session.reply(message, sampling, chat.stops)
     interrupted = False
     try:
+        wrap = console.word_wrap()
         for text in without_first_space(reply):
-            console.answer(text, end="")
+            console.answer(text, end="", wrap=wrap)
     except KeyboardInterrupt:
         interrupted = True
     finally:

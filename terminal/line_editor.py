@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from . import console
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import Completer
-    from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings
 
 _CONTINUED = "... "
@@ -35,6 +34,14 @@ class Entry:
 
     text: str
     is_command: bool
+
+
+class Entries(Protocol):
+    """What was entered before, for prompt_toolkit."""
+
+    def remember(self, entry: str) -> None:
+        """Add an entry, of one line or more, unless it is the last one again."""
+        ...
 
 
 class _Ended(Exception):
@@ -57,18 +64,24 @@ def read_entries(
     shown = console.prompt_stream()
     if not console.stdin_is_terminal() or shown is None:
         ask: Callable[[str], str] = _read_pipe
+        remember: Callable[[], None] = _forget
         swallow: tuple[type[BaseException], ...] = ()
     else:
-        ask, swallow = _terminal(shown, commands, history), (KeyboardInterrupt,)
+        ask, remember = _terminal(shown, commands, history)
+        swallow = (KeyboardInterrupt,)
     while True:
+        entry: Entry | None = None
+        ended = False
         try:
             entry = _read_entry(prompt, ask)
         except swallow:
-            yield None
+            pass
         except _Ended:
+            ended = True
+        remember()  # before the answer, which may be long
+        if ended:
             return
-        else:
-            yield entry
+        yield entry
 
 
 def _read_entry(prompt: str, ask: Callable[[str], str]) -> Entry:
@@ -95,6 +108,10 @@ def _read_entry(prompt: str, ask: Callable[[str], str]) -> Entry:
     return Entry(command + text, bool(command))
 
 
+def _forget() -> None:
+    """A pipe has no history."""
+
+
 def _read_pipe(_prompt: str) -> str:
     data = console.read_line()
     if not data:
@@ -104,7 +121,8 @@ def _read_pipe(_prompt: str) -> str:
 
 def _terminal(
     shown: TextIO, commands: Mapping[str, tuple[str, ...]], history: Path
-) -> Callable[[str], str]:
+) -> tuple[Callable[[str], str], Callable[[], None]]:
+    """What asks for a line, and what then remembers the lines of an entry as one."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.output.vt100 import Vt100_Output
     from prompt_toolkit.shortcuts import CompleteStyle
@@ -113,19 +131,26 @@ def _terminal(
     # asking the terminal for the cursor's place would keep it raw after Enter until it answers,
     # and a Ctrl-C in that time would be lost
     output.enable_cpr = False
+    kept, lines = _open_history(history), list[str]()
     session: PromptSession[Any] = PromptSession(
-        history=_open_history(history), completer=_completer(commands), output=output,
+        history=kept, completer=_completer(commands), output=output,
         key_bindings=_key_bindings(), multiline=True, prompt_continuation=_continuation,
         complete_while_typing=False, complete_style=CompleteStyle.READLINE_LIKE,
     )  # fmt: skip
 
     def ask(prompt: str) -> str:
         try:
-            return _whole(str(session.prompt(prompt)))
+            line = _whole(str(session.prompt(prompt)))
         except EOFError:
             raise _Ended from None
+        lines.append(line)
+        return line
 
-    return ask
+    def remember() -> None:
+        kept.remember("\n".join(lines))
+        lines.clear()
+
+    return ask, remember
 
 
 def _whole(text: str) -> str:
@@ -140,7 +165,7 @@ def _continuation(_width: int, _line: int, wrapped: int) -> str:
 
 def _key_bindings() -> KeyBindings:
     from prompt_toolkit.enums import DEFAULT_BUFFER
-    from prompt_toolkit.filters import has_focus
+    from prompt_toolkit.filters import has_focus, has_selection
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     bindings = KeyBindings()
@@ -151,12 +176,51 @@ def _key_bindings() -> KeyBindings:
     def enter(event: KeyPressEvent) -> None:
         event.current_buffer.validate_and_handle()
 
+    @bindings.add("backspace", filter=typing & ~has_selection)
+    def backspace(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        for _ in range(event.arg):
+            before = buffer.document.text_before_cursor
+            buffer.delete_before_cursor(max(1, len(_last_grapheme(before))))
+
+    @bindings.add("delete", filter=typing & ~has_selection)
+    def delete(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        for _ in range(event.arg):
+            buffer.delete(max(1, len(_first_grapheme(buffer.document.text_after_cursor))))
+
+    @bindings.add("left", filter=typing)
+    def left(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        for _ in range(event.arg):
+            buffer.cursor_left(len(_last_grapheme(buffer.document.current_line_before_cursor)))
+
+    @bindings.add("right", filter=typing)
+    def right(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        for _ in range(event.arg):
+            buffer.cursor_right(len(_first_grapheme(buffer.document.current_line_after_cursor)))
+
     @bindings.add("escape", "enter", filter=typing)
     @bindings.add("escape", "c-j", filter=typing)
     def break_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
     return bindings
+
+
+def _first_grapheme(text: str) -> str:
+    """What a person sees as the first letter: a family of emoji, a letter with its accents."""
+    from wcwidth import iter_graphemes
+
+    return next(iter(iter_graphemes(text)), "")
+
+
+def _last_grapheme(text: str) -> str:
+    """Likewise the last one."""
+    from wcwidth import grapheme_boundary_before
+
+    return text[grapheme_boundary_before(text, len(text)) :] if text else ""
 
 
 def _completer(commands: Mapping[str, tuple[str, ...]]) -> Completer:
@@ -183,16 +247,29 @@ def _completer(commands: Mapping[str, tuple[str, ...]]) -> Completer:
     return Commands()
 
 
-def _open_history(path: Path) -> History:
+def _open_history(path: Path) -> Entries:
     """The history in a file for its owner alone; in memory where there can be none."""
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
+    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
-    class PrivateHistory(FileHistory):
+    class Whole(History):
+        """Takes entries as a whole; what the editor hands over, line by line, is none."""
+
+        def append_string(self, string: str) -> None:
+            pass
+
+        def remember(self, entry: str) -> None:
+            if entry.strip() and self.get_strings()[-1:] != [entry]:
+                super().append_string(entry)
+
+    class InFile(Whole, FileHistory):
         def store_string(self, string: str) -> None:
             # a full disk is no reason to end a conversation, nor is (in older prompt_toolkits) half
             # a character
             with suppress(OSError):
                 super().store_string(_whole(string))
+
+    class InMemory(Whole, InMemoryHistory):
+        pass
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -203,5 +280,5 @@ def _open_history(path: Path) -> History:
             os.close(descriptor)
     except OSError as error:
         console.note(f"note: {path}: {error.strerror}; what is typed is not kept")
-        return InMemoryHistory()
-    return PrivateHistory(str(path))
+        return InMemory()
+    return InFile(str(path))

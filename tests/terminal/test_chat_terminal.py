@@ -249,8 +249,8 @@ def test_a_resize_in_the_midst_of_a_chat(start: Callable[..., Screen]) -> None:
     assert screen.text.splitlines()[-5:] == [
         "> 日本語を話せますか? 日本語を話せますか",
         "?",
-        "You said 日本語を話せますか? 日本語を話せ",
-        "ますか?",
+        "You said 日本語を話せますか? 日本語を話",
+        "せますか?",
         ">",
     ]
 
@@ -270,3 +270,15 @@ def test_errors_and_figures_at_40_columns_cut_no_word(start: Callable[..., Scree
     ]
     figures = " ".join(lines[at + 5 :])
     assert all(f" {word} " in figures for word in ("tokens", "RSS", "anonymous,", "planned"))
+
+
+def test_words_are_not_cut_at_the_edge(start: Callable[..., Screen]) -> None:
+    screen = start(30, 500, "-n", "200")
+    screen.type("acknowledged universally by everybody")
+    screen.end()
+    assert screen.text.splitlines()[-4:] == [
+        "everybody",
+        "You said acknowledged",
+        "universally by everybody",
+        ">",
+    ]

@@ -98,7 +98,7 @@ def test_an_interrupt_while_the_last_chunk_is_printed_counts(
 ) -> None:
     """What may begin a stop string is held back until the model has ended its reply."""
 
-    def interrupt(text: str, end: str = "\n") -> None:
+    def interrupt(text: str, end: str = "\n", wrap: object = None) -> None:
         if "Us" in text:
             raise KeyboardInterrupt
 
@@ -112,7 +112,7 @@ def test_an_interrupt_while_printing_ends_the_reply_alone(
 ) -> None:
     printed: list[str] = []
 
-    def interrupt(text: str, end: str = "\n") -> None:
+    def interrupt(text: str, end: str = "\n", wrap: object = None) -> None:
         printed.append(text)
         if len(printed) == 3:
             raise KeyboardInterrupt

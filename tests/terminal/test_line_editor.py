@@ -209,6 +209,42 @@ def test_the_history_stays_in_a_private_file(typist: Typist, history: Path) -> N
     again.end()
 
 
+def test_a_block_is_recalled_as_a_whole(typist: Typist, history: Path) -> None:
+    typist.got("before\r")
+    for line in ('"""', "one", "one", "", "  two"):
+        typist.child.send(line + "\r")
+        typist.ready()
+    assert typist.got('"""\r') == r"'one\none\n\n  two' False"
+    # the cursor stands in the last line of the block
+    assert typist.got(f"{UP}\r") == r"'one\none\n\n  two' False"
+    assert typist.got(f"{UP * 7}\r") == "'before' False"
+    typist.end()
+    entries = history.read_text().split("\n# ")
+    assert [entry.count("\n+") for entry in entries[1:]] == [1, 6, 1]
+
+
+FAMILY, FLAG, ACCENT = (
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "\U0001f1ef\U0001f1f5",
+    "e\u0301",
+)
+LEFT, RIGHT, DELETE = "\x1b[D", "\x1b[C", "\x1b[3~"
+
+
+@pytest.mark.parametrize("letter", [FAMILY, FLAG, ACCENT, "猫", "x"])
+def test_a_letter_of_several_characters_is_one(typist: Typist, letter: str) -> None:
+    for keys, line in (
+        (f"a{letter}\x7f", "a"),
+        (f"a{letter}{letter}\x7f", f"a{letter}"),
+        (f"a{letter}{LEFT}b", f"ab{letter}"),
+        (f"a{letter}{LEFT * 2}{RIGHT}b{RIGHT}c", f"ab{letter}c"),
+        (f"a{letter}b{LEFT * 2}{DELETE}", "ab"),
+        (f"a{LEFT * 5}\x7f{DELETE}{DELETE}b", "b"),
+    ):
+        assert typist.got(f"{keys}\r") == f"{line!a} False"
+    typist.end()
+
+
 def test_a_history_that_others_can_read_is_closed(history: Path) -> None:
     history.parent.mkdir()
     history.write_text("")

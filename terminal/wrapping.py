@@ -1,0 +1,98 @@
+"""Break text between words while it is being written to a terminal.
+
+Goes in: text as it comes, in pieces of any size. Comes out: the same text with line breaks and
+cursor movements, so that each piece shows at once and a word that reaches the edge moves to the
+next line as a whole. Line breaks and indentation of the text's own stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+_JOINER = "\u200d"
+_TAB = 8
+#: What may not begin a line, of the scripts that are broken between any two letters.
+_CLOSING = frozenset(
+    "、。，．・：；？！゛゜ヽヾゝゞ々ー’”）〕］｝〉》」』】…ぁぃぅぇぉっゃゅょァィゥェォッャュョ"
+)
+
+
+class WordWrap:
+    """The cursor's place in a line, and the word that stands before it."""
+
+    def __init__(self, columns: Callable[[], int]) -> None:
+        """Begin at the start of a line; ``columns`` says how wide the terminal is now."""
+        self._columns = columns
+        self._width = columns()
+        self._start = 0  # column where the word begins
+        self._word = ""
+        # whether the word cannot be moved: it fills its line, or its column is not known
+        self._fixed = False
+        self._lost = False  # the terminal was resized in this line
+        self._after_break = False  # a line break of ours was the last: blanks are dropped
+
+    def push(self, text: str) -> str:
+        """What to write for the next piece of text."""
+        if (width := max(self._columns(), 2)) != self._width:
+            # where the terminal has put the cursor is not known up to the next line
+            self._start, self._word = self._column() % width, ""
+            self._fixed = self._lost = True
+            self._width = width
+        return "".join(map(self._character, text))
+
+    def _character(self, c: str) -> str:
+        if c == "\n":
+            self._lost = False
+            self._begin(0)
+            self._after_break = False
+            return c
+        if c in " \t":
+            return self._blank(c)
+        self._after_break = False
+        if self._may_break_before(c):
+            self._begin(self._column())
+        if self._start + _width(self._word + c) <= self._width:
+            self._word += c
+            return c
+        if self._fixed or self._start == 0:
+            # longer than a line: the terminal breaks it, so that it can be copied whole
+            self._start, self._word, self._fixed = 0, c, True
+            return c
+        # back to the word's beginning, clear it, and write it on the next line
+        back = f"\r\x1b[{self._start}C\x1b[K" if self._word else ""
+        self._start, self._word = 0, self._word + c
+        return f"{back}\n{self._word}"
+
+    def _blank(self, c: str) -> str:
+        if self._after_break:
+            return ""
+        column = self._column()
+        after = column + 1 if c == " " else (column // _TAB + 1) * _TAB
+        if after > self._width:
+            self._lost = False
+            self._begin(0)
+            self._after_break = True
+            return "\n"
+        self._begin(after)
+        return c
+
+    def _begin(self, column: int) -> None:
+        self._start, self._word, self._fixed = column, "", self._lost
+
+    def _column(self) -> int:
+        return self._start + _width(self._word)
+
+    def _may_break_before(self, c: str) -> bool:
+        """Whether a new word begins, though no blank stands before it."""
+        if not self._word or c in _CLOSING or self._word.endswith(_JOINER):
+            return False
+        wide = _width(c) == 2
+        # zero-width characters belong to what stands before them
+        return wide or (_width(self._word[-1]) == 2 and c.isalnum())
+
+
+def _width(text: str) -> int:
+    """Columns of a text without control characters."""
+    from wcwidth import wcswidth
+
+    return max(0, wcswidth(text))
