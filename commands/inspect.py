@@ -5,20 +5,20 @@ from __future__ import annotations
 from ..store.files import ModelWish, cached_file
 from ..terminal import console, render
 from . import options
-from .groups import grouped
 
 
-@grouped()
-def inspect(*, model: ModelWish, as_json: options.Json = False) -> None:
+def inspect(
+    model: options.CachedModel, type: options.CachedType = "", as_json: options.Json = False
+) -> None:
     """Show what a GGUF file holds: metadata, tensors with types and sizes, bits per weight.
 
-    A name or a folder stands for its file in the cache; nothing is downloaded or converted.
+    Nothing is downloaded or converted for it.
 
     Example: infer-os inspect gpt2-large --type q8_0
     """  # fmt: skip
     from ..native.gguf_file import read_gguf_header
 
-    header = read_gguf_header(cached_file(model))
+    header = read_gguf_header(cached_file(ModelWish(model, type)))
     if as_json:
         console.answer_json(render.header_json(header))
     else:

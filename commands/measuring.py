@@ -27,7 +27,7 @@ Report = Annotated[
 BenchModel = Annotated[
     str,
     typer.Argument(
-        metavar="[MODEL]", help="As for generate; without one, the bundled model.",
+        metavar="MODEL", help="As for generate; without one, the bundled model.",
         show_default=False,
     ),
 ]  # fmt: skip
@@ -85,7 +85,7 @@ Tokens = Annotated[
 EvalModels = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[MODEL]...",
+        metavar="MODEL",
         help="As for generate; several GGUF files are compared with each other. Without one, "
         "the bundled model.",
         show_default=False,

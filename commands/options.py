@@ -35,6 +35,31 @@ Model = Annotated[
         show_default=False, autocompletion=completing.model_names,
     ),
 ]  # fmt: skip
+PlanModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A GGUF file, a checkpoint folder, a catalog name (gpt-j-6B) or a hub id "
+        "(EleutherAI/gpt-j-6B), of which no more than the config is read.",
+        show_default=False, autocompletion=completing.model_names,
+    ),
+]  # fmt: skip
+CachedModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A GGUF file; or a checkpoint folder, a catalog name (gpt-j-6B) or a hub id "
+        "(EleutherAI/gpt-j-6B) that was converted into the cache.",
+        show_default=False, autocompletion=completing.model_names,
+    ),
+]  # fmt: skip
+CachedType = Annotated[
+    str,
+    typer.Option(
+        "--type", metavar="T", help="Which of its types in the cache.",
+        show_default="q4_0, else the largest", autocompletion=completing.type_names,
+    ),
+]  # fmt: skip
 ModelType = Annotated[
     str,
     typer.Option(

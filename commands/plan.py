@@ -12,7 +12,7 @@ from .groups import count_option, size_option
 
 
 def plan(
-    model: options.Model,
+    model: options.PlanModel,
     memory: options.Memory = "",
     context: options.Context = None,
     type: Annotated[

@@ -20,7 +20,7 @@ def run(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="A catalog name (gpt-j-6B), a hub id (EleutherAI/gpt-j-6B), a checkpoint folder "
             "or a GGUF file. What is no file yet is converted once, into the cache.",
             show_default=False,
@@ -30,7 +30,7 @@ def run(
     prompt: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PROMPT]",
+            metavar="PROMPT",
             help="Answer this message and end; what is piped in stands in front of it. Without "
             "one, a pipe is the message, and a terminal begins a conversation.",
             show_default=False,

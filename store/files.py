@@ -126,7 +126,7 @@ def model_file(wish: ModelWish, settings: EngineSettings | None, report: Reporte
         report.note(f"{shelf.title}: {kind.lower()} from the cache{asked}")
         return path
     if damage is not None:
-        report.note(f"note: {damage}; it is converted anew")
+        report.note(f"note: {damage}; it is converted again")
     try:
         _convert(shelf, kind, settings, report)
     except UnreachableError as error:

@@ -87,7 +87,7 @@ def _help(chat: Chat, argument: str) -> None:
 
 def _reset(chat: Chat, argument: str) -> None:
     chat.session.reset()
-    console.note("The conversation starts anew.")
+    console.note("The conversation starts over.")
 
 
 def _undo(chat: Chat, argument: str) -> None:

@@ -634,7 +634,7 @@ def test_chat_reads_lines(
     result = run("chat", "m.gguf")
     assert (result.code, result.out) == (0, "hello\n")
     assert "/nonsense: no such command" in result.err
-    assert "The conversation starts anew." in result.err
+    assert "The conversation starts over." in result.err
     assert re.search("/reset +forget", result.err)
     assert "5 tokens" not in result.out
     assert "| end]" in result.err

@@ -66,3 +66,25 @@ def test_a_partner_that_is_not_to_be_had(monkeypatch: pytest.MonkeyPatch) -> Non
     assert asked.notes == ["note: --draft auto: no network; lookup is used"]
     with pytest.raises(UnreachableError):
         asked.draft("distilgpt2", "gpt-j-6B", Path("x"))
+
+
+def test_no_rate_is_claimed_before_the_first_guess() -> None:
+    from types import SimpleNamespace
+    from typing import Any
+
+    from infer_os.runtime.speculative.report import DrafterReport, SpeculationReport
+    from infer_os.terminal.render import speculation_line
+
+    def line(*drafters: DrafterReport) -> str:
+        report = SpeculationReport(drafters, 0, 10.0, {})
+        engine: Any = SimpleNamespace(speculation=SimpleNamespace(report=lambda: report))
+        return str(speculation_line(engine))
+
+    idle = DrafterReport("lookup", 0, 0, 0, 0.4, 0.01, 1.0, True)
+    assert line(idle).endswith("| lookup: no guess]")
+    used = DrafterReport("lookup", 8, 6, 3, 0.7, 0.01, 1.5, True)
+    assert line(used).endswith("| lookup: 6 of 8 right, 70 % of late]")
+    off = DrafterReport("gpt2", 8, 1, 3, 0.1, 0.01, 0.8, False)
+    assert line(off).endswith(
+        "gpt2: 1 of 8 right, 10 % of late, off: expected 0.80 times the speed]"
+    )

@@ -411,7 +411,7 @@ def test_a_damaged_conversion_is_made_anew(
     path.write_bytes({"truncated": data[:-1], "empty": b"", "no GGUF": b"x" * 99}[damage])
     second = run(*line)
     assert (second.code, second.out) == (0, first.out)
-    assert "it is converted anew" in second.err
+    assert "it is converted again" in second.err
     assert path.read_bytes() == data
 
 
