@@ -131,7 +131,8 @@ def _terminal(
     # asking the terminal for the cursor's place would keep it raw after Enter until it answers,
     # and a Ctrl-C in that time would be lost
     output.enable_cpr = False
-    kept, lines = _open_history(history), list[str]()
+    kept: Any = _open_history(history)
+    lines: list[str] = []
     session: PromptSession[Any] = PromptSession(
         history=kept, completer=_completer(commands), output=output,
         key_bindings=_key_bindings(), multiline=True, prompt_continuation=_continuation,
