@@ -21,6 +21,7 @@ from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
 from infer_os.models.network import MetadataValue
+from infer_os.native.gguf_file import SPECIAL_NAMES
 
 from .errors import OutputError
 from .journal import sync_folder
@@ -255,10 +256,6 @@ def _add_value(writer: Any, key: str, value: MetadataValue) -> None:
         writer.add_string(key, value)
 
 
-#: GGUF's names of special tokens, where they are not Hugging Face's; the first has its spelling.
-_SPECIAL_NAMES = {"sep": "seperator", "unk": "unknown", "pad": "padding"}
-
-
 def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
@@ -273,7 +270,7 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     else:
         writer.add_token_merges(vocabulary.merges)
     for name, number in vocabulary.special.items():
-        writer.add_uint32(f"tokenizer.ggml.{_SPECIAL_NAMES.get(name, name)}_token_id", number)
+        writer.add_uint32(f"tokenizer.ggml.{SPECIAL_NAMES.get(name, name)}_token_id", number)
     writer.add_add_bos_token(vocabulary.add_bos)
     writer.add_add_eos_token(vocabulary.add_eos)
     if vocabulary.normalizer:

@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 from .errors import GgufError
 from .ggml_types import GgmlType, ggml_types
 
+#: GGUF's names of special tokens, where they are not Hugging Face's; the first has its spelling.
+SPECIAL_NAMES = {"sep": "seperator", "unk": "unknown", "pad": "padding"}
+
 # far above any real file; a larger count is a broken or hostile header
 _MOST_TENSORS = 1 << 16
 _MOST_KEYS = 1 << 16

@@ -15,7 +15,7 @@ import llama_cpp
 
 from .backend import faster_layouts, kernel_status
 from .errors import ModelLoadError
-from .gguf_file import GgufHeader, read_gguf_header
+from .gguf_file import SPECIAL_NAMES, GgufHeader, read_gguf_header
 from .graph_check import check_graph
 from .logs import forget_complaints, last_complaint, route_logs
 from .owner import Owner
@@ -165,10 +165,10 @@ class Vocab:
         return [text for text, kind in pairs if kind == _CONTROL and text]
 
     def special_text(self, name: str) -> str:
-        """How the "bos" or "eos" token is spelled; "" if there is none."""
+        """How the "bos", "eos", "unk", "pad", "sep", "cls" or "mask" token is spelled, or ""."""
         metadata = self._header.metadata
         # llama.cpp has its own idea of one that the file does not name
-        token = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        token = metadata.get(f"tokenizer.ggml.{SPECIAL_NAMES.get(name, name)}_token_id")
         if not isinstance(token, int):
             return ""
         return next(islice(metadata.get("tokenizer.ggml.tokens", ()), token, None), "")

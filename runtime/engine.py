@@ -70,7 +70,7 @@ class Vocabulary(Protocol):
         ...
 
     def special_text(self, name: str) -> str:
-        """How the "bos" or "eos" token is spelled; "" if there is none."""
+        """How the "bos", "eos", "unk", "pad", "sep", "cls" or "mask" token is spelled, or ""."""
         ...
 
 

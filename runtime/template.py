@@ -1,29 +1,34 @@
 """Chat templates: the jinja2 text in a model's file that says how its conversations are written.
 
-They come from strangers: jinja2's immutable sandbox renders them, and they see placeholders
-instead of messages. What they write around those is read with its special tokens, the messages that
-take the places are not.
+A template sees the messages themselves, so that what it computes of them is what transformers
+computes. Of every character that it writes it is known whether the template wrote it or a message
+did: only the template's own text is read with its special tokens.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import secrets
-import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
 
 from infer_os.models.styles import TEMPLATE
 
 from .engine import Vocabulary
 from .errors import TemplateFailure
 from .frame import Drawn, Message, Piece, PieceTokenizer, Turn, Typed
+from .rendering import FIRST_MESSAGE, OWN, Conversation, Rendering, render
 
-if TYPE_CHECKING:
-    from jinja2 import Template
+#: The special tokens that transformers gives a template, each if the model has it.
+_VARIABLES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
+#: Renderings of earlier replies' beginnings that are remembered.
+_MOST_LEADS = 4096
+#: What is put behind a message to see whether a template reads it.
+_PROBE = " Qx7"
 
-_LONGEST_REASON = 200
+#: Runs of a rendering: whose text, and the text.
+Runs = tuple[tuple[int, str], ...]
+
+_ASKED = (Message("user", "Hello"), Message("assistant", "Yes."), Message("user", "Thanks"))
 
 
 class TemplateFrame:
@@ -42,18 +47,19 @@ class TemplateFrame:
         Raises:
             TemplateFailure: it cannot be compiled or rendered, or leaves messages out.
         """
-        # nothing that a person types can look like this, and no filter changes it
-        self._mark = f"x{secrets.token_hex(12)}x"
-        self._holder = re.compile(f"{self._mark}([surm])([0-9]+)z")
+        self._template = template
+        self._vocab = vocab
         self._tokenizer = PieceTokenizer(vocab)
-        self._template = _compile(template)
-        self._variables = {"bos_token": vocab.special_text("bos"),
-                           "eos_token": vocab.special_text("eos")}  # fmt: skip
-        self.merges_system = False
-        self._leads: dict[tuple[bool, int], str] = {}
-        parts = self._holder.split(self._render(False, 1, True))
-        self.stops, self.ends = self._closing(parts)
-        self.merges_system = not self._takes_system()
+        spelled = {f"{name}_token": vocab.special_text(name) for name in _VARIABLES}
+        self._variables = {name: text for name, text in spelled.items() if text}
+        self._leads: dict[tuple[Message, ...], Runs | None] = {}
+        asked = Conversation(_ASKED, True)
+        headed = Conversation((Message("system", "Be kind."), _ASKED[0]), True)
+        first, with_system = self._render([asked, headed])
+        rendering = _whole(first)
+        self._check_shown(asked, rendering, (2,))
+        self.stops, self.ends = self._closing(asked, rendering)
+        self.merges_system = not self._takes_system(headed, with_system)
 
     def tokens(self, system: str, turns: Sequence[Turn], message: str | None) -> list[int]:
         """See :meth:`~.frame.Frame.tokens`."""
@@ -63,135 +69,179 @@ class TemplateFrame:
 
     def written_tokens(self, messages: Sequence[Message]) -> list[int]:
         """See :meth:`~.frame.Frame.written_tokens`."""
-        return self._tokenizer.encode(self._written(messages), again=False)
+        if messages[0].role == "system" and self.merges_system:
+            messages = _merged(messages[0].content, messages[1:])
+        asked = Conversation(tuple(messages), True)
+        rendering = _whole(self._render([asked])[0])
+        self._check_shown(asked, rendering, range(len(messages)))
+        return self._tokenizer.encode(map(_piece, rendering.runs), again=False)
 
-    def _written(self, messages: Sequence[Message]) -> Iterator[Piece]:
-        first = messages[0]
-        if first.role == "system" and self.merges_system:
-            messages = _merged(first.content, messages[1:])
-        held = [(m.role, f"{self._mark}m{i}z") for i, m in enumerate(messages)]
-        text = self._rendered(held, asks=True)
-        for role, holder in held:
-            if holder not in text:
-                raise TemplateFailure(f"the chat template leaves out a message of the {role}")
-        parts = self._holder.split(text)
-        yield parts[0]
-        for index, after in zip(parts[2::3], parts[3::3], strict=True):
-            yield Typed(messages[int(index)].content)
-            yield after
-
-    def _pieces(self, system: str, turns: Sequence[Turn], message: str | None) -> Iterator[Piece]:
-        apart = bool(system) and not self.merges_system
-        parts = self._holder.split(self._render(apart, len(turns), message is not None))
-        yield parts[0]
-        for at in range(1, len(parts), 3):
-            kind, index, after = parts[at], int(parts[at + 1]), parts[at + 2]
-            if kind == "s":
-                yield Typed(system)
-            elif kind == "r":
-                yield Drawn(turns[index].reply)
+    def _pieces(self, system: str, turns: Sequence[Turn], message: str | None) -> list[Piece]:
+        messages = self._messages(system, turns, message)
+        first = len(messages) - 2 * len(turns) - (message is not None)
+        replies = range(first + 1, first + 2 * len(turns), 2)
+        whole = Conversation(messages, message is not None)
+        rendering = self._with_leads(whole, replies)
+        if message is not None:
+            self._check_shown(whole, rendering, (len(messages) - 1,))
+        drawn = {
+            FIRST_MESSAGE + place: Drawn(turn.reply)
+            for place, turn in zip(replies, turns, strict=True)
+        }
+        pieces: list[Piece] = []
+        # the last message that was seen, and where the text behind it begins
+        last, behind = -1, 0
+        for mark, text in rendering.runs:
+            place = mark - FIRST_MESSAGE
+            reply = drawn.get(mark)
+            if reply is not None and text.strip() == messages[place].content.strip():
+                lead = self._leads[messages[:place]]
+                if last == place - 1 and lead is not None:
+                    pieces[behind:] = map(_piece, lead)
+                pieces.append(reply)
             else:
-                asked = turns[index].message if index < len(turns) else message or ""
-                if self.merges_system and system and index == 0:
-                    asked = _behind(system, asked)
-                yield Typed(asked)
-                if parts[at + 3 : at + 5] == ["r", str(index)]:
-                    after = self._lead(apart, index)
-            yield after
+                pieces.append(_piece((mark, text)))
+            if place >= 0:
+                last, behind = place, len(pieces)
+        return pieces
 
-    def _lead(self, system: bool, index: int) -> str:
-        """What the template wrote behind a message when its reply was drawn.
+    def _messages(
+        self, system: str, turns: Sequence[Turn], message: str | None
+    ) -> tuple[Message, ...]:
+        """The conversation as a template sees it."""
+        messages = []
+        for turn in turns:
+            reply = b"".join(map(self._vocab.piece, turn.reply)).decode("utf-8", "replace")
+            messages += [Message("user", turn.message), Message("assistant", reply)]
+        if message is not None:
+            messages.append(Message("user", message))
+        if not system:
+            return tuple(messages)
+        if self.merges_system:
+            return tuple(_merged(system, messages))
+        return (Message("system", system), *messages)
 
-        What it writes there of a reply that is known may differ, often by a space that the model
-        draws itself; the tokens in the cache stand behind this.
+    def _with_leads(self, whole: Conversation, replies: Sequence[int]) -> Rendering:
+        """The template's text; :attr:`_leads` then knows what came before each of the replies.
+
+        That is what the template wrote behind a message when its reply was drawn. What it writes
+        there of a reply that is known may differ, often by a space that the model draws itself; the
+        tokens in the cache stand behind this.
         """
-        if (system, index) not in self._leads:
-            text = self._render(system, index, True)
-            self._leads[system, index] = text.rpartition(f"{self._mark}u{index}z")[2]
-        return self._leads[system, index]
+        if len(self._leads) > _MOST_LEADS:
+            self._leads.clear()
+        prompts = [whole.messages[:place] for place in replies]
+        missing = [messages for messages in prompts if messages not in self._leads]
+        first, *earlier = self._render([whole, *(Conversation(m, True) for m in missing)])
+        for messages, lead in zip(missing, earlier, strict=True):
+            self._leads[messages] = _behind_last(lead, len(messages) - 1)
+        rendering = _whole(first)
+        if whole.asks:
+            self._leads[whole.messages] = _behind_last(rendering, len(whole.messages) - 1)
+        return rendering
 
-    def _render(self, system: bool, n_turns: int, asks: bool) -> str:
-        """The template's text for so many turns and perhaps a message, with placeholders."""
-        messages = [("system", f"{self._mark}s0z")] if system else []
-        for i in range(n_turns):
-            messages += [("user", f"{self._mark}u{i}z"), ("assistant", f"{self._mark}r{i}z")]
-        last = f"{self._mark}u{n_turns}z"
-        if asks:
-            messages.append(("user", last))
-        text = self._rendered(messages, asks=asks)
-        if asks and last not in text:
-            raise TemplateFailure("the chat template leaves out the last message")
-        return text
+    def _render(self, conversations: Sequence[Conversation]) -> list[Rendering | TemplateFailure]:
+        return render(self._template, self._variables, conversations)
 
-    def _rendered(self, messages: Sequence[tuple[str, str]], *, asks: bool) -> str:
-        """The template's text of roles and contents; ``asks``: a reply shall follow."""
+    def _check_shown(
+        self, conversation: Conversation, rendering: Rendering, places: Sequence[int]
+    ) -> None:
+        """Refuse a template that writes the same whatever one of these messages says.
+
+        Raises:
+            TemplateFailure: it does.
+        """
+        unseen = [place for place in places if not rendering.holds(place)]
+        if not unseen:
+            return
+        others = self._render([_changed(conversation, place) for place in unseen])
+        for place, other in zip(unseen, others, strict=True):
+            if isinstance(other, Rendering) and other.text == rendering.text:
+                last = conversation.asks and place == len(conversation.messages) - 1
+                which = (
+                    "the last message"
+                    if last
+                    else f"a message of the {conversation.messages[place].role}"
+                )
+                raise TemplateFailure(f"the chat template leaves out {which}")
+
+    def _takes_system(self, headed: Conversation, rendering: Rendering | TemplateFailure) -> bool:
+        if isinstance(rendering, TemplateFailure):
+            return False
         try:
-            return self._template.render(
-                messages=[{"role": role, "content": content} for role, content in messages],
-                add_generation_prompt=asks,
-                **self._variables,
-            )
-        # a template can fail in as many ways as a program
-        except Exception as error:
-            raise TemplateFailure(f"the chat template fails: {_reason(error)}") from error
-
-    def _takes_system(self) -> bool:
-        try:
-            return f"{self._mark}s0z" in self._render(True, 0, True)
+            self._check_shown(headed, rendering, (0,))
         except TemplateFailure:
             return False
+        return True
 
-    def _closing(self, parts: Sequence[str]) -> tuple[tuple[str, ...], frozenset[int]]:
+    def _closing(
+        self, asked: Conversation, rendering: Rendering
+    ) -> tuple[tuple[str, ...], frozenset[int]]:
         """What ends a reply: the text or the special token that follows one in the template."""
-        for kind, after in zip(parts[1::3], parts[3::3], strict=True):
-            if kind == "r":
-                text, special = self._tokenizer.first_special(after)
-                if text.strip():
-                    return (text.rstrip(),), frozenset()
-                return (), frozenset([self._tokenizer.special_token(special)] if special else ())
-        raise TemplateFailure("the chat template leaves out the replies")
+        runs = _behind_last(rendering, 1)
+        if runs is None:
+            # the template changes replies so that they are not known again: what stays the same
+            # behind another one follows it
+            other = self._render([_changed(asked, 1)])[0]
+            if not isinstance(other, Rendering) or other.text == rendering.text:
+                raise TemplateFailure("the chat template leaves out the replies")
+            runs = _common_end(rendering, other)
+        text, special = self._tokenizer.first_special(_up_to_message(runs))
+        if text.strip():
+            return (text.rstrip(),), frozenset()
+        return (), frozenset([self._tokenizer.special_token(special)] if special else ())
 
 
-def _behind(system: str, message: str) -> str:
-    """A message behind the system prompt that the template has no place for."""
-    return f"{system}\n\n{message}"
+def _whole(rendering: Rendering | TemplateFailure) -> Rendering:
+    """A rendering; raises the failure that took its place."""
+    if isinstance(rendering, TemplateFailure):
+        raise rendering
+    return rendering
+
+
+def _piece(run: tuple[int, str]) -> Piece:
+    """A run as a frame's piece: only what the template wrote may be special tokens."""
+    mark, text = run
+    return text if mark == OWN else Typed(text)
+
+
+def _behind_last(rendering: Rendering | TemplateFailure, message: int) -> Runs | None:
+    """The runs behind the last one of a message; None if none of its text is seen."""
+    if isinstance(rendering, TemplateFailure) or not rendering.holds(message):
+        return None
+    runs = rendering.runs
+    last = max(i for i, (mark, _) in enumerate(runs) if mark == FIRST_MESSAGE + message)
+    return runs[last + 1 :]
+
+
+def _common_end(one: Rendering, other: Rendering) -> Runs:
+    """The runs at the end of a rendering that another one ends with as well."""
+    both = zip(reversed(one.text), reversed(other.text), strict=False)
+    left = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both))
+    runs: list[tuple[int, str]] = []
+    for mark, text in reversed(one.runs):
+        if not left:
+            break
+        runs.insert(0, (mark, text[-left:]))
+        left -= len(runs[0][1])
+    return tuple(runs)
+
+
+def _up_to_message(runs: Runs) -> str:
+    """The text of runs until a message begins."""
+    before = itertools.takewhile(lambda run: run[0] < FIRST_MESSAGE, runs)
+    return "".join(text for _, text in before)
+
+
+def _changed(conversation: Conversation, place: int) -> Conversation:
+    """The conversation, one of whose messages says something else."""
+    messages = list(conversation.messages)
+    messages[place] = replace(messages[place], content=messages[place].content + _PROBE)
+    return replace(conversation, messages=tuple(messages))
 
 
 def _merged(system: str, messages: Sequence[Message]) -> list[Message]:
-    """The messages, the first of the user behind the system prompt."""
+    """The messages, the first of the user behind the system prompt, which has no other place."""
     first = next(i for i, message in enumerate(messages) if message.role == "user")
-    merged = Message("user", _behind(system, messages[first].content))
+    merged = Message("user", f"{system}\n\n{messages[first].content}")
     return [*messages[:first], merged, *messages[first + 1 :]]
-
-
-def _compile(template: str) -> Template:
-    import jinja2
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    # as transformers sets it up (apply_chat_template), for which templates are written
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = time.strftime
-    try:
-        return environment.from_string(template)
-    except (jinja2.TemplateError, RecursionError) as error:
-        raise TemplateFailure(f"the chat template is malformed: {_reason(error)}") from error
-
-
-def _refuse(message: object) -> NoReturn:
-    import jinja2
-
-    raise jinja2.TemplateError(str(message))
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 3] + "..."
