@@ -33,8 +33,8 @@ from .frame import Message
 #: Whose text a run is: see :mod:`.chat_sandbox.marked`.
 UNKNOWN, OWN, FIRST_MESSAGE = 0, 1, 2
 
-#: Processor time of a request, and its time by the clock with the start of the process, seconds.
-SECONDS, PATIENCE = 4.0, 8.0
+#: Processor time of a request, and the time by the clock until a caller gives up, seconds.
+SECONDS, PATIENCE = 3.0, 6.0
 #: Address space of the process, bytes.
 MEMORY = 512 << 20
 _LARGEST_TEMPLATE = 1 << 20
@@ -71,9 +71,15 @@ class Rendering:
 
 
 def render(
-    template: str, variables: dict[str, str], conversations: Sequence[Conversation]
+    template: str,
+    variables: dict[str, str],
+    conversations: Sequence[Conversation],
+    until: float | None = None,
 ) -> list[Rendering | TemplateFailure]:
     """Render conversations: for each what the template writes, or why it does not.
+
+    ``until`` is the moment of ``time.monotonic()`` to give up at, by default :data:`PATIENCE` from
+    now.
 
     Raises:
         TemplateFailure: it takes too long, too much memory, or ends the process.
@@ -88,7 +94,8 @@ def render(
         ],
     }
     with _LOCK:
-        answers = _exchange(json.dumps(request).encode() + b"\n")
+        line = json.dumps(request).encode() + b"\n"
+        answers = _exchange(line, time.monotonic() + PATIENCE if until is None else until)
     return [
         TemplateFailure(f"the chat template {answer}")
         if isinstance(answer, str)
@@ -102,9 +109,8 @@ _LOCK = threading.Lock()
 _RUNNING: list[subprocess.Popen[bytes]] = []
 
 
-def _exchange(line: bytes) -> list[str | list[tuple[int, str]]]:
+def _exchange(line: bytes, deadline: float) -> list[str | list[tuple[int, str]]]:
     """The process' answer to a request; a process that fails is ended, the next call starts one."""
-    deadline = time.monotonic() + PATIENCE
     if _RUNNING and _RUNNING[0].poll() is not None:
         _end()
     if not _RUNNING:

@@ -8,6 +8,7 @@ did: only the template's own text is read with its special tokens.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from infer_os.models.styles import TEMPLATE
 from .engine import Vocabulary
 from .errors import TemplateFailure
 from .frame import Drawn, Message, Piece, PieceTokenizer, Turn, Typed
-from .rendering import FIRST_MESSAGE, OWN, Conversation, Rendering, render
+from .rendering import FIRST_MESSAGE, OWN, PATIENCE, Conversation, Rendering, render
 
 #: The special tokens that transformers gives a template, each if the model has it.
 _VARIABLES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
@@ -35,7 +36,7 @@ class TemplateFrame:
     """The frame that a chat template makes.
 
     ``merges_system`` says that the template has no place for a system prompt, which therefore goes
-    in front of the first message.
+    in front of the first message; ``variables`` are the special tokens by name.
     """
 
     name = TEMPLATE
@@ -49,9 +50,11 @@ class TemplateFrame:
         """
         self._template = template
         self._vocab = vocab
+        # one call may render several times, and all of it has an end
+        self._until = time.monotonic() + PATIENCE
         self._tokenizer = PieceTokenizer(vocab)
         spelled = {f"{name}_token": vocab.special_text(name) for name in _VARIABLES}
-        self._variables = {name: text for name, text in spelled.items() if text}
+        self.variables = {name: text for name, text in spelled.items() if text}
         self._leads: dict[tuple[Message, ...], Runs | None] = {}
         asked = Conversation(_ASKED, True)
         headed = Conversation((Message("system", "Be kind."), _ASKED[0]), True)
@@ -65,10 +68,12 @@ class TemplateFrame:
         """See :meth:`~.frame.Frame.tokens`."""
         if message is None and not turns:
             return []
+        self._until = time.monotonic() + PATIENCE
         return self._tokenizer.encode(self._pieces(system, turns, message))
 
     def written_tokens(self, messages: Sequence[Message]) -> list[int]:
         """See :meth:`~.frame.Frame.written_tokens`."""
+        self._until = time.monotonic() + PATIENCE
         if messages[0].role == "system" and self.merges_system:
             messages = _merged(messages[0].content, messages[1:])
         asked = Conversation(tuple(messages), True)
@@ -141,7 +146,7 @@ class TemplateFrame:
         return rendering
 
     def _render(self, conversations: Sequence[Conversation]) -> list[Rendering | TemplateFailure]:
-        return render(self._template, self._variables, conversations)
+        return render(self._template, self.variables, conversations, self._until)
 
     def _check_shown(
         self, conversation: Conversation, rendering: Rendering, places: Sequence[int]

@@ -42,11 +42,11 @@ class _Literals(NodeTransformer):
     def __init__(self, literals: list[Marked]) -> None:
         self._literals = literals
 
-    def visit_TemplateData(self, node: nodes.TemplateData) -> nodes.Node:  # noqa: N802
+    def visit_TemplateData(self, node: nodes.TemplateData) -> nodes.Node:
         """Text outside of all tags."""
         return nodes.MarkSafeIfAutoescape(self._reference(node.data)).set_lineno(node.lineno)
 
-    def visit_Const(self, node: nodes.Const) -> nodes.Node:  # noqa: N802
+    def visit_Const(self, node: nodes.Const) -> nodes.Node:
         """A constant."""
         return self._reference(node.value) if type(node.value) is str else node
 

@@ -12,7 +12,6 @@ import json
 import os
 import resource
 import signal
-import sys
 from typing import Any
 
 from .environment import compiled, rendered
@@ -31,21 +30,22 @@ def serve(memory: int, seconds: float) -> None:
         seconds: processor time for a request; the process ends when it is spent.
     """
     _limit(memory)
-    for line in sys.stdin.buffer:
-        # without a handler, these end the process whatever it does
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-        signal.setitimer(signal.ITIMER_REAL, 2 * seconds)
-        enough = True
-        try:
-            answer = json.dumps(_answers(json.loads(line)))
-        except MemoryError:
-            answer, enough = '"memory"', False
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        sys.stdout.buffer.write(answer.encode() + b"\n")
-        sys.stdout.buffer.flush()
-        if not enough:
-            return
+    with open(0, "rb") as source, open(1, "wb") as sink:
+        for line in source:
+            # without a handler, these end the process whatever it does
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+            signal.setitimer(signal.ITIMER_REAL, 2 * seconds)
+            enough = True
+            try:
+                answer = json.dumps(_answers(json.loads(line)))
+            except MemoryError:
+                answer, enough = '"memory"', False
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            sink.write(answer.encode() + b"\n")
+            sink.flush()
+            if not enough:
+                return
 
 
 def _limit(memory: int) -> None:

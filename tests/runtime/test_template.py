@@ -206,6 +206,96 @@ def test_dialogpts_own_template_is_its_style() -> None:
     assert TemplateFrame(template, vocab).tokens("S", TURNS, "Bye") == mine
 
 
+# ---- what a template computes of messages
+
+THINKING = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|u|>{{ m.content }}{% elif m.role == "
+    "'assistant' %}<|a|>{{ m.content.split('</think>')[-1] | trim }}{{ eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|a|><think>{% endif %}"
+)
+
+
+def test_a_reply_that_the_template_rewrites_is_fed_as_it_writes_it() -> None:
+    frame = TemplateFrame(THINKING, ByteVocabulary())
+    turns = (Turn("1", tuple(b"hm </think> Two.")), Turn("3", tuple(b" Four. ")))
+    assert text_of(frame.tokens("", turns, "5")) == (
+        # the second stands in the cache as it was drawn, behind what was written before it
+        f"<|u|>1<|a|>Two.{END_TEXT}<|u|>3<|a|><think> Four. {END_TEXT}<|u|>5<|a|><think>"
+    )
+
+
+def test_a_session_goes_on_behind_a_rewritten_reply() -> None:
+    replies = [b"hm</think> Two.", b" Four."]
+    starts: list[int] = []
+
+    def script(tokens: Sequence[int]) -> int:
+        if not starts or tokens[-7:] == list(b"<think>"):
+            starts.append(len(tokens))
+        said = len(tokens) - starts[-1]
+        reply = replies[min(len(starts), len(replies)) - 1]
+        return reply[said] if said < len(reply) else END
+
+    engine = FakeEngine(script, 500, chat_template=THINKING)
+    session = Session(engine, make_frame("template", engine))
+    assert "".join(session.reply("1", GREEDY, STOP)) == "hm</think> Two."
+    assert "".join(session.reply("3", GREEDY, STOP)) == " Four."
+    asked = len("<|u|>1<|a|>Two.E<|u|>3<|a|><think>") - len("<|u|>1<|a|>")
+    assert session.last.timings.computed_tokens == asked
+    record = session.record()
+    assert record.turns[0].reply == tuple(replies[0])
+    before = session.tokens()
+    session.reset()
+    session.resume(record)
+    assert session.tokens() == before
+    session.undo()
+    assert text_of(session.tokens()) == f"<|u|>1<|a|>Two.{END_TEXT}"
+
+
+@pytest.mark.parametrize("reply", [b" ok", b" ok \n", b"\xe6\x9d", b"a <|endoftext|> b"])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_reply_that_is_written_whole_or_trimmed_keeps_its_tokens(name: str, reply: bytes) -> None:
+    frame = TemplateFrame(TEMPLATES[name], ByteVocabulary())
+    asked = [*frame.tokens("S", (), "q"), *reply]
+    assert frame.tokens("S", (Turn("q", tuple(reply)),), "Bye")[: len(asked)] == asked
+
+
+def test_what_a_template_leaves_out_is_seen_by_what_it_does() -> None:
+    lossy = "{% for m in messages %}{{ m.content | urlize }}{{ m.content | indent }}|{% endfor %}"
+    frame = TemplateFrame(lossy, ByteVocabulary())
+    assert frame.stops == ("|",)
+    assert text_of(frame.tokens("", (Turn("a", (66,)),), "")) == "aa|BB||"
+
+
+@pytest.mark.parametrize("content", ["text", END_TEXT, "endoftext|>", "x"])
+def test_no_mixture_with_a_message_is_special(content: str) -> None:
+    mixed = (
+        "{% for m in messages %}<|endof{{ m.content }}|>{{ '<|' ~ m.content }}|>"
+        "{{ eos_token.replace('text', m.content) }}{{ eos_token }}{% endfor %}"
+    )
+    frame = TemplateFrame(mixed, ByteVocabulary())
+    tokens = frame.written_tokens([Message("user", content)])
+    assert tokens.count(END) == 1
+    assert tokens[-1] == END
+    spelled = f"<|endof{content}|><|{content}|>{END_TEXT.replace('text', content)}{END_TEXT}"
+    assert text_of(tokens) == spelled
+
+
+class SpecialVocabulary(ByteVocabulary):
+    """One that has every special token but one."""
+
+    def special_text(self, name: str) -> str:
+        return "" if name == "sep" else f"<{name}>"
+
+
+def test_every_special_token_is_there_and_no_other() -> None:
+    names = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
+    template = "".join(f"{{{{ {n}_token if {n}_token is defined }}}}" for n in names)
+    template += "{{ tools is none }}{{ documents is none }}{% for m in messages %}{{ m.content }}."
+    frame = TemplateFrame(template + "{% endfor %}", SpecialVocabulary())
+    wanted = "<bos><eos><unk><pad><cls><mask>TrueTruea."
+    assert text_of(frame.written_tokens([Message("user", "a")])) == wanted
+
+
 # ---- what cannot be used
 
 REFUSED = {
