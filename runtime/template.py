@@ -94,7 +94,7 @@ class TemplateFrame:
             for place, turn in zip(replies, turns, strict=True)
         }
         pieces: list[Piece] = []
-        # the last message that was seen, and where the text behind it begins
+        # the last text that is not the template's own, and where what stands behind it begins
         last, behind = -1, 0
         for mark, text in rendering.runs:
             place = mark - FIRST_MESSAGE
@@ -106,7 +106,7 @@ class TemplateFrame:
                 pieces.append(reply)
             else:
                 pieces.append(_piece((mark, text)))
-            if place >= 0:
+            if mark != OWN:
                 last, behind = place, len(pieces)
         return pieces
 
@@ -191,7 +191,7 @@ class TemplateFrame:
             if not isinstance(other, Rendering) or other.text == rendering.text:
                 raise TemplateFailure("the chat template leaves out the replies")
             runs = _common_end(rendering, other)
-        text, special = self._tokenizer.first_special(_up_to_message(runs))
+        text, special = self._tokenizer.first_special(_own_beginning(runs))
         if text.strip():
             return (text.rstrip(),), frozenset()
         return (), frozenset([self._tokenizer.special_token(special)] if special else ())
@@ -232,10 +232,9 @@ def _common_end(one: Rendering, other: Rendering) -> Runs:
     return tuple(runs)
 
 
-def _up_to_message(runs: Runs) -> str:
-    """The text of runs until a message begins."""
-    before = itertools.takewhile(lambda run: run[0] < FIRST_MESSAGE, runs)
-    return "".join(text for _, text in before)
+def _own_beginning(runs: Runs) -> str:
+    """The text that runs begin with, as far as it is the template's own."""
+    return "".join(text for _, text in itertools.takewhile(lambda run: run[0] == OWN, runs))
 
 
 def _changed(conversation: Conversation, place: int) -> Conversation:
