@@ -16,6 +16,7 @@ from .models.catalog import CatalogModel, find_model, near_names
 from .models.shape import ModelShape, network_shape
 from .native.backend import KernelStatus, faster_layouts, kernel_status
 from .native.gguf_file import read_gguf_header
+from .native.layouts import Layouts, llama_layouts
 from .runtime.bandwidth import (
     Bandwidth,
     known_bandwidth,
@@ -93,6 +94,7 @@ class SystemReport:
     cpu: Cpu
     extensions: Extensions
     kernels: KernelStatus
+    layouts: Layouts
     bandwidth: Bandwidth
     disk: Disk
     ranking: tuple[RankedModel, ...]
@@ -260,6 +262,7 @@ def make_report() -> SystemReport:
         cpu=cpu,
         extensions=extensions,
         kernels=kernels,
+        layouts=llama_layouts(),
         bandwidth=bandwidth,
         disk=read_disk(cache_folder()),
         ranking=tuple(rank(budget)),

@@ -25,6 +25,7 @@ from random_model import GEOMETRIES, make_folder
 
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
+from infer_os.native.layouts import llama_layouts
 from infer_os.native.residency import peak_rss_bytes
 from infer_os.runtime.batch.engine import BatchEngine
 from infer_os.runtime.batch.records import Record
@@ -54,7 +55,7 @@ def batched_bench(program: Path, model: Path, given: argparse.Namespace, n_ctx: 
         "512", "-npp", str(given.prompt), "-ntg", str(given.tokens), "-npl", str(given.parallel),
         "-t", str(given.threads), "-tb", str(given.threads), "--output-format", "jsonl",
         "--load-mode", "mmap" if given.load == "mmap" else "none",
-        *(["--no-repack"] if given.load == "mmap" else []),
+        *(["--no-repack"] if given.load == "mmap" or llama_layouts().reason else []),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -40,6 +40,7 @@ from infer_os.native.backend import start_kernels
 from infer_os.native.context import Context, ContextParams
 from infer_os.native.cpu import multiply_rate, read_bandwidth
 from infer_os.native.gguf_file import read_gguf_header
+from infer_os.native.layouts import llama_layouts
 from infer_os.native.library import llama_version
 from infer_os.native.model import Model
 
@@ -275,6 +276,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", help="for the temporary model")
     arguments = parser.parse_args()
+    if "repacked" in arguments.sides and (reason := llama_layouts().reason):
+        kept = [side for side in arguments.sides.split(",") if side != "repacked"]
+        arguments.sides = ",".join(kept)
+        print(f"repacked is left out: {reason}", file=sys.stderr)
     what = {"steps": steps, "prefill": prefill, "depth": depth, "small": small}
     what[arguments.what](arguments, Where(arguments))
 

@@ -11,15 +11,16 @@
 
 int main(int argc, char ** argv) {
     if (argc != 6) {
-        fprintf(stderr, "usage: token_loop MODEL N_CTX N_THREADS N_STEPS REPACK\n");
+        fprintf(stderr, "usage: token_loop MODEL N_CTX N_THREADS N_STEPS LOAD\n"
+                        "LOAD: 0 mapped, 1 copied, 2 copied into other layouts\n");
         return 2;
     }
     const int n_ctx = atoi(argv[2]), n_threads = atoi(argv[3]), n_steps = atoi(argv[4]);
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     llama_backend_init();
     llama_model_params mp = llama_model_default_params();
-    mp.use_extra_bufts    = atoi(argv[5]) != 0;
-    mp.load_mode          = mp.use_extra_bufts ? LLAMA_LOAD_MODE_NONE : LLAMA_LOAD_MODE_MMAP;
+    mp.use_extra_bufts    = atoi(argv[5]) == 2;
+    mp.load_mode          = atoi(argv[5]) != 0 ? LLAMA_LOAD_MODE_NONE : LLAMA_LOAD_MODE_MMAP;
     llama_model * model   = llama_model_load_from_file(argv[1], mp);
     if (!model) {
         return 1;

@@ -22,6 +22,7 @@ from random_model import GEOMETRIES, make_folder
 
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
+from infer_os.native.layouts import llama_layouts
 from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.generate import Generation, PlainSource, stream_tokens
 from infer_os.runtime.settings import EngineSettings, SamplingSettings
@@ -78,8 +79,10 @@ def main() -> None:
         make_folder(arguments.geometry, folder / "model")
         gguf = folder / "model.gguf"
         convert(ConvertSettings(folder / "model", gguf, arguments.type))
+        # layouts that would end the process here are not asked for, as by our engine
+        loaded = "0" if arguments.load == "mmap" else "2" if llama_layouts().types else "1"
         command = [str(build_loop(folder)), str(gguf), str(n_ctx), str(arguments.threads),
-                   str(arguments.steps), str(int(arguments.load == "fast"))]  # fmt: skip
+                   str(arguments.steps), loaded]  # fmt: skip
         settings = EngineSettings(n_ctx, arguments.load, arguments.threads)
         with (
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -3,6 +3,7 @@
     ConvertError
     ├── SourceError         no such folder, not a checkpoint, a file of it that cannot be used
     │   ├── FileFormatError a malformed or truncated shard, index or tokenizer file
+    │   ├── SourceChanged   a shard that was cut or overwritten while it was read
     │   └── PlanError       tensors that are missing or of the wrong shape: every gap in one message
     ├── UnsupportedError    an architecture, tokenizer or type that cannot be expressed
     ├── OutputError         an output that exists, cannot be written, or does not fit on the disk
@@ -31,6 +32,12 @@ class SourceError(ConvertError):
 
 class FileFormatError(SourceError):
     """A file of the checkpoint is malformed or truncated."""
+
+
+class SourceChanged(SourceError):
+    """A shard is not what it was when it was opened; nothing of the conversion stays."""
+
+    exit_code: ClassVar[int] = 1
 
 
 class PlanError(SourceError):

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from infer_os.models.rotation import ROTATION, ROTATION_KEY
 from infer_os.native.errors import GgufError
 from infer_os.native.gguf_file import GgufArray, GgufHeader, read_gguf_header, tensor_array
+from infer_os.native.watched_file import WatchedFile
 
 from .errors import FileFormatError, SourceError
 
@@ -152,10 +153,15 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
     """
     _refuse_legacy(path)
     try:
-        header = read_gguf_header(path)
-        return _from_header(header)
+        with WatchedFile(path) as watch:
+            matrix = _from_header(read_gguf_header(path))
+            if complaint := watch.complaint():
+                raise FileFormatError(complaint)
+            return matrix
     except GgufError as error:
         raise FileFormatError(str(error)) from error
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _from_header(header: GgufHeader) -> ImportanceMatrix:

@@ -393,6 +393,7 @@ def _job_blocks(
         ends_only=ends_only,
     )
     for data, n_bytes, stats in blocks:
+        file.check()
         if stats.n_not_finite:
             raise SourceError(
                 f"{file.path}: tensor {name!r} holds {stats.n_not_finite} values that are NaN or "

@@ -6,12 +6,12 @@ Anything else is taken as the folder that it seems to name, which then does not 
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from infer_os.models.catalog import CatalogModel, find_model
+from infer_os.native.cache import cache_folder as cache_folder
 
 from .errors import SourceError, UnsupportedError
 
@@ -71,9 +71,3 @@ def find_source(text: str, revision: str | None = None) -> Path | HubSource:
         raise UnsupportedError(f"--revision {revision!r}: expected a branch, a tag or a commit")
     repository = known.id if known else text
     return HubSource(repository, revision or (known.revision if known else "main"), known)
-
-
-def cache_folder() -> Path:
-    """Where downloads live: ``INFER_OS_CACHE``, else ``~/.cache/infer-os``."""
-    named = os.environ.get("INFER_OS_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "infer-os"

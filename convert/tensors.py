@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer_os.native.owner import Owner
+from infer_os.native.watched_file import WatchedFile
 
-from .errors import FileFormatError
+from .errors import FileFormatError, SourceChanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,14 @@ class TensorFile(Protocol):
         """The tensor as a read-only array (any strides); bfloat16 as uint16."""
         ...
 
+    def check(self) -> None:
+        """See that what was read of it is what the file held when it was opened.
+
+        Raises:
+            SourceChanged: it is not.
+        """
+        ...
+
     def close(self) -> None:
         """Let the file go."""
         ...
@@ -88,14 +97,23 @@ class MappedFile(Owner):
         """
         self.path = path
         try:
+            self._watch = WatchedFile(path)
             with path.open("rb") as file:
                 self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError as error:  # mmap refuses an empty file
+            self._watch.close()
             raise FileFormatError(f"{path}: the file is empty; download it again") from error
         except OSError as error:
             raise FileFormatError(f"{path}: cannot be read: {error.strerror}") from error
 
+    def check(self) -> None:
+        """See :meth:`TensorFile.check`."""
+        complaint = self._watch.complaint()
+        if complaint:
+            raise SourceChanged(f"{complaint}; convert again once it is complete")
+
     def close(self) -> None:
         """Unmap the file, or leave that to the last array that still looks at it."""
+        self._watch.close()
         with contextlib.suppress(BufferError):
             self._mapped.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ import llama_cpp
 from .cpu import repacked_types, used_features
 from .ggml_types import ggml_types
 from .kv_state import KvGeometry
+from .layouts import llama_layouts, wanted_layouts
 from .library import build_complaint, build_info, load_library
 from .logs import route_logs
 
@@ -118,7 +119,26 @@ def _most_columns() -> int:
 
 def faster_layouts(status: KernelStatus) -> frozenset[str]:
     """Tensor types that gain from llama.cpp's repacking: ours compute in the file's own layout."""
-    return repacked_types(used_features()) - taken_types(status)
+    return llama_layouts().types - taken_types(status)
+
+
+def file_layouts(kinds: Iterable[str], status: KernelStatus) -> frozenset[str]:
+    """Types of a file's tensors that are laid out anew; see :func:`~.layouts.wanted_layouts`."""
+    return wanted_layouts(kinds, llama_layouts(), taken_types(status))
+
+
+def layout_notes(kinds: Iterable[str], status: KernelStatus) -> tuple[str, ...]:
+    """What a user who asked for another layout should know, if the file stays as it is.
+
+    Args:
+        kinds: types of the file's tensors.
+        status: whether our kernels run.
+    """
+    layouts = llama_layouts()
+    wanted = repacked_types(used_features()).intersection(kinds) - taken_types(status)
+    if not layouts.reason or not wanted:
+        return ()
+    return (f"weights keep the file's layout: llama.cpp's AMX layout: {layouts.reason}",)
 
 
 @contextmanager

@@ -65,6 +65,8 @@ class BatchContext(Owner):
             ModelLoadError: llama.cpp cannot create it (usually: not enough memory).
         """
         self.params = params
+        self._model = model
+        self._most_outputs = max(params.n_outputs, params.n_seq)
         # llama.cpp divides the cells among the sequences, rounded up to 256 each
         sizes = ContextSizes(
             params.n_ctx * params.n_seq, params.n_batch, params.n_seq, params.n_outputs,
@@ -118,11 +120,18 @@ class BatchContext(Owner):
         Raises:
             ContextFull: a sequence has no room left.
             Interrupted: an interrupt came; the cache holds a part of the rows.
+            ModelChanged: the model's file is not what was loaded any more.
             DecodeError: anything else, with llama_decode's code.
         """
         n = len(rows)
         if not 1 <= n <= self.n_batch:
             raise DecodeError(f"a batch of {n} rows; expected 1 to {self.n_batch}")
+        n_outputs = int(np.count_nonzero(rows.outputs))
+        if n_outputs > self._most_outputs:  # llama.cpp would end the process
+            raise DecodeError(
+                f"{n_outputs} rows of logits at once; this context has room for "
+                f"{self._most_outputs}"
+            )
         self._tokens[:n] = rows.tokens
         self._positions[:n] = rows.positions
         self._sequences[:n] = rows.sequences
@@ -132,6 +141,7 @@ class BatchContext(Owner):
         if code != 0:
             full = f"no room in the context of {self.params.n_ctx} tokens per sequence"
             raise decode_failure(code, full)
+        self._model.check()
 
     def logits(self, n: int) -> NDArray[np.float32]:
         """The ``n`` rows of logits of the last decode, (n, n_vocab), in the order of its rows.

@@ -71,7 +71,9 @@ class Context(Owner):
             ModelLoadError: llama.cpp cannot create it (usually: not enough memory).
         """
         self.params = params
+        self._model = model
         n_seq = 1 + params.window
+        self._most_outputs = max(params.n_outputs_max, n_seq)
         sizes = ContextSizes(
             params.n_ctx, min(params.n_batch, params.n_ctx), n_seq, params.n_outputs_max,
             params.n_threads, params.type_k, params.type_v, params.window, params.rotate, True,
@@ -111,6 +113,7 @@ class Context(Owner):
         code = llama_cpp.llama_decode(self._pointer, batch)
         if code != 0:
             raise self._failure(code)
+        self._model.check()
 
     def decode(
         self, tokens: Sequence[int] | NDArray[np.int32], position: int, *, outputs: int = 1
@@ -122,11 +125,17 @@ class Context(Owner):
         Raises:
             ContextFull: the cache has no room.
             Interrupted: an interrupt came; the cache holds a part of the tokens.
+            ModelChanged: the model's file is not what was loaded any more.
             DecodeError: anything else, with llama_decode's code.
         """
         n = len(tokens)
         if not 1 <= n <= self.n_batch:
             raise DecodeError(f"a batch of {n} tokens; expected 1 to {self.n_batch}")
+        if not 0 <= outputs <= min(n, self._most_outputs):  # llama.cpp would end the process
+            raise DecodeError(
+                f"{outputs} rows of logits of {n} tokens; this context has room for "
+                f"{self._most_outputs}"
+            )
         self._tokens[:n] = tokens
         self._positions[:n] = np.arange(position, position + n, dtype=np.int32)
         self._outputs[:n] = 0
@@ -136,6 +145,7 @@ class Context(Owner):
         code = llama_cpp.llama_decode(self._pointer, self._batch)
         if code != 0:
             raise self._failure(code)
+        self._model.check()
 
     def sample(self, sampler: SamplerChain, row: int = -1) -> int:
         """Draw a token from a row of logits, inside C; the sampler remembers it."""

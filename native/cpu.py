@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import llama_cpp
@@ -31,16 +32,23 @@ def parse_features(info: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def repacked_types(features: tuple[str, ...]) -> frozenset[str]:
+#: The feature whose layout may end the process, see ``layouts.py``.
+AMX = "AMX_INT8"
+
+
+def repacked_types(features: Sequence[str]) -> frozenset[str]:
     """Tensor types that llama.cpp lays out anew for such a CPU, if it may.
 
-    ``ggml_repack_get_optimal_repack_type`` in ggml-cpu/repack.cpp, for x86 and ARM.
+    ``ggml_repack_get_optimal_repack_type`` in ggml-cpu/repack.cpp, for x86 and ARM, and
+    ``qtype_has_amx_kernels`` in ggml-cpu/amx/common.h. Those that no model here has are left out.
     """
     types: set[str] = set()
     if "REPACK" in features and "AVX2" in features:
         types |= {"q4_0", "q4_k", "iq4_nl"}
     if "REPACK" in features and "NEON" in features and "DOTPROD" in features:
         types |= {"q4_0", "q4_k", "q5_k", "q6_k", "iq4_nl", "q8_0"}
+    if AMX in features and "AVX512_VNNI" in features:
+        types |= {"q4_0", "q4_1", "q8_0", "q4_k", "q5_k", "q6_k", "iq4_xs"}
     return frozenset(types)
 
 
@@ -84,3 +92,14 @@ def multiply_rate(n_threads: int, *, seconds: float = 0.1, scaled: bool = False)
     if status != 0:
         raise NativeError(f"cannot measure how fast {n_threads} threads multiply bytes here")
     return float(rate.value)
+
+
+@functools.cache
+def possible_threads(n_threads: int) -> int:
+    """Of so many threads, how many this process can have at once.
+
+    OpenMP, which llama.cpp and our kernels compute with, ends the process where one fails to start.
+    """
+    function = load_library().inferos_possible_threads
+    function.argtypes, function.restype = [ctypes.c_int32], ctypes.c_int32
+    return int(function(n_threads))

@@ -9,6 +9,7 @@
     ├── GrammarError      a grammar or a JSON schema that cannot be used
     ├── EvaluateError     models and tokens that cannot be evaluated together
     └── DecodeError       llama_decode failed
+        ├── ModelChanged  the model's file was cut or overwritten while it was in use
         ├── ContextFull   no room left in the KV cache
         └── Interrupted   aborted by Ctrl-C
 
@@ -59,6 +60,10 @@ class DecodeError(NativeError):
     """llama_decode failed."""
 
     exit_code: ClassVar[int] = 1
+
+
+class ModelChanged(DecodeError):
+    """The mapped file has changed: what was computed since is worth nothing."""
 
 
 class ContextFull(DecodeError):

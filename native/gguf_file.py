@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from .errors import GgufError
 from .ggml_types import GgmlType, ggml_types
+from .watched_file import WatchedFile
 
 #: GGUF's names of special tokens, where they are not Hugging Face's; the first has its spelling.
 SPECIAL_NAMES = {"sep": "seperator", "unk": "unknown", "pad": "padding"}
@@ -134,6 +135,22 @@ def read_gguf_header(path: Path) -> GgufHeader:
     Raises:
         GgufError: no such file, not a GGUF, or a header that is truncated or inconsistent.
     """
+    try:
+        watch = WatchedFile(path)
+    except FileNotFoundError:
+        raise GgufError(f"{path}: no such file") from None
+    except OSError as error:
+        raise GgufError(f"{path}: cannot be read: {error.strerror}") from None
+    with watch:
+        try:
+            return _read_watched(path)
+        finally:
+            # what was read of a file that was cut meanwhile means nothing, an error included
+            if complaint := watch.complaint():
+                raise GgufError(complaint)
+
+
+def _read_watched(path: Path) -> GgufHeader:
     try:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -13,14 +13,15 @@ from typing import Any
 
 import llama_cpp
 
-from .backend import faster_layouts, kernel_status
-from .errors import ModelLoadError
+from .backend import file_layouts, kernel_status
+from .errors import GgufError, ModelChanged, ModelLoadError
 from .gguf_file import SPECIAL_NAMES, GgufHeader, read_gguf_header
 from .graph_check import check_graph
 from .logs import forget_complaints, last_complaint, route_logs
 from .owner import Owner
 from .text_rules import TextRules, read_text_rules
 from .unigram import UnigramTokenizer, check_unigram, read_unigram
+from .watched_file import WatchedFile
 
 # llama_token_type
 _CONTROL, _UNUSED, _BYTE = 3, 5, 6
@@ -34,6 +35,11 @@ class LoadMode:
 
     load_mode: int
     repack: bool
+
+    @property
+    def copies(self) -> bool:
+        """Whether the weights are private copies."""
+        return self.repack
 
 
 #: ``--load``: mmap keeps the file's own pages, shared between processes; fast copies the weights
@@ -206,18 +212,36 @@ class Model(Owner):
             ModelLoadError: llama.cpp refuses the model.
         """
         self.path = path
-        self.header: GgufHeader = read_gguf_header(path)
-        check_graph(self.header)
-        check_unigram(self.header)
-        rules = read_text_rules(self.header)
-        mode = LOAD_MODES[load]
+        self._pointer: Any = None
+        try:
+            self._file = WatchedFile(path)
+        except OSError as error:
+            raise GgufError(f"{path}: cannot be read: {error.strerror}") from None
+        try:
+            self.header: GgufHeader = read_gguf_header(path)
+            check_graph(self.header)
+            check_unigram(self.header)
+            rules = read_text_rules(self.header)
+            mode = LOAD_MODES[load]
+            self.kernels = kernel_status(native)
+            self._load(mode, vocab_only, progress)
+            pointer = llama_cpp.llama_model_get_vocab(self._pointer)
+            self.vocab = Vocab(pointer, self.header, rules)
+            if mode.copies or vocab_only:
+                self._file.close()
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(
+        self, mode: LoadMode, vocab_only: bool, progress: Callable[[float], None] | None
+    ) -> None:
         _start_backend()
         params = llama_cpp.llama_model_default_params()
         params.load_mode = mode.load_mode
-        self.kernels = kernel_status(native)
         kinds = {tensor.type.name for tensor in self.header.tensors}
         # our kernels read the file's own layout: copies in another would be out of their reach
-        params.use_extra_bufts = mode.repack and bool(kinds & faster_layouts(self.kernels))
+        params.use_extra_bufts = mode.repack and bool(file_layouts(kinds, self.kernels))
         params.n_gpu_layers = 0
         params.vocab_only = vocab_only
         if progress is not None:
@@ -230,15 +254,26 @@ class Model(Owner):
 
             params.progress_callback = on_progress
         forget_complaints()
-        self._pointer = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+        self._pointer = llama_cpp.llama_model_load_from_file(os.fsencode(self.path), params)
+        changed = self._file.complaint()
+        if not changed and not self._file.is_at(self.path):
+            changed = f"{self.path}: was replaced by another file while it was loaded"
+        if changed:
+            raise ModelLoadError(f"{changed}; load it again")
         if not self._pointer:
-            raise ModelLoadError(f"{path}: llama.cpp cannot load it: {last_complaint()}")
-        try:
-            pointer = llama_cpp.llama_model_get_vocab(self._pointer)
-            self.vocab = Vocab(pointer, self.header, rules)
-        except BaseException:
-            self.close()
-            raise
+            raise ModelLoadError(f"{self.path}: llama.cpp cannot load it: {last_complaint()}")
+
+    def check(self) -> None:
+        """See that what was computed came from the file as it was loaded. Costs a microsecond.
+
+        Raises:
+            ModelChanged: its mapped pages have changed.
+        """
+        complaint = self._file.complaint()
+        if complaint:
+            raise ModelChanged(
+                f"{complaint}; nothing computed since can be trusted: load the model again"
+            )
 
     @property
     def pointer(self) -> Any:
@@ -271,3 +306,4 @@ class Model(Owner):
         if self._pointer:
             llama_cpp.llama_model_free(self._pointer)
             self._pointer = None
+        self._file.close()

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import llama_cpp
 
 from .backend import kernels_for
+from .cpu import possible_threads
 from .errors import ModelLoadError
 from .ggml_types import ggml_type_named
 from .interrupt import abort_callback
@@ -84,8 +85,15 @@ def new_context(
         observer: is shown the nodes that are computed; it must outlive the context too.
 
     Raises:
-        ModelLoadError: llama.cpp cannot create it (usually: not enough memory).
+        ModelLoadError: llama.cpp cannot create it (usually: not enough memory), or the system does
+            not give so many threads.
     """
+    threads = possible_threads(sizes.n_threads)
+    if threads < sizes.n_threads:
+        raise ModelLoadError(
+            f"{sizes.n_threads} threads: the system lets this process have {threads}; take fewer "
+            "(--threads), or raise its limits (ulimit -u, ulimit -v, a container's pids.max)"
+        )
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = sizes.n_ctx
     params.n_batch = params.n_ubatch = sizes.n_batch

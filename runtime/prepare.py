@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from infer_os.models.shape import ModelShape
-from infer_os.native.backend import faster_layouts, kernel_status
+from infer_os.native.backend import faster_layouts, kernel_status, layout_notes
 from infer_os.native.gguf_file import GgufHeader
-from infer_os.native.model import Model
+from infer_os.native.model import LOAD_MODES, Model
 
 from .choice import automatic_schedule, smallest_schedule
 from .kv_schedule import KvModel, choose_schedule
@@ -68,6 +68,8 @@ def plan_file(
     check_plan(plan)
     if settings.native and not status.in_use:
         notes = (*notes, f"llama.cpp's own kernels compute: {status.reason}")
+    if LOAD_MODES[settings.load].repack:
+        notes = (*notes, *layout_notes((t.type.name for t in header.tensors), status))
     return plan, (*notes, *kv_notes)
 
 

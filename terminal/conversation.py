@@ -65,7 +65,7 @@ def answer_one(
 
 
 def _answer_entries(chat: Chat, history: Path) -> None:
-    from ..native.errors import NativeError
+    from ..native.errors import ModelChanged, NativeError
     from ..runtime.errors import RuntimeFailure
 
     for entry in read_entries("> ", completions(), history):
@@ -82,6 +82,8 @@ def _answer_entries(chat: Chat, history: Path) -> None:
             stopped = message and _print_reply(chat, message, "/set max_tokens raises that")
             if stopped and not console.stdin_is_terminal():
                 raise KeyboardInterrupt
+        except ModelChanged:
+            raise  # every further turn would fail as well
         except (RuntimeFailure, NativeError) as error:
             console.fail(str(error))
         console.notes(chat.session.engine.take_notes())

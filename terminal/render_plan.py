@@ -126,6 +126,9 @@ def system_json(report: SystemReport) -> dict[str, Any]:
             "used": list(report.extensions.used), "unused": list(report.extensions.unused),
         },
         "kernels": kernels_json(report.kernels),
+        "layouts": {
+            "types": sorted(report.layouts.types), "reason": report.layouts.reason or None,
+        },
         "bandwidth_bytes_per_s": report.bandwidth.all_cores,
         "bandwidth_one_core_bytes_per_s": report.bandwidth.one_core,
         "disk": {"folder": str(report.disk.folder), "free": report.disk.free},
@@ -158,6 +161,7 @@ def show_system(report: SystemReport) -> None:
         ("llama.cpp uses", " ".join(report.extensions.used)),
         ("leaves unused", " ".join(report.extensions.unused) or "nothing that it knows"),
         ("own kernels", kernels_text(report.kernels)),
+        ("llama.cpp's layouts", _layouts(report)),
         (
             "reads memory at",
             f"{size(report.bandwidth.all_cores)}/s, one core {size(report.bandwidth.one_core)}/s",
@@ -189,6 +193,15 @@ def show_system(report: SystemReport) -> None:
             f"recommended: {best.model.id} as {best.plan.weights.type}: the largest that fits "
             f"(infer-os convert {best.model.name} --type {best.plan.weights.type})"
         )
+
+
+def _layouts(report: SystemReport) -> str:
+    layouts = report.layouts
+    if layouts.reason:
+        return f"not used: llama.cpp's AMX layout: {layouts.reason}"
+    if not layouts.types:
+        return "none for this processor"
+    return f"{' '.join(sorted(layouts.types))}: with --load fast, where our kernels do not run"
 
 
 def _group(report: SystemReport) -> str:

@@ -12,7 +12,7 @@ import pytest
 from helpers import PARALLEL, Converter
 
 from infer_os.native.backend import start_kernels
-from infer_os.native.cpu import repacked_types, used_features
+from infer_os.native.layouts import llama_layouts
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -57,4 +57,4 @@ def test_a_plan_follows(converted: Converter) -> None:
     ]
     # copies in another layout pay for llama.cpp's own kernels alone
     assert loads[0] == "mmap"
-    assert loads[1] == ("fast" if "q4_0" in repacked_types(used_features()) else "mmap")
+    assert loads[1] == ("fast" if "q4_0" in llama_layouts().types else "mmap")

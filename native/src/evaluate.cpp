@@ -2,15 +2,13 @@
 // distribution is from the reference's. In double precision, since a divergence of 1e-8 is to be
 // told from none; a thread takes a row at a time.
 #include "inferos.h"
+#include "parallel.h"
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <exception>
 #include <limits>
-#include <new>
-#include <system_error>
-#include <thread>
-#include <vector>
 
 namespace {
 
@@ -83,21 +81,11 @@ INFEROS_API int32_t inferos_score_rows(const inferos_score_job * job, inferos_ro
         }
     };
     try {
-        std::vector<std::thread> threads;
-        const int64_t            n_threads = std::min<int64_t>(job->n_threads, job->n_rows);
-        threads.reserve(std::max<int64_t>(0, n_threads));
-        for (int64_t i = 1; i < n_threads; i++) {
-            try {
-                threads.emplace_back(run);
-            } catch (const std::system_error &) {
-                break;  // no more threads to be had: the others take its rows
-            }
-        }
-        run();
-        for (std::thread & thread : threads) {
-            thread.join();
-        }
-    } catch (const std::bad_alloc &) {
+        // a share takes rows until there are none left
+        inferos::in_parallel(
+            std::max<int64_t>(1, std::min<int64_t>(job->n_threads, job->n_rows)),
+            [&run](int64_t) { run(); });
+    } catch (const std::exception &) {
         return INFEROS_NO_MEMORY;
     }
     return INFEROS_OK;

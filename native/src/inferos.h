@@ -149,6 +149,9 @@ INFEROS_API int32_t inferos_read_bandwidth(uint64_t n_bytes, int32_t n_threads, 
 INFEROS_API int32_t inferos_multiply_rate(int32_t n_threads, double seconds, int32_t scaled,
                                           double * per_s);
 
+// Of n_threads, how many this process can have at once, the calling one included.
+INFEROS_API int32_t inferos_possible_threads(int32_t n_threads);
+
 // ---- memory.cpp -----------------------------------------------------------------------------
 
 struct llama_context;
@@ -167,6 +170,21 @@ INFEROS_API int32_t inferos_context_buffers(const llama_context * context,
 // those who own the file or may write it; to others every page seems resident. Returns 0 or errno.
 INFEROS_API int32_t inferos_file_residency(const char * path, uint64_t offset, uint64_t length,
                                            uint64_t * resident);
+
+// ---- mapping_guard.cpp ----------------------------------------------------------------------
+
+// Watches an open file: from now on, reading a mapping of it that has shrunk, or whose disk fails,
+// gives zeros and sets *inferos_guard_damaged(watch) to 1, where it would end the process with
+// SIGBUS. The descriptor may be closed. -1: it cannot be watched here.
+INFEROS_API int32_t         inferos_guard_watch(int32_t file);
+INFEROS_API const int32_t * inferos_guard_damaged(int32_t watch);
+INFEROS_API void            inferos_guard_release(int32_t watch);
+
+// ---- layouts.cpp ----------------------------------------------------------------------------
+
+// Multiplies in every layout of weights that llama.cpp has besides the file's own. INFEROS_OK, or
+// another status if a product is wrong; where the code of one cannot run here, the process ends.
+INFEROS_API int32_t inferos_try_layouts(void);
 
 // ---- kv_state.cpp ---------------------------------------------------------------------------
 

@@ -1,15 +1,14 @@
 // Rows of a KV cache from one type to another: widen to float32, undo or apply llama.cpp's
 // Walsh-Hadamard rotation, narrow with the same functions that llama.cpp's own cache writes with.
 #include "inferos.h"
+#include "parallel.h"
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <exception>
 #include <memory>
-#include <new>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #include "ggml.h"
@@ -187,21 +186,10 @@ INFEROS_API int32_t inferos_kv_reencode(const inferos_kv_part * parts, int64_t n
             std::max<int64_t>(1, std::min<int64_t>(n_threads, int64_t(chunks.size())));
         std::unique_ptr<float[]> wide(new float[n_workers * widest]);
         std::atomic<size_t>      next{0};
-        std::vector<std::thread> threads;
-        threads.reserve(n_workers);
-        for (int64_t i = 1; i < n_workers; i++) {
-            try {
-                threads.emplace_back(
-                    [&chunks, &next, row = wide.get() + i * widest] { run(chunks, next, row); });
-            } catch (const std::system_error &) {
-                break;  // no more threads to be had: the others take its chunks
-            }
-        }
-        run(chunks, next, wide.get());
-        for (std::thread & thread : threads) {
-            thread.join();
-        }
-    } catch (const std::bad_alloc &) {
+        inferos::in_parallel(n_workers, [&chunks, &next, &wide, widest](int64_t i) {
+            run(chunks, next, wide.get() + i * widest);
+        });
+    } catch (const std::exception &) {
         return INFEROS_NO_MEMORY;
     }
     return INFEROS_OK;

@@ -1,11 +1,13 @@
 #include "inferos.h"
 #include "kernels/kernels.h"
+#include "parallel.h"
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <new>
-#include <system_error>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -47,22 +49,14 @@ double best_rate(double seconds, double amount, Pass pass) {
     return best;
 }
 
-// Runs work(first, count) on every thread's share of n words.
+// Runs work(first, count) on every thread's share of n words; where there are fewer threads than
+// that, the rate says so.
 template <typename Work>
 void share(size_t n, int32_t n_threads, Work work) {
-    const size_t             part = n / static_cast<size_t>(n_threads) / 8 * 8;
-    std::vector<std::thread> threads;
-    try {
-        for (int32_t t = 1; t < n_threads; ++t) {
-            threads.emplace_back(work, part * static_cast<size_t>(t), part);
-        }
-    } catch (const std::system_error &) {
-        // no more threads: those that there are do their part, and the rate says so
-    }
-    work(size_t{0}, part);
-    for (std::thread & thread : threads) {
-        thread.join();
-    }
+    const size_t part = n / static_cast<size_t>(n_threads) / 8 * 8;
+    inferos::in_parallel(n_threads, [part, &work](int64_t t) {
+        work(part * static_cast<size_t>(t), part);
+    });
 }
 
 }  // namespace
@@ -92,7 +86,7 @@ INFEROS_API int32_t inferos_read_bandwidth(uint64_t n_bytes, int32_t n_threads, 
                 sink.fetch_add(read_all(data + first, count), std::memory_order_relaxed);
             });
         });
-    } catch (const std::bad_alloc &) {
+    } catch (const std::exception &) {
         status = INFEROS_NO_MEMORY;
     }
     munmap(memory, n_bytes);
@@ -121,8 +115,36 @@ INFEROS_API int32_t inferos_multiply_rate(int32_t n_threads, double seconds, int
                                std::memory_order_relaxed);
             });
         });
-    } catch (const std::bad_alloc &) {
+    } catch (const std::exception &) {
         return INFEROS_NO_MEMORY;
     }
     return INFEROS_OK;
+}
+
+INFEROS_API int32_t inferos_possible_threads(int32_t n_threads) {
+    std::mutex               mutex;
+    std::condition_variable  changed;
+    bool                     over  = false;
+    int32_t                  count = 1;
+    std::vector<std::thread> threads;
+    try {
+        threads.reserve(static_cast<size_t>(std::max(n_threads, 1)));
+        for (; count < n_threads; count++) {
+            threads.emplace_back([&] {
+                std::unique_lock<std::mutex> lock(mutex);
+                changed.wait(lock, [&over] { return over; });
+            });
+        }
+    } catch (const std::exception &) {
+        // no more to be had
+    }
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        over = true;
+    }
+    changed.notify_all();
+    for (std::thread & thread : threads) {
+        thread.join();
+    }
+    return count;
 }

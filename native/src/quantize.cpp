@@ -3,6 +3,7 @@
 // result back to measure the error while both are still in cache. The K-quants of kquants.h take
 // the place of ggml's where they have its bytes.
 #include "inferos.h"
+#include "parallel.h"
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
@@ -12,11 +13,9 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <exception>
 #include <limits>
 #include <memory>
-#include <new>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #include "ggml.h"
@@ -288,19 +287,7 @@ INFEROS_API int32_t inferos_quantize_rows(const inferos_quantize_job * job,
         for (int64_t i = 0; i < n_workers; i++) {
             workers.emplace_back(*job, kquant, next_row, chunk_rows, error != nullptr);
         }
-        std::vector<std::thread> threads;
-        threads.reserve(n_workers);
-        for (int64_t i = 1; i < n_workers; i++) {
-            try {
-                threads.emplace_back([&workers, i] { workers[i].run(); });
-            } catch (const std::system_error &) {
-                break;  // no more threads to be had: the others take its chunks
-            }
-        }
-        workers[0].run();
-        for (std::thread & thread : threads) {
-            thread.join();
-        }
+        inferos::in_parallel(n_workers, [&workers](int64_t i) { workers[i].run(); });
         for (const Worker & worker : workers) {
             if (error) {
                 error->sum_squared_error += worker.error.sum_squared_error;
@@ -309,7 +296,7 @@ INFEROS_API int32_t inferos_quantize_rows(const inferos_quantize_job * job,
                 error->n_not_finite += worker.error.n_not_finite;
             }
         }
-    } catch (const std::bad_alloc &) {
+    } catch (const std::exception &) {
         return INFEROS_NO_MEMORY;
     }
     return INFEROS_OK;

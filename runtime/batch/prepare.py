@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from infer_os.native.backend import faster_layouts, kernel_status
+from infer_os.native.backend import faster_layouts, kernel_status, layout_notes
 from infer_os.native.gguf_file import GgufHeader
+from infer_os.native.model import LOAD_MODES
 
 from ..choice import automatic_schedule, smallest_schedule
 from ..kv_schedule import KvModel, KvSchedule, KvStage, choose_schedule
@@ -17,7 +18,7 @@ from ..prepare import choose_context
 from ..settings import EngineSettings
 from ..shapes import header_shape
 from .drafts import MOST_GUESSING, BatchDraft
-from .scheduler import LEAST_ROWS
+from .scheduler import output_rows
 
 #: Rows that a step computes at most.
 N_BATCH = 512
@@ -77,6 +78,9 @@ def plan_batch(
             f"--kv {schedule.spec}: a batch keeps one type throughout, that of the last stage: "
             f"{last.name}",
         )
+    if LOAD_MODES[settings.load].repack:
+        kinds = (t.type.name for t in header.tensors)
+        notes = (*notes, *layout_notes(kinds, kernel_status(settings.native)))
     single = KvSchedule((KvStage(last.type_k, last.type_v, n_ctx),))
     plan = planner.plan(shape.options[0], single, settings.load)
     # every sequence that may have guesses opens the draft for itself
@@ -86,7 +90,7 @@ def plan_batch(
 
 def n_outputs(n_seq: int) -> int:
     """Rows of logits that a decode step may have, fillers included."""
-    return max(n_seq, 2 * LEAST_ROWS)
+    return output_rows(n_seq)
 
 
 def most_that_fit(

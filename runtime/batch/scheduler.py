@@ -256,21 +256,14 @@ class Scheduler:
         height = max(len(self._slots[i].todo) for i in ready)
         # neighbours as fillers, as far as there are any
         n_slots = self._limits.n_slots
-        bounds = self._limits.bounds
-        span = last - first + 1
-        # several rows each make up for a width that is no multiple
-        whole = -(-span // bounds.rows_step) * bounds.rows_step if height == 1 else span
-        wanted = min(n_slots, max(-(-bounds.least_rows // height), whole))
+        wanted = _decode_width(last - first + 1, height, n_slots, self._limits.bounds)
         last = min(n_slots - 1, first + wanted - 1)
         first = max(0, last + 1 - wanted)
         return self._rectangle(list(range(first, last + 1)), height, outputs=True)
 
     def _rectangle(self, run: list[int], height: int, *, outputs: bool) -> Step:
         n_ctx = self._limits.n_ctx
-        bounds = self._limits.bounds
-        height = max(height, -(-bounds.least_rows // len(run)))
-        while height * len(run) % bounds.rows_step:
-            height += 1
+        height = _whole_height(height, len(run), self._limits.bounds)
         rows = []
         for i in run:
             slot = self._slots[i]
@@ -295,6 +288,37 @@ class Scheduler:
             counts.fillers += len(rows.tokens) - rows.n_real
             counts.decoded += rows.n_wanted
             counts.prefilled += rows.n_real - rows.n_wanted
+
+
+def _decode_width(span: int, height: int, n_slots: int, bounds: Bounds) -> int:
+    """Slots of a decode step whose ready ones are ``span`` wide and feed ``height`` tokens."""
+    # several rows each make up for a width that is no multiple
+    whole = -(-span // bounds.rows_step) * bounds.rows_step if height == 1 else span
+    return min(n_slots, max(-(-bounds.least_rows // height), whole))
+
+
+def _whole_height(height: int, width: int, bounds: Bounds) -> int:
+    """Rows of each of ``width`` slots, so that the step keeps to the bounds."""
+    height = max(height, -(-bounds.least_rows // width))
+    while height * width % bounds.rows_step:
+        height += 1
+    return height
+
+
+def output_rows(n_slots: int) -> int:
+    """The most rows, all with logits, of any decode step with so many slots.
+
+    Exact over both bounds; with guesses, of which :meth:`Scheduler.spare_rows` allows so many that
+    the ready slots and their guesses are no more than :data:`LEAST_ROWS` rows. What a context
+    reserves and a plan counts.
+    """
+    most = 0
+    for bounds in (STOCK, UNBOUND):
+        for span in range(1, n_slots + 1):
+            for height in range(1, max(1, LEAST_ROWS // span) + 1):
+                width = _decode_width(span, height, n_slots, bounds)
+                most = max(most, width * _whole_height(height, width, bounds))
+    return most
 
 
 def _rounded(n: int) -> int:

@@ -24,7 +24,7 @@ from infer_os.native.backend import (
     taken_types,
 )
 from infer_os.native.context import Context, ContextParams
-from infer_os.native.cpu import repacked_types, used_features
+from infer_os.native.layouts import llama_layouts
 from infer_os.native.library import load_library
 from infer_os.native.model import Model
 from infer_os.runtime.engine import LlamaEngine
@@ -129,7 +129,7 @@ def test_what_ours_take_needs_no_other_layout() -> None:
     assert taken_types(start_kernels()) == {"q4_0", "q8_0", "q4_k", "q5_k", "q6_k"}
     for name in taken_types(start_kernels()):
         assert name.upper() in GGMLQuantizationType.__members__
-    repacked = repacked_types(used_features())
+    repacked = llama_layouts().types
     assert faster_layouts(SWITCHED_OFF) == repacked
     assert faster_layouts(start_kernels()) == repacked - taken_types(start_kernels())
 

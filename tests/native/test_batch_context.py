@@ -86,3 +86,19 @@ def test_what_llama_cpp_refuses_is_an_error(context: BatchContext) -> None:
 def test_a_context_that_cannot_be(model: Model) -> None:
     with pytest.raises(ModelLoadError, match="300 sequences"):
         BatchContext(model, BatchContextParams(64, 300, 1))
+
+
+def test_more_rows_of_logits_than_there_is_room_for(model: Model) -> None:
+    """llama.cpp asserts it, which would end the process."""
+    with BatchContext(model, BatchContextParams(64, 2, 1, 64, n_outputs=3)) as context:
+        with pytest.raises(DecodeError, match=r"4 rows of logits at once; .* room for 3"):
+            context.decode(rows(*sequence([5, 6, 7, 8], 0)))
+        context.decode(rows(*sequence([5, 6, 7], 0)))  # nothing was computed before
+        assert len(context.logits(3)) == 3
+    with Context(model, ContextParams(64, 1, n_outputs_max=2)) as single:
+        for outputs in (3, -1):
+            with pytest.raises(DecodeError, match=r"rows of logits of 4 tokens; .* room for 2"):
+                single.decode([5, 6, 7, 8], 0, outputs=outputs)
+        with pytest.raises(DecodeError, match="2 rows of logits of 1 tokens"):
+            single.decode([5], 0, outputs=2)
+        single.decode([5, 6, 7, 8], 0, outputs=2)

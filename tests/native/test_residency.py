@@ -152,7 +152,6 @@ def test_the_buffers_of_a_context(converted: Converter) -> None:
 LOOK = """
 import json, sys
 from pathlib import Path
-from infer_os.native.cpu import repacked_types, used_features
 from infer_os.native.model import Model
 from infer_os.models.bundled import TARGET
 from infer_os.native.context import Context, ContextParams

@@ -11,6 +11,7 @@ import pytest
 from helpers import BUNDLED, PARALLEL, Converter
 
 from infer_os.native.backend import SWITCHED_OFF, kernels_for
+from infer_os.native.layouts import llama_layouts
 from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.errors import PromptError
 from infer_os.runtime.fake import END, FakeEngine, saying
@@ -32,9 +33,10 @@ PROMPT = "The quick brown fox"
 
 def plain_greedy(gguf: Path, prompt: list[int], n: int) -> list[int]:
     """llama_decode and argmax, nothing else."""
-    model = llama_cpp.llama_model_load_from_file(
-        str(gguf).encode(), llama_cpp.llama_model_default_params()
-    )
+    params = llama_cpp.llama_model_default_params()
+    # by default llama.cpp takes layouts that may end the process
+    params.use_extra_bufts = bool(llama_layouts().types)
+    model = llama_cpp.llama_model_load_from_file(str(gguf).encode(), params)
     params = llama_cpp.llama_context_default_params()
     params.n_ctx, params.n_threads, params.n_threads_batch = 128, 1, 1
     # a registered backend of ours would take part in any context

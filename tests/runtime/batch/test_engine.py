@@ -281,3 +281,16 @@ def test_a_style_that_the_model_lacks(converted: Converter) -> None:
 def test_settings_check_themselves(parallel: int, logprobs: int) -> None:
     with pytest.raises(SettingsError):
         BatchSettings(parallel, logprobs)
+
+
+@pytest.mark.parametrize("parallel", range(1, 10))
+def test_any_number_of_sequences_with_llama_cpps_kernels(
+    converted: Converter, parallel: int
+) -> None:
+    # rows are filled up to whole steps, all of them with logits
+    path = converted(PARALLEL, "f16")
+    items = [replace(r, prompt="a b a b a b"[: 3 + r.line]) for r in records(12, most=6)]
+    for draft in ("none", "lookup"):
+        settings = EngineSettings(context=128, threads=1, native=False, draft=draft)
+        got = answers(path, items, BatchSettings(parallel), settings)
+        assert len(got) == len(items) and not any(result.error for result in got.values())

@@ -11,10 +11,14 @@ from infer_os.runtime.batch.scheduler import (
     LEAST_ROWS,
     MOST_ROWS_OF_SLOT,
     ROWS_STEP,
+    STOCK,
+    UNBOUND,
+    Bounds,
     Limits,
     Scheduler,
     Step,
     common_prefix,
+    output_rows,
     slots_for,
 )
 
@@ -179,3 +183,53 @@ def test_common_prefix(length: int) -> None:
 
 def test_slots_come_in_steps() -> None:
     assert [slots_for(n) for n in (1, 5, 8, 9, 12, 13, 32, 255)] == [1, 5, 8, 12, 12, 16, 32, 256]
+
+
+def most_outputs(n_slots: int, bounds: Bounds, seed: int, *, guesses: bool) -> int:
+    """The widest step with logits of a run as the engine makes it, whose sequences come and go."""
+    chance = random.Random(seed)
+    scheduler = Scheduler(Limits(n_ctx=64, n_slots=n_slots, bounds=bounds))
+    waiting = 2 * n_slots
+    most = 0
+    for _ in range(10_000):
+        while waiting and scheduler.admit([chance.randrange(3) for _ in range(3)]):
+            waiting -= 1
+        if not waiting:
+            scheduler.move()
+        step = scheduler.next_step()
+        if step is None:
+            return most
+        most = max(most, step.n_rows if step.outputs else 0)
+        scheduler.computed(step)
+        for rows in step.slots:
+            if not rows.n_wanted:
+                continue
+            if rows.position > 50 or chance.random() < 0.4:
+                scheduler.release(rows.slot)
+                continue
+            n_right = chance.randrange(rows.n_wanted)
+            scheduler.cut(rows.slot, len(scheduler.held(rows.slot)) - rows.n_wanted + 1 + n_right)
+            spare = scheduler.spare_rows(more=waiting > 0) if guesses else 0
+            n = 1 + chance.randint(0, spare)
+            scheduler.push(rows.slot, [7] * n, n)
+    raise AssertionError("it does not end")
+
+
+@pytest.mark.parametrize("bounds", [STOCK, UNBOUND], ids=["stock", "unbound"])
+@pytest.mark.parametrize("guesses", [False, True], ids=["plain", "guesses"])
+def test_no_step_wants_more_logits_than_are_reserved(bounds: Bounds, guesses: bool) -> None:
+    few = [n for n in range(1, 25) for _ in range(4)]
+    for seed, n_slots in enumerate([*few, 25, 36, 37, 64, 129]):
+        most = most_outputs(n_slots, bounds, seed, guesses=guesses)
+        assert most <= output_rows(n_slots), (n_slots, seed)
+
+
+def test_what_is_reserved_is_needed() -> None:
+    for n_slots in range(1, 25):
+        seen = (
+            most_outputs(n_slots, STOCK, seed, guesses=guesses)
+            for seed in range(400) for guesses in (True, False)
+        )  # fmt: skip
+        assert any(most == output_rows(n_slots) for most in seen), n_slots
+    # where there are many sequences, a row each
+    assert all(output_rows(n) == n for n in range(16, 257, ROWS_STEP))

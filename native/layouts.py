@@ -1,0 +1,146 @@
+"""Which of llama.cpp's other layouts of weights are used here, and why not.
+
+llama.cpp can lay weights out anew for the CPU it was compiled for (its extra buffer types), all of
+a file's or none. Of these, AMX cannot be relied on: GCC 12 drops stores that ``_tile_loadconfig``
+reads, and the first tile instruction ends the process with SIGILL
+(https://github.com/ggml-org/llama.cpp/pull/26954). So where llama.cpp was compiled with AMX, a
+child process multiplies in every layout first, and none is used unless it survives. The outcome is
+kept in the cache folder, for as long as the library stays the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import llama_cpp
+
+from .cache import cache_folder
+from .cpu import AMX, repacked_types, used_features
+from .library import load_library
+
+_FILE = "layouts.json"
+_LONGEST_S = 60.0
+#: Signals that say something of the code; of others, such as SIGKILL, the next run knows no more.
+_FAULTS = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT)
+_CHILD = """
+import ctypes, resource, sys
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+sys.exit(ctypes.CDLL(sys.argv[1]).inferos_try_layouts())
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Layouts:
+    """``types`` of weights that llama.cpp may lay out anew; ``reason``: why there are none."""
+
+    types: frozenset[str]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """How a trial went: an empty ``complaint`` if well. ``lasting``: it would go so again."""
+
+    complaint: str
+    lasting: bool = True
+
+
+def choose_layouts(features: Sequence[str], trial: Callable[[], Trial]) -> Layouts:
+    """The layouts for an llama.cpp that was compiled for such a CPU.
+
+    Args:
+        features: as :func:`~.cpu.used_features` says them.
+        trial: multiplies in all layouts; only run where that may end the process.
+    """
+    types = repacked_types(features)
+    if AMX in features and (complaint := trial().complaint):
+        return Layouts(frozenset(), complaint)
+    return Layouts(types)
+
+
+@functools.cache
+def llama_layouts() -> Layouts:
+    """Those of the loaded llama.cpp on this machine."""
+    return choose_layouts(used_features(), lambda: known_trial(cache_folder(), run_trial))
+
+
+def run_trial(command: Sequence[str] = ()) -> Trial:
+    """Multiply in all layouts in a child process.
+
+    Args:
+        command: the child; by default this Python, which loads our library alone.
+    """
+    if not command:
+        if not sys.executable:
+            return Trial("it cannot be tried here: there is no Python to start", lasting=False)
+        command = (sys.executable, "-I", "-S", "-c", _CHILD, load_library()._name)
+    try:
+        code = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, timeout=_LONGEST_S, check=False,
+        ).returncode  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as error:
+        return Trial(f"it could not be tried: {error}", lasting=False)
+    if code == 0:
+        return Trial("")
+    if code < 0:
+        name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
+        return Trial(f"its code dies of {name} here", lasting=-code in _FAULTS)
+    return Trial("its products are wrong here")
+
+
+def known_trial(folder: Path, run: Callable[[], Trial]) -> Trial:
+    """The trial of this library on this machine, as it is stored; run and stored if it is not.
+
+    A folder that cannot be written only costs another trial.
+    """
+    key = _fingerprint()
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        record = json.loads((folder / _FILE).read_text())
+        if record["library"] == key and isinstance(record["complaint"], str):
+            return Trial(record["complaint"])
+    trial = run()
+    if trial.lasting:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, part = tempfile.mkstemp(dir=folder, prefix=f".{_FILE}.")
+            with os.fdopen(handle, "w") as file:
+                json.dump({"library": key, "complaint": trial.complaint}, file)
+            os.replace(part, folder / _FILE)
+    return trial
+
+
+def _fingerprint() -> list[str | int]:
+    """Of what a trial holds for: the machine, and the library with llama.cpp's kernels."""
+    folder = Path(llama_cpp.llama_cpp._lib._name).resolve().parent
+    found: list[str | int] = [platform.node()]
+    for path in sorted(folder.glob("libggml-cpu*")):
+        stat = path.stat()
+        found += [str(path), stat.st_size, stat.st_mtime_ns]
+    return found
+
+
+def wanted_layouts(kinds: Iterable[str], layouts: Layouts, taken: frozenset[str]) -> frozenset[str]:
+    """Types of a file's weights to lay out anew; none: the file is used as it is.
+
+    llama.cpp moves every type that it can, or none: what it moves is out of our kernels' reach. So
+    a file with a type that both could take is left to ours, which are faster at it.
+
+    Args:
+        kinds: types of the file's tensors.
+        layouts: what llama.cpp would take.
+        taken: what our kernels take.
+    """
+    moved = layouts.types.intersection(kinds)
+    return frozenset() if moved & taken else moved

@@ -1,0 +1,53 @@
+// Runs work on several threads, whatever the system has left: a thread that cannot be started, for
+// want of memory or of threads, leaves its share to the caller's, and what a share throws is thrown
+// again in the caller once all threads have ended. A std::thread that is unwound over while it runs,
+// or that lets an exception out, would end the process.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <thread>
+#include <vector>
+
+namespace inferos {
+
+// Calls work(i) once for every i of 0 to n - 1, at the same time as far as threads can be had; the
+// caller does share 0, then those that nobody took.
+template <typename Work>
+void in_parallel(int64_t n, const Work & work) {
+    std::atomic<bool>  failed{false};
+    std::exception_ptr thrown;
+    const auto         run = [&work, &failed, &thrown](int64_t i) noexcept {
+        try {
+            work(i);
+        } catch (...) {
+            if (!failed.exchange(true)) {
+                thrown = std::current_exception();
+            }
+        }
+    };
+    std::vector<std::thread> threads;
+    int64_t                  started = 1;
+    try {
+        for (; started < n; started++) {
+            threads.emplace_back(run, started);
+        }
+    } catch (...) {
+        // no more to be had: std::system_error, or std::bad_alloc of the vector or of the thread
+    }
+    if (n > 0) {
+        run(0);
+    }
+    for (int64_t i = started; i < n; i++) {
+        run(i);
+    }
+    for (std::thread & thread : threads) {
+        thread.join();
+    }
+    if (failed) {
+        std::rethrow_exception(thrown);
+    }
+}
+
+}  // namespace inferos

@@ -1,0 +1,87 @@
+"""Watch a file that is in use: say when it was cut, overwritten or could not be read.
+
+Weights and checkpoints are mapped: what another program does to the file shows at once, and reading
+what it has cut off would end the process with SIGBUS. A watch turns that into zeros
+(native/src/mapping_guard.cpp) and a complaint, so that whoever read can refuse its result.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+from .library import load_library
+from .owner import Owner
+
+
+@functools.cache
+def _functions() -> tuple[Any, Any, Any]:
+    library = load_library()
+    watch, damaged = library.inferos_guard_watch, library.inferos_guard_damaged
+    release = library.inferos_guard_release
+    watch.argtypes, watch.restype = [ctypes.c_int32], ctypes.c_int32
+    damaged.argtypes, damaged.restype = [ctypes.c_int32], ctypes.c_void_p
+    release.argtypes, release.restype = [ctypes.c_int32], None
+    return watch, damaged, release
+
+
+class WatchedFile(Owner):
+    """A file whose content must not change while it is in use. Make it before mapping the file.
+
+    A context manager. Replacing the file by another of its name, or removing it, changes nothing:
+    what is mapped stays.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Begin to watch.
+
+        Raises:
+            OSError: the file cannot be opened.
+        """
+        self.path = path
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._before = os.fstat(self._file)
+        watch, damaged, _ = _functions()
+        # without /proc, or with hundreds of files at once, only its size and time are watched
+        self._watch: int = watch(self._file)
+        self._damaged = (
+            ctypes.c_int32.from_address(damaged(self._watch))
+            if self._watch >= 0
+            else ctypes.c_int32(0)
+        )
+
+    def complaint(self) -> str:
+        """What happened to the file since it is watched; empty: nothing. Costs a microsecond."""
+        if self._file < 0:
+            return ""
+        now, before = os.fstat(self._file), self._before
+        if now.st_size != before.st_size:
+            what = "was cut short" if now.st_size < before.st_size else "has grown"
+            return (
+                f"{self.path}: {what} while it was in use, from {before.st_size} bytes to "
+                f"{now.st_size}"
+            )
+        if now.st_mtime_ns != before.st_mtime_ns:
+            return f"{self.path}: was written to while it was in use"
+        if self._damaged.value:
+            return f"{self.path}: a part of it could not be read; see the disk's messages (dmesg)"
+        return ""
+
+    def is_at(self, path: Path) -> bool:
+        """Whether a path leads to the file, or to nothing."""
+        try:
+            return os.path.samestat(self._before, path.stat())
+        except OSError:
+            return True
+
+    def close(self) -> None:
+        """Watch no longer."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+            self._damaged = ctypes.c_int32(0)
+            if self._watch >= 0:
+                _functions()[2](self._watch)
