@@ -153,8 +153,9 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
     """
     _refuse_legacy(path)
     try:
+        header = read_gguf_header(path)
         with WatchedFile(path) as watch:
-            matrix = _from_header(read_gguf_header(path))
+            matrix = _from_header(header)
             if complaint := watch.complaint():
                 raise FileFormatError(complaint)
             return matrix

@@ -215,6 +215,8 @@ class Model(Owner):
         self._pointer: Any = None
         try:
             self._file = WatchedFile(path)
+        except FileNotFoundError:
+            raise GgufError(f"{path}: no such file") from None
         except OSError as error:
             raise GgufError(f"{path}: cannot be read: {error.strerror}") from None
         try:
