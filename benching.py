@@ -16,7 +16,8 @@ from .convert.pipeline import convert
 from .convert.settings import ConvertSettings
 from .convert.source import HubSource, cache_folder
 from .models.bundled import DRAFT, HELD_OUT, TARGET
-from .native.gguf_file import GgufHeader, read_gguf_header
+from .native.gguf_file import GgufHeader
+from .native.graph_check import read_model_header
 from .runtime.bandwidth import known_bandwidth
 from .runtime.benchmark.arms import ArmResult, ArmTask, peak_bytes, run_in_turns
 from .runtime.benchmark.energy import find_zones
@@ -158,7 +159,7 @@ def bench_speed(request: BenchRequest, command: str, load: Load, output: Output)
 
 
 def _trained(path: Path) -> int:
-    return read_gguf_header(path).count("context_length", 2048) if path.exists() else 0
+    return read_model_header(path).count("context_length", 2048) if path.exists() else 0
 
 
 def _load_engines(
@@ -208,7 +209,7 @@ def bench_techniques(request: BenchRequest, command: str, output: Output) -> Ben
     bench = request.bench
     with _temporary() as folder:
         model = _technique_files(request, folder, output.report)
-        header = read_gguf_header(model.files.baseline)
+        header = read_model_header(model.files.baseline)
         n_ctx, _ = choose_context(header, request.settings.context)
         n_prompt = _prompt_tokens(bench, n_ctx)
         settings = replace(request.settings, context=n_ctx)
@@ -278,10 +279,10 @@ def _technique_files(request: BenchRequest, folder: Path, report: Reporter) -> _
 
 
 def _file_and_baseline(path: Path, baseline: Path | None) -> TechniqueFiles:
-    header = read_gguf_header(path)
+    header = read_model_header(path)
     if baseline is None:
         return TechniqueFiles(path)
-    other = read_gguf_header(baseline)
+    other = read_model_header(baseline)
     if _widths(header) != _widths(other):
         raise BenchError(
             f"--baseline {baseline}: its tensors have other shapes than those of {path}: it is no "
@@ -300,7 +301,7 @@ def _with_draft(
     """Find the draft that ``--draft`` names, or the catalog's."""
     from .store.loading import draft_file
 
-    header = read_gguf_header(files.baseline)
+    header = read_model_header(files.baseline)
     name = wish.name
     if header.metadata.get(RANDOM_KEY):
         return _Model(files, name, "random weights: how often a draft is right means nothing")

@@ -18,7 +18,7 @@ from .convert.settings import ConvertSettings
 from .convert.source import HubSource
 from .convert.types import RECIPES, recipe_named
 from .models.bundled import HELD_OUT, TARGET
-from .native.gguf_file import read_gguf_header
+from .native.graph_check import read_model_header
 from .runtime.benchmark.quality import (
     Candidate,
     QualitySettings,
@@ -85,7 +85,7 @@ def run_eval(request: EvalRequest, command: str, output: Output) -> BenchResult:
         reference, notes = _reference(request, sources, folder, output)
         found = []
         for candidate in _candidates(request, sources, folder, output):
-            header = read_gguf_header(candidate.path)
+            header = read_model_header(candidate.path)
             schedules, said = check_schedules(header, request.kvs, request.settings.window)
             notes = tuple(dict.fromkeys((*notes, *said)))
             if reference is not None:
@@ -151,7 +151,7 @@ def _reference(
     if not source.is_dir():
         if not request.reference:
             return None, ("without --reference there is no KL divergence",)
-        read_gguf_header(source)
+        read_model_header(source)
         return source, ()
     target = folder / "reference.gguf"
     size = convert(ConvertSettings(source, target, "f32", dry_run=True)).n_bytes

@@ -15,7 +15,7 @@ from .models import describe
 from .models.catalog import CatalogModel, find_model, near_names
 from .models.shape import ModelShape, network_shape
 from .native.backend import KernelStatus, faster_layouts, kernel_status
-from .native.gguf_file import read_gguf_header
+from .native.graph_check import read_model_header
 from .native.layouts import Layouts, llama_layouts
 from .runtime.bandwidth import (
     Bandwidth,
@@ -155,7 +155,7 @@ def find_shape(text: str) -> ModelShape:
     """
     path = Path(text)
     if path.is_file():
-        return header_shape(read_gguf_header(path))
+        return header_shape(read_model_header(path))
     try:
         source = find_source(text)
     except SourceError as error:

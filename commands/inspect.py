@@ -16,9 +16,9 @@ def inspect(
 
     Example: infer-os inspect gpt2-large --type q8_0
     """  # fmt: skip
-    from ..native.gguf_file import read_gguf_header
+    from ..native.graph_check import read_model_header
 
-    header = read_gguf_header(cached_file(ModelWish(model, type)))
+    header = read_model_header(cached_file(ModelWish(model, type)))
     if as_json:
         console.answer_json(render.header_json(header))
     else:

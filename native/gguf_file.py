@@ -71,11 +71,21 @@ class GgufArray:
             form = struct.Struct(f"<{self.count}{_SCALARS[self.type].format[-1]}")
             yield from form.unpack(self._data)
             return
-        at = 0
+        for text in self.texts():
+            yield text.decode("utf-8", "replace")
+
+    def texts(self) -> Iterator[bytes]:
+        """The strings of an array of strings, as the file has them."""
+        at, data, unpack = 0, self._data, _U64.unpack_from
         for _ in range(self.count):
-            (length,) = _U64.unpack_from(self._data, at)
+            (length,) = unpack(data, at)
             at += 8 + length
-            yield self._data[at - length : at].decode("utf-8", "replace")
+            yield data[at - length : at]
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is an array of strings."""
+        return self.type == _STRING
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,11 @@ import llama_cpp
 from .backend import file_layouts, kernel_status
 from .errors import GgufError, ModelChanged, ModelLoadError
 from .gguf_file import SPECIAL_NAMES, GgufHeader, read_gguf_header
-from .graph_check import check_graph
+from .graph_check import check_graph, is_own
 from .logs import forget_complaints, last_complaint, route_logs
 from .owner import Owner
 from .text_rules import TextRules, read_text_rules
+from .trial import try_in_child
 from .unigram import UnigramTokenizer, check_unigram, read_unigram
 from .watched_file import WatchedFile
 
@@ -221,9 +222,11 @@ class Model(Owner):
             raise GgufError(f"{path}: cannot be read: {error.strerror}") from None
         try:
             self.header: GgufHeader = read_gguf_header(path)
-            check_graph(self.header)
+            check_graph(self.header, vocab_only=vocab_only)
             check_unigram(self.header)
             rules = read_text_rules(self.header)
+            if not is_own(self.header):
+                try_in_child(path, vocab_only=vocab_only)
             mode = LOAD_MODES[load]
             self.kernels = kernel_status(native)
             self._load(mode, vocab_only, progress)

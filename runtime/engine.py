@@ -20,7 +20,8 @@ from infer_os.models.rotation import ROTATION_KEY
 from infer_os.native.backend import SWITCHED_OFF, KernelStatus, own_kernels
 from infer_os.native.context import Context
 from infer_os.native.errors import Interrupted, StateError
-from infer_os.native.gguf_file import GgufHeader, read_gguf_header
+from infer_os.native.gguf_file import GgufHeader
+from infer_os.native.graph_check import read_model_header
 from infer_os.native.kv_state import KvFormat, kv_geometry
 from infer_os.native.owner import Owner
 
@@ -225,7 +226,7 @@ class LlamaEngine(Owner):
             MemoryShortage: it does not fit, or may not be locked.
             ModelLoadError: llama.cpp refuses it.
         """
-        header = read_gguf_header(path)
+        header = read_model_header(path)
         kv = kv_model(header, settings.n_threads)
         plan, notes = plan_file(header, settings, kv, draft)
         with ExitStack() as stack:

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from infer_os.native.gguf_file import GgufHeader, read_gguf_header
+from infer_os.native.gguf_file import GgufHeader
+from infer_os.native.graph_check import read_model_header
 
 from .engine import LlamaEngine
 from .settings import EngineSettings
@@ -52,7 +53,7 @@ def open_engine(
         engine.speculation = Speculation(drafters, settings.draft_max, store)
         engine.info = replace(engine.info, notes=(*engine.info.notes, *_limits(engine)))
         return engine
-    target, draft = read_gguf_header(path), read_gguf_header(Path(settings.draft))
+    target, draft = read_model_header(path), read_model_header(Path(settings.draft))
     shared = shared_tokens(target, draft)
     notes = _warnings(target, draft)
     with ExitStack() as stack:

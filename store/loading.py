@@ -90,7 +90,7 @@ def draft_file(settings: EngineSettings, wish: ModelWish, model: Path, report: R
     """
     from ..convert.errors import ConvertError
     from ..models.catalog import find_model, model_of
-    from ..native.gguf_file import read_gguf_header
+    from ..native.graph_check import read_model_header
 
     draft = settings.draft
     if draft in ("none", "lookup"):
@@ -98,7 +98,7 @@ def draft_file(settings: EngineSettings, wish: ModelWish, model: Path, report: R
     alone = replace(settings, draft="none")
     if draft != "auto":
         return str(model_file(ModelWish(draft), alone, report))
-    known = find_model(wish.text) or model_of(read_gguf_header(model).metadata)
+    known = find_model(wish.text) or model_of(read_model_header(model).metadata)
     if known is None or known.draft is None:
         report.note("note: --draft auto: no draft is known for this model; lookup is used")
         return "lookup"

@@ -179,9 +179,9 @@ def test_techniques_of_the_bundled_pair(run: Cli, monkeypatch: pytest.MonkeyPatc
 def test_random_weights_take_acceptance_from_the_bundled_pair(
     run: Cli, monkeypatch: pytest.MonkeyPatch, converted: Converter
 ) -> None:
-    header = benching.read_gguf_header(converted())
+    header = benching.read_model_header(converted())
     header.metadata[benching.RANDOM_KEY] = True
-    monkeypatch.setattr(benching, "read_gguf_header", lambda path: header)
+    monkeypatch.setattr(benching, "read_model_header", lambda path: header)
     result = ArmResult(8, 1.0, 1.0, 0.1, 1000, 100, 2000, 900, 400, 100, 50, drafted=10,
                        accepted=4, rounds=4, acceptance=0.75, guess_s=0.01,
                        steps=((1, 0.1), (4, 0.2)))  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer_os.models.shape import ModelShape
-from infer_os.native.gguf_file import read_gguf_header
+from infer_os.native.graph_check import read_model_header
 
 from ..engine import LlamaEngine
 from ..settings import EngineSettings
@@ -43,10 +43,10 @@ def read_draft(target: Path, settings: EngineSettings) -> BatchDraft | None:
     """
     if settings.draft in ("none", "lookup"):
         return None
-    header = read_gguf_header(Path(settings.draft))
+    header = read_model_header(Path(settings.draft))
     return BatchDraft(
         header.path, header_shape(header), header.count("context_length", 2048),
-        shared_tokens(read_gguf_header(target), header),
+        shared_tokens(read_model_header(target), header),
     )  # fmt: skip
 
 

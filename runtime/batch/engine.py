@@ -18,7 +18,7 @@ from infer_os.models.catalog import style_for
 from infer_os.models.rotation import ROTATION_KEY
 from infer_os.native.backend import own_kernels
 from infer_os.native.batch_context import BatchContext, BatchContextParams, Rows
-from infer_os.native.gguf_file import read_gguf_header
+from infer_os.native.graph_check import read_model_header
 from infer_os.native.interrupt import interruptible
 from infer_os.native.model import Model
 from infer_os.native.owner import Owner
@@ -101,7 +101,7 @@ class BatchEngine(Owner):
         """
         batch = batch or BatchSettings()
         draft = read_draft(path, settings)
-        header = read_gguf_header(path)
+        header = read_model_header(path)
         kv = kv_model(header, settings.n_threads)
         if batch.parallel:
             n_seq = slots_for(batch.parallel)
