@@ -92,7 +92,9 @@ def _check_sizes(header: GgufHeader) -> None:
     if own and not key == value == n_embd // n_head:
         raise _bad(header, f"keys of {key} and values of {value}; a head has {n_embd // n_head}")
     rotates = header.architecture in ("gptneox", "phi2")
-    n_rot = header.count("rope.dimension_count", default=key if rotates else 0, low=0)
+    # ggml's rotation of nothing never ends
+    low = 2 if rotates else 0
+    n_rot = header.count("rope.dimension_count", default=key if rotates else 0, low=low)
     if n_rot % 2 or n_rot > key:
         raise _bad(header, f"{n_rot} rotary dimensions; expected an even number up to {key}")
 

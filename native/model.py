@@ -13,6 +13,7 @@ from typing import Any
 
 import llama_cpp
 
+from .added_tokens import AddedTokens
 from .backend import file_layouts, kernel_status
 from .errors import GgufError, ModelChanged, ModelLoadError
 from .gguf_file import SPECIAL_NAMES, GgufHeader, read_gguf_header
@@ -93,6 +94,9 @@ class Vocab:
         # a lone surrogate cannot be UTF-8 either
         text = text.encode("utf-8", "replace").decode()
         text = self._rules.apply(text, parse_special=parse_special)
+        parts = list(self._added.split(text, parse_special=parse_special))
+        if any(isinstance(part, int) for part in parts):
+            return self._tokenize_parts(parts, add_special)
         tokens = self._tokenize(text.encode(), add_special, parse_special)
         if self._unknown >= 0 and self._unknown in tokens:
             around = self._tokenize(b"", add_special, parse_special)
@@ -101,6 +105,18 @@ class Vocab:
             plain = self._unigram.encode(text, parse_special=parse_special)
             return around[:n_before] + plain + around[n_before:]
         return tokens
+
+    def _tokenize_parts(self, parts: list[str | int], add_special: bool) -> list[int]:
+        """Tokens of a text whose added tokens were found already."""
+        around = self._tokenize(b"", add_special, False)
+        n_before = int(self.bos in around[:1] and add_special)
+        between: list[int] = []
+        for part in parts:
+            if isinstance(part, int):
+                between.append(part)
+            else:
+                between += self._tokenize(part.encode(), False, False)
+        return around[:n_before] + between + around[n_before:]
 
     def _tokenize(self, data: bytes, add_special: bool, parse_special: bool) -> list[int]:
         room = len(data) + 2
@@ -115,6 +131,10 @@ class Vocab:
             if count == _INT32_MIN or -count <= room:
                 raise ModelLoadError(f"llama_tokenize failed with {count} on {len(data)} bytes")
             room = -count
+
+    @functools.cached_property
+    def _added(self) -> AddedTokens:
+        return AddedTokens.read(self._header, self._pointer)
 
     @functools.cached_property
     def _unigram(self) -> UnigramTokenizer:

@@ -25,6 +25,7 @@ def test_every_family_passes(folder: Path, converted: Converter) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
+        ("rope.dimension_count", 0, "whole number from 2"),
         ("rope.dimension_count", 17, "17 rotary dimensions"),
         ("rope.dimension_count", 128, "128 rotary dimensions"),
         ("rope.dimension_count", 100_000, "rotary dimensions"),

@@ -188,7 +188,7 @@ def test_what_is_accepted_ends_no_process(name: str, converted: Converter, tmp_p
     assert len(accepted) > N_MUTATIONS // 10
     done = subprocess.run(
         [sys.executable, "-c", _CHILD], input="\n".join(map(str, accepted)), text=True,
-        capture_output=True, cwd=TESTS, check=False,
+        capture_output=True, cwd=TESTS, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-300:] + done.stderr[-1500:]
     assert done.stdout.endswith("all\n")
