@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from infer_os.models.network import Part
 from infer_os.models.rotation import Fold, orthonormal
+from infer_os.models.transforms import Scale
 from infer_os.native.ggml_types import GgmlType
 from infer_os.native.quantize import QuantizeStats, quantize_rows
 
@@ -56,11 +57,12 @@ def quantized_blocks(
     Yields:
         Bytes of the next rows, source bytes they stand for, and what quantization did to them.
     """
-    order, folds = part.transform.row_order(), part.folds
+    order, folds, scales = part.transform.row_order(), part.folds, part.scales
     if array.ndim == 1:
         rows = array if order is None else array[order]
-        rows = _folded(_widened(rows)[:, None], folds, 0)[:, 0] if folds else rows
-        matrix, order, folds = np.ascontiguousarray(rows).reshape(1, -1), None, ()
+        if folds or scales:
+            rows = _folded(_scaled(_widened(rows)[:, None], scales, 0), folds, 0)[:, 0]
+        matrix, order, folds, scales = np.ascontiguousarray(rows).reshape(1, -1), None, (), ()
     else:
         matrix = array.T if part.transform.transposes else array
     n_rows, width = matrix.shape
@@ -72,9 +74,10 @@ def quantized_blocks(
     starts = range(0, n_rows, step)
     for first in sorted({starts[0], starts[-1]}) if ends_only else starts:
         block, block_order = _block(matrix, order, first, min(first + step, n_rows))
-        if folds:
+        if folds or scales:
             held = block if block_order is None else block[block_order]
-            block, block_order = _folded(_widened(held), folds, first), None
+            scaled = _scaled(_widened(held), scales, first)
+            block, block_order = _folded(scaled, folds, first), None
         data, stats = quantize_rows(
             block, target, n_threads=n_threads, row_order=block_order, importance=importance
         )
@@ -97,6 +100,17 @@ def _widened(rows: NDArray[Any]) -> NDArray[np.float32]:
     if rows.dtype == np.uint16:
         return (rows.astype(np.uint32) << 16).view(np.float32)
     return rows.astype(np.float32)
+
+
+def _scaled(
+    rows: NDArray[np.float32], scales: tuple[Scale, ...], first: int
+) -> NDArray[np.float32]:
+    """Multiply target rows that begin at ``first``, in place."""
+    for scale in scales:
+        start, stop = max(scale.first - first, 0), min(scale.stop - first, len(rows))
+        if start < stop:
+            rows[start:stop] *= np.float32(scale.factor)
+    return rows
 
 
 def _folded(rows: NDArray[np.float32], folds: tuple[Fold, ...], first: int) -> NDArray[np.float32]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,14 +22,10 @@ from .network import (
     head_dim_of,
     tensor,
 )
-from .transforms import Transpose
+from .transforms import Scale, Transpose
 
 # settings that change the computation in ways that the graph does not follow
-_MUST_BE = (
-    ("scale_attn_weights", True),
-    ("scale_attn_by_inverse_layer_idx", False),
-    ("add_cross_attention", False),
-)
+_MUST_BE = (("add_cross_attention", False),)
 
 
 def describe(config: Mapping[str, Any]) -> Network:
@@ -45,6 +43,12 @@ def describe(config: Mapping[str, Any]) -> Network:
                 f"config.json: {key} is {str(not usual).lower()}; llama.cpp's graph has it "
                 f"{str(usual).lower()}"
             )
+    head_dim = head_dim_of(n_embd, n_head)
+    # the graph divides every product of q and k by sqrt(head_dim): what a config has otherwise is
+    # a factor of q
+    plain = 1.0 if read.flag("scale_attn_weights", default=True) else math.sqrt(head_dim)
+    by_layer = read.flag("scale_attn_by_inverse_layer_idx", default=False)
+    factors = [plain / (i + 1) if by_layer else plain for i in range(n_layer)]
     tied = read.flag("tie_word_embeddings", default=True)
     sizes = Sizes(n_ctx, n_embd, n_layer, n_ff, n_head)
     metadata = sizes.metadata(read.epsilon("layer_norm_epsilon"))
@@ -54,7 +58,7 @@ def describe(config: Mapping[str, Any]) -> Network:
         metadata=metadata,
         rules=(
             *_outer_rules(n_embd, n_vocab, n_ctx, tied=tied),
-            *(r for i in range(n_layer) for r in _layer_rules(i, n_embd, n_ff)),
+            *(r for i in range(n_layer) for r in _layer_rules(i, n_embd, n_ff, factors[i])),
         ),
         prefixes=("transformer.", ""),
         ignored=(
@@ -64,7 +68,7 @@ def describe(config: Mapping[str, Any]) -> Network:
         vocab_rows=n_vocab,
         n_layer=n_layer,
         n_head=n_head,
-        head_dim=head_dim_of(n_embd, n_head),
+        head_dim=head_dim,
         n_embd=n_embd,
         n_ctx=n_ctx,
         notes=read.gelu_notes("activation_function", default="gelu_new"),
@@ -85,15 +89,24 @@ def _outer_rules(n_embd: int, n_vocab: int, n_ctx: int, *, tied: bool) -> tuple[
     return (*rules, head)
 
 
-def _layer_rules(layer: int, n_embd: int, n_ff: int) -> tuple[TensorRule, ...]:
+def _layer_rules(layer: int, n_embd: int, n_ff: int, q_factor: float) -> tuple[TensorRule, ...]:
     here, there = f"blk.{layer}", f"h.{layer}"
     norm = partial(affine, shape=(n_embd,), role=Role.NORM, layer=layer)
     linear = partial(affine, transform=Transpose(), layer=layer)
+    qkv = linear(f"{here}.attn_qkv", f"{there}.attn.c_attn", (n_embd, 3 * n_embd), Role.ATTN_QKV)
+    if q_factor != 1.0:
+        qkv = tuple(_with_scaled_q(rule, n_embd, q_factor) for rule in qkv)
     return (
         *norm(f"{here}.attn_norm", f"{there}.ln_1"),
-        *linear(f"{here}.attn_qkv", f"{there}.attn.c_attn", (n_embd, 3 * n_embd), Role.ATTN_QKV),
+        *qkv,
         *linear(f"{here}.attn_output", f"{there}.attn.c_proj", (n_embd, n_embd), Role.ATTN_OUTPUT),
         *norm(f"{here}.ffn_norm", f"{there}.ln_2"),
         *linear(f"{here}.ffn_up", f"{there}.mlp.c_fc", (n_embd, n_ff), Role.FFN_UP),
         *linear(f"{here}.ffn_down", f"{there}.mlp.c_proj", (n_ff, n_embd), Role.FFN_DOWN),
     )
+
+
+def _with_scaled_q(rule: TensorRule, n_embd: int, factor: float) -> TensorRule:
+    """The rule of a fused weight or bias, its q rows multiplied by ``factor``."""
+    scales = (Scale(0, n_embd, factor),)
+    return replace(rule, parts=tuple(replace(part, scales=scales) for part in rule.parts))

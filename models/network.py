@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from infer_os.errors import Error
 
-from .transforms import AsStored, Transform
+from .transforms import AsStored, Scale, Transform
 
 if TYPE_CHECKING:
     from .rotation import Fold
@@ -38,14 +38,15 @@ class Role(Enum):
 class Part:
     """A stored tensor: its name without any optional prefix, its shape (rows first), its change.
 
-    ``folds`` multiply its rows or columns by a rotation, after the reordering. ``also`` are other
-    names under which files store it.
+    ``scales`` multiply some of its rows by a number, after the reordering; then ``folds`` multiply
+    its rows or columns by a rotation. ``also`` are other names under which files store it.
     """
 
     source: str
     shape: tuple[int, ...]
     transform: Transform = field(default_factory=AsStored)
     folds: tuple[Fold, ...] = ()
+    scales: tuple[Scale, ...] = ()
     also: tuple[str, ...] = ()
 
     @property

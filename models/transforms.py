@@ -35,6 +35,15 @@ class Transform(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Multiply target rows ``first`` to ``stop`` of a part by ``factor``."""
+
+    first: int
+    stop: int
+    factor: float
+
+
 class _KeepsShape:
     __slots__ = ()
 
