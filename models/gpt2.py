@@ -93,7 +93,9 @@ def _layer_rules(layer: int, n_embd: int, n_ff: int, q_factor: float) -> tuple[T
     here, there = f"blk.{layer}", f"h.{layer}"
     norm = partial(affine, shape=(n_embd,), role=Role.NORM, layer=layer)
     linear = partial(affine, transform=Transpose(), layer=layer)
-    qkv = linear(f"{here}.attn_qkv", f"{there}.attn.c_attn", (n_embd, 3 * n_embd), Role.ATTN_QKV)
+    qkv: tuple[TensorRule, ...] = linear(
+        f"{here}.attn_qkv", f"{there}.attn.c_attn", (n_embd, 3 * n_embd), Role.ATTN_QKV
+    )
     if q_factor != 1.0:
         qkv = tuple(_with_scaled_q(rule, n_embd, q_factor) for rule in qkv)
     return (
