@@ -433,8 +433,8 @@ def _parsed(
 
     parser = RecordParser(sampling, stops)
     for number, record in enumerate(records, 1):
-        value = {"id": number, "prompt": record} if isinstance(record, str) else record
-        yield parser.parse(number, value)
+        value = {"prompt": record} if isinstance(record, str) else record
+        yield parser.parse(number, value, "record")
 
 
 def _close(chunks: Iterator[str]) -> None:

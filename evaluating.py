@@ -116,7 +116,7 @@ def _text(request: EvalRequest) -> str:
         path = HELD_OUT
     try:
         with path.open("rb") as file:
-            return file.read(_LARGEST_TEXT).decode("utf-8", "replace")
+            return file.read(_LARGEST_TEXT).decode("utf-8-sig", "replace")
     except OSError as error:
         raise BenchError(f"--text {path}: cannot be read: {error.strerror}") from error
 

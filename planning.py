@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .convert.checkpoint import read_config
 from .convert.errors import SourceError
 from .convert.hub import list_repository, read_start
+from .convert.plain_file import parse_object
 from .convert.sizes import weight_options
 from .convert.source import HubSource, cache_folder, find_source
 from .models import describe
@@ -231,13 +231,8 @@ def _hub_config(source: HubSource) -> dict[str, object]:
     file = repository.files.get("config.json")
     if file is None or file.size > _LARGEST_CONFIG:
         raise SourceError(f"{source.repository}: not a checkpoint: it has no config.json")
-    try:
-        config = json.loads(read_start(repository, file, file.size))
-    except ValueError as error:
-        raise SourceError(f"{source.repository}: config.json is no JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise SourceError(f"{source.repository}: config.json is no JSON object")
-    return config
+    data = read_start(repository, file, file.size)
+    return parse_object(f"{source.repository}/config.json", data)
 
 
 def _draft_shape(draft: str, target: str) -> ModelShape | None:

@@ -64,7 +64,7 @@ def batch(
         if output != _STREAM:
             journal = stack.enter_context(Journal(output, resume=resume))
             if journal.is_complete:
-                console.notes([f"{output}: complete already"])
+                console.note(_completeness(output, total))
                 return
         engine: BatchEngine | RayBatch
         if ray:
@@ -84,6 +84,8 @@ def batch(
                 console.note(f"interrupted; --resume continues {output}")
             raise typer.Exit(130) from None
         console.notes(_without_effect(batch_settings, kinds))
+        if journal is not None and journal.done:
+            console.note(_resumed(journal, engine.statistics.records))
         if isinstance(engine, BatchEngine):
             _show_statistics(engine, engine.statistics, as_json=as_json)
         else:
@@ -106,6 +108,35 @@ def _open_input(path: Path) -> tuple[Iterator[Any], int | None]:
             raise _settings_error("no records: give --input FILE, or pipe them in")
         return read_stream(console.stdin_stream()), None
     return read_values(path), count_records(path)
+
+
+def _completeness(output: Path, total: int | None) -> str:
+    """What is said of a table that an earlier run finished.
+
+    Raises:
+        SettingsError: there are records that it cannot have answered.
+    """
+    from ..runtime.batch.journal import table_rows
+
+    rows = table_rows(output)
+    if rows is not None and total is not None and total > rows:
+        raise _settings_error(
+            f"{output}: is finished with {rows} answers, but the input has {total} records; a "
+            "table cannot be continued: give another --output, or --force"
+        )
+    answers = "" if rows is None else f" with {rows} answers"
+    return f"note: {output}: complete already{answers}; nothing is computed, whatever the options"
+
+
+def _resumed(journal: Journal, n_records: int) -> str:
+    """What is said of answers that an earlier run gave, perhaps with other options."""
+    kept = f"{len(journal.done)} answers of an earlier run are kept as they are"
+    if n_records:
+        return f"note: {journal.path}: {kept}, whatever the options were"
+    return (
+        f"note: {journal.path}: complete already; {kept} and nothing was computed, whatever the "
+        "options; --force answers all again"
+    )
 
 
 def _parsed(

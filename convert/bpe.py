@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import read_json
 from .errors import FileFormatError, SourceError, UnsupportedError
+from .plain_file import read_json, read_text
 from .special import TokenizerFiles, read_added_token
 from .vocabulary import (
     MOST_TOKENS,
@@ -91,16 +91,10 @@ def from_vocab_and_merges(path: Path, files: TokenizerFiles) -> Vocabulary:
             f"{', '.join(filter(None, _GPT2_CLASSES))}"
         )
     merges_path = path.with_name("merges.txt")
-    try:
-        with merges_path.open("rb") as file:
-            text = file.read(_LARGEST_MERGES + 1)
-        lines = text.decode().replace("\r\n", "\n").split("\n")
-    except FileNotFoundError:
-        raise SourceError(f"{path}: without a merges.txt beside it") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"{merges_path}: cannot be read: {error}") from error
-    if len(text) > _LARGEST_MERGES:
-        raise FileFormatError(f"{merges_path}: larger than {_LARGEST_MERGES} bytes")
+    text = read_text(merges_path, _LARGEST_MERGES)
+    if text is None:
+        raise SourceError(f"{path}: without a merges.txt beside it")
+    lines = text.replace("\r\n", "\n").split("\n")
     if lines and lines[0].startswith("#version"):
         del lines[0]
     # GPT-2's class knows this token when no file names one

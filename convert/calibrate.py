@@ -6,6 +6,7 @@ text. Comes out: an :class:`~.imatrix.ImportanceMatrix` by that file's tensor na
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,6 +105,6 @@ def _read_text(text: Path | str, most: int) -> tuple[bytes, str]:
         return text.encode("utf-8", "replace")[:most], "the given text"
     try:
         with text.open("rb") as file:
-            return file.read(most), str(text)
+            return file.read(most).removeprefix(codecs.BOM_UTF8), str(text)
     except OSError as error:
         raise SourceError(f"{text}: cannot be read: {error.strerror}") from error

@@ -151,7 +151,7 @@ def _split(path: Path) -> tuple[str, str]:
     """
     try:
         with path.open("rb") as file:
-            text = file.read(_LARGEST_TEXT).decode("utf-8", "replace")
+            text = file.read(_LARGEST_TEXT).decode("utf-8-sig", "replace")
     except OSError as error:
         raise SourceError(f"--calibrate {path}: cannot be read: {error.strerror}") from error
     cut = int(len(text) * _CALIBRATION_SHARE)

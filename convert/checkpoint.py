@@ -6,7 +6,6 @@ tensor from the headers and opens a shard only while its tensors are read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import FileFormatError, SourceError
+from .plain_file import read_json
 from .safetensors_file import SafetensorsFile
 from .tensors import StoredTensor, TensorFile
 from .torch_file import TorchFile
-
-# a config, index or tokenizer settings file is never larger; tokenizer.json is read elsewhere
-_LARGEST_JSON = 64 << 20
 
 #: File name of a whole checkpoint, of its shards' index, and what opens one such file; the first
 #: that is there counts.
@@ -37,6 +34,7 @@ class Checkpoint:
     config: dict[str, Any]
     tensors: dict[str, StoredTensor]
     opener: Callable[[Path], TensorFile]
+    notes: tuple[str, ...] = ()
 
     @contextmanager
     def open(self, path: Path) -> Iterator[TensorFile]:
@@ -57,13 +55,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     config = read_config(folder)
     for whole, index, opener in CONTAINERS:
-        if (folder / index).is_file():
-            paths = _present_shards(folder / index)
-        elif (folder / whole).is_file():
+        notes: tuple[str, ...] = ()
+        # as transformers does: an index beside a whole file is left from an earlier save
+        if (folder / whole).exists():
             paths = [folder / whole]
+            notes = index_note(whole, index) if (folder / index).exists() else ()
+        elif (folder / index).exists():
+            paths = _present_shards(folder / index)
         else:
             continue
-        return Checkpoint(folder, config, _read_headers(paths, opener), opener)
+        return Checkpoint(folder, config, _read_headers(paths, opener), opener, notes)
     wanted = ", ".join(name for whole, index, _ in CONTAINERS for name in (whole, index))
     raise SourceError(f"{folder}: no weights in this folder; looked for {wanted}")
 
@@ -89,30 +90,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_json(path: Path, largest: int = _LARGEST_JSON) -> dict[str, Any] | None:
-    """A JSON object from a file; None if there is no such file.
-
-    Raises:
-        FileFormatError: it is larger than ``largest`` bytes, unreadable or no JSON object.
-    """
-    try:
-        with path.open("rb") as file:
-            text = file.read(largest + 1)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise FileFormatError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(text) > largest:
-        raise FileFormatError(f"{path}: larger than {largest} bytes")
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise FileFormatError(f"{path}: expected a JSON object")
-    return value
-
-
 def read_index(index: Path) -> dict[str, str]:
     """The ``weight_map`` of a sharded checkpoint: file names by tensor name.
 
@@ -127,6 +104,11 @@ def read_index(index: Path) -> dict[str, str]:
         if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
             raise FileFormatError(f"{index}: {name!r} is not the name of a file in this folder")
     return weight_map
+
+
+def index_note(whole: str, index: str) -> tuple[str, ...]:
+    """What is said where a checkpoint has both."""
+    return (f"weights: {whole} is read, as transformers does; {index} beside it is not",)
 
 
 def _present_shards(index: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from infer_os.models import describe
 
-from .checkpoint import CONTAINERS, read_config, read_index, read_json
+from .checkpoint import CONTAINERS, index_note, read_config, read_index
 from .errors import DownloadError, FileFormatError, OutputError, SourceError
 from .hub import (
     HubFile,
@@ -33,6 +33,7 @@ from .hub import (
     read_start,
 )
 from .locks import locked
+from .plain_file import read_json
 from .safetensors_file import SafetensorsFile, header_end, read_entries
 from .source import HubSource
 from .tensors import StoredTensor, TensorFile
@@ -74,6 +75,7 @@ class HubCheckpoint:
     shards: dict[str, HubFile] = field(default_factory=dict)
     opener: Callable[[Path], TensorFile] = SafetensorsFile
     count: Count = _uncounted
+    notes: tuple[str, ...] = ()
 
     @contextmanager
     def open(self, path: Path) -> Iterator[TensorFile]:
@@ -139,10 +141,13 @@ class HubCheckpoint:
         self.config = read_config(self.folder)
         describe(self.config)  # an unsupported architecture costs no more than this
         whole, index, self.opener = _pick_container(self.repository)
-        for name in (*SMALL_FILES[1:], index):
+        is_whole = whole in files
+        if is_whole and index in files:
+            self.notes = index_note(whole, index)
+        for name in (*SMALL_FILES[1:], *(() if is_whole else (index,))):
             if name in files:
                 self._bring(name)
-        weight_map = read_index(self.folder / index) if index in files else {}
+        weight_map = {} if is_whole else read_index(self.folder / index)
         names = sorted(set(weight_map.values())) or [whole]
         missing = [name for name in names if name not in files]
         if missing:

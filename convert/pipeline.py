@@ -136,7 +136,7 @@ def convert(
         n_params=network.n_params,
         n_bytes=plan.n_bytes if settings.dry_run else target.stat().st_size,
         classes=work.table.rows(),
-        notes=(*network.notes, *work.vocabulary.notes, *plan.notes, *notes),
+        notes=(*work.checkpoint.notes, *network.notes, *work.vocabulary.notes, *plan.notes, *notes),
         seconds=time.monotonic() - started,
         peak_rss_bytes=peak_rss_bytes(),
         written=not settings.dry_run,

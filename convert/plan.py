@@ -126,6 +126,11 @@ def make_plan(network: Network, stored: Mapping[str, StoredTensor], recipe: Reci
     ignored = re.compile("|".join(f"(?:{pattern})" for pattern in network.ignored) or r"(?!)")
     strangers = [name for name in unused if not ignored.fullmatch(_strip(name, network.prefixes))]
     gaps.update({f"{name}: not known to {network.architecture}": None for name in strangers})
+    if headless := _missing_head(network, stored):
+        raise PlanError(
+            f"{headless}: missing: this is a bare model without its head, which computes no text; "
+            f"convert the checkpoint of a {network.architecture}"
+        )
     if gaps:
         shown = "; ".join(list(gaps)[:_MOST_GAPS_SHOWN])
         more = f"; and {len(gaps) - _MOST_GAPS_SHOWN} more" if len(gaps) > _MOST_GAPS_SHOWN else ""
@@ -146,6 +151,20 @@ def _common_prefix(network: Network, stored: Iterable[str]) -> str:
     names = set(stored)
     sources = [part.source for rule in network.rules for part in rule.parts]
     return max(network.prefixes, key=lambda prefix: sum(prefix + s in names for s in sources))
+
+
+def _missing_head(network: Network, stored: Mapping[str, StoredTensor]) -> str:
+    """The head's name, where the checkpoint has the embedding but no part of the head."""
+    parts = {
+        role: [p for rule in network.rules if rule.role is role for p in rule.parts]
+        for role in (Role.TOKEN_EMBEDDING, Role.HEAD)
+    }
+    own = [part for part in parts[Role.HEAD] if part not in parts[Role.TOKEN_EMBEDDING]]
+    heads = [name for part in own for name in (part.source, *part.also)]
+    # GPT-NeoX alone, without its head, saves names without the first word
+    spellings = [p.source.removeprefix("gpt_neox.") for p in parts[Role.TOKEN_EMBEDDING]]
+    has_embedding = any(name.endswith(tuple(spellings)) for name in stored)
+    return heads[0] if heads and has_embedding and not set(heads) & set(stored) else ""
 
 
 def _strip(name: str, prefixes: tuple[str, ...]) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import FileFormatError
+from .plain_file import decode, json_fault, refuse_pointer
 from .tensors import MappedFile, StoredTensor, dtype_named
 
 # the reference implementation's bound on the header
@@ -86,6 +87,7 @@ def header_end(path: Path, head: mmap.mmap | bytes, size: int) -> int:
     Raises:
         FileFormatError: it cannot be a safetensors file.
     """
+    refuse_pointer(path, bytes(head[:64]))
     length = int.from_bytes(head[:8], "little")
     if size < 8 or length > min(_LARGEST_HEADER, size - 8):
         raise FileFormatError(
@@ -98,12 +100,19 @@ def header_end(path: Path, head: mmap.mmap | bytes, size: int) -> int:
 def _read_header(path: Path, head: mmap.mmap | bytes, size: int) -> tuple[dict[str, Any], int]:
     end = header_end(path, head, size)
     try:
-        header = json.loads(head[8:end])
+        header = json.loads(decode(path, head[8:end]), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path}: the header is not JSON: {error}") from error
+        raise FileFormatError(f"{path}: the header is not JSON: {json_fault(error)}") from error
     if not isinstance(header, dict):
         raise FileFormatError(f"{path}: the header is not a JSON object")
     return header, end
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):  # the format forbids it: readers disagree on which one counts
+        raise ValueError("a name is there twice")
+    return value
 
 
 def _read_entry(path: Path, name: str, entry: Any) -> tuple[StoredTensor, int, int]:

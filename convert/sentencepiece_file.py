@@ -14,6 +14,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from .errors import FileFormatError
+from .plain_file import read_bytes
 
 # the largest in use has 250,000 pieces in 5 MB
 _LARGEST_FILE = 64 << 20
@@ -66,13 +67,9 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
     Raises:
         FileFormatError: it cannot be read or is no sentencepiece model.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST_FILE + 1)
-    except OSError as error:
-        raise FileFormatError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(data) > _LARGEST_FILE:
-        raise FileFormatError(f"{path}: larger than {_LARGEST_FILE} bytes")
+    data = read_bytes(path, _LARGEST_FILE)
+    if data is None:
+        raise FileFormatError(f"{path}: cannot be read: No such file or directory")
     try:
         return _model(data)
     except (ValueError, IndexError, struct.error) as error:

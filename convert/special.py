@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import read_json
 from .errors import FileFormatError, UnsupportedError
+from .plain_file import read_json, read_text
 from .vocabulary import MOST_TOKENS, AddedToken, TokenType, Vocabulary
 
 _LARGEST_TEMPLATE = 1 << 20
@@ -303,13 +303,10 @@ def _chat_templates(files: TokenizerFiles) -> tuple[str | None, dict[str, str]]:
                 raise FileFormatError(f"{path}: a malformed entry in chat_template")
             named[name] = template
     path = files.folder / "chat_template.jinja"
-    try:
-        with path.open(encoding="utf-8") as file:
-            named["default"] = file.read(_LARGEST_TEMPLATE + 1)
-    except FileNotFoundError:
-        pass
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"{path}: cannot be read: {error}") from error
+    # a character has up to four bytes
+    written = read_text(path, 4 * _LARGEST_TEMPLATE)
+    if written is not None:  # with the line ends that a text file has
+        named["default"] = written.replace("\r\n", "\n").replace("\r", "\n")
     for name, template in named.items():
         if len(template) > _LARGEST_TEMPLATE:
             raise FileFormatError(f"{path}: the chat template {name!r} is larger than 1 MB")

@@ -16,6 +16,7 @@ from infer_os.native.owner import Owner
 from infer_os.native.watched_file import WatchedFile
 
 from .errors import FileFormatError, SourceChanged
+from .plain_file import check_plain, refuse_pointer
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ class MappedFile(Owner):
         """
         self.path = path
         try:
+            check_plain(path)
             self._watch = WatchedFile(path)
             with path.open("rb") as file:
                 self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -105,6 +107,11 @@ class MappedFile(Owner):
             raise FileFormatError(f"{path}: the file is empty; download it again") from error
         except OSError as error:
             raise FileFormatError(f"{path}: cannot be read: {error.strerror}") from error
+        try:
+            refuse_pointer(path, self._mapped[:64])
+        except FileFormatError:
+            self.close()
+            raise
 
     def check(self) -> None:
         """See :meth:`TensorFile.check`."""

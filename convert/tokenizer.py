@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .bpe import from_tokenizer_json, from_vocab_and_merges, refuse_prefix_space
-from .checkpoint import read_json
 from .errors import FileFormatError, SourceError, UnsupportedError
+from .plain_file import read_json
 from .special import (
     TokenizerFiles,
     read_tokenizer_files,

@@ -109,8 +109,6 @@ def _read_container(path: Path, mapped: mmap.mmap) -> tuple[Unpickled, _Locate]:
         return _read_legacy(path, mapped)
     if mapped[257:262] == b"ustar":
         raise FileFormatError(f"{path}: the tar format of torch before 0.2 is not read; {ADVICE}")
-    if mapped[:20] == b"version https://git-":
-        raise FileFormatError(f"{path}: a Git LFS pointer; download the file that it stands for")
     raise FileFormatError(
         f"{path}: not a torch file: it begins with {mapped[:8]!r}, neither a zip archive nor a "
         "pickle; download it again"

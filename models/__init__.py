@@ -13,13 +13,17 @@ from typing import Any
 from . import bloom, gpt2, gpt_neox, gptj
 from .network import ConfigError, Network
 
-#: Hugging Face's class name (``architectures`` in config.json) to the function that describes it.
+#: Hugging Face's class name (``architectures`` in config.json) to the function that describes it. A
+#: bare model serves where the head is the embedding, or where the file has a head all the same.
 ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], Network]] = {
     "BloomForCausalLM": bloom.describe,
     "BloomModel": bloom.describe,
     "GPT2LMHeadModel": gpt2.describe,
+    "GPT2Model": gpt2.describe,
     "GPTJForCausalLM": gptj.describe,
+    "GPTJModel": gptj.describe,
     "GPTNeoXForCausalLM": gpt_neox.describe,
+    "GPTNeoXModel": gpt_neox.describe,
 }
 
 #: Hugging Face's ``model_type`` to the class, for configs that name no architecture.

@@ -75,9 +75,7 @@ def test_pipes_and_json_statistics(model: Path) -> None:
 
 
 def test_bad_records_do_not_end_the_run(model: Path) -> None:
-    stdin = (
-        b'{"id": 1, "prompt": "x"}\n{"id": 2\n{"prompt": "x"}\n{"id": 3, "prompt": "x", "a": 1}\n'
-    )
+    stdin = b'{"id": 1, "prompt": "x"}\n{"id": 2\n{"prompt": 5}\n{"id": 3, "prompt": "x", "a": 1}\n'
     done = batch(model, "-n", "3", stdin=stdin)
     assert done.returncode == 1
     answers = lines_of(done.stdout)

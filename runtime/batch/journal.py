@@ -3,7 +3,8 @@
 A line is written with one system call as soon as its result is there, so that a killed process
 loses nothing that was finished; every few seconds and at the end the file is synced to disk, so
 that a power cut loses no more than these. What a kill or a full disk leaves half-written at the end
-is cut off on ``resume``. CSV and Parquet are written at the end, from a journal beside them.
+is cut off on ``resume``; a line elsewhere that is no answer is an error, and nothing is deleted.
+CSV and Parquet are written at the end, from a journal beside them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from .records import Result
 SYNC_S = 5.0
 _LINES = (".jsonl", ".ndjson", ".json")
 _TABLES = (".csv", ".parquet")
+#: Bytes of a line; one of the largest context, with log-probabilities, has less.
+_LARGEST_ANSWER = 256 << 20
 _KEYS = ("id", "text", "tokens", "finish_reason", "error")
 
 #: A sample that was answered, (id, index), or a line that is no record, (None, line).
@@ -123,6 +126,8 @@ class Journal(Owner):
         self._is_new = not self._lines.exists()
         self._size = 0
         self._has_begun = False
+        #: Whether the last answer lacks its line end.
+        self._lacks_end = False
         try:
             self._handle = os.open(self._lines, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
@@ -140,21 +145,33 @@ class Journal(Owner):
             raise
 
     def _recover(self) -> int:
-        """Read what is there; returns how many bytes of it are whole lines."""
-        size = 0
+        """Read what is there; returns how many bytes of it stay."""
+        size = 0  # up to the last answer
+        half = 0  # the number of a line behind it that a kill may have left
         with os.fdopen(os.dup(self._handle), "rb") as handle:
-            for number, line in enumerate(handle, 1):
-                if _is_half_a_line(line):
-                    break
+            for number, line in enumerate(_bounded(handle), 1):
+                if not line.strip():  # of an editor, or of a file that was put together
+                    continue
                 try:
-                    self.done.add(_done_key(line))
-                except (ValueError, TypeError, KeyError):
-                    raise SettingsError(
-                        f"{self._lines}: line {number} is no answer of a batch; "
-                        "give another --output"
-                    ) from None
-                size += len(line)
+                    key = None if half else _done_key(line)
+                except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+                    key = None
+                if key is None and not (_is_half_a_line(line) and (not half or _is_zeros(line))):
+                    # answers may follow: nothing is cut
+                    raise self._no_answer(half or number)
+                if key is None:
+                    half = half or number
+                else:
+                    self.done.add(key)
+                    size = handle.tell()
+                    self._lacks_end = not line.endswith(b"\n")
         return size
+
+    def _no_answer(self, number: int) -> SettingsError:
+        return SettingsError(
+            f"{self._lines}: line {number} is no answer of a batch; remove it, or give another "
+            "--output"
+        )
 
     def write(self, result: Result) -> None:
         """Append a result.
@@ -179,6 +196,8 @@ class Journal(Owner):
         if not self._has_begun:
             os.ftruncate(self._handle, self._size)
             os.lseek(self._handle, self._size, os.SEEK_SET)
+            if self._lacks_end:
+                self._size += os.write(self._handle, b"\n")
             self._has_begun = True
 
     def sync(self) -> None:
@@ -224,7 +243,8 @@ class Journal(Owner):
     def _read_lines(self) -> Iterator[dict[str, Any]]:
         with self._lines.open("rb") as handle:
             for line in handle:
-                yield json.loads(line)
+                if line.strip():
+                    yield json.loads(line)
 
     def close(self) -> None:
         """Close the file, which unlocks it; one that got nothing in it does not stay."""
@@ -235,21 +255,45 @@ class Journal(Owner):
             self._handle = -1
 
 
+def _bounded(handle: BinaryIO) -> Iterator[bytes]:
+    """Lines; one that is longer than any answer, in pieces."""
+    while line := handle.readline(_LARGEST_ANSWER):
+        yield line
+
+
+def _is_zeros(line: bytes) -> bool:
+    return not line.strip(b"\0\n")
+
+
 def _is_half_a_line(line: bytes) -> bool:
     """Whether a kill or a power cut may have left it: the beginning of a line, or zeros."""
-    if not line.strip(b"\0\n"):
-        return True
     start = b'{"id": '
-    return not line.endswith(b"\n") and (line.startswith(start) or start.startswith(line))
+    is_begun = line.startswith(start) or start.startswith(line)
+    return _is_zeros(line) or (not line.endswith(b"\n") and is_begun)
 
 
 def _done_key(line: bytes) -> DoneKey:
     value = json.loads(line)
-    if not all(key in value for key in _KEYS):
+    if not isinstance(value, dict) or not all(key in value for key in _KEYS):
         raise ValueError("not a line of ours")
     if value["error"] is not None:
         return None, int(value["line"])
-    return value["id"], int(value.get("index", 0))
+    identity = value["id"]
+    if isinstance(identity, bool) or not isinstance(identity, (str, int)):
+        raise ValueError("not an id of ours")
+    return identity, int(value.get("index", 0))
+
+
+def table_rows(path: Path) -> int | None:
+    """Answers of a finished table; None where that cannot be read."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            return int(parquet_module(path).ParquetFile(path).metadata.num_rows)
+        csv.field_size_limit(_LARGEST_ANSWER)
+        with path.open(encoding="utf-8", errors="replace", newline="") as handle:
+            return sum(1 for row in csv.reader(handle) if row) - 1
+    except (OSError, ValueError, csv.Error):
+        return None
 
 
 def _columns(rows: Iterator[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
@@ -275,8 +319,9 @@ def _write_parquet(rows: Iterator[dict[str, Any]], handle: BinaryIO, target: Pat
     import pyarrow
 
     columns, kept = _columns(rows)
-    # a column has one type: ids that are not all numbers become texts
-    if not all(isinstance(row["id"], int) for row in kept):
+    # a column has one type: ids that are not all numbers of 64 bits become texts
+    ids = [row["id"] for row in kept if row["id"] is not None]
+    if not all(isinstance(i, int) and -(1 << 63) <= i < 1 << 63 for i in ids):
         kept = [{**row, "id": row["id"] if row["id"] is None else str(row["id"])} for row in kept]
     data: dict[str, list[Any]] = {key: [row.get(key) for row in kept] for key in columns}
     if "logprobs" in data:

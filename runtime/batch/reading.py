@@ -1,31 +1,35 @@
-"""Read records: JSON lines, CSV, Parquet, or plain lines, each value with its line number.
+"""Read records: JSON, CSV, Parquet, or plain lines, each value with its number.
 
-The name's ending says which: ``.jsonl .ndjson .json``, ``.csv``, ``.parquet``, ``.txt``; stdin is
-JSON lines, or plain lines if the first one is no JSON object.
+The name's ending says which: ``.jsonl .ndjson .json`` (an object a line, or one list of objects),
+``.csv``, ``.parquet``, ``.txt``; a pipe is JSON, or plain lines if it begins otherwise.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import itertools
-import json
-from collections.abc import Iterable, Iterator
+import re
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import SettingsError
+from .lines import LARGEST, MOST_PASSED, Input, JsonError, parse_json
 from .records import BadRecord
 
-#: A value as JSON gives it, or a line that cannot be read.
-Value = tuple[int, Any] | BadRecord
+#: A number, a value as JSON gives it and what the number counts (lines, if nothing is said), or
+#: what cannot be read.
+Value = tuple[int, Any] | tuple[int, Any, str] | BadRecord
 
 _JSON = (".jsonl", ".ndjson", ".json")
 _INTEGERS = ("max_tokens", "top_k", "seed", "n")
 _FLOATS = ("temperature", "top_p", "min_p")
-_LISTS = ("stop", "messages")
 #: Rows of a Parquet file that are in memory at once.
 _ROWS = 256
+#: What begins a list of objects, and not a line of text in brackets.
+_LIST = re.compile(rb"\[\s*[{\]]")
+_STDIN = "standard input"
 
 
 def read_values(path: Path) -> Iterator[Value]:
@@ -38,28 +42,36 @@ def read_values(path: Path) -> Iterator[Value]:
     if ending == ".parquet":
         return _parquet_values(path)
     if ending not in (*_JSON, ".csv", ".txt"):
-        raise SettingsError(f"{path}: expected a name that ends in .jsonl, .csv, .parquet or .txt")
+        raise SettingsError(
+            f"{path}: expected a name that ends in .jsonl, .json, .csv, .parquet or .txt"
+        )
     handle = _open(path)
     if ending == ".csv":
-        return _csv_values(handle, path)
-    return _json_values(handle) if ending in _JSON else _plain_values(handle)
+        return _csv_values(Input(handle, str(path)), path)
+    found = Input(handle, str(path))
+    return _json_values(found) if ending in _JSON else _plain_values(found)
 
 
 def read_stream(stream: BinaryIO) -> Iterator[Value]:
     """The values of a pipe."""
-    first = next((line for line in stream if line.strip()), b"")
-    lines = itertools.chain((first,) if first else (), stream)
-    return _json_values(lines) if first.lstrip().startswith(b"{") else _plain_values(lines)
+    found = Input(stream, _STDIN)
+    is_json = found.start.startswith(b"{") or _LIST.match(found.start)
+    return _json_values(found) if is_json else _plain_values(found)
 
 
 def count_records(path: Path) -> int | None:
     """How many records a file has, for a progress bar; None if that is not known."""
-    if path.suffix.lower() == ".parquet":
+    ending = path.suffix.lower()
+    if ending == ".parquet":
         return int(_parquet_file(path).metadata.num_rows)
-    if path.suffix.lower() == ".csv":  # a field may hold line ends
+    # a field of a table may hold line ends; what is no plain file can be read once only
+    if ending == ".csv" or not stat.S_ISREG(path.stat().st_mode):
         return None
     with _open(path) as handle:
-        return sum(1 for line in handle if line.strip())
+        found = Input(handle, str(path))
+        if ending in _JSON and _spans_lines(found):
+            return None
+        return sum(1 for _, line in found.lines() if line is None or line.strip())
 
 
 def _open(path: Path) -> BinaryIO:
@@ -69,67 +81,197 @@ def _open(path: Path) -> BinaryIO:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _json_values(lines: Iterable[bytes]) -> Iterator[Value]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            # without this, JSON lines in some other encoding are guessed at
-            yield number, json.loads(line.decode("utf-8-sig"))
-        except UnicodeDecodeError:
-            yield BadRecord(number, f"line {number}: is no UTF-8 text")
-        except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", None) or str(error)
-            yield BadRecord(number, f"line {number}: no JSON: {reason}")
+def _spans_lines(found: Input) -> bool:
+    """Whether values are not one a line: a list, or objects that are broken over lines."""
+    first = found.start.partition(b"\n")[0].rstrip()
+    return first == b"{" or _LIST.match(found.start) is not None
 
 
-def _plain_values(lines: Iterable[bytes]) -> Iterator[Value]:
+def _json_values(found: Input) -> Iterator[Value]:
+    if _spans_lines(found):
+        yield from _object_values(found)
+        return
+    for number, line in found.lines():
+        if line is None:
+            yield _too_long(number)
+        elif line.strip():
+            try:
+                # without this, JSON lines in some other encoding are guessed at
+                text = line.decode("utf-8-sig")
+                del line  # a long one is not held twice
+                yield number, parse_json(text)
+            except UnicodeDecodeError:
+                yield BadRecord(number, f"line {number}: is no UTF-8 text")
+            except JsonError as error:
+                yield BadRecord(number, f"line {number}: no JSON: {error}")
+
+
+def _object_values(found: Input) -> Iterator[Value]:
+    number = 0
+    try:
+        for value in found.objects():
+            number += 1
+            yield number, value, "record"
+    except JsonError as error:
+        number += 1
+        yield BadRecord(number, f"record {number}: no JSON: {error}; what follows was not read")
+
+
+def _too_long(number: int) -> BadRecord:
+    reason = f"longer than {LARGEST >> 20} MB: no context holds so much"
+    return BadRecord(number, f"line {number}: {reason}")
+
+
+def _plain_values(found: Input) -> Iterator[Value]:
     """A prompt a line; the line's number is its id."""
-    for number, line in enumerate(lines, 1):
+    for number, line in found.lines():
+        if line is None:
+            yield _too_long(number)
+            continue
         text = line.decode("utf-8", "replace").rstrip("\r\n")
         if text.strip():
             yield number, {"id": number, "prompt": text}
 
 
-def _csv_values(handle: BinaryIO, path: Path) -> Iterator[Value]:
+class _Rows:
+    """The lines of a table as csv reads them; ``quotes`` counts those of the row so far."""
+
+    def __init__(self, lines: io.TextIOWrapper) -> None:
+        self._lines = lines
+        self.number = 0
+        self.begin_row()
+
+    def begin_row(self) -> None:
+        """The next line begins a row, as far as one can tell."""
+        self.first, self.size, self.quotes = self.number + 1, 0, 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._take(LARGEST + 1)
+        if not line:
+            raise StopIteration
+        if self.size > LARGEST:
+            self._pass_line(line)
+            raise _RowTooLong
+        return line
+
+    def _take(self, size: int) -> str:
+        line = self._lines.readline(size)
+        self.size += len(line)
+        self.quotes += line.count('"')
+        self.number += line.endswith(("\n", "\r"))
+        return line
+
+    def _pass_line(self, line: str) -> None:
+        while line and not line.endswith(("\n", "\r")) and self.size < MOST_PASSED:
+            line = self._take(LARGEST)
+
+    def pass_row(self) -> bool:
+        """Go on to where the quotes are in pairs: lines inside of a field are no rows.
+
+        Returns:
+            Whether rows may follow; none do in a file of which too much was passed over.
+        """
+        while self.quotes % 2 and self.size < MOST_PASSED and (line := self._take(LARGEST)):
+            self._pass_line(line)
+        return self.size < MOST_PASSED
+
+    @property
+    def place(self) -> str:
+        """The lines of the row."""
+        last = max(self.number, self.first)
+        return f"line {last}" if self.first == last else f"lines {self.first} to {last}"
+
+
+class _RowTooLong(Exception):
+    """A row that no quote ends, or a prompt that no context holds."""
+
+
+def _csv_values(found: Input, path: Path) -> Iterator[Value]:
     """A record a row; the first names the columns. A row's number is the line that it ends in."""
-    with io.TextIOWrapper(handle, "utf-8-sig", "replace", newline="") as text:
-        rows = csv.reader(text, strict=True)
+    csv.field_size_limit(LARGEST)
+    with io.TextIOWrapper(io.BufferedReader(_Raw(found)), "utf-8", "replace", newline="") as text:
+        lines = _Rows(text)
+        rows = csv.reader(lines, strict=True)
         try:
             columns = next(rows, [])
-        except csv.Error as error:
-            raise SettingsError(f"{path}: line 1: no CSV: {error}") from None
+        except (csv.Error, _RowTooLong) as error:
+            raise SettingsError(f"{path}: line 1: no CSV: {_row_fault(error)}") from None
+        if twice := [name for name in columns if name and columns.count(name) > 1]:
+            raise SettingsError(f"{path}: line 1: two columns have the name {twice[0]!r}")
         while True:
+            lines.begin_row()
             try:
                 row = next(rows)
             except StopIteration:
                 return
-            except csv.Error as error:
-                yield BadRecord(rows.line_num, f"line {rows.line_num}: no CSV: {error}")
+            except (csv.Error, _RowTooLong) as error:
+                goes_on = lines.pass_row()
+                reason = f"{lines.place}: no CSV: {_row_fault(error)}"
+                yield BadRecord(max(lines.number, lines.first), reason)
+                if not goes_on:
+                    return
+                rows = csv.reader(lines, strict=True)  # the old one is inside of a field
                 continue
-            if not row:
-                continue
-            number = rows.line_num
-            if len(row) != len(columns):
-                reason = f"{len(row)} fields under {len(columns)} columns"
-                yield BadRecord(number, f"line {number}: {reason}")
-                continue
-            value = {key: item for key, item in zip(columns, row, strict=True) if item != ""}
-            yield number, {key: _typed(key, item) for key, item in value.items()}
+            if row:
+                yield _csv_value(max(lines.number, lines.first), row, columns)
+
+
+def _row_fault(error: Exception) -> str:
+    if isinstance(error, _RowTooLong):
+        return f"a row of more than {LARGEST >> 20} MB; is a quote missing?"
+    return "a quote is missing at its end" if "end of data" in str(error) else str(error)
+
+
+class _Raw(io.RawIOBase):
+    """An input as a raw stream."""
+
+    def __init__(self, found: Input) -> None:
+        self._found = found
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._found.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _csv_value(number: int, row: list[str], columns: list[str]) -> Value:
+    if len(row) != len(columns):
+        reason = f"{len(row)} fields under {len(columns)} columns"
+        return BadRecord(number, f"line {number}: {reason}")
+    value = {key: item for key, item in zip(columns, row, strict=True) if item != ""}
+    try:
+        return number, {key: _typed(key, item) for key, item in value.items()}
+    except JsonError as error:
+        return BadRecord(number, f"line {number}: {error}")
 
 
 def _typed(key: str, text: str) -> Any:
-    """A field of a CSV as the type that its column has; as it is where it cannot be that."""
+    """A field of a CSV as the type that its column has; as it is where it cannot be that.
+
+    Raises:
+        JsonError: messages that are no JSON.
+    """
     try:
         if key in _INTEGERS:
             return int(text)
         if key in _FLOATS:
             return float(text)
-        if key in _LISTS and text.lstrip().startswith("["):
-            return json.loads(text)
     except ValueError:
-        pass
-    return text
+        return text
+    if key not in ("stop", "messages") or not text.lstrip().startswith("["):
+        return text
+    try:
+        return parse_json(text)
+    except JsonError as error:
+        if key == "messages" or "deep" in str(error):
+            raise JsonError(f'"{key}" is no JSON: {error}') from None
+        return text  # a stop string may begin with a bracket
 
 
 def _parquet_values(path: Path) -> Iterator[Value]:
@@ -139,7 +281,7 @@ def _parquet_values(path: Path) -> Iterator[Value]:
     for batch in file.iter_batches(_ROWS):
         for row in batch.to_pylist():
             number += 1
-            yield number, {key: item for key, item in row.items() if item is not None}
+            yield number, {key: item for key, item in row.items() if item is not None}, "row"
 
 
 def _parquet_file(path: Path) -> Any:

@@ -165,26 +165,31 @@ class RecordParser:
         self._stops = stops
         self._lines: dict[str | int, int] = {}
 
-    def parse(self, line: int, value: Any) -> Record | BadRecord:
-        """A record of a value as JSON gives it; ``line`` counts from 1."""
+    def parse(self, line: int, value: Any, unit: str = "line") -> Record | BadRecord:
+        """A record of a value as JSON gives it; ``line`` counts from 1.
+
+        It is the id of a record without one. ``unit`` is what it counts, in the words of an error.
+        """
         identity: str | int | None = None
         try:
             if not isinstance(value, Mapping):
                 raise _Bad(f"a record is a JSON object, this is {_kind(value)}")
-            identity = self._identity(value)
+            identity = self._identity(line, value)
             record = self._record(line, identity, value)
-            if identity in self._lines:
-                raise _Bad(f"the id {identity!r} was used in line {self._lines[identity]} already")
+            if (other := self._lines.get(identity)) is not None:
+                # two answers with one id could not be told apart
+                identity, taken = None, identity
+                raise _Bad(_twice(taken, other, unit, is_own=value.get("id") is not None))
         except (_Bad, RuntimeFailure) as error:
-            return BadRecord(line, f"line {line}: {_said(error)}", identity)
+            return BadRecord(line, f"{unit} {line}: {_said(error)}", identity)
         self._lines[identity] = line
         return record
 
     @staticmethod
-    def _identity(value: Mapping[str, Any]) -> str | int:
+    def _identity(line: int, value: Mapping[str, Any]) -> str | int:
         identity = value.get("id")
         if identity is None:
-            raise _Bad('"id" is missing')
+            return line
         if isinstance(identity, bool) or not isinstance(identity, (str, int)):
             raise _Bad(f'"id" is a text or a whole number, this is {_kind(identity)}')
         return identity
@@ -219,7 +224,18 @@ class RecordParser:
         strings = (stop,) if isinstance(stop, str) else stop
         if not isinstance(strings, (list, tuple)) or not all(isinstance(s, str) for s in strings):
             raise _Bad(f'"stop" is a text or a list of texts, this is {_kind(stop)}')
+        if not all(strings):
+            raise _Bad('"stop" has an empty text')
         return StopSettings(given.get("max_tokens", self._stops.max_tokens), tuple(strings))
+
+
+def _twice(identity: str | int, other: int, unit: str, *, is_own: bool) -> str:
+    if is_own:
+        return f"the id {identity!r} is that of {unit} {other} already"
+    return (
+        f"it has no id, and its number, {identity}, is the id of {unit} {other} already; give all "
+        "records an id, or none"
+    )
 
 
 class _Bad(Exception):

@@ -240,7 +240,9 @@ def entry(shape: list[int], begin: int, end: int, dtype: str = "F32") -> dict[st
 
 HEADERS: dict[str, tuple[object, str]] = {
     "not JSON": (b"{not json", "not JSON"),
-    "not UTF-8": (b"\xff\xfe{}", "not JSON"),
+    "not UTF-8": (b"{\xff}", "is no UTF-8 text"),
+    "UTF-16": (b"\xff\xfe{\0}\0", "save it as UTF-8"),
+    "a huge number": (b'{"a": ' + b"1" * 5000 + b"}", "a number has thousands of digits"),
     "a list": ([], "not a JSON object"),
     "deep nesting": (b"[" * 200_000, "not JSON"),
     "an entry that is no object": ({"t": 5}, "malformed"),

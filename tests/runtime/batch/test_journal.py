@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from infer_os.runtime.batch.journal import Journal, check_output, journal_path, line_of
+from infer_os.runtime.batch.journal import (
+    Journal,
+    check_output,
+    journal_path,
+    line_of,
+    table_rows,
+)
 from infer_os.runtime.batch.records import Result, TokenLogprobs
 from infer_os.runtime.errors import OutputError, SettingsError
 
@@ -194,3 +200,71 @@ def test_no_nan_and_no_half_characters() -> None:
     value = json.loads(line_of(odd), parse_constant=pytest.fail)
     assert value["id"] == "\ud800"
     assert value["logprobs"][0]["logprob"] is None
+
+
+def test_an_answer_without_its_line_end_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write(path, ONE, TWO)
+    path.write_bytes(path.read_bytes()[:-1])
+    with Journal(path, resume=True) as journal:
+        assert journal.done == {("a", 0), ("b", 1)}
+        journal.write(BAD)
+    assert path.read_bytes() == line_of(ONE) + line_of(TWO) + line_of(BAD)
+
+
+@pytest.mark.parametrize("blank", [b"\n", b"\r\n", b"  \n", b"\n\n\n"])
+@pytest.mark.parametrize("tail", [b"", b"\0\0\0", b'{"id": "c", "te'])
+def test_blank_lines_cost_no_answer(blank: bytes, tail: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    whole = blank + line_of(ONE) + blank + line_of(TWO)
+    path.write_bytes(whole + tail)
+    with Journal(path, resume=True) as journal:
+        assert journal.done == {("a", 0), ("b", 1)}
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [b"\0\0\0\n", b"\0\0", b'{"id": 1}\n', b'{"id": 7, "te\n', b"note\n", b'"id text tokens"\n',
+     b"[" * 100_000 + b"\n", b'{"id": 1.5, "text": "", "tokens": [], "finish_reason": "end", '
+     b'"error": null}\n', b'{"id": 1, "text": "", "tokens": [], "finish_reason": "end", '
+     b'"error": "x", "line": 1e999}\n'],
+)  # fmt: skip
+def test_an_odd_line_between_answers_is_refused_and_nothing_deleted(
+    odd: bytes, tmp_path: Path
+) -> None:
+    for name in ("a.jsonl", "a.csv"):
+        path = journal_path(tmp_path / name)
+        data = line_of(ONE) + odd + line_of(TWO)
+        path.write_bytes(data)
+        with pytest.raises(SettingsError, match="line 2 is no answer of a batch; remove it"):
+            Journal(tmp_path / name, resume=True)
+        assert path.read_bytes() == data
+
+
+def test_a_mark_and_windows_line_ends_change_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    data = b"\xef\xbb\xbf" + (line_of(ONE) + line_of(TWO)).replace(b"\n", b"\r\n")
+    path.write_bytes(data)
+    with Journal(path, resume=True) as journal:
+        assert journal.done == {("a", 0), ("b", 1)}
+    assert path.read_bytes() == data
+
+
+def test_a_table_of_a_journal_with_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    journal_path(path).write_bytes(line_of(ONE) + b"\n" + line_of(TWO))
+    with Journal(path, resume=True) as journal:
+        journal.finish()
+    assert table_rows(path) == 2
+
+
+def test_numbers_stay_numbers_in_a_table_with_errors(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    for ids, expected in (([5, None], [5, None]), ([5, 1 << 70], ["5", str(1 << 70)])):
+        path = tmp_path / "a.parquet"
+        write(path, *(Result(i, 1, error="x" if i is None else None) for i in ids))
+        assert [row["id"] for row in pyarrow.parquet.read_table(path).to_pylist()] == expected
+        assert table_rows(path) == 2

@@ -43,8 +43,6 @@ def test_messages() -> None:
     [
         ([1], "object, this is a list"),
         ("text", "object, this is a text"),
-        ({"prompt": "x"}, '"id" is missing'),
-        ({"id": None, "prompt": "x"}, '"id" is missing'),
         ({"id": 1.5, "prompt": "x"}, '"id" is a text or a whole number'),
         ({"id": True, "prompt": "x"}, '"id" is a text or a whole number'),
         ({"id": 1}, 'either "prompt" or "messages"'),
@@ -60,7 +58,7 @@ def test_messages() -> None:
         ({"id": 1, "prompt": "x", "n": 0}, '"n" is 0'),
         ({"id": 1, "prompt": "x", "n": True}, '"n" is a whole number'),
         ({"id": 1, "prompt": "x", "stop": [1]}, '"stop" is a text or a list'),
-        ({"id": 1, "prompt": "x", "stop": ""}, "\"stop\" ('',): expected"),
+        ({"id": 1, "prompt": "x", "stop": ""}, '"stop" has an empty text'),
         ({"id": 1, "messages": "x"}, '"messages" is a list'),
         ({"id": 1, "messages": [{"role": "robot", "content": "x"}]}, "message 1"),
         ({"id": 1, "messages": [{"role": "assistant", "content": "x"}]}, "last message"),
@@ -71,6 +69,7 @@ def test_a_bad_record_says_what_and_where(value: Any, complaint: str) -> None:
     assert isinstance(bad, BadRecord)
     assert bad.error.startswith("line 2: ")
     assert complaint in bad.error
+    assert "--" not in bad.error  # nobody typed an option
 
 
 def test_minus_one_is_no_limit_and_a_random_seed() -> None:
@@ -89,8 +88,26 @@ def test_minus_one_is_no_limit_and_a_random_seed() -> None:
 def test_an_id_is_used_once() -> None:
     bad = parse({"id": "a", "prompt": "x"}, {"id": 1, "prompt": "x"}, {"id": "a", "prompt": "y"})[2]
     assert isinstance(bad, BadRecord)
-    assert (bad.id, bad.line) == ("a", 3)
-    assert "line 1" in bad.error
+    # an answer of that id is there: the error must not be taken for another
+    assert (bad.id, bad.line) == (None, 3)
+    assert "the id 'a' is that of line 1" in bad.error
+
+
+def test_a_record_without_an_id_gets_its_number() -> None:
+    records = parse({"prompt": "x"}, {"id": None, "prompt": "y"}, {"id": "a", "prompt": "z"})
+    assert [record.id for record in records] == [1, 2, "a"]
+    late = parse({"id": 2, "prompt": "x"}, {"prompt": "y"})[1]
+    assert isinstance(late, BadRecord) and late.id is None
+    assert late.error.startswith("line 2: it has no id, and its number, 2, is the id of line 1")
+    early = parse({"prompt": "x"}, {"id": 1, "prompt": "y"})[1]
+    assert isinstance(early, BadRecord)
+    assert early.error == "line 2: the id 1 is that of line 1 already"
+
+
+def test_an_error_counts_in_the_words_of_its_input() -> None:
+    parser = RecordParser(SamplingSettings(), StopSettings())
+    bad = parser.parse(3, {"prompt": 1}, "row")
+    assert isinstance(bad, BadRecord) and bad.error.startswith("row 3: ")
 
 
 def test_a_record_that_is_bad_otherwise_does_not_take_its_id() -> None:
