@@ -17,13 +17,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-from .errors import ConvertError, DownloadError, SourceError, UnreachableError
+from .errors import (
+    ConvertError,
+    DownloadError,
+    FileFormatError,
+    SourceError,
+    UnreachableError,
+)
+from .plain_file import parse_object
 from .source import HubSource
 
 _CHUNK = 1 << 20
 _MOST_FILES = 100_000
+# that many files have less
+_LARGEST_LISTING = 32 << 20
+_MOST_REDIRECTIONS = 10
 #: Seconds between attempts that bring nothing; as many attempts follow. Any byte starts it over.
 RETRY_WAITS: tuple[float, ...] = (1, 2, 4, 8, 16)
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
@@ -69,34 +79,55 @@ def list_repository(source: HubSource) -> Repository:
         UnreachableError: the hub does not answer.
         DownloadError: it answers as no hub does.
     """
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import constants
 
     _check_endpoint(constants.ENDPOINT)
-    api = HfApi(endpoint=constants.ENDPOINT, library_name="infer-os")
+    place = f"{constants.ENDPOINT}/api/models/{source.repository}"
+    if source.revision is not None:
+        place += f"/revision/{quote(source.revision, safe='')}"
 
-    def ask() -> Any:
-        return api.model_info(
-            source.repository, revision=source.revision, files_metadata=True,
-            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-        )  # fmt: skip
+    def ask() -> bytes:
+        data = bytearray()
+        with _open_response(place, {"blobs": "true"}) as response:
+            for chunk in response.iter_bytes():
+                data.extend(chunk)
+                if len(data) > _LARGEST_LISTING:
+                    raise _strange(source, f"its list of files has over {_LARGEST_LISTING} bytes")
+        return bytes(data)
+
+    return _read_listing(source, _retrying(source.repository, source.revision, ask, listing=True))
+
+
+def _read_listing(source: HubSource, data: bytes) -> Repository:
+    """The repository that the hub's answer describes."""
+    from huggingface_hub.hf_api import ModelInfo
 
     try:
-        info = _retrying(source.repository, source.revision, ask, listing=True)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DownloadError(
-            f"{source.repository}: {constants.ENDPOINT} does not answer as the hub does: {error}"
-        ) from error
+        info = ModelInfo(**parse_object("the list of files", data))
+        files = {}
+        for entry in (info.siblings or [])[:_MOST_FILES]:
+            # subfolders hold other frameworks' files, never a checkpoint's own
+            if "/" in entry.rfilename or type(entry.size) is not int or entry.size < 0:
+                continue
+            sha256 = entry.lfs.sha256 if entry.lfs else None
+            files[entry.rfilename] = HubFile(entry.rfilename, entry.size, sha256, entry.blob_id)
+    except (ValueError, KeyError, TypeError, AttributeError, FileFormatError) as error:
+        raise _strange(source, str(error)) from error
     commit = str(info.sha or "")
     if not re.fullmatch(r"[0-9a-f]{40}", commit):
         raise DownloadError(f"{source.repository}: the hub names no commit, but {commit[:60]!r}")
-    files = {}
-    for entry in (info.siblings or [])[:_MOST_FILES]:
-        # subfolders hold other frameworks' files, never a checkpoint's own
-        if "/" in entry.rfilename or type(entry.size) is not int or entry.size < 0:
-            continue
-        sha256 = entry.lfs.sha256 if entry.lfs else None
-        files[entry.rfilename] = HubFile(entry.rfilename, entry.size, sha256, entry.blob_id)
-    return Repository(str(info.id or source.repository), commit, files)
+    name = str(info.id or source.repository)
+    if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name):
+        raise _strange(source, f"it calls the model {name[:60]!r}")
+    return Repository(name, commit, files)
+
+
+def _strange(source: HubSource, reason: str) -> DownloadError:
+    from huggingface_hub import constants
+
+    return DownloadError(
+        f"{source.repository}: {constants.ENDPOINT} does not answer as the hub does: {reason}"
+    )
 
 
 def _check_endpoint(address: str) -> None:
@@ -219,6 +250,8 @@ def _fill(
                     digest.update(piece)
                     n_there += len(piece)
                     progress(len(piece))
+                    if n_there == file.size:  # a server may send more, without an end
+                        break
             if n_there < file.size:
                 raise _Interrupted(f"the connection ended at byte {n_there} of {file.size}")
         except _Interrupted as error:
@@ -261,24 +294,59 @@ class _Digest:
 @contextmanager
 def _stream(repository: Repository, file: HubFile, byte_range: str | None) -> Iterator[Any]:
     """An open response of a file at the commit; what may pass by itself is ``_Interrupted``."""
-    from huggingface_hub import constants, get_session, hf_hub_url, hf_raise_for_status
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+    from huggingface_hub import constants, hf_hub_url
 
     url = hf_hub_url(
         repository.id, file.name, revision=repository.commit, endpoint=constants.ENDPOINT
     )
+    with (
+        _translated(repository.id, repository.commit, file.name),
+        _open_response(url, byte_range=byte_range) as response,
+    ):
+        yield response
+
+
+@contextmanager
+def _open_response(
+    url: str, params: Mapping[str, str] | None = None, byte_range: str | None = None
+) -> Iterator[Any]:
+    """An open answer of the hub, of which nothing was read yet.
+
+    The client would read the bodies of redirections and errors to their ends, if they have one.
+
+    Raises:
+        SourceError: one redirection after the other.
+        HfHubHTTPError: the hub refuses; errors of the client likewise.
+    """
+    from huggingface_hub import constants, get_session, hf_raise_for_status
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    session = get_session()
     # identity: offsets count the file's own bytes
     headers = {**build_hf_headers(library_name="infer-os"), "Accept-Encoding": "identity"}
     if byte_range:
         headers["Range"] = byte_range
-    with (
-        _translated(repository.id, repository.commit, file.name),
-        get_session().stream(
-            "GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
-        ) as response,
-    ):
-        hf_raise_for_status(response)
-        yield response
+    request = session.build_request(
+        "GET", url, headers=headers, params=params, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+    )
+    for _ in range(_MOST_REDIRECTIONS):
+        response = session.send(request, stream=True, follow_redirects=False)
+        try:
+            following = response.next_request
+            if following is None:
+                if response.status_code >= 400:
+                    hf_raise_for_status(_without_body(response))
+                yield response
+                return
+            request = following
+        finally:
+            response.close()
+    raise SourceError(f"{url}: is redirected again and again; check HF_ENDPOINT")
+
+
+def _without_body(response: Any) -> Any:
+    said = {k: v for k, v in response.headers.items() if k.lower().startswith("x-")}
+    return type(response)(response.status_code, headers=said, request=response.request)
 
 
 def _retrying(
