@@ -31,6 +31,7 @@ from .runtime.arguments import (
 from .runtime.exclusive import Stream, Turns
 from .runtime.framing import choose_frame
 from .runtime.generate import Completion, FinishReason, Generation, finished, stream_text
+from .runtime.prompt import tokenize
 from .runtime.session import Session
 from .runtime.settings import EngineSettings, SamplingSettings, StopSettings
 from .runtime.text import without_first_space
@@ -262,7 +263,7 @@ class Model(Owner):
 
         def chunks() -> Generator[str, None, None]:
             engine = self._engine
-            tokens = engine.vocab.tokenize(prompt)
+            tokens = tokenize(engine.vocab, prompt, engine.n_ctx)
             with closing(stream_text(engine, tokens, how, end, state)) as text:
                 yield from text
 

@@ -49,11 +49,12 @@ def generate(
     Example: infer-os generate model.gguf -p "It is a truth" -n 64 --seed 1
     """  # fmt: skip
     from ..runtime.generate import Generation, finished, stream_text
+    from ..runtime.prompt import tokenize
 
     text = _read_prompt(prompt, file)
     engine, load_s = loading.load_engine(model, settings)
     try:
-        tokens = engine.vocab.tokenize(text)
+        tokens = tokenize(engine.vocab, text, engine.n_ctx)
         state = Generation()
         pieces = []
         try:
@@ -81,6 +82,7 @@ def generate(
 
 def _read_prompt(prompt: str | None, file: Path | None) -> str | bytes:
     from ..runtime.errors import PromptError
+    from ..runtime.prompt import read_file, read_stream
     from .prompting import with_stdin
 
     if prompt is not None and file is not None:
@@ -89,8 +91,8 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str | bytes:
         return with_stdin(prompt)
     if file is None and console.stdin_is_terminal():
         raise PromptError('no prompt: give --prompt "...", --file F, or pipe one in')
-    try:
-        data = console.read_stdin() if file in (None, Path("-")) else file.read_bytes()
-    except OSError as error:
-        raise PromptError(f"{file}: cannot be read: {error.strerror}") from error
+    if file is None or file == Path("-"):
+        data = read_stream(console.stdin_stream())
+    else:
+        data = read_file(file)
     return data.removesuffix(b"\n")

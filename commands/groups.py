@@ -114,8 +114,20 @@ def _batch(
 
     if parallel != "auto" and (not parallel.isdecimal() or int(parallel) == 0):
         raise SettingsError(f"--parallel {parallel}: expected a number, or auto")
-    text = _file_text(prefix) if prefix else ""
+    text = _prefix(prefix) if prefix else ""
     return BatchSettings(0 if parallel == "auto" else int(parallel), logprobs, text, system, style)
+
+
+def _prefix(file: Path) -> str:
+    from ..runtime.errors import SettingsError
+    from ..runtime.prompt import read_file
+
+    try:
+        text = read_file(file).decode()
+    except UnicodeDecodeError:
+        raise SettingsError(f"{file}: is no UTF-8 text") from None
+    # line ends as a text file has them
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 _BUILDERS: dict[Any, Callable[..., Any]] = {

@@ -28,8 +28,10 @@ def with_stdin(typed: str | None) -> bytes:
 
 
 def _read() -> bytes:
+    from ..runtime.prompt import read_stream
+
     if not console.wait_for_stdin(_WAIT_S):
         console.note(
             "waiting for the end of the text that is piped in; if there is none, add </dev/null"
         )
-    return console.read_stdin()
+    return read_stream(console.stdin_stream())

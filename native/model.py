@@ -29,6 +29,11 @@ from .watched_file import WatchedFile
 _CONTROL, _UNUSED, _BYTE = 3, 5, 6
 _UNKNOWN_KEY = "tokenizer.ggml.unknown_token_id"
 _INT32_MIN = -(1 << 31)
+# texts of so many characters a token, and these besides, are tokenized whole
+_USUAL_LENGTH = 16
+_SHORT_TEXT = 4096
+# characters that a Unicode normal form may make one of: a letter with three marks
+_MOST_COMPOSED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +122,39 @@ class Vocab:
             else:
                 between += self._tokenize(part.encode(), False, False)
         return around[:n_before] + between + around[n_before:]
+
+    def fewest_tokens(self, text: str | bytes, most: int) -> int:
+        """How many tokens a text has at least, if those are more than ``most``; else 0.
+
+        A text that is far too long is known by its length, and else by its beginning: it costs no
+        more than a few times ``most`` tokens, however long it is.
+        """
+        n_tried = _USUAL_LENGTH * most + _SHORT_TEXT
+        if len(text) <= n_tried:
+            return 0
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", "replace")
+        fewest = self._least_characters(text) // self._longest
+        if fewest > most:
+            return fewest
+        while n_tried < len(text):
+            # where a text is cut its tokens may be others: only many more of them decide
+            if len(self.tokenize(text[:n_tried])) > 2 * most + _SHORT_TEXT:
+                return most + 1
+            n_tried *= 2
+        return 0
+
+    def _least_characters(self, text: str) -> int:
+        """Characters that are left of a text before it is cut into tokens, at least."""
+        if self._header.metadata.get("tokenizer.ggml.model") == "t5":
+            return 0  # of many blanks it keeps one, and so of letters without a piece
+        return len(text) // (_MOST_COMPOSED if self._rules.normalizer else 1)
+
+    @functools.cached_property
+    def _longest(self) -> int:
+        """Characters of the longest token as it is spelled: of text it stands for no more."""
+        tokens = self._header.metadata.get("tokenizer.ggml.tokens", ())
+        return max(1, max(map(len, tokens), default=1))
 
     def _tokenize(self, data: bytes, add_special: bool, parse_special: bool) -> list[int]:
         room = len(data) + 2

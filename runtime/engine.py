@@ -58,6 +58,10 @@ class Vocabulary(Protocol):
         """Token ids of a text."""
         ...
 
+    def fewest_tokens(self, text: str | bytes, most: int) -> int:
+        """How many tokens a text has at least, if those are more than ``most``; else 0."""
+        ...
+
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for."""
         ...

@@ -41,6 +41,11 @@ class ByteVocabulary:
             tokens += [END, *part]
         return tokens
 
+    def fewest_tokens(self, text: str | bytes, most: int) -> int:
+        """As if each token were the longest."""
+        fewest = len(text) // len(END_TEXT)
+        return fewest if fewest > most else 0
+
     def piece(self, token: int) -> bytes:
         """The byte."""
         return b"" if token == END else bytes([token])

@@ -13,6 +13,7 @@ from .errors import PromptError
 from .frame import Frame, StyleFrame, Turn
 from .framing import make_frame
 from .generate import FinishReason, Generation, stream_text
+from .prompt import check_length
 from .settings import SamplingSettings, StopSettings
 from .text import replaced
 
@@ -63,6 +64,7 @@ class Session:
 
     @system.setter
     def system(self, text: str) -> None:
+        check_length(self._engine.vocab, self._engine.n_ctx, "the system prompt", text)
         count = len(self._frame.tokens(text, (), ""))
         if count >= self._engine.n_ctx:
             raise PromptError(
@@ -184,6 +186,7 @@ class Session:
         """The prompt for a message, after as many of the oldest turns as must are dropped."""
         n_ctx = self._engine.n_ctx
         reserve = min(limit, n_ctx // 4)
+        check_length(self._engine.vocab, n_ctx, "the message", message)
         alone = len(self._frame.tokens(self._system, (), message))
         if alone + 1 > n_ctx:
             raise PromptError(

@@ -49,6 +49,9 @@ class Faults:
     delay: float = 0.0  # seconds between 4 KB of a file
     no_ranges: bool = False
     only: str = r"\.(safetensors|bin)$"  # the files that cuts, failures and corruption concern
+    loop: bool = False  # weights are sent on to where they are asked for
+    listing: bytes = b""  # in place of the list of files
+    endless: str = ""  # of what paths the body goes on without an end
     token: str = ""  # without it, no repository is there
     gated: bool = False
 
@@ -63,6 +66,7 @@ class HubServer:
     requests: list[Request] = field(default_factory=list)
     on_request: Callable[[Request], None] = lambda request: None
     on_bytes: Callable[[int], None] = lambda n_bytes: None
+    endless_bytes: int = 0  # sent of bodies without an end
     errors: list[BaseException] = field(default_factory=list)
 
     def __enter__(self) -> HubServer:
@@ -172,6 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None:
             return self._answer(404, {"X-Error-Code": "RevisionNotFound"})
         folder, commit = found
+        if not name and faults.listing:
+            return self._answer(200, {}, faults.listing)
         if not name:
             return self._answer(200, {}, json.dumps(listing(repository, folder, commit)).encode())
         path = folder / name
@@ -180,6 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
         if faults.failures and re.search(faults.only, name):
             faults.failures -= 1
             return self._answer(faults.status, {})
+        if faults.loop and path.suffix in _WEIGHTS:
+            return self._answer(302, {"Location": self.path})
         if not cdn and path.suffix in _WEIGHTS:
             # another host to the client, so that it keeps its token to itself
             place = f"http://localhost:{server.port}/cdn/{repository}/{revision}/{name}"
@@ -213,9 +221,25 @@ class _Handler(BaseHTTPRequestHandler):
             data = data[: faults.cut_after]
         return self._answer(status, headers, data, whole)
 
+    def _answer_without_end(self, status: int, headers: dict[str, str], data: bytes) -> None:
+        self.close_connection = True
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.end_headers()
+        try:
+            self.wfile.write(data)
+            for _ in range(1 << 12):  # 4 GB: what reads all of it is seen
+                self.wfile.write(b" " * (1 << 20))
+                self.server_of.endless_bytes += 1 << 20
+        except OSError:
+            pass
+
     def _answer(
         self, status: int, headers: dict[str, str], data: bytes = b"", whole: int | None = None
     ) -> None:
+        if self.server_of.faults.endless and re.search(self.server_of.faults.endless, self.path):
+            return self._answer_without_end(status, headers, data)
         self.send_response(status)
         length = len(data) if whole is None else whole
         for key, value in {**headers, "Content-Length": str(length)}.items():

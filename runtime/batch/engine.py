@@ -24,7 +24,7 @@ from infer_os.native.model import Model
 from infer_os.native.owner import Owner
 
 from ..engine import kv_model
-from ..errors import TemplateFailure
+from ..errors import PromptError, TemplateFailure
 from ..plan import Plan, check_plan
 from ..prepare import load_model
 from ..sampler import LlamaSampler
@@ -226,9 +226,10 @@ class BatchEngine(Owner):
         """A record's prompt as the model gets it.
 
         Raises:
+            PromptError: the prompt has far more tokens than the context holds.
             TemplateFailure: the model's chat template refuses the conversation.
         """
-        return self.prompts.tokens(record)
+        return self.prompts.tokens(record, self.n_ctx)
 
     def new_sampler(self, record: Record, index: int, prompt: tuple[int, ...]) -> LlamaSampler:
         """A sample's sampler; the caller closes it."""
@@ -333,15 +334,15 @@ class _Run:
             return False
         try:
             prompt = engine.prompt_tokens(record)
-        except TemplateFailure as error:
-            self._fail(record.id, record.line, f"line {record.line}: {error}")
+        except (TemplateFailure, PromptError) as error:
+            self._fail(record.id, record.line, f"{record.place}: {error}")
             return False
         if not 1 <= len(prompt) <= engine.n_ctx:
             what = (
                 f"the prompt has {len(prompt)} tokens, but the context holds {engine.n_ctx}; "
                 "shorten it or raise --context" if prompt else "the prompt is empty"
             )  # fmt: skip
-            self._fail(record.id, record.line, f"line {record.line}: {what}")
+            self._fail(record.id, record.line, f"{record.place}: {what}")
             return False
         for index in wanted:
             settings = record.sampling

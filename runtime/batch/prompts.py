@@ -12,6 +12,7 @@ from pathlib import Path
 from ..engine import Vocabulary
 from ..frame import Frame, Message
 from ..framing import choose_frame
+from ..prompt import check_length, tokenize
 from .records import Record
 from .settings import BatchSettings
 
@@ -40,18 +41,21 @@ class Prompts:
         self._batch = batch
         self._frame = self._chosen() if batch.style else None
 
-    def tokens(self, record: Record) -> tuple[int, ...]:
-        """A record's prompt.
+    def tokens(self, record: Record, n_ctx: int) -> tuple[int, ...]:
+        """A record's prompt, for a context of ``n_ctx`` tokens.
 
         Raises:
+            PromptError: it has far more tokens.
             TemplateFailure: the chat template refuses this conversation.
         """
         frame = self.frame(record)
         if frame is None:
-            return tuple(self.vocab.tokenize(self._batch.prefix + (record.prompt or "")))
+            return tuple(tokenize(self.vocab, self._batch.prefix + (record.prompt or ""), n_ctx))
         messages = record.messages
         if self._batch.system and messages[0].role != "system":
             messages = (Message("system", self._batch.system), *messages)
+        texts = [message.content for message in messages]
+        check_length(self.vocab, n_ctx, "the conversation", *texts)
         return tuple(frame.written_tokens(messages))
 
     def stops(self, record: Record) -> tuple[str, ...]:

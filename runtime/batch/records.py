@@ -45,6 +45,12 @@ class Record:
     messages: tuple[Message, ...] = ()
     seed: int | None = None
     n: int = 1
+    unit: str = "line"
+
+    @property
+    def place(self) -> str:
+        """Where it stands, in the words of its input."""
+        return f"{self.unit} {self.line}"
 
     def sample_seed(self, index: int) -> int | None:
         """The seed of a sample; None where neither the record nor the run has one."""
@@ -175,7 +181,7 @@ class RecordParser:
             if not isinstance(value, Mapping):
                 raise _Bad(f"a record is a JSON object, this is {_kind(value)}")
             identity = self._identity(line, value)
-            record = self._record(line, identity, value)
+            record = replace(self._record(line, identity, value), unit=unit)
             if (other := self._lines.get(identity)) is not None:
                 # two answers with one id could not be told apart
                 identity, taken = None, identity

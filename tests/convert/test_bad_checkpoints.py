@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from helpers import (
     PARALLEL,
+    TESTS,
     copy_checkpoint,
     edit_json,
     read_tensors,
@@ -163,7 +164,98 @@ def test_a_setting_that_cannot_be(
     refused(checkpoint, output, ConfigError, part)
 
 
+# ---- what stands in place of a file
+
+SMALL = ("config.json", "tokenizer.json", "tokenizer_config.json", INDEX, FIRST, SECOND)
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 11\n"
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_git_lfs_pointer(checkpoint: Path, output: Path, name: str) -> None:
+    (checkpoint / name).write_bytes(POINTER)
+    refused(checkpoint, output, FileFormatError, name, "Git LFS pointer", "git lfs pull")
+
+
+@pytest.mark.parametrize(
+    "name", ["vocab.json", "merges.txt", "spiece.model", "chat_template.jinja"]
+)
+def test_a_git_lfs_pointer_of_another_tokenizer(checkpoint: Path, output: Path, name: str) -> None:
+    if name != "chat_template.jinja":
+        (checkpoint / "tokenizer.json").unlink()
+    (checkpoint / "vocab.json").write_text('{"a": 0}')
+    (checkpoint / name).write_bytes(POINTER)
+    refused(checkpoint, output, FileFormatError, name, "Git LFS pointer")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_pipe_in_place_of_a_file(checkpoint: Path, output: Path, name: str) -> None:
+    """Which nobody writes into: to open it would wait for ever."""
+    (checkpoint / name).unlink(missing_ok=True)
+    os.mkfifo(checkpoint / name)
+    error = SourceError if name in (FIRST, SECOND) else FileFormatError
+    refused(checkpoint, output, error, name)
+
+
+@pytest.mark.parametrize("name", SMALL[:4])
+def test_a_byte_order_mark(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    path = checkpoint / name
+    if not path.exists():
+        path.write_text("{}")
+    convert(ConvertSettings(checkpoint, tmp_path / "a.gguf", "q8_0"))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    convert(ConvertSettings(checkpoint, tmp_path / "b.gguf", "q8_0"))
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    path.write_bytes(path.read_text("utf-8-sig").encode("utf-16"))
+    refused(checkpoint, tmp_path / "c.gguf", FileFormatError, name, "save it as UTF-8")
+
+
+# ---- networks without a head
+
+
+def test_a_bare_model(checkpoint: Path, output: Path) -> None:
+    tensors = read_tensors(checkpoint)
+    edit_json(checkpoint / INDEX, lambda i: i["weight_map"].pop(HEAD))
+    tensors.pop(HEAD)
+    set_config(checkpoint, architectures=["GPTNeoXModel"])
+    for name in (INDEX, FIRST, SECOND):
+        (checkpoint / name).unlink()
+    for bare in (tensors, {n.removeprefix("gpt_neox."): t for n, t in tensors.items()}):
+        write_tensors(checkpoint, bare)
+        message = refused(checkpoint, output, PlanError, f"{HEAD}: missing", "GPTNeoXForCausalLM")
+        assert "without its head" in message
+
+
+def test_a_bare_name_with_a_head(checkpoint: Path, tmp_path: Path) -> None:
+    set_config(checkpoint, architectures=["GPTNeoXModel"])
+    assert convert(ConvertSettings(checkpoint, tmp_path / "m.gguf", "q8_0")).written
+
+
+def test_a_bare_model_whose_head_is_the_embedding(tmp_path: Path) -> None:
+    folder = copy_checkpoint(TESTS / "reference" / "gpt2", tmp_path / "model")
+    convert(ConvertSettings(folder, tmp_path / "a.gguf", "q8_0"))
+    set_config(folder, architectures=["GPT2Model"])
+    tensors = read_tensors(folder)
+    tensors.pop("lm_head.weight", None)
+    write_tensors(folder, {n.removeprefix("transformer."): t for n, t in tensors.items()})
+    convert(ConvertSettings(folder, tmp_path / "b.gguf", "q8_0"))
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
 # ---- the index and its shards
+
+
+def test_an_index_that_is_left_over(checkpoint: Path, tmp_path: Path) -> None:
+    """transformers reads a whole file first."""
+    convert(ConvertSettings(checkpoint, tmp_path / "a.gguf", "q8_0"))
+    tensors = read_tensors(checkpoint)
+    index = (checkpoint / INDEX).read_bytes()
+    write_tensors(checkpoint, tensors)
+    (checkpoint / INDEX).write_bytes(index)
+    for name in (FIRST, SECOND):
+        (checkpoint / name).unlink(missing_ok=True)
+    report = convert(ConvertSettings(checkpoint, tmp_path / "b.gguf", "q8_0"))
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    assert [n for n in report.notes if n.startswith("weights: model.safetensors is read")]
 
 
 @pytest.mark.parametrize("lost", [[FIRST], [SECOND], [FIRST, SECOND]])

@@ -480,3 +480,52 @@ def test_a_lost_network_on_the_command_line(desk: Desk, tmp_path: Path) -> None:
     assert (process.returncode, out) == (1, "")
     assert err.startswith("error: someone/tiny: model-00001")
     assert err.count("\n") == 1
+
+
+# ---- bodies without an end
+
+
+@pytest.mark.parametrize("part", ["/config.json", "/tokenizer.json", "/cdn/", "/resolve/"])
+def test_a_body_without_an_end_is_left(desk: Desk, expected: bytes, part: str) -> None:
+    """Small files, shards, and (of these) redirections."""
+    desk.server.faults.endless = part
+    desk.convert()
+    assert desk.target.read_bytes() == expected
+    # what the sockets between the two hold was sent, too
+    assert desk.server.endless_bytes < 1 << 28
+
+
+def test_a_list_of_files_without_an_end(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_LARGEST_LISTING", 1 << 20)
+    desk.server.faults.endless = "/api/"
+    with pytest.raises(DownloadError, match=r"as the hub does: .* has over 1048576 bytes"):
+        desk.convert()
+    assert desk.server.endless_bytes < 1 << 28
+
+
+@pytest.mark.parametrize("status", [403, 404, 503])
+def test_an_error_without_an_end(desk: Desk, status: int) -> None:
+    desk.server.faults.status, desk.server.faults.failures = status, 99
+    desk.server.faults.only = "config.json"
+    desk.server.faults.endless = "config.json"
+    with pytest.raises((SourceError, DownloadError), match=f"{REPOSITORY}.*{status}"):
+        desk.convert()
+    assert desk.server.endless_bytes < 1 << 28
+
+
+def test_redirections_without_an_end(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.server.faults.loop = True
+    with pytest.raises(SourceError, match="redirected again and again"):
+        desk.convert()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"[]", b"{}", b"[" * 100_000, b'{"id": ' + b"1" * 5000 + b"}", b'{"id": "a/b", "sha": 5}',
+     b'{"id": "../../x", "sha": "' + b"a" * 40 + b'"}', b"\xff",
+     b'{"id": "a/b", "siblings": [{"rfilename": 5, "size": 1}]}', b'{"id": "a/b", "siblings": 5}'],
+)  # fmt: skip
+def test_a_list_of_files_that_is_none(desk: Desk, answer: bytes) -> None:
+    desk.server.faults.listing = answer
+    with pytest.raises(DownloadError, match=r"does not answer as the hub does|names no commit"):
+        desk.convert()

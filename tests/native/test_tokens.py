@@ -193,3 +193,41 @@ def test_control_tokens_give_no_text(vocab: Vocab) -> None:
 def test_ordinary_tokens_end_nothing(vocab: Vocab, oracle: Tokenizer) -> None:
     end = oracle.token_to_id("<|endoftext|>")
     assert [t for t in range(vocab.n_tokens) if vocab.is_end(t)] == [end]
+
+
+LONG = {
+    "one letter": "x", "words": "It is a truth ", "spaces": " ", "line ends": "\n", "ü": "ü",
+    "marks": "e\u0301\u0323\u0302", "jamo": "\u1112\u1161\u11ab", "special": "<|endoftext|>",
+    "emoji": "😀", "nul": "\0", "mixed": "a  \n1 ",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG.keys())
+def test_the_fewest_tokens_are_no_more_than_there_are(vocab: Vocab, text: str) -> None:
+    for most in (1, 8, 64, 500):
+        for n_letters in (10, 5_000, 40_000):
+            whole = (text * n_letters)[:n_letters]
+            n_tokens = len(vocab.tokenize(whole))
+            for spelled in (whole, whole.encode()):
+                fewest = vocab.fewest_tokens(spelled, most)
+                assert fewest == 0 or most < fewest <= n_tokens, (most, n_letters)
+            # what is far too long is known to be
+            if n_letters == 40_000 and n_tokens > 4 * (most + 4096):
+                assert fewest > most
+
+
+def test_a_long_text_is_never_tokenized_whole(
+    vocab: Vocab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = 0
+    real = vocab.tokenize
+
+    def watched(text: str) -> list[int]:
+        nonlocal longest
+        longest = max(longest, len(text))
+        return real(text)
+
+    monkeypatch.setattr(vocab, "tokenize", watched)
+    for text in ("x", "It is ", "\n"):
+        assert vocab.fewest_tokens(text * 1_000_000, 64) > 64
+    assert longest < 100_000

@@ -177,3 +177,16 @@ def test_text_rules() -> None:
     assert lower.apply("X[A]Y", parse_special=False) == "x[a]y"
     # letter by letter, as transformers has it
     assert lower.apply("ΑΣ", parse_special=True) == "ασ"
+
+
+@pytest.mark.parametrize(
+    "text", ["it is ", " ", "\n", "a    ", "\ufdfa", "e\u0301", "\u3000", "😀"]
+)
+def test_the_fewest_tokens_are_no_more_than_there_are(loaded: tuple[str, Model], text: str) -> None:
+    """Of which blanks are none: sentencepiece keeps one of many."""
+    vocab = loaded[1].vocab
+    for most in (1, 64):
+        whole = text * 10_000
+        fewest = vocab.fewest_tokens(whole, most)
+        assert fewest == 0 or most < fewest <= len(vocab.tokenize(whole))
+    assert vocab.fewest_tokens("it is so " * 100_000, 64) > 64

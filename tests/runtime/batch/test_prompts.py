@@ -54,7 +54,9 @@ def test_a_conversation_begins_as_a_chat_does(
     engine = FakeEngine(saying(""), 900, chat_template=template)
     frame, _notes = choose_frame(Prompts(made.info, engine.vocab, BatchSettings()), option, system)
     assert frame.name == (option or ("template" if template else style))
-    assert list(made.tokens(asking(f"a {END_TEXT}"))) == frame.tokens(system, (), f"a {END_TEXT}")
+    assert list(made.tokens(asking(f"a {END_TEXT}"), 4096)) == frame.tokens(
+        system, (), f"a {END_TEXT}"
+    )
     assert made.stops(asking("a", stop="x")) == ("x", *frame.stops)
 
 
@@ -63,13 +65,13 @@ def test_a_system_message_goes_before_the_option() -> None:
     messages = [{"role": "system", "content": "Mine."}, {"role": "user", "content": "a"}]
     record = parser.parse(1, {"id": 1, "messages": messages})
     assert isinstance(record, Record)
-    assert text_of(prompts(system="Theirs.").tokens(record)) == "Mine.\n\nUser: a\nAssistant:"
+    assert text_of(prompts(system="Theirs.").tokens(record, 4096)) == "Mine.\n\nUser: a\nAssistant:"
 
 
 def test_a_prompt_is_read_as_it_is() -> None:
     record = Record("a", 1, SamplingSettings(), StopSettings(5, ("x",)), f"a{END_TEXT}b")
     made = prompts(TEMPLATE, prefix="p ", system="Be kind.", style="rinna")
-    assert text_of(made.tokens(record)) == "p a[END]b"
+    assert text_of(made.tokens(record, 4096)) == "p a[END]b"
     assert made.stops(record) == ("x",)
     assert made.frame(record) is None
 
@@ -77,14 +79,14 @@ def test_a_prompt_is_read_as_it_is() -> None:
 def test_what_a_template_refuses_is_its_own_fault_alone() -> None:
     made = prompts(REFUSING)
     with pytest.raises(TemplateFailure, match="too long"):
-        made.tokens(asking("a", "b", "c", "d", "e"))
-    assert text_of(made.tokens(asking("a", "b", "c"))).endswith("<user>c[END]<bot>")
+        made.tokens(asking("a", "b", "c", "d", "e"), 4096)
+    assert text_of(made.tokens(asking("a", "b", "c"), 4096)).endswith("<user>c[END]<bot>")
 
 
 def test_notes_come_with_the_first_conversation() -> None:
     made = prompts("{{ broken", "open-assistant")
     assert made.notes == ()
-    assert text_of(made.tokens(asking("a"))).startswith("<|prompter|>a")
+    assert text_of(made.tokens(asking("a"), 4096)).startswith("<|prompter|>a")
     malformed, letters = made.notes
     assert "style open-assistant is used instead" in malformed
     assert "written as letters" in letters
