@@ -64,7 +64,7 @@ def load_bandwidth(folder: Path, fingerprint: str) -> Bandwidth | None:
         if record["machine"] != fingerprint:
             return None
         found = Bandwidth(float(record["all_cores"]), float(record["one_core"]))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
     good = all(math.isfinite(n) and n > 0 for n in (found.all_cores, found.one_core))
     return found if good else None

@@ -55,7 +55,7 @@ class CostStore:
     def _records(self) -> dict[str, dict[str, float]]:
         try:
             records = json.loads((self.folder / _FILE).read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return records if isinstance(records, dict) else {}
 
