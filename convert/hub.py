@@ -103,7 +103,8 @@ def _read_listing(source: HubSource, data: bytes) -> Repository:
     from huggingface_hub.hf_api import ModelInfo
 
     try:
-        info = ModelInfo(**parse_object("the list of files", data))
+        make: Any = ModelInfo
+        info = make(**parse_object("the list of files", data))
         files = {}
         for entry in (info.siblings or [])[:_MOST_FILES]:
             # subfolders hold other frameworks' files, never a checkpoint's own

@@ -184,8 +184,9 @@ class RecordParser:
             record = replace(self._record(line, identity, value), unit=unit)
             if (other := self._lines.get(identity)) is not None:
                 # two answers with one id could not be told apart
-                identity, taken = None, identity
-                raise _Bad(_twice(taken, other, unit, is_own=value.get("id") is not None))
+                fault = _twice(identity, other, unit, is_own=value.get("id") is not None)
+                identity = None
+                raise _Bad(fault)
         except (_Bad, RuntimeFailure) as error:
             return BadRecord(line, f"{unit} {line}: {_said(error)}", identity)
         self._lines[identity] = line
