@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
-from . import __version__
+from . import __version__, entry
 from .commands import (
     batch,
     bench,
@@ -72,18 +73,28 @@ app.add_typer(models.app, name="models")
 
 
 def main() -> None:
-    """Entry point: exit codes 0 done, 1 a failure while running, 2 the user's input, 130 Ctrl-C.
+    """Entry point: exit codes 0 done, 1 a failure while running, 2 the user's input.
 
-    A closed pipe is a failure that needs no words: the command framework itself exits with 1.
+    130 is Ctrl-C, 143 SIGTERM, 129 a closed terminal (SIGHUP). A closed pipe is a failure that
+    needs no words: the command framework itself exits with 1.
     """
+    entry.open_streams()
+    code: int | str | None
     try:
-        code = app(standalone_mode=False)
-    except KeyboardInterrupt:
-        code = 130
-    except Exception as error:
-        if _debug:
-            raise
-        code = _explain(error)
+        with entry.ending_in_order():
+            try:
+                code = app(standalone_mode=False)
+            except SystemExit as end:
+                code = end.code
+            except KeyboardInterrupt:
+                code = 130
+            except Exception as error:
+                if _debug:
+                    raise
+                code = _explain(error)
+    except (KeyboardInterrupt, SystemExit) as end:
+        # a signal while an error was explained
+        code = end.code if isinstance(end, SystemExit) else 130
     sys.exit(code)
 
 
@@ -100,9 +111,8 @@ def _explain(error: Exception) -> int:
     if complaint is not None:
         console.fail(complaint())
         return 2
-    if isinstance(error, OSError) and error.filename is None:
-        # every file of ours is opened by a name: this is one of the standard streams
-        console.fail(f"standard output: {error.strerror}")
+    if isinstance(error, OSError):
+        console.fail(_os_error_text(error))
         return 1
     if not kind.__module__.startswith(f"{__package__}."):
         console.fail(f"{kind.__name__}: {error} (a bug: --debug shows where)")
@@ -115,6 +125,21 @@ def _explain(error: Exception) -> int:
         show_plan(shortage, stderr=True)
     # most errors are about the user's input; those that come while running say so themselves
     return int(getattr(error, "exit_code", 2))
+
+
+def _os_error_text(error: OSError) -> str:
+    """What failed where. Files are opened by a name; the command framework prints its help."""
+    reason = error.strerror or str(error)
+    if error.filename is not None:
+        names = [os.fsdecode(n) for n in (error.filename, error.filename2) if n is not None]
+        return f"{' -> '.join(names)}: {reason}"
+    innermost = error.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    module = str(innermost.tb_frame.f_globals.get("__name__", "")) if innermost else ""
+    if module.partition(".")[0] in ("click", "typer"):
+        return f"standard output: {reason}"
+    return f"{reason} (--debug shows where)"
 
 
 if __name__ == "__main__":

@@ -79,9 +79,11 @@ def batch(
         try:
             with console.batch_bar(total) as bar:
                 _run(engine, records, journal, ordered=ordered, bar=bar)
-        except (Interrupted, KeyboardInterrupt):
+        except (Interrupted, KeyboardInterrupt, SystemExit) as end:
             if journal is not None:
                 console.note(f"interrupted; --resume continues {output}")
+            if isinstance(end, SystemExit):
+                raise
             raise typer.Exit(130) from None
         console.notes(_without_effect(batch_settings, kinds))
         if journal is not None and journal.done:

@@ -127,7 +127,7 @@ def convert(
         settings = replace(settings, type=finest_type(source, revision))
     try:
         report = _run_conversion(settings, calibrate, imatrix)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         if not isinstance(settings.source, Path) and not dry_run:
             console.note("interrupted; the same command continues where it stopped")
         raise

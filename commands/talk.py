@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from . import loading
 
 if TYPE_CHECKING:
     from ..runtime.session import Session
+    from ..runtime.session_keeper import SessionKeeper
     from ..runtime.settings import EngineSettings
 
 
@@ -58,14 +59,15 @@ def conversation_on(
     """
     from ..runtime.framing import choose_frame
     from ..runtime.session import Session
-    from ..terminal.chat_commands import load, save
+    from ..terminal.chat_commands import load, told_saved
 
     talk.check()
-    file = talk.session
-    saved = file is not None and file.exists()
-    engine, load_s = loading.load_engine(model, settings)
-    _end_on_signals()
-    with closing(engine):
+    with ExitStack() as stack:
+        keeper = _keeper(talk.session)
+        if keeper is not None:
+            stack.enter_context(keeper)
+        engine, load_s = loading.load_engine(model, settings)
+        stack.enter_context(closing(engine))
         frame, notes = choose_frame(engine, talk.style, talk.system)
         console.notes(notes)
         session = Session(engine, frame, talk.system)
@@ -73,22 +75,24 @@ def conversation_on(
             f"{model.name}: {engine.info.source}, {engine.n_ctx} tokens of context, style "
             f"{session.style.name}, loaded in {load_s:.1f} s"
         )
-        if file is not None and saved:
-            load(session, file)
+        if keeper is not None and keeper.exists:
+            load(session, keeper.path)
+            keeper.loaded(session)
             if talk.style and session.style.name != talk.style:
                 console.note(f"note: the saved conversation is of style {session.style.name}")
+        if keeper is None:
+            yield session
+            return
+        session.keep = partial(keeper.keep, session)
         try:
             yield session
         finally:
-            if file is not None and session.changed and (session.n_turns or saved):
-                save(session, file)
+            if (saved := keeper.save(session)) is not None:
+                told_saved(session, *saved)
 
 
-def _end_on_signals() -> None:
-    """Let SIGTERM and a closed terminal end the program in order, so that a session is saved."""
+def _keeper(path: Path | None) -> SessionKeeper | None:
+    from ..convert.source import cache_folder
+    from ..runtime.session_keeper import SessionKeeper
 
-    def end(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    for name in ("SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name), end)
+    return None if path is None else SessionKeeper(path, cache_folder())

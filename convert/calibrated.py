@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infer_os.native.evaluate import Divergence, Subject, WindowSettings, compare_models
+from infer_os.native.files import sync_folder
 from infer_os.native.interrupt import interruptible
 from infer_os.native.model import Model
 
@@ -22,7 +23,6 @@ from .calibrate import collect_importance
 from .errors import OutputError, SourceError, UnsupportedError
 from .gguf_writer import check_output, complete_file, part_path
 from .imatrix import ImportanceMatrix, write_imatrix
-from .journal import sync_folder
 from .pipeline import convert
 from .report import CalibrationReport, ConversionReport, PlacedQuality
 from .settings import ConvertSettings, refuse_idle_weights

@@ -21,10 +21,10 @@ from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
 from infer_os.models.network import MetadataValue
+from infer_os.native.files import named, sync_folder
 from infer_os.native.gguf_file import SPECIAL_NAMES
 
 from .errors import OutputError
-from .journal import sync_folder
 from .locks import locked
 from .plan import Plan, PlannedTensor
 from .tokenizer import Vocabulary
@@ -96,7 +96,8 @@ def _check_room(path: Path, needs: list[tuple[Path, int]]) -> None:
     for folder, n_bytes in totals.values():
         disk = os.statvfs(folder)
         free = disk.f_bavail * disk.f_frsize
-        if n_bytes <= free:
+        # what has no size at all, as /proc has, cannot be full: writing shows what it is
+        if n_bytes <= free or disk.f_blocks == 0:
             continue
         what = "the disk is too full: the file needs"
         if folder != path.parent:
@@ -136,18 +137,28 @@ def complete_file(path: Path, *, keep_after: tuple[type[BaseException], ...] = (
     with locked(part, f"{path}: another conversion is writing it") as handle:
         try:
             yield handle
-            os.fsync(handle)
+            with named(part):
+                os.fsync(handle)
             os.replace(part, path)
             sync_folder(path.parent)
         except keep_after:
             raise
         except BaseException as error:
             part.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise OutputError(
-                    f"{path}: the disk became full while writing; nothing was left behind"
-                ) from error
+            if isinstance(error, OSError) and _is_of_output(error, path):
+                reason = f"cannot be written: {error.strerror}"
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    reason = "the disk became full while writing"
+                raise OutputError(f"{path}: {reason}; nothing was left behind") from error
             raise
+
+
+def _is_of_output(error: OSError, path: Path) -> bool:
+    """Whether an error is about the file that is written, and not one that is read for it."""
+    if not isinstance(error.filename, str):
+        return False
+    # a handle's name has no links and may be of a folder that was moved
+    return Path(error.filename).name in (path.name, part_path(path).name)
 
 
 def gguf_header(
@@ -211,14 +222,15 @@ class GgufOutput:
         return output if there and os.pread(handle, len(header), 0) == header else None
 
     def _start(self, header: bytes) -> None:
-        os.ftruncate(self._handle, 0)
-        os.ftruncate(self._handle, self.n_bytes)
-        try:
-            os.posix_fallocate(self._handle, 0, self.n_bytes)
-        except OSError as error:
-            # not every file system can reserve; those that cannot fill up while writing
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                raise
+        with named(self._handle):
+            os.ftruncate(self._handle, 0)
+            os.ftruncate(self._handle, self.n_bytes)
+            try:
+                os.posix_fallocate(self._handle, 0, self.n_bytes)
+            except OSError as error:
+                # not every file system can reserve; those that cannot fill up while writing
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
         self._write_at(0, memoryview(header))
 
     def read(self, tensor: PlannedTensor, at: int, n_bytes: int) -> bytes:
@@ -227,16 +239,18 @@ class GgufOutput:
 
     def sync(self) -> None:
         """Wait until all that was written is on the disk."""
-        os.fsync(self._handle)
+        with named(self._handle):
+            os.fsync(self._handle)
 
     def write(self, tensor: PlannedTensor, at: int, data: NDArray[np.uint8]) -> None:
         """Write bytes of a tensor, ``at`` bytes from its start."""
         self._write_at(self._offsets[tensor.rule.target] + at, data.data.cast("B"))
 
     def _write_at(self, offset: int, view: memoryview) -> None:
-        while view:
-            n_bytes = os.pwrite(self._handle, view, offset)
-            offset, view = offset + n_bytes, view[n_bytes:]
+        with named(self._handle):
+            while view:
+                n_bytes = os.pwrite(self._handle, view, offset)
+                offset, view = offset + n_bytes, view[n_bytes:]
 
 
 def _padded(n_bytes: int) -> int:

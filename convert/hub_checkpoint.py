@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from infer_os.models import describe
+from infer_os.native.files import new_file
 
 from .checkpoint import CONTAINERS, index_note, read_config, read_index
 from .errors import DownloadError, FileFormatError, OutputError, SourceError
@@ -267,7 +268,7 @@ def open_hub_checkpoint(
         try:
             checkpoint.read_small_files()
             yield checkpoint
-        except (KeyboardInterrupt, DownloadError):
+        except (KeyboardInterrupt, SystemExit, DownloadError):
             raise
         except BaseException as error:
             # a disk that is too full can be emptied: what came for an earlier run is worth keeping
@@ -299,6 +300,14 @@ def _clean(checkpoint: HubCheckpoint) -> None:
             emptied.rmdir()
         except OSError:
             return
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _make_folder(folder: Path) -> None:
@@ -338,9 +347,12 @@ def _write_listing(folder: Path, source: HubSource, repository: Repository, kept
         "kept": kept,
         "files": [asdict(file) for file in repository.files.values()],
     }
-    fresh = folder / f"{_LISTING}.incomplete"
-    fresh.write_text(json.dumps(value, indent=1))
-    fresh.replace(folder / _LISTING)
+    listing = folder / _LISTING
+    with (
+        _writing(listing),
+        new_file(listing, part=folder / f"{_LISTING}.incomplete") as file,
+    ):
+        file.write(json.dumps(value, indent=1).encode())
 
 
 def _read_listing(folder: Path) -> dict[str, Any]:

@@ -8,19 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+from infer_os.native.files import new_file
 
 
 def fingerprint(header: bytes, **facts: Any) -> str:
@@ -75,12 +67,8 @@ class Journal:
         self._done.append(shard)
         value = {"fingerprint": self._fingerprint, "done": self._done, "notes": dict(notes)}
         fresh = self.path.with_name(f"{self.path.name}.new")
-        with fresh.open("w", encoding="utf-8") as file:
-            json.dump(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self.path)
-        sync_folder(self.path.parent)
+        with new_file(self.path, part=fresh) as file:
+            file.write(json.dumps(value).encode())
 
     def remove(self) -> None:
         """Leave nothing behind."""

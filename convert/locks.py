@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from infer_os.native.files import lock_in_turn, open_lock, try_lock
+
 from .errors import OutputError
+
+#: Folders are removed when they are empty: making one may fail, though not again and again.
+_ATTEMPTS = 20
 
 
 @contextmanager
@@ -19,18 +23,12 @@ def locked(path: Path, refusal: str) -> Iterator[int]:
         OutputError: ``refusal``, where another process has it; or it cannot be made.
     """
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = try_lock(path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+    if handle is None:
+        raise OutputError(refusal)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # the one who had it may have renamed or removed it since it was opened
-            same = os.path.samestat(os.fstat(handle), os.stat(path))
-        except OSError as error:
-            raise OutputError(refusal) from error
-        if not same:
-            raise OutputError(refusal)
         yield handle
     finally:
         os.close(handle)
@@ -49,29 +47,64 @@ def locked_in_turn(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     Raises:
         OutputError: the file cannot be made.
     """
+    failures = 0
     while True:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except FileNotFoundError:
-            continue  # the folder went in between
+            handle = _taken(path, on_wait)
+        except FileNotFoundError as error:
+            # the folder went in between; or there can never be such a file, as behind a dangling
+            # link
+            failures += 1
+            if failures == _ATTEMPTS:
+                raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+            continue
         except OSError as error:
             raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+        if handle is None:
+            continue
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_wait()
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            if _is_still(path, handle):
-                yield
-                return
+            yield
+            return
         finally:
             os.close(handle)
 
 
-def _is_still(path: Path, handle: int) -> bool:
+def _taken(path: Path, on_wait: Callable[[], None]) -> int | None:
+    """The handle of the locked file; None if its holder removed it while this process waited."""
+    make_folder(path.parent)
+    handle = try_lock(path)
+    if handle is not None:
+        return handle
+    waiting = open_lock(path)
     try:
-        return os.path.samestat(os.fstat(handle), os.stat(path))
-    except FileNotFoundError:
-        return False
+        on_wait()
+        if lock_in_turn(path, waiting):
+            return waiting
+    except BaseException:
+        os.close(waiting)
+        raise
+    os.close(waiting)
+    return None
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder of the cache, and those around it.
+
+    Raises:
+        OutputError: it cannot be made; says what would work.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return
+        except FileNotFoundError as error:
+            # another process removed an empty folder in between; or it can never be made, as in
+            # /proc
+            last: OSError = error
+        except OSError as error:
+            last = error
+            break
+    raise OutputError(
+        f"{folder}: the folder cannot be made: {last.strerror}; INFER_OS_CACHE names another place "
+        "for the cache"
+    ) from last

@@ -49,7 +49,7 @@ Progress = Callable[[int, int], None]
 _LOOKED_UP = "token_embd.weight"
 
 # After these a conversion from the hub can go on later: what is there stays.
-_RESUMABLE = (KeyboardInterrupt, DownloadError)
+_RESUMABLE = (KeyboardInterrupt, SystemExit, DownloadError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,8 @@ def convert(
 
     Raises:
         ConvertError: nothing was written, and an existing output is untouched.
-        DownloadError: likewise, but the next call continues; so it does after KeyboardInterrupt.
+        DownloadError: likewise, but the next call continues; so it does after KeyboardInterrupt
+            and SystemExit.
         ConfigError: the config describes no supported network.
     """
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Let Ctrl-C stop a running llama_decode at once, instead of after it."""
+"""Let Ctrl-C, SIGTERM and SIGHUP stop a running llama_decode at once, instead of after it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ _previous_hook: Callable[[sys.UnraisableHookArgs], object] = sys.__unraisablehoo
 @contextmanager
 def interruptible() -> Iterator[None]:
     """While inside, SIGINT also aborts decoding; Python's own handler runs as before.
+
+    So do SIGTERM and SIGHUP where Python handles them.
 
     Signals belong to the main thread: elsewhere this changes nothing, though what another thread
     decodes while the main thread is inside is aborted as well. Streams of several models may
@@ -65,5 +67,5 @@ def _leave() -> None:
 
 def _report(lost: sys.UnraisableHookArgs) -> None:
     # raised inside llama.cpp's log callback, which no exception leaves: the flag has done it
-    if lost.exc_type is not KeyboardInterrupt:
+    if lost.exc_type not in (KeyboardInterrupt, SystemExit):
         _previous_hook(lost)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import platform
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from infer_os.native.cpu import read_bandwidth
+from infer_os.native.files import write_file
 
 from .machine import Cpu, Memory
 
@@ -84,7 +83,4 @@ def store_bandwidth(folder: Path, fingerprint: str, measured: Bandwidth) -> None
     }  # fmt: skip
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=folder, prefix=f".{_FILE}.")
-        with os.fdopen(handle, "w") as file:
-            json.dump(record, file)
-        os.replace(part, folder / _FILE)
+        write_file(folder / _FILE, json.dumps(record).encode(), mode=0o600)

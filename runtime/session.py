@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -31,7 +31,8 @@ class Session:
     """A conversation on an engine. ``last`` tells about the latest reply.
 
     ``changed`` says that a turn, a reset or another conversation came since it began; whoever keeps
-    it in a file sets it back.
+    it in a file sets it back. ``keep`` is called by who talks, after each turn and command: it
+    brings the turns into the file, if there is one.
     """
 
     def __init__(self, engine: Engine, style: PromptStyle | Frame, system: str = "") -> None:
@@ -51,6 +52,7 @@ class Session:
         self.last = Generation()
         self.dropped_turns = 0
         self.changed = False
+        self.keep: Callable[[], None] = _nowhere
 
     @property
     def system(self) -> str:
@@ -208,6 +210,10 @@ class Session:
 
     def _prompt(self, dropped: int, message: str) -> list[int]:
         return self._frame.tokens(self._system, self._turns[dropped:], message)
+
+
+def _nowhere() -> None:
+    """No file keeps the conversation."""
 
 
 def _kept(chunks: Iterator[str], kept: list[str]) -> Iterator[str]:

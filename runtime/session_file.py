@@ -33,6 +33,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from infer_os.native.files import new_file
 from infer_os.native.gguf_file import GgufHeader, read_gguf_header
 from infer_os.native.kv_state import KvFormat, KvGeometry, kv_geometry
 from infer_os.native.library import llama_version
@@ -43,6 +44,7 @@ from .frame import Turn
 from .framing import make_frame
 from .kv_cache import SavedRows
 from .session import Session, SessionRecord
+from .session_keeper import place_of
 
 _MAGIC = b"INFEROS-SESSION\0"
 _VERSION = 2
@@ -86,34 +88,64 @@ def save_session(path: Path, session: Session, model: Path, cache_folder: Path) 
         StateError: llama.cpp saves another layout than it should.
     """
     check_name(path)
-    key = _read_key(cache_folder)
-    engine, record = session.engine, session.record()
     # what was forgotten, or cut off a reply, may still lie in the cache
     tokens = session.tokens()
-    del tokens[shared_prefix(engine.tokens, tokens) :]
-    form, batches = engine.export_rows(len(tokens))
-    first = next(batches, None)
+    del tokens[shared_prefix(session.engine.tokens, tokens) :]
+    return _write(path, session, name_model(model), tokens, cache_folder)
+
+
+def save_turns(path: Path, session: Session, model_id: str, cache_folder: Path) -> int:
+    """Write a conversation without its rows: a small file, quickly. See :func:`save_session`.
+
+    Args:
+        path: the file.
+        session: the conversation.
+        model_id: what :func:`name_model` says of its model.
+        cache_folder: where the key lies.
+    """
+    check_name(path)
+    return _write(path, session, model_id, [], cache_folder)
+
+
+def name_model(model: Path) -> str:
+    """What a session says of its model: see :func:`model_hash`."""
+    return model_hash(read_gguf_header(model))
+
+
+def _write(
+    path: Path, session: Session, model_id: str, tokens: list[int], cache_folder: Path
+) -> int:
+    key = _read_key(cache_folder)
+    record = session.record()
+    form, batches = session.engine.export_rows(len(tokens))
+    first = next(batches, None) if tokens else None
     header = _Header(
-        model_hash(read_gguf_header(model)), model.name, llama_version(),
+        model_id, session.engine.info.path.name, llama_version(),
         form.type_k, form.type_v, form.rotates,
         first.n_cells if first else 0, tokens,
         record.style, record.system, [(turn.message, list(turn.reply)) for turn in record.turns],
     )  # fmt: skip
     text = json.dumps(asdict(header), separators=(",", ":")).encode()
-    with _new_file(path) as file:
-        start = _PREFIX.pack(_MAGIC, _VERSION, len(text)) + text
-        tag = _tag(key, start)
-        file.write(start + tag)
-        rows, number = first, 0
-        while rows is not None:
-            file.write(rows.state.data)
-            file.write(_batch_tag(key, tag, number, rows.state.data))
-            rows, number = next(batches, None), number + 1
-        return file.tell()
+    with place_of(path, cache_folder) as place:
+        with _complaining(path), new_file(path, part=place.part, mode=0o600) as file:
+            start = _PREFIX.pack(_MAGIC, _VERSION, len(text)) + text
+            tag = _tag(key, start)
+            file.write(start + tag)
+            rows, number = first, 0
+            while rows is not None:
+                file.write(rows.state.data)
+                file.write(_batch_tag(key, tag, number, rows.state.data))
+                rows, number = next(batches, None), number + 1
+            n_bytes = file.tell()
+        place.saw()
+    return n_bytes
 
 
-def load_session(path: Path, session: Session, model: Path, cache_folder: Path) -> None:
+def load_session(path: Path, session: Session, model: Path, cache_folder: Path) -> bool:
     """Continue a saved conversation on ``session`` and its engine.
+
+    Returns whether its rows were there. Where only turns are, as after a kill, they are computed
+    with the next message.
 
     Raises:
         SessionError: not a session of ours, changed, or of another model or llama.cpp.
@@ -134,6 +166,7 @@ def load_session(path: Path, session: Session, model: Path, cache_folder: Path) 
         raise SessionError(f"{path}: {error}") from error
     turns = tuple(Turn(message, tuple(reply)) for message, reply in header.turns)
     session.resume(SessionRecord(header.style, header.system, turns))
+    return bool(header.tokens or not turns)
 
 
 def is_session(path: Path) -> bool:
@@ -309,17 +342,8 @@ def _exists(path: Path) -> bool:
 
 
 @contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file for its owner's eyes that takes its name when it is complete and synced."""
-    # not after its name, which may be as long as names can be
-    new = path.with_name(f".{secrets.token_hex(8)}.part")
+def _complaining(path: Path) -> Iterator[None]:
     try:
-        with os.fdopen(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
+        yield
     except OSError as error:
         raise SessionError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        new.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ of its files changes. One process converts at a time; the others wait and take w
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..convert.errors import OutputError, SourceError, UnreachableError
-from ..convert.locks import locked_in_turn
+from ..convert.locks import locked_in_turn, make_folder
 from ..convert.source import HubSource, cache_folder, is_hub_id
 from ..models.catalog import find_model, near_names
+from ..native.files import write_file
 
 if TYPE_CHECKING:
     from ..runtime.settings import EngineSettings
@@ -303,7 +305,7 @@ def _convert(shelf: Shelf, kind: str, settings: EngineSettings | None, report: R
             verb = "downloading and converting" if hub else "converting"
             report.note(f"{shelf.title}: {verb} to {kind.lower()}, once, into {path.parent}")
             _run_conversion(shelf, kind, report)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             if hub:
                 report.note("interrupted; the same command continues where it stopped")
             raise
@@ -325,14 +327,18 @@ def _run_conversion(shelf: Shelf, kind: str, report: Reporter) -> None:
     from ..convert.settings import ConvertSettings
 
     path = shelf.file(kind)
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     settings = ConvertSettings(shelf.source, path, kind, force=True)
     with report.bar(f"{shelf.name} to {kind.lower()}") as progress:
         made = convert(settings, progress)
     for note in made.notes:
         report.note(f"note: {note}")
     if isinstance(shelf.source, Path):
-        (shelf.folder / ORIGIN).write_text(str(shelf.source), "utf-8", "surrogateescape")
+        origin = shelf.folder / ORIGIN
+        try:
+            write_file(origin, os.fsencode(shelf.source))
+        except OSError as error:
+            raise OutputError(f"{origin}: cannot be written: {error.strerror}") from error
         _drop_older(shelf, report)
 
 

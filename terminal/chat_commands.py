@@ -216,7 +216,11 @@ def save(session: Session, path: Path) -> None:
     from ..convert.source import cache_folder
     from ..runtime.session_file import save_session
 
-    n_bytes = save_session(path, session, session.engine.info.path, cache_folder())
+    told_saved(session, path, save_session(path, session, session.engine.info.path, cache_folder()))
+
+
+def told_saved(session: Session, path: Path, n_bytes: int) -> None:
+    """Say what a file holds now."""
     console.note(f"saved {_turns(session)} in {path}, {console.size(n_bytes)}")
 
 
@@ -225,10 +229,15 @@ def load(session: Session, path: Path) -> None:
     from ..convert.source import cache_folder
     from ..runtime.session_file import load_session
 
-    load_session(path, session, session.engine.info.path, cache_folder())
+    has_rows = load_session(path, session, session.engine.info.path, cache_folder())
     session.changed = False
     console.notes(session.engine.take_notes())
     console.note(f"continuing {_turns(session)} from {path}")
+    if not has_rows:
+        console.note(
+            "note: it was not ended in order: its turns are there, and are computed again with the "
+            "next message"
+        )
 
 
 def _turns(session: Session) -> str:

@@ -1,6 +1,11 @@
 """Everything that is drawn: answers to stdout; notes, bars and statistics to stderr.
 
 Colours and bars appear only on a terminal. rich is imported when there is something to draw.
+
+Text of strangers (names, checkpoints, headers, what a model writes) passes here and cannot steer a
+terminal: control characters are spelled out, in an answer only where stdout is a terminal. A
+failure of stdout or stdin is a :class:`StreamError`; one of stderr is passed over, since there is
+nowhere to report it.
 """
 
 from __future__ import annotations
@@ -8,14 +13,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import select
 import shutil
 import stat
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
 
 if TYPE_CHECKING:
     from .wrapping import WordWrap
@@ -29,19 +35,64 @@ class Progress(Protocol):
         ...
 
 
+class StreamError(Exception):
+    """A standard stream that cannot be read or written."""
+
+    exit_code = 1
+
+
+#: What moves the cursor, ends a line, or turns the direction of what follows: C0 and C1, the line
+#: and paragraph separators, the bidirectional embeddings, overrides and isolates, invisible format
+#: characters, tags and halves of surrogate pairs. Not the joiners and marks that scripts need.
+_STEERING = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
+_OF_TEXT = "\n\t"
+
+
+def printable(text: str) -> str:
+    """Text as one line that cannot steer a terminal: control characters are spelled out."""
+    return _STEERING.sub(_spelled, text)
+
+
+def _harmless(text: str) -> str:
+    """The same for text of several lines."""
+    return _STEERING.sub(lambda found: found[0] if found[0] in _OF_TEXT else _spelled(found), text)
+
+
+def _spelled(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
+
+
+@contextmanager
+def _stream(name: str) -> Iterator[None]:
+    """Failures inside are of this stream. A closed pipe is the command framework's matter."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StreamError(f"standard {name}: {error.strerror}") from error
+
+
 def answer(text: str, end: str = "\n", wrap: WordWrap | None = None) -> None:
     """Print to stdout at once; on a terminal, without characters that would steer it.
 
     ``wrap`` breaks the text between words, see :func:`word_wrap`.
     """
     if sys.stdout.isatty():
-        text = "".join(c if c in "\n\t" or c.isprintable() else printable(c) for c in text)
+        text = _harmless(text)
     if wrap is not None:
         text = wrap.push(text)
-    data = (text + end).encode("utf-8", "replace")
-    sys.stdout.flush()
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    _put((text + end).encode("utf-8", "replace"))
+
+
+def _put(data: bytes) -> None:
+    with _stream("output"):
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
 
 
 def word_wrap() -> WordWrap | None:
@@ -63,10 +114,18 @@ def word_wrap() -> WordWrap | None:
 
 def answer_json(value: object) -> None:
     """Print one JSON object to stdout; NaN and infinity, which JSON lacks, as null."""
-    # straight to stdout: a terminal must get the JSON as it is
+    _put(_json(value).encode("utf-8", "replace") + b"\n")
+
+
+def _json(value: object) -> str:
+    """One line; what would steer a terminal is escaped, which is the same JSON."""
     text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
-    sys.stdout.buffer.write(text.encode("utf-8", "replace") + b"\n")
-    sys.stdout.buffer.flush()
+    return _escaped(text)
+
+
+def _escaped(text: str) -> str:
+    """JSON without what would steer a terminal, the ends of its lines excepted."""
+    return _STEERING.sub(lambda c: c[0] if c[0] in _OF_TEXT else json.dumps(c[0])[1:-1], text)
 
 
 def _finite(value: Any) -> Any:
@@ -81,10 +140,17 @@ def _finite(value: Any) -> Any:
 
 def note(text: str) -> None:
     """Print a line to stderr, on a terminal broken between words."""
+    text = _harmless(text)
     if sys.stderr.isatty():
         width = max(shutil.get_terminal_size().columns, 12)
         text = "\n".join(_broken(line, width) for line in text.split("\n"))
-    print(text, file=sys.stderr, flush=True)
+    _tell(text)
+
+
+def _tell(text: str) -> None:
+    """A line to stderr. Where it cannot be written, there is nowhere to say so."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _broken(line: str, width: int) -> str:
@@ -98,17 +164,12 @@ def _broken(line: str, width: int) -> str:
 def notes(texts: Iterable[str]) -> None:
     """Print what the user should know of a run."""
     for text in texts:
-        note(f"note: {text}")
+        note("note: " + printable(text.replace("\n", " ")))
 
 
 def fail(text: str) -> None:
     """Print an error as one line to stderr."""
     note("error: " + printable(text.replace("\n", " ")))
-
-
-def printable(text: str) -> str:
-    """Text that cannot steer a terminal: control characters are spelled out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def size(n_bytes: float) -> str:
@@ -137,16 +198,44 @@ def table(
 
     stream = sys.stderr if stderr else sys.stdout
     # a pipe has no width: the table may take what it needs
-    console = Console(file=stream, width=None if stream.isatty() else 500, highlight=False)
+    console = Console(
+        file=_quiet_stderr() if stderr else stream, width=None if stream.isatty() else 500,
+        highlight=False,
+    )  # fmt: skip
     drawn = Table(box=SIMPLE, show_edge=False, pad_edge=False)
     for i, column in enumerate(columns):
         if i < left:
-            drawn.add_column(Text(column), overflow="fold")
+            drawn.add_column(Text(printable(column)), overflow="fold")
         else:  # a number that is broken over two lines cannot be read
-            drawn.add_column(Text(column), justify="right", no_wrap=True)
+            drawn.add_column(Text(printable(column)), justify="right", no_wrap=True)
     for row in rows:
         drawn.add_row(*(Text(printable(cell)) for cell in row))
-    console.print(drawn)
+    with _stream("output"):
+        console.print(drawn)
+        stream.flush() if not stderr else None
+
+
+class _Quiet:
+    """A stream whose failures are passed over: stderr, for a library that draws on it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _quiet_stderr() -> TextIO:
+    return cast("TextIO", _Quiet(sys.stderr))
 
 
 def paragraph(text: str, name: str = "", indent: int = 0) -> None:
@@ -184,12 +273,12 @@ def progress_steps() -> Iterator[Callable[[str], Progress | None]]:
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(),
                TimeRemainingColumn())  # fmt: skip
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    with Bars(*columns, console=Console(file=_quiet_stderr()), transient=True) as bars:
 
         def step(label: str) -> Progress:
-            task = bars.add_task(label, total=None)
+            task = bars.add_task(printable(label), total=None)
 
             def report(done: int, total: int) -> None:
                 bars.update(task, completed=done, total=total)
@@ -219,7 +308,7 @@ def batch_bar(total: int | None) -> Iterator[BatchProgress | None]:
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rates]}"),
                TextColumn("ETA"), TimeRemainingColumn())  # fmt: skip
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    with Bars(*columns, console=Console(file=_quiet_stderr()), transient=True) as bars:
         task = bars.add_task("", total=total, rates="")
 
         def report(records: int, tokens: int, seconds: float) -> None:
@@ -234,8 +323,9 @@ def answer_lines() -> Callable[[bytes], None]:
     """Where lines of bytes go to stdout, each at once."""
 
     def write(line: bytes) -> None:
-        sys.stdout.buffer.write(line)
-        sys.stdout.buffer.flush()
+        if sys.stdout.isatty():
+            line = _escaped(line.decode("utf-8", "replace")).encode()
+        _put(line)
 
     return write
 
@@ -250,8 +340,7 @@ def stdin_stream() -> Any:
 def note_json(value: object) -> None:
     """Print one JSON object to stderr, where stdout holds records."""
     # straight to stderr: a line that is broken is no JSON
-    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
-    print(text, file=sys.stderr, flush=True)
+    _tell(_json(value))
 
 
 def stdin_is_terminal() -> bool:
@@ -282,12 +371,14 @@ def wait_for_stdin(seconds: float) -> bool:
 
 def read_stdin() -> bytes:
     """All of stdin; nothing if it is closed."""
-    return b"" if sys.stdin is None else sys.stdin.buffer.read()
+    with _stream("input"):
+        return b"" if sys.stdin is None else sys.stdin.buffer.read()
 
 
 def read_line() -> bytes:
     """A line of stdin with its end; nothing at the end, or if it is closed."""
-    return b"" if sys.stdin is None else sys.stdin.buffer.readline()
+    with _stream("input"):
+        return b"" if sys.stdin is None else sys.stdin.buffer.readline()
 
 
 def prompt_stream() -> TextIO | None:

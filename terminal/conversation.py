@@ -57,6 +57,7 @@ def answer_one(
     from ..runtime.generate import finished
 
     stopped = _print_reply(Chat(session, sampling, stops), message, "-n raises that")
+    session.keep()
     console.note(render.statistics_line(finished(session.last, "")))
     if line := render.speculation_line(session.engine):
         console.note(line)
@@ -82,6 +83,7 @@ def _answer_entries(chat: Chat, history: Path) -> None:
             stopped = message and _print_reply(chat, message, "/set max_tokens raises that")
             if stopped and not console.stdin_is_terminal():
                 raise KeyboardInterrupt
+            chat.session.keep()
         except ModelChanged:
             raise  # every further turn would fail as well
         except (RuntimeFailure, NativeError) as error:

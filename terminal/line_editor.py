@@ -237,7 +237,9 @@ def _completer(commands: Mapping[str, tuple[str, ...]]) -> Completer:
             command, space, argument = document.text_before_cursor.partition(" ")
             words = commands.get(command, ()) if space else tuple(commands)
             if words is FILES:
-                yield from paths.get_completions(Document(argument), complete_event)
+                for found in paths.get_completions(Document(argument), complete_event):
+                    shown = console.printable(found.display_text)
+                    yield Completion(found.text, found.start_position, display=shown)
                 return
             begun = argument if space else command
             for word in words if begun or space else ():

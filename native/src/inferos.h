@@ -26,7 +26,8 @@ INFEROS_API void inferos_get_build_info(inferos_build_info * info);
 
 // Makes SIGINT visible inside a running llama_decode: the handler raises a flag that
 // inferos_interrupt_requested (an ggml_abort_callback) reads, then calls the handler that was
-// installed before, so that Python's own handling goes on unchanged.
+// installed before, so that Python's own handling goes on unchanged. SIGTERM and SIGHUP likewise,
+// where the program handles them.
 INFEROS_API int32_t inferos_interrupt_install(void);
 INFEROS_API int32_t inferos_interrupt_restore(void);
 INFEROS_API void    inferos_interrupt_set(int32_t value);

@@ -7,48 +7,71 @@ namespace {
 
 // lock-free, so it may be written from a signal handler
 std::atomic<int32_t> interrupt_flag{0};
-struct sigaction     previous_action = {};
-bool                 installed       = false;
+
+constexpr int    ending_signals[] = {SIGINT, SIGTERM, SIGHUP};
+constexpr size_t n_signals        = sizeof(ending_signals) / sizeof(ending_signals[0]);
+struct sigaction previous_actions[n_signals] = {};
+bool             installed[n_signals]        = {};
 
 void on_interrupt(int signal_number, siginfo_t * info, void * context) {
     interrupt_flag.store(1, std::memory_order_relaxed);
-    if (previous_action.sa_flags & SA_SIGINFO) {
-        previous_action.sa_sigaction(signal_number, info, context);
-    } else if (previous_action.sa_handler != SIG_IGN && previous_action.sa_handler != SIG_DFL) {
-        previous_action.sa_handler(signal_number);
+    for (size_t i = 0; i < n_signals; ++i) {
+        const struct sigaction & previous = previous_actions[i];
+        if (ending_signals[i] != signal_number) {
+            continue;
+        }
+        if (previous.sa_flags & SA_SIGINFO) {
+            previous.sa_sigaction(signal_number, info, context);
+        } else if (previous.sa_handler != SIG_IGN && previous.sa_handler != SIG_DFL) {
+            previous.sa_handler(signal_number);
+        }
     }
+}
+
+// a process that was started to ignore a signal goes on ignoring it, and one that SIGTERM or
+// SIGHUP ends at once needs no flag
+bool is_left_alone(const struct sigaction & action, int signal_number) {
+    if (action.sa_flags & SA_SIGINFO) {
+        return false;
+    }
+    return action.sa_handler == SIG_IGN ||
+           (action.sa_handler == SIG_DFL && signal_number != SIGINT);
 }
 
 }  // namespace
 
 INFEROS_API int32_t inferos_interrupt_install(void) {
-    if (installed) {
-        return 0;
+    for (size_t i = 0; i < n_signals; ++i) {
+        if (installed[i]) {
+            continue;
+        }
+        struct sigaction action = {};
+        action.sa_sigaction = on_interrupt;
+        action.sa_flags     = SA_SIGINFO;
+        sigemptyset(&action.sa_mask);
+        if (sigaction(ending_signals[i], nullptr, &previous_actions[i]) != 0) {
+            return -1;
+        }
+        if (is_left_alone(previous_actions[i], ending_signals[i])) {
+            continue;
+        }
+        if (sigaction(ending_signals[i], &action, &previous_actions[i]) != 0) {
+            return -1;
+        }
+        installed[i] = true;
     }
-    struct sigaction action = {};
-    action.sa_sigaction = on_interrupt;
-    action.sa_flags     = SA_SIGINFO;
-    sigemptyset(&action.sa_mask);
-    if (sigaction(SIGINT, nullptr, &previous_action) != 0) {
-        return -1;
-    }
-    // a process that was started to ignore SIGINT goes on ignoring it
-    if (!(previous_action.sa_flags & SA_SIGINFO) && previous_action.sa_handler == SIG_IGN) {
-        return 0;
-    }
-    if (sigaction(SIGINT, &action, &previous_action) != 0) {
-        return -1;
-    }
-    installed = true;
     return 0;
 }
 
 INFEROS_API int32_t inferos_interrupt_restore(void) {
-    if (!installed) {
-        return 0;
+    int32_t result = 0;
+    for (size_t i = 0; i < n_signals; ++i) {
+        if (installed[i]) {
+            installed[i] = false;
+            result |= sigaction(ending_signals[i], &previous_actions[i], nullptr);
+        }
     }
-    installed = false;
-    return sigaction(SIGINT, &previous_action, nullptr);
+    return result;
 }
 
 INFEROS_API void inferos_interrupt_set(int32_t value) {

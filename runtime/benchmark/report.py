@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import os
 import tempfile
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from infer_os.native.files import write_file
 from infer_os.runtime.errors import BenchError
 
 from .rows import Place, Row, json_lines
@@ -79,11 +79,7 @@ def write_report(folder: Path, rows: Sequence[Row], place: Place, notes: Sequenc
     page = folder / _PAGE
     text = report_page(rows, place, notes)
     try:
-        handle, part = tempfile.mkstemp(dir=folder, prefix=f".{_PAGE}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(part, 0o644)
-        os.replace(part, page)
+        write_file(page, text.encode())
     except OSError as error:
         raise BenchError(f"--report {folder}: cannot be written: {error.strerror}") from error
     return page

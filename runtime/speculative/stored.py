@@ -6,13 +6,12 @@ import contextlib
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from infer_os.native.backend import kernel_status
+from infer_os.native.files import write_file
 
 from ..bandwidth import machine_fingerprint
 from ..machine import read_cpu, read_memory
@@ -47,10 +46,7 @@ class CostStore:
         kept = dict(list(records.items())[-_MOST:])
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle, part = tempfile.mkstemp(dir=self.folder, prefix=f".{_FILE}.")
-            with os.fdopen(handle, "w") as file:
-                json.dump(kept, file)
-            os.replace(part, self.folder / _FILE)
+            write_file(self.folder / _FILE, json.dumps(kept).encode(), mode=0o600)
 
     def _records(self) -> dict[str, dict[str, float]]:
         try:

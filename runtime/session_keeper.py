@@ -1,0 +1,187 @@
+"""Keep a conversation in its file while it goes on, against kills, crashes and other programs.
+
+A :class:`SessionPlace` is a session file's name that one process writes: its lock lies in the cache
+folder, under a hash of the name, so that it survives the file's replacement. A
+:class:`SessionKeeper` writes the turns after each of them (without KV rows, which are large and can
+be computed again) and everything at the end; it replaces nothing that another program wrote.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import RLock
+from typing import TYPE_CHECKING
+
+from infer_os.native.files import try_lock
+
+from .errors import SessionError
+
+if TYPE_CHECKING:
+    from .session import Session, SessionRecord
+
+_Stamp = tuple[int, int, int, int]
+#: The places that this process writes, by their locks; written to by one thread at a time.
+_HELD: dict[Path, SessionPlace] = {}
+_ONE_THREAD = RLock()
+
+
+class SessionPlace:
+    """A session file's name, locked against other processes until it is closed.
+
+    ``part`` is the sibling in which a new file grows: the same at each time, so that what a killed
+    process left is overwritten.
+    """
+
+    def __init__(self, path: Path, cache_folder: Path) -> None:
+        """Take the name.
+
+        Raises:
+            SessionError: another process has it, or the lock cannot be made.
+        """
+        self.path = path
+        name = _lock_name(path)
+        self.part = path.with_name(f".{name}.part")
+        self.lock = cache_folder / "sessions" / name
+        try:
+            self.lock.parent.mkdir(parents=True, exist_ok=True)
+            handle = try_lock(self.lock)
+        except OSError as error:
+            raise SessionError(
+                f"{error.filename or self.lock}: {error.strerror}; sessions are locked there: "
+                "INFER_OS_CACHE names another place"
+            ) from error
+        if handle is None:
+            raise SessionError(f"{path}: another chat uses this session; end it, or name another")
+        self._handle = handle
+        self._seen = _stamp(path)
+        _HELD[self.lock] = self
+
+    def is_changed(self) -> bool:
+        """Whether another program replaced or wrote the file; one that is gone is not changed."""
+        now = _stamp(self.path)
+        return now is not None and now != self._seen
+
+    def saw(self) -> None:
+        """Take the file as it is now for the one that is known."""
+        self._seen = _stamp(self.path)
+
+    def close(self) -> None:
+        """Give the name back."""
+        if self._handle < 0:
+            return
+        _HELD.pop(self.lock, None)
+        with suppress(OSError):  # who opened it meanwhile sees that it lost its name
+            self.lock.unlink()
+        os.close(self._handle)
+        self._handle = -1
+
+
+@contextmanager
+def place_of(path: Path, cache_folder: Path) -> Iterator[SessionPlace]:
+    """The place of a file: the one that this process holds, or one for the moment.
+
+    Raises:
+        SessionError: another process has it.
+    """
+    with _ONE_THREAD:
+        held = _HELD.get(cache_folder / "sessions" / _lock_name(path))
+        place = held or SessionPlace(path, cache_folder)
+        try:
+            yield place
+        finally:
+            if held is None:
+                place.close()
+
+
+class SessionKeeper:
+    """The file of one conversation, from its beginning to its end. A context manager."""
+
+    def __init__(self, path: Path, cache_folder: Path) -> None:
+        """Take the file's name; ``exists`` says whether it holds a conversation.
+
+        Raises:
+            SessionError: another chat uses it, or it is not a session file.
+        """
+        from .session_file import check_name
+
+        check_name(path)
+        self._place = SessionPlace(path, cache_folder)
+        self._cache_folder = cache_folder
+        self._model_id: str | None = None
+        self._kept: SessionRecord | None = None
+        self.path = path
+        self.exists = path.exists()
+
+    def __enter__(self) -> SessionKeeper:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._place.close()
+
+    def loaded(self, session: Session) -> None:
+        """The conversation was read from the file just now."""
+        self._place.saw()
+        self._kept = session.record()
+
+    def keep(self, session: Session) -> None:
+        """Bring the turns to the disk if they are others than those that are there.
+
+        Raises:
+            SessionError: they cannot be written, or another program changed the file.
+        """
+        from .session_file import name_model, save_turns
+
+        record = session.record()
+        if record == self._kept or not (record.turns or self.exists):
+            return
+        self._refuse_changed()
+        if self._model_id is None:
+            self._model_id = name_model(session.engine.info.path)
+        save_turns(self.path, session, self._model_id, self._cache_folder)
+        self._kept, self.exists = record, True
+
+    def save(self, session: Session) -> tuple[Path, int] | None:
+        """Keep everything, at the end. Returns where and its bytes; None if nothing changed.
+
+        Where another program changed the file, the conversation goes into a new one beside it.
+
+        Raises:
+            SessionError: it cannot be written.
+        """
+        from .session_file import save_session
+
+        if not session.changed or not (session.n_turns or self.exists):
+            return None
+        path = _free_sibling(self.path) if self._place.is_changed() else self.path
+        return path, save_session(path, session, session.engine.info.path, self._cache_folder)
+
+    def _refuse_changed(self) -> None:
+        if self._place.is_changed():
+            raise SessionError(
+                f"{self.path}: another program changed it since this chat read it; it is left as "
+                "it is, and this conversation is kept beside it at the end"
+            )
+
+
+def _lock_name(path: Path) -> str:
+    whole = os.path.join(os.path.realpath(path.parent), path.name)
+    return hashlib.blake2b(os.fsencode(whole), digest_size=16).hexdigest()
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _free_sibling(path: Path) -> Path:
+    number = 1
+    while os.path.lexists(sibling := path.with_name(f"{path.name}.{number}")):
+        number += 1
+    return sibling
