@@ -134,7 +134,7 @@ def complete_file(path: Path, *, keep_after: tuple[type[BaseException], ...] = (
         OutputError: the sibling cannot be created, is in use, or the disk is full.
     """
     part = part_path(path)
-    with locked(part, f"{path}: another conversion is writing it") as handle:
+    with locked(part, f"{path}: another conversion is writing it", path) as handle:
         try:
             yield handle
             with named(part):

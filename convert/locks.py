@@ -16,8 +16,13 @@ _ATTEMPTS = 20
 
 
 @contextmanager
-def locked(path: Path, refusal: str) -> Iterator[int]:
+def locked(path: Path, refusal: str, name: Path | None = None) -> Iterator[int]:
     """The handle of a file, made if need be, that no other process has locked.
+
+    Args:
+        path: the file.
+        refusal: what to say where it is locked.
+        name: what to call it where it cannot be made.
 
     Raises:
         OutputError: ``refusal``, where another process has it; or it cannot be made.
@@ -25,7 +30,7 @@ def locked(path: Path, refusal: str) -> Iterator[int]:
     try:
         handle = try_lock(path)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+        raise OutputError(f"{name or path}: cannot be written: {error.strerror}") from error
     if handle is None:
         raise OutputError(refusal)
     try:

@@ -381,8 +381,10 @@ MOMENTS = {
         "pipeline.GgufOutput.write = write"
     ),
     "between a shard and its record": "journal.Journal.record = lambda *a: os._exit(9)",
-    "in the middle of a record": "journal.Path.replace = lambda *a: os._exit(9) "
-    "if str(a[0]).endswith('.new') else os.replace(*a)",
+    "in the middle of a record": (
+        "real = os.replace\n"
+        "os.replace = lambda *a: os._exit(9) if str(a[0]).endswith('.new') else real(*a)"
+    ),
     "between a record and its shard's end": (
         "hub_checkpoint.HubCheckpoint.drop = lambda *a: os._exit(9)"
     ),

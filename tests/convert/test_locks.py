@@ -60,7 +60,7 @@ def test_the_second_waits_for_the_first(tmp_path: Path, removed: bool) -> None:
 def test_a_lock_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(OutputError, match="cannot be written: Not a directory"),
+        pytest.raises(OutputError, match="cannot be made: Not a directory; INFER_OS_CACHE"),
         locked_in_turn(tmp_path / "file" / "x" / ".lock", never),
     ):
         pass
