@@ -90,8 +90,8 @@ def ending_in_order() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 if __name__ == "__main__":

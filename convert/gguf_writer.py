@@ -155,6 +155,8 @@ def complete_file(path: Path, *, keep_after: tuple[type[BaseException], ...] = (
 
 def _is_of_output(error: OSError, path: Path) -> bool:
     """Whether an error is about the file that is written, and not one that is read for it."""
+    if error.filename is None:  # reading fills no disk
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
     if not isinstance(error.filename, str):
         return False
     # a handle's name has no links and may be of a folder that was moved

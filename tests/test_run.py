@@ -391,8 +391,7 @@ def test_a_cache_that_cannot_be_made(
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("INFER_OS_CACHE", str(tmp_path / "file" / "cache"))
     assert (
-        "cannot be written: Not a directory"
-        in run("run", "--model", checkpoint, "-p", "x").user_error
+        "cannot be made: Not a directory" in run("run", "--model", checkpoint, "-p", "x").user_error
     )
 
 

@@ -1,0 +1,82 @@
+"""The beginning of a command: closed streams, signals, and what steers a terminal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infer_os import entry
+from infer_os.convert.errors import OutputError
+from infer_os.convert.locks import locked_in_turn
+from infer_os.runtime.errors import SessionError
+from infer_os.runtime.session_keeper import SessionPlace
+from infer_os.terminal import console
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_during_the_imports_ends_without_a_word(number: signal.Signals) -> None:
+    script = (
+        "import builtins, os, sys\n"
+        "from infer_os.entry import main\n"
+        "real = builtins.__import__\n"
+        "def load(name, *a, **k):\n"
+        f"    if name == 'typer': os.kill(os.getpid(), {int(number)})\n"
+        "    return real(name, *a, **k)\n"
+        "builtins.__import__ = load\n"
+        "sys.argv = ['infer-os', '--version']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, b"", b"")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-", "2>/dev/full"])
+def test_a_closed_stream_is_no_failure(closed: str) -> None:
+    command = f"{sys.executable} -m infer_os.entry --version {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
+    assert done.returncode == 0
+    assert b"Error" not in done.stderr
+
+
+def test_handlers_are_restored() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, *entry.ENDING)]
+    with pytest.raises(SystemExit) as ended, entry.ending_in_order():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert [signal.getsignal(number) for number in (signal.SIGINT, *entry.ENDING)] == before
+
+
+def test_a_lock_that_can_never_be_made_ends() -> None:
+    with (
+        pytest.raises(OutputError, match="INFER_OS_CACHE"),
+        locked_in_turn(Path("/proc/nothing/x/.lock"), lambda: None),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("steering", ["\x1b", "\x07", "\x9b", "\u202e", "\u2066", "\x7f", "\r"])
+def test_what_steers_a_terminal_is_spelled_out(steering: str) -> None:
+    assert steering not in console.printable(f"a{steering}b")
+
+
+def test_what_scripts_need_stays() -> None:
+    for text in ("a\u3000b", "\U0001f468\u200d\U0001f469", "\u0645\u200c\u06cc"):
+        assert console.printable(text) == text
+
+
+def test_a_note_of_a_stranger_is_one_harmless_line(capsys: pytest.CaptureFixture[str]) -> None:
+    console.notes(["x\x1b]0;t\x07\nerror: y"])
+    assert capsys.readouterr().err == "note: x\\x1b]0;t\\x07 error: y\n"
+
+
+def test_a_second_chat_on_a_session_is_refused(tmp_path: Path) -> None:
+    place = SessionPlace(tmp_path / "s", tmp_path)
+    with pytest.raises(SessionError, match="another chat uses this session"):
+        SessionPlace(tmp_path / "s", tmp_path)
+    place.close()
+    SessionPlace(tmp_path / "s", tmp_path).close()
