@@ -11,8 +11,8 @@ moment drawn evenly over that duration. After each kill:
 - batch: what was answered is still there, as undisturbed, nothing twice; in the end all of it is;
 - chat: every turn whose end was seen is in the file, in order, nothing twice; the next chat goes on.
 
-Now and then, and at the end, the command runs to its end: nothing but its results may be left then.
-Prints a table; exits with 1 if anything was wrong.
+Now and then, and at the end, the command runs to its end: nothing but its results may be left
+then. Prints a table; exits with 1 if anything was wrong.
 """
 
 from __future__ import annotations
