@@ -3,13 +3,13 @@
     python benchmarks/kills.py [--kills 50] [--seed 1] [--only convert run batch chat]
 
 Each of ``convert``, ``run`` (a folder, into a cache), ``batch --resume`` and ``chat --session``
-runs undisturbed once, with the bundled model and one thread; then again and again, each time killed at a
-moment drawn evenly over that duration. After each kill:
+runs undisturbed once, with the bundled model and one thread; then again and again, each time
+killed at a moment drawn evenly over that duration. After each kill:
 
 - convert: the output is not there, or is the undisturbed one in every byte;
 - run: so is the file of the cache, and the next call gives the undisturbed answer;
 - batch: what was answered is still there, as undisturbed, nothing twice; in the end all of it is;
-- chat: every turn whose end was seen is in the file, in order, nothing twice; the next chat goes on.
+- chat: every turn whose end was seen is in the file, in order, nothing twice; the next goes on.
 
 Now and then, and at the end, the command runs to its end: nothing but its results may be left
 then. Prints a table; exits with 1 if anything was wrong.
