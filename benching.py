@@ -306,7 +306,7 @@ def _with_draft(
     if header.metadata.get(RANDOM_KEY):
         return _Model(files, name, "random weights: how often a draft is right means nothing")
     asked = "auto" if settings.draft == "none" else settings.draft
-    found = draft_file(replace(settings, draft=asked), wish, files.baseline, report)
+    found, _ = draft_file(replace(settings, draft=asked), wish, files.baseline, report)
     if found in ("none", "lookup"):
         return _Model(files, name, "no draft is known for this model")
     return _Model(replace(files, draft=Path(found)), name)

@@ -26,7 +26,6 @@ from .runtime.bandwidth import (
 )
 from .runtime.choice import Wish, choose, type_table
 from .runtime.errors import MemoryShortage, SettingsError
-from .runtime.kv_schedule import choose_schedule
 from .runtime.machine import (
     Cpu,
     Disk,
@@ -37,13 +36,16 @@ from .runtime.machine import (
     read_extensions,
     read_memory,
 )
-from .runtime.plan import Budget, Plan, Planner, Sizes, kv_model
-from .runtime.positions import context_for
+from .runtime.plan import Budget, Plan
 from .runtime.settings import EngineSettings
 from .runtime.shapes import header_shape
+from .runtime.sizes import size_text
+from .runtime.use import Use, make_planner
 
 _LARGEST_CONFIG = 1 << 20
 _MOST_PARALLEL = 256
+#: One text at a time, with the finest cache that fits.
+_ANY_CACHE = EngineSettings(kv="auto")
 #: The models of the ranking, the largest first.
 RANKED = (
     "gpt-neox-20b", "bloom-7b1", "gpt-j-6B", "DialoGPT-large", "gpt2-large", "gpt2-medium",
@@ -53,17 +55,20 @@ RANKED = (
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What ``plan`` was asked: ``load`` empty and ``type`` None are to be chosen."""
+    """What ``plan`` was asked: ``load`` empty and ``type`` None are to be chosen.
+
+    ``parallel`` is a batch's; None is one text at a time.
+    """
 
     model: str
     engine: EngineSettings
     load: str = ""
     type: str | None = None
     draft: str = "none"
-    parallel: int = 1
+    parallel: int | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.parallel <= _MOST_PARALLEL:
+        if self.parallel is not None and not 1 <= self.parallel <= _MOST_PARALLEL:
             raise SettingsError(f"--parallel {self.parallel}: expected 1 to {_MOST_PARALLEL}")
 
 
@@ -114,33 +119,22 @@ def make_answer(request: PlanRequest, *, rates: bool = True) -> PlanAnswer:
         SourceError: no such model; names those that are spelled nearly so.
         SettingsError: options that do not go together or do not suit the model.
     """
+    from .store.files import first_work  # which plans conversions
+
     shape = find_shape(request.model)
     if request.type is not None and all(o.type != request.type for o in shape.options):
         known = ", ".join(option.type for option in shape.options)
         raise SettingsError(f"--type {request.type}: {shape.name} can have {known}")
-    engine = request.engine
-    n_ctx, notes = context_for(shape.graph, shape.name, shape.n_ctx_train, engine.context)
     memory, cpu = read_memory(), read_cpu()
-    limit = engine.memory or memory.usable
-    schedule = None
-    if engine.kv not in ("", "auto") or engine.kv_budget:
-        model = kv_model(shape, engine.n_threads)
-        schedule, kv_notes = choose_schedule(
-            engine.kv, engine.kv_budget, model, n_ctx, request.parallel
-        )
-        n_ctx, notes = schedule.n_ctx, (*notes, *kv_notes)
     draft = _draft_shape(request.draft, request.model)
+    work = first_work(request.model, request.type or "")
+    engine = replace(request.engine, draft=request.draft, extras=request.engine.extras | work)
     bandwidth = known_bandwidth(cache_folder(), cpu, memory).all_cores if rates else None
-    planner = Planner(
-        shape,
-        Sizes(
-            n_ctx,
-            n_seq=request.parallel,
-            n_threads=engine.n_threads,
-            n_outputs=replace(engine, draft=request.draft).n_outputs,
-        ),
-        Budget(limit, bandwidth, faster_layouts(kernel_status(engine.native))),
-        draft,
+    budget = Budget(
+        engine.memory or memory.usable, bandwidth, faster_layouts(kernel_status(engine.native))
+    )
+    planner, schedule, notes = make_planner(
+        shape, Use(engine, request.parallel or 0, draft), budget
     )
     plan = choose(planner, Wish(request.type, schedule, request.load or None))
     return PlanAnswer(plan, type_table(planner, plan), draft.name if draft else None, notes)
@@ -176,15 +170,13 @@ def check_conversion(model: str, kind: str, settings: EngineSettings) -> None:
         MemoryShortage: it will not; carries the plan, and names the finest type that would fit.
         SourceError, ConfigError, UnreachableError: as :func:`find_shape`.
     """
-    if not settings.kv and not settings.kv_budget:
-        settings = replace(settings, kv="f16")  # what an empty one is when the file is loaded
-    request = PlanRequest(model, settings, settings.load, kind.lower())
+    request = PlanRequest(model, settings, settings.load, kind.lower(), settings.draft)
     plan = make_answer(request, rates=False).plan
     if plan.fits:
         return
     free = make_answer(replace(request, type=None), rates=False).plan
     instead = f"--type {free.weights.type} would fit" if free.fits else "no type would fit"
-    over = f"{plan.total / 1e9:.1f} GB, and {plan.limit / 1e9:.1f} GB may be used"
+    over = f"{size_text(plan.total, up=True)}, and {size_text(plan.limit)} may be used"
     raise MemoryShortage(
         f"{model}: as {kind} it needs {over}; {instead}; nothing was downloaded", plan
     )
@@ -204,14 +196,14 @@ def finest_type(source: str, revision: str | None = None) -> str:
         shape = _config_shape(found.name, _hub_config(found))
     else:
         shape = find_shape(source)
-    n_ctx, _ = context_for(shape.graph, shape.name, shape.n_ctx_train, 0)
     memory, cpu = read_memory(), read_cpu()
     bandwidth = known_bandwidth(cache_folder(), cpu, memory)
     budget = Budget(memory.usable, bandwidth.all_cores, faster_layouts(kernel_status(True)))
-    plan = choose(Planner(shape, Sizes(n_ctx), budget), Wish())
+    planner, _, _ = make_planner(shape, Use(_ANY_CACHE), budget)
+    plan = choose(planner, Wish())
     if not plan.fits:
         raise MemoryShortage(
-            f"{source}: no type fits into this machine's {plan.limit / 1e9:.1f} GB; "
+            f"{source}: no type fits into this machine's {size_text(plan.limit)}; "
             f"see infer-os plan {source}"
         )
     return plan.weights.type
@@ -266,14 +258,16 @@ def make_report() -> SystemReport:
 
 def rank(budget: Budget) -> list[RankedModel]:
     """The best plan of each known model, the largest model first."""
+    from .store.files import first_work  # which plans conversions
+
     ranking = []
     for name in RANKED:
         model = find_model(name)
         if model is None:
             raise SourceError(f"{name}: not in the catalog")
         shape = _config_shape(model.name, model.config)
-        n_ctx, _ = context_for(shape.graph, shape.name, shape.n_ctx_train, 0)
-        planner = Planner(shape, Sizes(n_ctx), budget)
+        settings = replace(_ANY_CACHE, extras=first_work(model.id))
+        planner, _, _ = make_planner(shape, Use(settings), budget)
         plan = choose(planner, Wish())
         fitting = tuple(p.weights.type for p in type_table(planner, plan) if p.fits)
         ranking.append(RankedModel(model, plan, fitting))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ..runtime.batch.settings import BatchSettings
-from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
+from ..runtime.settings import EngineSettings, Extra, SamplingSettings, StopSettings
 from ..terminal import console
 from . import loading, options
 from .groups import grouped
@@ -58,6 +58,8 @@ def batch(
             raise _settings_error(f"{option} has no effect without an --output file")
     else:
         check_output(output, resume=resume, force=force, source=input)
+    if ".parquet" in (input.suffix.lower(), output.suffix.lower()):
+        settings = replace(settings, extras=settings.extras | {Extra.PARQUET})
     values, total = _open_input(input)
     with ExitStack() as stack:
         journal = None

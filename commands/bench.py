@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..runtime.settings import EngineSettings
+from ..runtime.settings import EngineSettings, Extra
 from ..terminal import console
 from . import loading, measuring, options
 from .groups import grouped
@@ -60,6 +61,8 @@ def bench(
     if wish is None:
         ModelWish("", type)  # an unknown type is said before anything is converted
     check_outputs(rows, report)
+    work = {Extra.BENCH} | ({Extra.REPORT} if report else set())
+    settings = replace(settings, extras=settings.extras | work)
     request = BenchRequest(wish, settings, sizes, kvs, baseline, type or "q8_0")
     result = _measure(request, techniques)
     shown = render_bench.result_json(result.rows, result.place, result.notes) if as_json else None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from ..runtime.batch.settings import BatchSettings
-from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
+from ..runtime.settings import EngineSettings, Extra, SamplingSettings, StopSettings
 from ..runtime.sizes import parse_size
 from ..store.files import ModelWish
 from . import options
@@ -200,7 +200,7 @@ def grouped(**defaults: Any) -> Callable[[Command], Command]:
                 )
                 for name, group in groups.items()
             }
-            return command(**given, **records)
+            return command(**given, **_planned(records))
 
         # typer reads the options from these two
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -208,6 +208,19 @@ def grouped(**defaults: Any) -> Callable[[Command], Command]:
         return call  # type: ignore[return-value]
 
     return expand
+
+
+def _planned(records: dict[str, Any]) -> dict[str, Any]:
+    """The records, with what the options of one mean for the plan in the engine's settings."""
+    grammar = any(isinstance(r, SamplingSettings) and r.grammar for r in records.values())
+    if not grammar:
+        return records
+    return {
+        name: replace(record, extras=record.extras | {Extra.CONSTRAINT})
+        if isinstance(record, EngineSettings)
+        else record
+        for name, record in records.items()
+    }
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:

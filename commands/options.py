@@ -100,7 +100,8 @@ Memory = Annotated[
     str,
     typer.Option(
         "--memory", metavar="SIZE",
-        help="What everything may take, such as 12G; a model that needs more is not loaded.",
+        help="What everything may take, such as 12GB (powers of 1000) or 12GiB (of 1024); a model "
+        "that needs more is not loaded.",
         show_default="what is available",
     ),
 ]  # fmt: skip
@@ -128,8 +129,12 @@ PlanDraft = Annotated[
     ),
 ]  # fmt: skip
 PlanParallel = Annotated[
-    int, typer.Option("--parallel", metavar="N", help="Sequences, each with its own context.")
-]
+    int | None,
+    typer.Option(
+        "--parallel", metavar="N", help="Sequences of a batch, each with its own context.",
+        show_default="one text at a time",
+    ),
+]  # fmt: skip
 Kv = Annotated[
     str,
     typer.Option(
@@ -150,7 +155,7 @@ KvBudget = Annotated[
     str,
     typer.Option(
         "--kv-budget", metavar="SIZE",
-        help="Choose the types so that the KV cache never takes more, such as 600M.",
+        help="Choose the types so that the KV cache never takes more, such as 600MB.",
         show_default="no limit",
     ),
 ]  # fmt: skip

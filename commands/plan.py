@@ -23,14 +23,14 @@ def plan(
     kv_budget: options.KvBudget = "",
     load: options.Load = "",
     draft: options.PlanDraft = "none",
-    parallel: options.PlanParallel = 1,
+    parallel: options.PlanParallel = None,
     threads: options.Threads = None,
     no_native: options.NoNative = False,
     as_json: options.Json = False,
 ) -> None:
     """Say what a model will take, what fits, and what to choose. Nothing is loaded or downloaded.
 
-    Example: infer-os plan gpt-j-6B --memory 8G --context 2048
+    Example: infer-os plan gpt-j-6B --memory 8GB --context 2048
     """  # fmt: skip
     from ..planning import PlanRequest, make_answer
     from ..runtime.settings import EngineSettings

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..runtime.settings import EngineSettings, Extra
 from ..store.files import ModelWish
 from ..terminal import console
 from . import loading
@@ -16,7 +17,6 @@ from . import loading
 if TYPE_CHECKING:
     from ..runtime.session import Session
     from ..runtime.session_keeper import SessionKeeper
-    from ..runtime.settings import EngineSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,9 @@ def conversation_on(
         keeper = _keeper(talk.session)
         if keeper is not None:
             stack.enter_context(keeper)
+        # any conversation may be saved, by --session or while it goes on
+        extras = {Extra.SESSION} | ({Extra.TERMINAL} if console.stdin_is_terminal() else set())
+        settings = replace(settings, extras=settings.extras | extras)
         engine, load_s = loading.load_engine(model, settings)
         stack.enter_context(closing(engine))
         frame, notes = choose_frame(engine, talk.style, talk.system)

@@ -47,6 +47,8 @@ Progress = Callable[[int, int], None]
 
 # rows that are looked up are multiplied with nothing: no weights are expected
 _LOOKED_UP = "token_embd.weight"
+#: Bytes of the checkpoint's pages that this process holds before it gives them back.
+_HELD_BYTES = 32 << 20
 
 # After these a conversion from the hub can go on later: what is there stays.
 _RESUMABLE = (KeyboardInterrupt, SystemExit, DownloadError)
@@ -271,10 +273,15 @@ def _write_shards(work: _Work, output: GgufOutput, journal: Journal, meter: _Met
             jobs = work.jobs(path, planned)
             meter.total += _n_bytes(jobs) - n_bytes
             with closing(ahead(_shard_blocks(work, file, jobs))) as blocks:
+                held = 0
                 for tensor, at, data, n_read, stats in blocks:
                     output.write(tensor, at, data)
                     work.table.add(tensor, stats)
                     meter.add(n_read)
+                    held += n_read
+                    if held >= _HELD_BYTES:
+                        file.forget()
+                        held = 0
             if work.settings.verify:
                 n_blocks += _compare(work, output, file, jobs)
         if hub is not None:
@@ -318,6 +325,7 @@ def _compare(work: _Work, output: GgufOutput, file: TensorFile, jobs: list[Job])
         ends = _job_blocks(work, file, job, ends_only=True)
         size = job.tensor.type.row_bytes(math.prod(job.part.part.shape))
         n_blocks += verify_job(output, job, size, (data for data, _, _ in ends))
+        file.forget()
     return n_blocks
 
 

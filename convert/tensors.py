@@ -82,6 +82,10 @@ class TensorFile(Protocol):
         """
         ...
 
+    def forget(self) -> None:
+        """Give back the pages of the file that this process has read so far."""
+        ...
+
     def close(self) -> None:
         """Let the file go."""
         ...
@@ -118,6 +122,12 @@ class MappedFile(Owner):
         complaint = self._watch.complaint()
         if complaint:
             raise SourceChanged(f"{complaint}; convert again once it is complete")
+
+    def forget(self) -> None:
+        """Give back the pages that were read: the page cache may keep them, this process not."""
+        # of a mapping that only reads, a page in use comes back by itself
+        with contextlib.suppress(OSError, ValueError):
+            self._mapped.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Unmap the file, or leave that to the last array that still looks at it."""

@@ -9,7 +9,8 @@ from infer_os.models.shape import ModelShape, WeightOption
 
 from .errors import SettingsError
 from .kv_schedule import KvSchedule, KvStage, coarsest_type, schedule_from_budget
-from .plan import Plan, Planner, kv_model, size_text
+from .plan import Plan, Planner, kv_model
+from .sizes import size_text
 
 #: Types to choose from, the finest first. Q8_0 stands for all above it: what it loses is not seen
 #: in any measure of quality, and F16 takes twice the memory and time.
@@ -86,7 +87,7 @@ def automatic_schedule(planner: Planner, weights: WeightOption, load: str) -> Kv
         return plain.schedule
     # a quantized cache may need larger buffers than the plain one
     small = planner.plan(weights, smallest_schedule(planner), load)
-    rest = plain.weights.n_bytes + plain.process + plain.draft + plain.logits
+    rest = plain.weights.n_bytes + plain.program + plain.draft + plain.logits
     room = plain.limit - rest - max(plain.compute, small.compute)
     model = kv_model(planner.shape, planner.sizes.n_threads)
     try:
@@ -107,7 +108,7 @@ def _smallest(planner: Planner, options: Sequence[WeightOption], wish: Wish, loa
     weights = min(options, key=lambda option: option.n_bytes)
     schedule = wish.schedule or smallest_schedule(planner)
     plan = planner.plan(weights, schedule, load)
-    over = f"{size_text(plan.total - plan.limit)} too much"
+    over = f"{size_text(plan.total - plan.limit, up=True)} too much"
     if plan.total - plan.kv <= plan.limit:
         remedy = "or quantize the cache with --kv" if wish.schedule else "no cache type is enough"
         return replace(plan, reasons=(f"{over}: lower --context; {remedy}",))

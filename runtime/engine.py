@@ -232,7 +232,7 @@ class LlamaEngine(Owner):
         """
         header = read_model_header(path)
         kv = kv_model(header, settings.n_threads)
-        plan, notes = plan_file(header, settings, kv, draft)
+        plan, notes = plan_file(header, settings, draft)
         with ExitStack() as stack:
             stack.enter_context(in_use(path))
             if settings.drop_pages:

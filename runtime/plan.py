@@ -21,10 +21,11 @@ from .kv_schedule import (
     has_flash_attention,
     migration_bytes,
 )
+from .sizes import size_text
 
 #: Interpreter, libraries and graphs, and what llama.cpp and we keep of each token of a vocabulary;
 #: measured with vocabularies of 50 k and 250 k tokens (docs/memory.md).
-PROCESS_BYTES = 68_000_000
+PROCESS_BYTES = 71_000_000
 VOCABULARY_BYTES = 325
 
 _DRAFT_TYPE = "q4_0"
@@ -55,6 +56,11 @@ class Sizes:
         """Tokens that are computed at once."""
         return min(self.n_batch, self.n_ctx * self.n_seq)
 
+    @property
+    def n_mask_rows(self) -> int:
+        """Rows of the attention's mask: each sequence has as many, whose cells are its own."""
+        return -(-self.n_ubatch // self.n_seq) * self.n_seq
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:
@@ -66,6 +72,20 @@ class Budget:
     limit: int
     bandwidth: float | None = None
     repacked: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What a process holds besides a model: bytes by name, as :func:`.use.beside` finds them.
+
+    ``passing`` bytes are held only before the model is loaded, or after it is closed. A ``batch``
+    has one cache for its whole life, in which ``n_drafts`` sequences each open the draft.
+    """
+
+    parts: tuple[tuple[str, int], ...] = ()
+    passing: int = 0
+    n_drafts: int = 1
+    batch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +109,30 @@ class Plan:
     staging: int
     draft: int
     limit: int
+    beside: Beside = Beside()
     tokens_per_s: float | None = None
     reasons: tuple[str, ...] = ()
 
     @property
+    def program(self) -> int:
+        """The program with all that it holds besides the model."""
+        return self.process + sum(n_bytes for _, n_bytes in self.beside.parts)
+
+    @property
     def total(self) -> int:
-        """Peak of the whole process: while it runs, or while it loads if that takes more."""
+        """Peak of the whole process: running, loading, or before and after, whichever is most."""
         running = self.kv + self.compute + self.logits
-        return self.weights.n_bytes + self.process + self.draft + max(running, self.staging)
+        model = self.weights.n_bytes + self.draft + max(running, self.staging)
+        return self.program + max(model, self.beside.passing)
+
+    @property
+    def when(self) -> str:
+        """When the process is at its largest."""
+        model = self.total - self.program
+        if model == self.beside.passing:
+            return "before or after the model"
+        held = self.weights.n_bytes + self.draft
+        return "while loading" if self.staging and model == held + self.staging else "running"
 
     @property
     def fits(self) -> bool:
@@ -138,12 +174,13 @@ def compute_bytes(shape: ModelShape, sizes: Sizes, stage: KvStage) -> int:
     the (n, n_ff) one, see :func:`_arrays`; or the last one holds the logits. The mask of the
     attention, (cells, n), and the rotations of a quantized cache live throughout.
     """
-    n = min(sizes.n_ubatch, stage.up_to * sizes.n_seq)
+    n = min(sizes.n_mask_rows, stage.up_to * sizes.n_seq)
     row = shape.n_embd * _F32
     layer = n * (_arrays(shape) * row + shape.n_ff * _F32)
     attention = n * _attention_arrays(shape) * row
     last = sizes.n_rows * (shape.n_vocab * _F32 + 2 * row) + n * row
-    mask = stage.n_cells * sizes.n_seq * n * _MASK_BYTES
+    # a sequence's rows see the cells of that sequence alone
+    mask = stage.n_cells * n * _MASK_BYTES
     model = kv_model(shape)
     rotations = sum(n * n * _F32 for n in stage.form(model).rotations(model.geometry))
     # a matrix product of quantized weights quantizes its input, at most to Q8_K: 292 bytes of 256
@@ -183,16 +220,18 @@ def process_bytes(shape: ModelShape) -> int:
 def draft_bytes(shape: ModelShape, sizes: Sizes) -> int:
     """A draft model beside another: weights, an F16 cache, buffers, vocabulary.
 
-    A draft that is no file yet is taken as Q4_0.
+    Its context is the target's, as far as it was trained for. A draft that is no file yet is taken
+    as Q4_0.
     """
-    one = replace(sizes, n_seq=1)
-    cache = KvStage("f16", "f16", sizes.n_ctx)
+    n_ctx = min(sizes.n_ctx, shape.n_ctx_train)
+    one = replace(sizes, n_ctx=n_ctx, n_seq=1, n_outputs=1)
+    cache = KvStage("f16", "f16", n_ctx)
     weights = shape.options[0] if shape.is_file else shape.option(_DRAFT_TYPE)
     return (
         weights.n_bytes
         + cache.n_bytes(kv_model(shape))
         + compute_bytes(shape, one, cache)
-        + sizes.n_rows * shape.n_vocab * _F32
+        + one.n_rows * shape.n_vocab * _F32
         + VOCABULARY_BYTES * shape.n_vocab
     )
 
@@ -215,9 +254,16 @@ class Planner:
     sizes: Sizes
     budget: Budget
     draft: ModelShape | None = None
+    beside: Beside = Beside()
 
     def plan(self, weights: WeightOption, schedule: KvSchedule, load: str) -> Plan:
-        """The bytes of one choice; it need not fit."""
+        """The bytes of one choice; it need not fit.
+
+        A batch has the types of the last stage, which is the one that holds a whole sequence.
+        """
+        if self.beside.batch:
+            last = schedule.stages[-1]
+            schedule = KvSchedule((KvStage(last.type_k, last.type_v, schedule.n_ctx),))
         shape, sizes, bandwidth = self.shape, self.sizes, self.budget.bandwidth
         return Plan(
             shape=shape,
@@ -230,17 +276,13 @@ class Planner:
             logits=sizes.n_rows * shape.n_vocab * _F32,
             process=process_bytes(shape),
             staging=staging_bytes(weights, load, self.budget.repacked),
-            draft=draft_bytes(self.draft, sizes) if self.draft else 0,
+            draft=self.beside.n_drafts * draft_bytes(self.draft, sizes) if self.draft else 0,
             limit=self.budget.limit,
+            beside=self.beside,
             tokens_per_s=(
                 decode_tokens_per_s(shape, weights, schedule, bandwidth) if bandwidth else None
             ),
         )
-
-
-def size_text(n_bytes: int) -> str:
-    """Bytes for people, in powers of 1000."""
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
 
 
 def check_plan(plan: Plan) -> None:
@@ -253,10 +295,12 @@ def check_plan(plan: Plan) -> None:
         parts = (
             ("weights", plan.weights.n_bytes), ("KV cache", plan.kv),
             ("compute buffers and logits", plan.compute + plan.logits), ("draft", plan.draft),
+            ("program", plan.process), *plan.beside.parts,
         )  # fmt: skip
         listed = ", ".join(f"{size_text(n)} of {what}" for what, n in parts if n)
+        needed = size_text(plan.total, up=True)
         raise MemoryShortage(
-            f"{plan.shape.name}: does not fit: it needs {size_text(plan.total)} ({listed}) for "
+            f"{plan.shape.name}: does not fit: it needs {needed} ({listed}) for "
             f"{plan.sizes.n_ctx} tokens, but may use {size_text(plan.limit)}; convert to a "
             "smaller --type, lower --context, quantize the cache (--kv), or raise --memory",
             plan,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from infer_os.models.shape import ModelShape
@@ -11,14 +10,13 @@ from infer_os.native.backend import faster_layouts, kernel_status, layout_notes
 from infer_os.native.gguf_file import GgufHeader
 from infer_os.native.model import LOAD_MODES, Model
 
-from .choice import automatic_schedule, smallest_schedule
-from .kv_schedule import KvModel, choose_schedule
 from .loading import check_lockable, check_locked, drop_pages, locked_bytes, prefetch
 from .machine import read_memory
-from .plan import Budget, Plan, Planner, Sizes, check_plan
+from .plan import Budget, Plan, check_plan
 from .positions import context_for
 from .settings import EngineSettings
 from .shapes import header_shape
+from .use import Use, plan_use
 
 
 def choose_context(header: GgufHeader, asked: int) -> tuple[int, tuple[str, ...]]:
@@ -33,14 +31,13 @@ def choose_context(header: GgufHeader, asked: int) -> tuple[int, tuple[str, ...]
 
 
 def plan_file(
-    header: GgufHeader, settings: EngineSettings, kv: KvModel, draft: ModelShape | None = None
+    header: GgufHeader, settings: EngineSettings, draft: ModelShape | None = None
 ) -> tuple[Plan, tuple[str, ...]]:
     """The plan of a file as it is about to be loaded, and warnings for the user.
 
     Args:
         header: the file's.
         settings: how it is loaded.
-        kv: the model's cache.
         draft: a draft model that is loaded beside it.
 
     Raises:
@@ -48,29 +45,17 @@ def plan_file(
         SettingsError: a context or a cache that is not possible for this model.
         MemoryShortage: it does not fit into ``--memory``, or into what is available.
     """
-    n_ctx, notes = choose_context(header, settings.context)
     shape = header_shape(header)
-    limit = settings.memory or read_memory().usable
-    weights = shape.options[0]
-    sizes = Sizes(n_ctx, n_threads=settings.n_threads, n_outputs=settings.n_outputs)
     status = kernel_status(settings.native)
+    limit = settings.memory or read_memory().usable
     budget = Budget(limit, repacked=faster_layouts(status))
-    planner = Planner(shape, sizes, budget, draft)
-    kv_notes: tuple[str, ...] = ()
-    if settings.kv == "auto" and not settings.kv_budget:
-        # if none fits, the plan says by how much
-        found = automatic_schedule(planner, weights, settings.load)
-        schedule = found or smallest_schedule(planner)
-    else:
-        schedule, kv_notes = choose_schedule(settings.kv, settings.kv_budget, kv, n_ctx)
-        planner = replace(planner, sizes=replace(sizes, n_ctx=schedule.n_ctx))
-    plan = planner.plan(weights, schedule, settings.load)
+    plan, notes = plan_use(shape, Use(settings, draft=draft), budget)
     check_plan(plan)
     if settings.native and not status.in_use:
         notes = (*notes, f"llama.cpp's own kernels compute: {status.reason}")
     if LOAD_MODES[settings.load].repack:
         notes = (*notes, *layout_notes((t.type.name for t in header.tensors), status))
-    return plan, (*notes, *kv_notes)
+    return plan, notes
 
 
 def load_model(

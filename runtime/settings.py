@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 from dataclasses import dataclass
+from enum import Enum
 
 from infer_os.fields import (
     MOST_INT32,
@@ -96,6 +97,27 @@ _ENGINE = {
 }
 
 
+class Extra(Enum):
+    """What a process does besides running a model, as its plan names it; :mod:`.use` has the bytes.
+
+    The work that a command does is known before its model is loaded, and belongs to its plan.
+    """
+
+    CONVERSION = "conversion, done before"
+    DOWNLOAD = "download and conversion, done before"
+    SESSION = "session file"
+    TERMINAL = "line editor"
+    PARQUET = "Parquet"
+    CONSTRAINT = "grammar"
+    BENCH = "benchmark"
+    REPORT = "report"
+
+    @property
+    def converts(self) -> bool:
+        """Whether it makes the file first."""
+        return self in (Extra.CONVERSION, Extra.DOWNLOAD)
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """How a model is loaded. ``context`` 0 takes what it was trained for, at most 4096 tokens.
@@ -105,7 +127,7 @@ class EngineSettings:
     ``draft`` is ``none``, ``lookup`` or the GGUF file of a draft model, of whose guesses at most
     ``draft_max`` are verified at once.
     ``native`` lets our own kernels compute what they compute faster than llama.cpp's. ``threads`` 0
-    takes one per usable core.
+    takes one per usable core. ``extras`` are what else the process does, for the plan.
 
     Raises:
         SettingsError: a value of another type or out of its range, or two that do not go together.
@@ -122,6 +144,7 @@ class EngineSettings:
     draft: str = "none"
     draft_max: int = 6
     native: bool = True
+    extras: frozenset[Extra] = frozenset()
 
     def __post_init__(self) -> None:
         check_fields(self, _ENGINE, SettingsError)

@@ -28,7 +28,7 @@ from ..models.catalog import find_model, near_names
 from ..native.files import write_file
 
 if TYPE_CHECKING:
-    from ..runtime.settings import EngineSettings
+    from ..runtime.settings import EngineSettings, Extra
 
 #: What a name becomes if nothing of it is in the cache: what ``convert`` makes, and what computes
 #: fastest on a CPU.
@@ -178,6 +178,24 @@ def _check_file(path: Path, wish: ModelWish) -> None:
         raise SettingsError(
             f"{path}: a GGUF file keeps its type; drop --type {wish.type}, --use-8bit or --use-4bit"
         )
+
+
+def first_work(text: str, kind: str = "") -> frozenset[Extra]:
+    """What a process does before it can load a model: nothing if its file is there.
+
+    Raises:
+        SourceError: no such model.
+    """
+    from ..runtime.settings import Extra
+
+    source = find_model_source(text)
+    if isinstance(source, Path) and not source.is_dir():
+        return frozenset()
+    shelf = shelf_of(source)
+    kind = kind or next(iter(shelf.types()), DEFAULT_TYPE)
+    if shelf.file(kind).exists():
+        return frozenset()
+    return frozenset((Extra.CONVERSION if isinstance(source, Path) else Extra.DOWNLOAD,))
 
 
 def find_model_source(text: str) -> HubSource | Path:

@@ -15,10 +15,11 @@ from ..native.backend import faster_layouts, kernel_status
 from ..native.errors import GgufError
 from ..native.gguf_file import GgufHeader, read_gguf_header
 from ..runtime.choice import CHOSEN_TYPES
-from ..runtime.kv_schedule import KvSchedule, KvStage
 from ..runtime.machine import read_memory
-from ..runtime.plan import Budget, Plan, Planner, Sizes
-from ..runtime.positions import context_for
+from ..runtime.plan import Budget, Plan
+from ..runtime.settings import EngineSettings
+from ..runtime.use import Use, plan_use
+from .files import first_work
 from .removal import CachedModel, cached_models, find_cached
 
 
@@ -151,10 +152,15 @@ def show_model(text: str) -> ModelDetails:
 def _listed(model: CatalogModel, budget: Budget, cached: CachedModel | None) -> ListedModel:
     network = describe(model.config)
     shape = network_shape(model.name, network, weight_options(network))
-    n_ctx, _ = context_for(shape.graph, shape.name, shape.n_ctx_train, 0)
-    planner = Planner(shape, Sizes(n_ctx), budget)
-    cache = KvSchedule((KvStage("f16", "f16", n_ctx),))
-    plans = tuple(planner.plan(option, cache, "mmap") for option in shape.options)
+    plans = tuple(
+        plan_use(
+            shape,
+            Use(EngineSettings(extras=first_work(model.id, option.type))),
+            budget,
+            type=option.type,
+        )[0]
+        for option in shape.options
+    )
     return ListedModel(model, shape, network.n_params, plans, cached)
 
 

@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .files import ModelWish, Reporter, model_file
+from .files import ModelWish, Reporter, first_work, model_file
 
 if TYPE_CHECKING:
     from ..runtime.batch.engine import BatchEngine
     from ..runtime.batch.settings import BatchSettings
     from ..runtime.engine import LlamaEngine
-    from ..runtime.settings import EngineSettings
+    from ..runtime.settings import EngineSettings, Extra
 
 _logger = logging.getLogger("infer_os")
 
@@ -31,8 +31,10 @@ def find_files(
     Raises:
         As :func:`~infer_os.store.files.model_file`.
     """
+    work = first_work(wish.text, wish.type)
     path = model_file(wish, settings, report)
-    return path, replace(settings, draft=draft_file(settings, wish, path, report))
+    draft, more = draft_file(settings, wish, path, report)
+    return path, replace(settings, draft=draft, extras=settings.extras | work | more)
 
 
 def open_file(path: Path, settings: EngineSettings, report: Reporter) -> LlamaEngine:
@@ -79,8 +81,12 @@ def open_on_node(wish: ModelWish, settings: EngineSettings, batch: BatchSettings
     return open_batch(wish, settings, batch, Reporter(_logger.info, lambda label: nullcontext()))
 
 
-def draft_file(settings: EngineSettings, wish: ModelWish, model: Path, report: Reporter) -> str:
+def draft_file(
+    settings: EngineSettings, wish: ModelWish, model: Path, report: Reporter
+) -> tuple[str, frozenset[Extra]]:
     """``--draft`` as the engine takes it: ``none``, ``lookup``, or the file of a draft model.
+
+    With it, what making that file did.
 
     ``auto`` is the catalog's partner of the model; where there is none, or it is neither in the
     cache nor to be had, a note says so and what the text repeats is all that is looked up.
@@ -94,16 +100,18 @@ def draft_file(settings: EngineSettings, wish: ModelWish, model: Path, report: R
 
     draft = settings.draft
     if draft in ("none", "lookup"):
-        return draft
+        return draft, frozenset()
     alone = replace(settings, draft="none")
     if draft != "auto":
-        return str(model_file(ModelWish(draft), alone, report))
+        work = first_work(draft)
+        return str(model_file(ModelWish(draft), alone, report)), work
     known = find_model(wish.text) or model_of(read_model_header(model).metadata)
     if known is None or known.draft is None:
         report.note("note: --draft auto: no draft is known for this model; lookup is used")
-        return "lookup"
+        return "lookup", frozenset()
     try:
-        return str(model_file(ModelWish(known.draft), alone, report))
+        work = first_work(known.draft)
+        return str(model_file(ModelWish(known.draft), alone, report)), work
     except ConvertError as error:
         report.note(f"note: --draft auto: {error}; lookup is used")
-        return "lookup"
+        return "lookup", frozenset()

@@ -172,11 +172,12 @@ def fail(text: str) -> None:
     note("error: " + printable(text.replace("\n", " ")))
 
 
-def size(n_bytes: float) -> str:
-    """A number of bytes for people: 14.7 MB."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+def size(n_bytes: float, *, up: bool = False) -> str:
+    """A number of bytes for people, in powers of 1000: 14.7 MB. ``up`` rounds up."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if n_bytes >= scale:
-            return f"{n_bytes / scale:.1f} {unit}"
+            value = math.ceil(n_bytes / scale * 10) / 10 if up else n_bytes / scale
+            return f"{value:.1f} {unit}"
     return f"{n_bytes:.0f} B"
 
 

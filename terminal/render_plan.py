@@ -27,6 +27,8 @@ def plan_json(answer: PlanAnswer) -> dict[str, Any]:
         "compute": plan.compute,
         "logits": plan.logits,
         "process": plan.process,
+        "beside": dict(plan.beside.parts),
+        "passing": plan.beside.passing,
         "staging": plan.staging,
         "draft": plan.draft,
         "total": plan.total,
@@ -62,12 +64,14 @@ def show_plan(plan: Plan, *, stderr: bool = False) -> None:
         ("logits", f"{plan.sizes.n_rows} rows", plan.logits),
         ("program", f"with {plan.shape.n_vocab} tokens of vocabulary", plan.process),
     ]
+    rows += [(name, "", n_bytes) for name, n_bytes in plan.beside.parts]
     if plan.draft:
-        rows.append(("draft", "weights, cache and buffers", plan.draft))
-    while_loading = plan.weights.n_bytes + plan.process + plan.draft + plan.staging
-    at = "while loading" if while_loading == plan.total and plan.staging else "at its largest"
+        n = plan.beside.n_drafts
+        rows.append(("draft", "weights, cache and buffers" + _times(n), plan.draft))
+    if plan.beside.passing:
+        rows.append(("before or after", "without the model", plan.beside.passing))
     cells = [(name, what, console.size(n_bytes)) for name, what, n_bytes in rows]
-    cells.append(("total", at, console.size(plan.total)))
+    cells.append(("total", plan.when, console.size(plan.total, up=True)))
     verdict = "fits" if plan.fits else "does not fit"
     cells.append(("may use", verdict, console.size(plan.limit)))
     console.table((plan.shape.name, "", "size"), cells, left=2, stderr=stderr)

@@ -23,7 +23,7 @@ from infer_os.runtime.batch import engine as batch_engine
 from infer_os.runtime.batch.engine import BatchEngine
 from infer_os.runtime.batch.prepare import plan_batch
 from infer_os.runtime.batch.settings import BatchSettings
-from infer_os.runtime.engine import LlamaEngine, kv_model
+from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.errors import MemoryShortage, ModelBusy, ModelClosed
 from infer_os.runtime.fake import FakeEngine, saying
 from infer_os.runtime.generate import FinishReason, complete
@@ -159,7 +159,7 @@ def test_a_batch_is_the_batch_engines_on_the_weights_that_are_loaded(
 def test_a_batch_keeps_within_the_memory(file: Path, mode: str) -> None:
     settings = EngineSettings(context=512, threads=1, load=mode)
     header = read_gguf_header(file)
-    plan, _notes = plan_batch(header, settings, kv_model(header, 1), 4)
+    plan, _notes = plan_batch(header, settings, 4)
     for memory, fits in ((plan.total, True), (plan.total - 1, False)):
         limited = EngineSettings(context=512, threads=1, load=mode, memory=memory)
         with load(file, settings=limited) as model:

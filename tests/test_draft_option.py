@@ -31,7 +31,8 @@ class Asked:
 
     def draft(self, option: str, model: str, path: Path) -> str:
         report = Reporter(self.notes.append, lambda label: pytest.fail("nothing is fetched"))
-        return loading.draft_file(EngineSettings(draft=option), ModelWish(model), path, report)
+        settings = EngineSettings(draft=option)
+        return loading.draft_file(settings, ModelWish(model), path, report)[0]
 
 
 @pytest.mark.parametrize("option", ["none", "lookup"])

@@ -276,7 +276,7 @@ def test_rm_says_how_much(desk: Desk, run: Cli) -> None:
     fetch("distilgpt2")
     n_bytes = next(desk.cache.rglob("*.gguf")).stat().st_size
     result = run("models", "rm", "distilgpt2")
-    assert result.err == f"distilbert/distilgpt2: removed, {n_bytes / 1e3:.1f} KB freed\n"
+    assert result.err == f"distilbert/distilgpt2: removed, {n_bytes / 1e3:.1f} kB freed\n"
 
 
 def test_rm_of_one_type(desk: Desk, run: Cli) -> None:

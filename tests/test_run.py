@@ -263,9 +263,9 @@ def test_a_folder_beside_us_is_not_taken_for_an_owner(
 
 def test_a_model_that_cannot_fit_is_not_downloaded(desk: Desk, run: Cli, tmp_path: Path) -> None:
     serve(desk.server.repositories, tmp_path / "hub", "gpt-j-6B")
-    result = run("run", "--model", "gpt-j-6B", "--use-8bit", "-p", "x", "--memory", "6G")
+    result = run("run", "--model", "gpt-j-6B", "--use-8bit", "-p", "x", "--memory", "6GiB")
     first = result.err.splitlines()[0]
-    assert first.startswith("error: EleutherAI/gpt-j-6B: as q8_0 it needs 7.5 GB")
+    assert first.startswith("error: EleutherAI/gpt-j-6B: as q8_0 it needs 7.58 GB")
     assert "--type q6_k would fit" in first
     assert (result.code, result.out, desk.server.files()) == (2, "", [])
 

@@ -18,10 +18,6 @@ from ..speculative.draft import Drafter
 from ..speculative.lookup import LookupDrafter
 from ..speculative.model import ModelDrafter
 from ..speculative.vocabularies import shared_tokens
-from .scheduler import LEAST_ROWS
-
-#: Sequences of a batch that can have guesses: with more, a step has no row to spare.
-MOST_GUESSING = LEAST_ROWS // 2
 
 
 @dataclass(frozen=True, slots=True)

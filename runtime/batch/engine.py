@@ -32,17 +32,10 @@ from ..settings import EngineSettings
 from ..speculative.rounding import Rounding
 from ..text import TextStream
 from ..threads import ThreadCount
+from ..use import N_BATCH
 from .drafts import make_drafters, read_draft
 from .guesses import Guesses
-from .prepare import (
-    N_BATCH,
-    CurvePoint,
-    best_parallel,
-    measure_curve,
-    most_that_fit,
-    n_outputs,
-    plan_batch,
-)  # fmt: skip
+from .prepare import CurvePoint, best_parallel, measure_curve, most_that_fit, plan_batch
 from .prompts import ModelInfo, Prompts
 from .records import BadRecord, Record, Result
 from .scheduler import STOCK, UNBOUND, Counts, Limits, Scheduler, Step, slots_for
@@ -105,10 +98,10 @@ class BatchEngine(Owner):
         kv = kv_model(header, settings.n_threads)
         if batch.parallel:
             n_seq = slots_for(batch.parallel)
-            plan, notes = plan_batch(header, settings, kv, n_seq, draft)
+            plan, notes = plan_batch(header, settings, n_seq, draft)
             check_plan(plan)
         else:
-            n_seq, plan, notes = most_that_fit(header, settings, kv, draft)
+            n_seq, plan, notes = most_that_fit(header, settings, draft)
         self._rotates = ROTATION_KEY not in header.metadata
         self._batch = batch
         self.curve: tuple[CurvePoint, ...] = ()
@@ -124,7 +117,7 @@ class BatchEngine(Owner):
                 self.curve = measure_curve(n_seq, self._probe)
                 best = best_parallel(self.curve)
                 if best < n_seq:
-                    plan, notes = plan_batch(header, settings, kv, best, draft)
+                    plan, notes = plan_batch(header, settings, best, draft)
                     self._context.close()
                     self._context = self._new_context(plan)
             info = ModelInfo(path, self._model.chat_template, style_for(header.metadata))
@@ -158,7 +151,7 @@ class BatchEngine(Owner):
     def _new_context(self, plan: Plan) -> BatchContext:
         stage, sizes = plan.schedule.stages[-1], plan.sizes
         return BatchContext(self._model, BatchContextParams(
-            sizes.n_ctx, sizes.n_seq, sizes.n_threads, N_BATCH, n_outputs(sizes.n_seq),
+            sizes.n_ctx, sizes.n_seq, sizes.n_threads, sizes.n_batch, sizes.n_outputs,
             stage.type_k, stage.type_v, self._rotates,
         ))  # fmt: skip
 

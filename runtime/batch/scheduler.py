@@ -21,6 +21,8 @@ from typing import NamedTuple
 LEAST_ROWS = 8
 #: Repacked weights take four rows at once, and what is left over by another kernel.
 ROWS_STEP = 4
+#: Sequences of a batch that can have guesses: with more, a step has no row to spare.
+MOST_GUESSING = LEAST_ROWS // 2
 #: From 64 rows of a sequence on it takes its tiled attention.
 MOST_ROWS_OF_SLOT = 56
 #: Tokens of a common beginning that are worth waiting for, or copying a sequence for.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from infer_os.runtime.plan import size_text
+from infer_os.runtime.sizes import size_text
 from infer_os.runtime.speculative.costs import StepCosts
 
 from .arms import ArmResult

@@ -12,7 +12,7 @@ from helpers import Converter, RawGguf, string_key, tensor_entry, u32_key
 from infer_os.native.errors import GgufError
 from infer_os.native.gguf_file import GgufHeader, read_gguf_header
 from infer_os.native.residency import peak_rss_bytes
-from infer_os.runtime.engine import LlamaEngine, kv_model
+from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.errors import MemoryShortage, SettingsError
 from infer_os.runtime.memory import MemoryUse, parse_smaps
 from infer_os.runtime.prepare import choose_context, plan_file
@@ -28,7 +28,7 @@ def header(graph: str = "gptneox", **metadata: Any) -> GgufHeader:
 def test_a_limit_is_kept_to_the_byte(converted: Converter) -> None:
     path = converted()
     read = read_gguf_header(path)
-    total = plan_file(read, EngineSettings(128), kv_model(read, 1))[0].total
+    total = plan_file(read, EngineSettings(128))[0].total
     with LlamaEngine(path, EngineSettings(128, threads=1, memory=total)) as engine:
         assert engine.info.plan is not None
         assert engine.info.plan.total == total
@@ -147,7 +147,7 @@ def test_hostile_metadata_is_refused_or_counted(key: str, value: Any) -> None:
             "attention__head_count": 2}  # fmt: skip
     bad = header(**{**good, key: value})
     try:
-        plan, _ = plan_file(bad, EngineSettings(memory=1 << 40), kv_model(bad, 1))
+        plan, _ = plan_file(bad, EngineSettings(memory=1 << 40))
     except (GgufError, MemoryShortage) as error:
         assert "m.gguf" in str(error)
     else:

@@ -51,21 +51,20 @@ def test_best_parallel_of_one() -> None:
 def test_as_many_as_fit(converted: Converter) -> None:
     header = read_gguf_header(converted())
     settings = EngineSettings(context=128, threads=1)
-    kv = kv_model(header, 1)
-    sizes = {n: plan_batch(header, settings, kv, n)[0].total for n in (1, 2, 8, 16, 32)}
+    sizes = {n: plan_batch(header, settings, n)[0].total for n in (1, 2, 8, 16, 32)}
     assert sorted(sizes.values()) == list(sizes.values())
     for limit, most in ((sizes[32], 32), (sizes[32] - 1, 16), (sizes[16] - 1, 8), (sizes[2], 2)):
         limited = EngineSettings(context=128, threads=1, memory=limit)
-        n_seq, plan, _notes = most_that_fit(header, limited, kv)
+        n_seq, plan, _notes = most_that_fit(header, limited)
         assert (n_seq, plan.sizes.n_seq) == (most, most)
     with pytest.raises(MemoryShortage):
-        most_that_fit(header, EngineSettings(context=128, threads=1, memory=sizes[1] - 1), kv)
+        most_that_fit(header, EngineSettings(context=128, threads=1, memory=sizes[1] - 1))
 
 
 def test_stages_become_the_last_one(converted: Converter) -> None:
     header = read_gguf_header(converted())
     settings = EngineSettings(context=128, threads=1, kv="f32:32,f16:128")
-    plan, notes = plan_batch(header, settings, kv_model(header, 1), 4)
+    plan, notes = plan_batch(header, settings, 4)
     assert plan.schedule.spec == "f16"
     assert any("last stage: f16" in note for note in notes)
     assert plan.kv == 4 * plan.schedule.stages[0].n_bytes(kv_model(header, 1))

@@ -1,0 +1,131 @@
+"""What a process will do with a model, and the plan of that: one computation for every command.
+
+Goes in: a model's shape, the settings it is loaded with, whether it is one text or a batch, what
+else the process does (:class:`~.settings.Extra`), and a budget. Comes out: a plan, or the
+:class:`~.plan.Planner` of all plans in question. Nothing is read or loaded here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from infer_os.models.shape import ModelShape
+
+from .batch.scheduler import MOST_GUESSING, output_rows, slots_for
+from .choice import Wish, choose
+from .kv_schedule import KvSchedule, choose_schedule
+from .plan import Beside, Budget, Plan, Planner, Sizes, kv_model
+from .positions import context_for
+from .settings import EngineSettings, Extra
+
+#: Rows that a step of a batch computes at most.
+N_BATCH = 512
+#: A batch's records, answers and arrays, and what each of its sequences adds: a sampler and a place
+#: in the graph (measured with 1 to 32 sequences of full prompts).
+BATCH_BYTES, SEQUENCE_BYTES = 5_000_000, 250_000
+#: Guessing: filters, counts and what verifies them. A draft model's context has a graph of its own.
+GUESSING_BYTES, DRAFT_BYTES = 2_500_000, 2_000_000
+
+_MB = 1_000_000
+
+
+#: Bytes that work besides the model leaves while the model runs, and those that it holds before the
+#: model is loaded or after it is closed (measured, benchmarks/plan_peaks.py).
+_LEFT = {
+    Extra.CONVERSION: 12 * _MB, Extra.DOWNLOAD: 19 * _MB, Extra.SESSION: 5 * _MB,
+    Extra.TERMINAL: 12 * _MB, Extra.PARQUET: 72 * _MB, Extra.CONSTRAINT: 3 * _MB,
+    Extra.BENCH: 12 * _MB,
+}  # fmt: skip
+_PASSING = {
+    Extra.CONVERSION: 64 * _MB, Extra.DOWNLOAD: 64 * _MB, Extra.REPORT: 64 * _MB,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """How a model is used. ``parallel`` is what was asked of a batch; 0 is one text at a time.
+
+    ``draft`` is the shape of a draft model, whose guesses the settings ask for.
+    """
+
+    settings: EngineSettings
+    parallel: int = 0
+    draft: ModelShape | None = None
+
+    @property
+    def n_seq(self) -> int:
+        """Sequences that there is room for."""
+        return slots_for(self.parallel) if self.parallel else 1
+
+    @property
+    def n_drafts(self) -> int:
+        """Times that the draft model is opened: for each sequence that may have guesses."""
+        return 0 if self.draft is None else min(MOST_GUESSING, self.n_seq)
+
+    def sizes(self, n_ctx: int) -> Sizes:
+        """Of the context."""
+        settings = self.settings
+        rows = output_rows(self.n_seq) if self.parallel else settings.n_outputs
+        return Sizes(n_ctx, self.n_seq, N_BATCH, rows, settings.n_threads)
+
+
+def beside(shape: ModelShape, use: Use) -> Beside:
+    """What the process holds besides the model, by name, and what passes before or after it."""
+    parts: list[tuple[str, int]] = []
+    if use.parallel:
+        parts.append(("records", BATCH_BYTES + SEQUENCE_BYTES * use.n_seq))
+    if use.settings.draft != "none":
+        parts.append(("guessing", GUESSING_BYTES + DRAFT_BYTES * use.n_drafts))
+    passing = 0
+    # a small model has less to convert than a block
+    largest = 2 * max(option.n_bytes for option in shape.options)
+    for extra in sorted(use.settings.extras, key=lambda extra: extra.name):
+        if extra in _LEFT:
+            parts.append((extra.value, _LEFT[extra]))
+        most = _PASSING.get(extra, 0)
+        passing = max(passing, min(most, largest) if extra.converts else most)
+    return Beside(tuple(parts), passing, use.n_drafts, bool(use.parallel))
+
+
+def make_planner(
+    shape: ModelShape, use: Use, budget: Budget
+) -> tuple[Planner, KvSchedule | None, tuple[str, ...]]:
+    """What all plans of a use share, the cache that was asked for (None: to be chosen), and notes.
+
+    Raises:
+        SettingsError: a context or a cache that is not possible for this model.
+    """
+    settings = use.settings
+    n_ctx, notes = context_for(shape.graph, shape.name, shape.n_ctx_train, settings.context)
+    planner = Planner(shape, use.sizes(n_ctx), budget, use.draft, beside(shape, use))
+    if settings.kv == "auto" and not settings.kv_budget:
+        return planner, None, notes
+    model = kv_model(shape, settings.n_threads)
+    schedule, said = choose_schedule(settings.kv, settings.kv_budget, model, n_ctx, use.n_seq)
+    planner = replace(planner, sizes=use.sizes(schedule.n_ctx))
+    if use.parallel and len(schedule.stages) > 1:
+        last = schedule.stages[-1]
+        said = (
+            *said,
+            f"--kv {schedule.spec}: a batch keeps one type throughout, that of the last stage: "
+            f"{last.name}",
+        )
+    return planner, schedule, (*notes, *said)
+
+
+def plan_use(
+    shape: ModelShape, use: Use, budget: Budget, *, type: str | None = None
+) -> tuple[Plan, tuple[str, ...]]:
+    """The plan of a use with its load mode, and notes; it need not fit.
+
+    Args:
+        shape: the model's.
+        use: what is done with it.
+        budget: what it may take.
+        type: of the weights; None chooses, a file has but one.
+
+    Raises:
+        SettingsError: a context or a cache that is not possible for this model.
+    """
+    planner, schedule, notes = make_planner(shape, use, budget)
+    return choose(planner, Wish(type, schedule, use.settings.load)), notes
