@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,14 +18,8 @@ from .models.shape import ModelShape, network_shape
 from .native.backend import KernelStatus, faster_layouts, kernel_status
 from .native.graph_check import read_model_header
 from .native.layouts import Layouts, llama_layouts
-from .runtime.bandwidth import (
-    Bandwidth,
-    known_bandwidth,
-    machine_fingerprint,
-    measure_bandwidth,
-    store_bandwidth,
-)
-from .runtime.choice import Wish, choose, type_table
+from .runtime.bandwidth import Bandwidth, known_bandwidth, measured_now
+from .runtime.choice import Wish, advise, choose, type_table
 from .runtime.errors import MemoryShortage, SettingsError
 from .runtime.machine import (
     Cpu,
@@ -84,16 +79,29 @@ class PlanAnswer:
 
 @dataclass(frozen=True, slots=True)
 class RankedModel:
-    """A known model on this machine: its best plan, and every type that fits."""
+    """A known model on this machine: its best plan, and every type that fits.
+
+    ``advised`` is the plan to run, if there is one; see :func:`~.runtime.choice.advise`.
+    """
 
     model: CatalogModel
     plan: Plan
     fitting: tuple[str, ...]
+    advised: Plan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """What to run on this machine; ``fast`` says that it can reach the floor of speed."""
+
+    model: CatalogModel
+    plan: Plan
+    fast: bool
 
 
 @dataclass(frozen=True, slots=True)
 class SystemReport:
-    """Everything that ``system`` says; ``recommended`` is the largest model that fits."""
+    """Everything that ``system`` says."""
 
     memory: Memory
     cpu: Cpu
@@ -105,9 +113,24 @@ class SystemReport:
     ranking: tuple[RankedModel, ...]
 
     @property
-    def recommended(self) -> RankedModel | None:
-        """The first of the ranking that fits."""
-        return next((ranked for ranked in self.ranking if ranked.plan.fits), None)
+    def recommended(self) -> Recommendation | None:
+        """See :func:`recommend`."""
+        return recommend(self.ranking)
+
+
+def recommend(ranking: Sequence[RankedModel]) -> Recommendation | None:
+    """The largest model that leaves memory to others and is fast enough; None if none fits.
+
+    Where there is no such model it is the fastest that fits.
+    """
+    for ranked in ranking:
+        if ranked.advised is not None:
+            return Recommendation(ranked.model, ranked.advised, True)
+    fitting = [ranked for ranked in ranking if ranked.plan.fits]
+    if not fitting:
+        return None
+    best = max(fitting, key=lambda ranked: ranked.plan.tokens_per_s or 0.0)
+    return Recommendation(best.model, best.plan, False)
 
 
 def make_answer(request: PlanRequest, *, rates: bool = True) -> PlanAnswer:
@@ -129,15 +152,20 @@ def make_answer(request: PlanRequest, *, rates: bool = True) -> PlanAnswer:
     draft = _draft_shape(request.draft, request.model)
     work = first_work(request.model, request.type or "")
     engine = replace(request.engine, draft=request.draft, extras=request.engine.extras | work)
-    bandwidth = known_bandwidth(cache_folder(), cpu, memory).all_cores if rates else None
-    budget = Budget(
-        engine.memory or memory.usable, bandwidth, faster_layouts(kernel_status(engine.native))
-    )
+    known = known_bandwidth(cache_folder(), cpu, memory) if rates else None
+    repacked = faster_layouts(kernel_status(engine.native))
+    budget = _budget(engine.memory or memory.usable, repacked, known)
     planner, schedule, notes = make_planner(
         shape, Use(engine, request.parallel or 0, draft), budget
     )
     plan = choose(planner, Wish(request.type, schedule, request.load or None))
     return PlanAnswer(plan, type_table(planner, plan), draft.name if draft else None, notes)
+
+
+def _budget(limit: int, repacked: frozenset[str], known: Bandwidth | None) -> Budget:
+    if known is None:
+        return Budget(limit, repacked=repacked)
+    return Budget(limit, known.all_cores, repacked, known.cached)
 
 
 def find_shape(text: str) -> ModelShape:
@@ -198,7 +226,7 @@ def finest_type(source: str, revision: str | None = None) -> str:
         shape = find_shape(source)
     memory, cpu = read_memory(), read_cpu()
     bandwidth = known_bandwidth(cache_folder(), cpu, memory)
-    budget = Budget(memory.usable, bandwidth.all_cores, faster_layouts(kernel_status(True)))
+    budget = _budget(memory.usable, faster_layouts(kernel_status(True)), bandwidth)
     planner, _, _ = make_planner(shape, Use(_ANY_CACHE), budget)
     plan = choose(planner, Wish())
     if not plan.fits:
@@ -239,11 +267,10 @@ def _draft_shape(draft: str, target: str) -> ModelShape | None:
 def make_report() -> SystemReport:
     """Look at the machine, measure its bandwidth anew, and rank the known models on it."""
     memory, cpu = read_memory(), read_cpu()
-    bandwidth = measure_bandwidth(cpu, memory)
-    store_bandwidth(cache_folder(), machine_fingerprint(cpu, memory), bandwidth)
+    bandwidth = measured_now(cache_folder(), cpu, memory)
     extensions = read_extensions()
     kernels = kernel_status(True)
-    budget = Budget(memory.usable, bandwidth.all_cores, faster_layouts(kernels))
+    budget = _budget(memory.usable, faster_layouts(kernels), bandwidth)
     return SystemReport(
         memory=memory,
         cpu=cpu,
@@ -270,5 +297,5 @@ def rank(budget: Budget) -> list[RankedModel]:
         planner, _, _ = make_planner(shape, Use(settings), budget)
         plan = choose(planner, Wish())
         fitting = tuple(p.weights.type for p in type_table(planner, plan) if p.fits)
-        ranking.append(RankedModel(model, plan, fitting))
+        ranking.append(RankedModel(model, plan, fitting, advise(planner)))
     return ranking

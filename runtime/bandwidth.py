@@ -1,14 +1,26 @@
-"""How fast this machine reads memory: measured once, kept in a small file for later plans."""
+"""How fast this machine reads memory and its caches: measured, and kept in a small file.
+
+Goes in: the processors and the memory. Comes out: a :class:`Bandwidth`. What is kept is measured
+again when it is a month old, when the machine or its kernel is another one or was started again,
+and soon when other programs were busy meanwhile: :func:`is_current` decides.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import math
+import os
 import platform
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import psutil
+
+from infer_os.native.control_groups import read_text
 from infer_os.native.cpu import read_bandwidth
 from infer_os.native.files import write_file
 
@@ -17,14 +29,56 @@ from .machine import Cpu, Memory
 _FILE = "bandwidth.json"
 _LEAST_BYTES, _MOST_BYTES = 64 << 20, 256 << 20
 _SECONDS = 0.5
+#: Bytes that a small model may read per token: what caches hold is read faster.
+_CACHED = (1 << 20, 4 << 20, 16 << 20, 64 << 20)
+_CACHED_SECONDS = 0.1
+_DAY = 86_400.0
+#: Seconds that a measurement is kept; one of a busy machine only spares the next commands theirs.
+_KEPT, _KEPT_BUSY = 30 * _DAY, 600.0
+#: Of all processors' time, what other programs may take of a quiet machine.
+_QUIET = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Bandwidth:
-    """Bytes per second that are read from memory, by all usable cores and by one."""
+    """Bytes per second that are read from memory, by all usable cores and by one.
+
+    ``cached`` are those of all cores over and over from so many bytes, the fewest first: a model
+    that small may lie in the caches.
+    """
 
     all_cores: float
     one_core: float
+    cached: tuple[tuple[int, float], ...] = ()
+
+    def best(self, other: Bandwidth) -> Bandwidth:
+        """The larger of each: other work only makes a measurement slower."""
+        rates = dict(other.cached)
+        for size, rate in self.cached:
+            rates[size] = max(rate, rates.get(size, 0.0))
+        return Bandwidth(
+            max(self.all_cores, other.all_cores),
+            max(self.one_core, other.one_core),
+            tuple(sorted(rates.items())),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A measurement, of which machine, when (seconds since 1970), and whether that was busy."""
+
+    bandwidth: Bandwidth
+    machine: str
+    at: float
+    busy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CpuTime:
+    """Seconds of all processors: worked for anybody (or taken by other guests), and by us."""
+
+    worked: float
+    ours: float
 
 
 def measure_bandwidth(cpu: Cpu, memory: Memory) -> Bandwidth:
@@ -38,8 +92,13 @@ def measure_bandwidth(cpu: Cpu, memory: Memory) -> Bandwidth:
     n_bytes = max(_LEAST_BYTES, min(_MOST_BYTES, memory.usable // 8))
     one = read_bandwidth(1, n_bytes=n_bytes, seconds=_SECONDS)
     every = read_bandwidth(cpu.usable, n_bytes=n_bytes, seconds=_SECONDS)
+    cached = tuple(
+        (size, read_bandwidth(cpu.usable, n_bytes=size, seconds=_CACHED_SECONDS))
+        for size in _CACHED
+        if size >= cpu.usable << 16  # each core needs some to read
+    )
     # other work in between must not make two cores slower than one
-    return Bandwidth(max(one, every), one)
+    return Bandwidth(max(one, every), one, cached)
 
 
 def machine_fingerprint(cpu: Cpu, memory: Memory) -> str:
@@ -47,39 +106,95 @@ def machine_fingerprint(cpu: Cpu, memory: Memory) -> str:
     return f"{platform.node()} {cpu.model} {cpu.sockets}x{cpu.cores} {cpu.usable} {memory.total}"
 
 
-def known_bandwidth(folder: Path, cpu: Cpu, memory: Memory) -> Bandwidth:
-    """The stored measurement of this machine; measured and stored if there is none."""
-    stored = load_bandwidth(folder, machine_fingerprint(cpu, memory))
-    if stored is None:
-        stored = measure_bandwidth(cpu, memory)
-        store_bandwidth(folder, machine_fingerprint(cpu, memory), stored)
-    return stored
+def running_machine(cpu: Cpu, memory: Memory, root: Path = Path("/")) -> str:
+    """The machine as it runs now: with its kernel, since it was started."""
+    boot = read_text(root / "proc/sys/kernel/random/boot_id").strip()
+    return f"{machine_fingerprint(cpu, memory)} {platform.release()} {boot}"
 
 
-def load_bandwidth(folder: Path, fingerprint: str) -> Bandwidth | None:
-    """A stored measurement; None if there is none of this machine, or no sound one."""
+def is_current(kept: Kept, machine: str, now: float) -> bool:
+    """Whether a measurement still stands for what the machine can do."""
+    age = now - kept.at
+    # one of the future: the clock was set back
+    return kept.machine == machine and 0 <= age <= (_KEPT_BUSY if kept.busy else _KEPT)
+
+
+def was_busy(before: CpuTime, after: CpuTime, seconds: float, n_threads: int) -> bool:
+    """Whether others than this process had the machine's processors between two looks."""
+    others = (after.worked - before.worked) - (after.ours - before.ours)
+    return others > _QUIET * max(seconds, 1e-9) * n_threads
+
+
+def read_cpu_time() -> CpuTime:
+    """What the kernel says now."""
+    spent = psutil.cpu_times()
+    idle = spent.idle + getattr(spent, "iowait", 0.0)
+    # a guest's time is in user time already
+    worked = sum(spent) - idle - getattr(spent, "guest", 0.0) - getattr(spent, "guest_nice", 0.0)
+    own = os.times()
+    return CpuTime(worked, own.user + own.system)
+
+
+def measured_now(
+    folder: Path,
+    cpu: Cpu,
+    memory: Memory,
+    *,
+    measure: Callable[[Cpu, Memory], Bandwidth] = measure_bandwidth,
+    clock: Callable[[], float] = time.time,
+    cpu_time: Callable[[], CpuTime] = read_cpu_time,
+) -> Bandwidth:
+    """Measure, and keep it: the better of it and what is kept and current."""
+    before, started = cpu_time(), clock()
+    found = measure(cpu, memory)
+    now = clock()
+    busy = was_busy(before, cpu_time(), now - started, cpu.threads)
+    new = Kept(found, running_machine(cpu, memory), now, busy)
+    old = load_bandwidth(folder)
+    if old is not None and is_current(replace(old, busy=False), new.machine, now):
+        # a quiet one stays what it was: only its age decides when the machine is asked again
+        at = old.at if busy and not old.busy else now
+        new = Kept(found.best(old.bandwidth), new.machine, at, busy and old.busy)
+    store_bandwidth(folder, new)
+    return new.bandwidth
+
+
+def known_bandwidth(
+    folder: Path,
+    cpu: Cpu,
+    memory: Memory,
+    *,
+    measure: Callable[[Cpu, Memory], Bandwidth] = measure_bandwidth,
+    clock: Callable[[], float] = time.time,
+    cpu_time: Callable[[], CpuTime] = read_cpu_time,
+) -> Bandwidth:
+    """The kept measurement of this machine; measured and kept if there is no current one."""
+    kept = load_bandwidth(folder)
+    if kept is not None and is_current(kept, running_machine(cpu, memory), clock()):
+        return kept.bandwidth
+    return measured_now(folder, cpu, memory, measure=measure, clock=clock, cpu_time=cpu_time)
+
+
+def load_bandwidth(folder: Path) -> Kept | None:
+    """What is kept in a folder; None if there is nothing, or nothing sound."""
     try:
         record = json.loads((folder / _FILE).read_text())
-        if record["machine"] != fingerprint:
-            return None
-        found = Bandwidth(float(record["all_cores"]), float(record["one_core"]))
+        cached = tuple((int(size), float(rate)) for size, rate in record["cached"])
+        found = Bandwidth(float(record["all_cores"]), float(record["one_core"]), cached)
+        kept = Kept(found, str(record["machine"]), float(record["at"]), bool(record["busy"]))
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
-    good = all(math.isfinite(n) and n > 0 for n in (found.all_cores, found.one_core))
-    return found if good else None
+    numbers = (found.all_cores, found.one_core, *(rate for _, rate in cached))
+    good = math.isfinite(kept.at) and all(math.isfinite(n) and n > 0 for n in numbers)
+    return kept if good else None
 
 
-def store_bandwidth(folder: Path, fingerprint: str, measured: Bandwidth) -> None:
-    """Keep the better of a measurement and what is stored: other work only makes one slower.
-
-    A folder that cannot be written only costs measuring again.
-    """
-    before = load_bandwidth(folder, fingerprint) or measured
-    measured = Bandwidth(
-        max(before.all_cores, measured.all_cores), max(before.one_core, measured.one_core)
-    )
-    record = {
-        "machine": fingerprint, "all_cores": measured.all_cores, "one_core": measured.one_core,
+def store_bandwidth(folder: Path, kept: Kept) -> None:
+    """Keep a measurement; a folder that cannot be written only costs measuring again."""
+    record: dict[str, Any] = {
+        "machine": kept.machine, "at": kept.at, "busy": kept.busy,
+        "all_cores": kept.bandwidth.all_cores, "one_core": kept.bandwidth.one_core,
+        "cached": [list(pair) for pair in kept.bandwidth.cached],
     }  # fmt: skip
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)

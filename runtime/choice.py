@@ -18,6 +18,9 @@ CHOSEN_TYPES = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m")
 
 # cache types that come before coarser weights
 _FINE_KV = ("f16", "q8_0")
+#: Tokens per second that a recommended model can reach: about as fast as people read aloud.
+FLOOR = 3.0
+_LEAST_LEFT = 1_000_000_000
 # private copies should leave the page cache and other programs some room
 _ROOM = 0.9
 
@@ -54,6 +57,28 @@ def choose(planner: Planner, wish: Wish) -> Plan:
         if fast.total <= _ROOM * fast.limit:
             best = fast
     return replace(best, reasons=tuple(_reasons(planner, best, wish)))
+
+
+def headroom(usable: int) -> int:
+    """Bytes of the usable memory that a recommended model leaves to other programs."""
+    return max(usable // 10, _LEAST_LEFT)
+
+
+def advise(planner: Planner) -> Plan | None:
+    """The plan that a person would run: with memory to spare, and fast enough to read along.
+
+    The finest weights that leave :func:`headroom` of the limit, with a cache no coarser than Q8_0,
+    and whose bound is :data:`FLOOR` tokens per second or more, where that is known. None if there
+    are none.
+    """
+    budget = planner.budget
+    roomy = replace(planner, budget=replace(budget, limit=budget.limit - headroom(budget.limit)))
+    for option in _options(planner.shape, Wish()):
+        plan = choose(roomy, Wish(option.type))
+        fine = plan.fits and plan.schedule.stages[-1].type_k in _FINE_KV
+        if fine and (plan.tokens_per_s is None or plan.tokens_per_s >= FLOOR):
+            return plan
+    return None
 
 
 def type_table(planner: Planner, chosen: Plan) -> tuple[Plan, ...]:

@@ -28,6 +28,9 @@ from .sizes import size_text
 PROCESS_BYTES = 71_000_000
 VOCABULARY_BYTES = 325
 
+#: When a process is at its largest that converts a small model, or draws a report of one.
+OUTSIDE = "before or after the model"
+
 _DRAFT_TYPE = "q4_0"
 _F32 = 4
 _MASK_BYTES = 2  # flash attention takes its mask in F16
@@ -66,12 +69,25 @@ class Sizes:
 class Budget:
     """What a plan may use: bytes of memory, and the machine's measured read bandwidth.
 
-    ``repacked`` are the tensor types that have a faster layout here, see ``native.cpu``.
+    ``repacked`` are the tensor types that have a faster layout here, see ``native.cpu``. ``cached``
+    are the rates at which so many bytes are read over and over, the fewest first.
     """
 
     limit: int
     bandwidth: float | None = None
     repacked: frozenset[str] = frozenset()
+    cached: tuple[tuple[int, float], ...] = ()
+
+    def rate(self, n_bytes: int) -> float | None:
+        """Bytes per second at most that are read where ``n_bytes`` are read over and over.
+
+        Fewer bytes are never read more slowly, so the rate of the next smaller size that was
+        measured is a bound.
+        """
+        if self.bandwidth is None:
+            return None
+        low = max((size for size, _ in self.cached if size <= n_bytes), default=0)
+        return max(self.bandwidth, *(rate for size, rate in self.cached if size >= low), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +109,8 @@ class Plan:
     """Bytes of everything, at their largest, for one choice of type, cache and load mode.
 
     ``kv`` is the most that the cache holds, changes of stage included. ``staging`` is what loading
-    needs besides the weights, before there is a cache. ``tokens_per_s`` is what the memory's
-    bandwidth allows, with half the context held; None where the bandwidth is not known.
+    needs besides the weights, before there is a cache. ``tokens_per_s`` is a bound: what reading
+    allows while little of the context is held; None where the bandwidth is not known.
     """
 
     shape: ModelShape
@@ -130,7 +146,7 @@ class Plan:
         """When the process is at its largest."""
         model = self.total - self.program
         if model == self.beside.passing:
-            return "before or after the model"
+            return OUTSIDE
         held = self.weights.n_bytes + self.draft
         return "while loading" if self.staging and model == held + self.staging else "running"
 
@@ -237,13 +253,16 @@ def draft_bytes(shape: ModelShape, sizes: Sizes) -> int:
 
 
 def decode_tokens_per_s(
-    shape: ModelShape, weights: WeightOption, schedule: KvSchedule, bandwidth: float
-) -> float:
-    """What reading the weights, and K and V of half a context, once per token allows at most."""
-    held = max(1, schedule.n_ctx // 2)
+    shape: ModelShape, weights: WeightOption, schedule: KvSchedule, budget: Budget
+) -> float | None:
+    """Tokens per second at most, where nothing is guessed: every weight is read for each.
+
+    While one token is held: more of the context only adds what is read.
+    """
     model = kv_model(shape)
-    token = schedule.stages[schedule.index_for(held)].form(model).token_bytes(model.geometry)
-    return bandwidth / (weights.read_bytes + token * held)
+    n_bytes = weights.read_bytes + schedule.stages[0].form(model).token_bytes(model.geometry)
+    rate = budget.rate(n_bytes)
+    return rate / n_bytes if rate else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +283,7 @@ class Planner:
         if self.beside.batch:
             last = schedule.stages[-1]
             schedule = KvSchedule((KvStage(last.type_k, last.type_v, schedule.n_ctx),))
-        shape, sizes, bandwidth = self.shape, self.sizes, self.budget.bandwidth
+        shape, sizes = self.shape, self.sizes
         return Plan(
             shape=shape,
             weights=weights,
@@ -279,9 +298,7 @@ class Planner:
             draft=self.beside.n_drafts * draft_bytes(self.draft, sizes) if self.draft else 0,
             limit=self.budget.limit,
             beside=self.beside,
-            tokens_per_s=(
-                decode_tokens_per_s(shape, weights, schedule, bandwidth) if bandwidth else None
-            ),
+            tokens_per_s=decode_tokens_per_s(shape, weights, schedule, self.budget),
         )
 
 

@@ -103,8 +103,8 @@ class Extra(Enum):
     The work that a command does is known before its model is loaded, and belongs to its plan.
     """
 
-    CONVERSION = "conversion, done before"
-    DOWNLOAD = "download and conversion, done before"
+    CONVERSION = "conversion"
+    DOWNLOAD = "download, conversion"
     SESSION = "session file"
     TERMINAL = "line editor"
     PARQUET = "Parquet"

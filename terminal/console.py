@@ -191,13 +191,24 @@ def is_wide(columns: int) -> bool:
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1, stderr: bool = False
 ) -> None:
-    """Draw a table; the first ``left`` columns are text, the others numbers."""
+    """Draw a table; the first ``left`` columns are text, the others numbers.
+
+    On a terminal that is too narrow, each row's last columns go to a line of their own.
+    """
+    rows = [[printable(cell) for cell in row] for row in rows]
+    stream = sys.stderr if stderr else sys.stdout
+    if stream.isatty():
+        width = shutil.get_terminal_size().columns
+        n_kept = _fitting_columns(columns, rows, left, width)
+        if n_kept < len(columns):
+            lines = _folded(columns, rows, left, n_kept, width)
+            (note if stderr else answer)("\n".join(lines))
+            return
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    stream = sys.stderr if stderr else sys.stdout
     # a pipe has no width: the table may take what it needs
     console = Console(
         file=_quiet_stderr() if stderr else stream, width=None if stream.isatty() else 500,
@@ -210,7 +221,7 @@ def table(
         else:  # a number that is broken over two lines cannot be read
             drawn.add_column(Text(printable(column)), justify="right", no_wrap=True)
     for row in rows:
-        drawn.add_row(*(Text(printable(cell)) for cell in row))
+        drawn.add_row(*map(Text, row))
     with _stream("output"):
         console.print(drawn)
         stream.flush() if not stderr else None
@@ -237,6 +248,50 @@ class _Quiet:
 
 def _quiet_stderr() -> TextIO:
     return cast("TextIO", _Quiet(sys.stderr))
+
+
+#: Between two columns of a folded table, and of one that rich draws; and what a column of words can
+#: be broken to.
+_GAP, _WIDE_GAP, _NARROWEST = 2, 3, 12
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+
+
+def _fitting_columns(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], left: int, width: int
+) -> int:
+    """Columns from the first on that fit into ``width``; those of words may be broken."""
+    widths = _widths(columns, rows)
+    least = [min(n, _NARROWEST) if i < left else n for i, n in enumerate(widths)]
+    if sum(least) + _WIDE_GAP * (len(least) - 1) <= width:
+        return len(columns)
+    n_kept, used = 1, widths[0]
+    while n_kept < len(columns) and used + _GAP + widths[n_kept] <= width:
+        used += _GAP + widths[n_kept]
+        n_kept += 1
+    return min(n_kept, len(columns) - 1)
+
+
+def _folded(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], left: int, n_kept: int, width: int
+) -> list[str]:
+    """A table's lines: of each row the first columns, then the others with their names."""
+    widths = _widths(columns, rows)[:n_kept]
+
+    def line(cells: Sequence[str]) -> str:
+        kept = zip(cells, widths, strict=False)
+        aligned = [c.ljust(n) if i < left else c.rjust(n) for i, (c, n) in enumerate(kept)]
+        return (" " * _GAP).join(aligned).rstrip()
+
+    lines = [line(columns), "─" * min(width, sum(widths) + _GAP * (n_kept - 1))]
+    for row in rows:
+        lines.append(line(row))
+        rest = zip(columns[n_kept:], row[n_kept:], strict=True)
+        told = ", ".join(f"{name} {cell}".strip() for name, cell in rest if cell)
+        lines += textwrap.wrap(told, width, initial_indent="  ", subsequent_indent="  ")
+    return lines
 
 
 def paragraph(text: str, name: str = "", indent: int = 0) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..store.listing import CachedDetails, ListedModel, ModelDetails, ModelList
     from ..store.removal import CachedModel
 
-# narrower terminals get short names and fewer columns
+# narrower terminals get short names
 _WIDE = 90
 _SHORT_COMMIT = 12
 _SHOWN_TYPES = ("q8_0", "q4_0")
@@ -76,11 +76,10 @@ def show_list(models: ModelList) -> None:
         console.answer("")
     known: list[tuple[str, ...]] = []
     for listed in models.catalog:
-        shown = [size(listed.memory(kind)) for kind in (_SHOWN_TYPES if wide else _SHOWN_TYPES[1:])]
-        count = [_count(listed.n_params)] if wide else []
-        known.append((_name(listed.model.id, wide=wide), *count, *shown, listed.fits or "no"))
-    heads = ("parameters", "q8_0 needs", "q4_0 needs") if wide else ("q4_0 needs",)
-    console.table(("catalog", *heads, "fits"), known)
+        q8_0, q4_0 = (size(listed.memory(kind)) for kind in _SHOWN_TYPES)
+        name = _name(listed.model.id, wide=wide)
+        known.append((name, listed.fits or "no", q4_0, q8_0, _count(listed.n_params)))
+    console.table(("catalog", "fits", "q4_0 needs", "q8_0 needs", "parameters"), known)
     console.answer("")
     console.answer("needs: memory, all in all")
     console.answer(f"fits: the finest type for {size(models.limit)}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..runtime.choice import FLOOR, headroom
+from ..runtime.plan import OUTSIDE
 from . import console
 from .render import kernels_json, kernels_text
 
@@ -68,7 +70,7 @@ def show_plan(plan: Plan, *, stderr: bool = False) -> None:
     if plan.draft:
         n = plan.beside.n_drafts
         rows.append(("draft", "weights, cache and buffers" + _times(n), plan.draft))
-    if plan.beside.passing:
+    if plan.when == OUTSIDE:  # it is in place of the model, not beside it
         rows.append(("before or after", "without the model", plan.beside.passing))
     cells = [(name, what, console.size(n_bytes)) for name, what, n_bytes in rows]
     cells.append(("total", plan.when, console.size(plan.total, up=True)))
@@ -100,8 +102,8 @@ def show_answer(answer: PlanAnswer) -> None:
         console.answer(text)
     if plan.tokens_per_s:
         console.answer(
-            f"at most {_rate(plan.tokens_per_s)} tokens/s: the memory's bandwidth over the bytes "
-            "read per token"
+            f"at most {_rate(plan.tokens_per_s)} tokens/s without guesses: how fast this machine "
+            "reads, over the bytes read per token"
         )
 
 
@@ -146,6 +148,12 @@ def system_json(report: SystemReport) -> dict[str, Any]:
             for ranked in report.ranking
         ],
         "recommended": best and best.model.id,
+        "recommendation": best and {
+            "model": best.model.id, "type": best.plan.weights.type, "bytes": best.plan.total,
+            "kv": best.plan.schedule.spec, "tokens_per_s": best.plan.tokens_per_s,
+            "reaches_floor": best.fast, "floor_tokens_per_s": FLOOR,
+            "headroom": headroom(memory.usable),
+        },
     }  # fmt: skip
 
 
@@ -182,21 +190,32 @@ def show_system(report: SystemReport) -> None:
         (
             ranked.model.id if wide else ranked.model.name, ranked.plan.weights.type,
             size(ranked.plan.total), "yes" if ranked.plan.fits else "no",
-            *((_rate(ranked.plan.tokens_per_s), ranked.plan.schedule.spec) if wide else ()),
+            _rate(ranked.plan.tokens_per_s), ranked.plan.schedule.spec,
         )
         for ranked in report.ranking
     ]  # fmt: skip
-    more = ("tokens/s at most", "cache") if wide else ()
-    console.table(("model", "type", "memory", "fits", *more), ranking, left=2)
-    best = report.recommended
+    heads = ("model", "type", "memory", "fits", "tokens/s at most", "cache")
+    console.table(heads, ranking, left=2)
     console.answer("")
+    console.answer(_recommendation(report))
+
+
+def _recommendation(report: SystemReport) -> str:
+    """What to run, and by which rule."""
+    best = report.recommended
     if best is None:
-        console.answer("none of them fits into this machine's memory")
-    else:
-        console.answer(
-            f"recommended: {best.model.id} as {best.plan.weights.type}: the largest that fits "
-            f"(infer-os convert {best.model.name} --type {best.plan.weights.type})"
-        )
+        return "none of them fits into this machine's memory"
+    kind = best.plan.weights.type
+    room = console.size(headroom(report.memory.usable))
+    rule = (
+        f"the largest that leaves {room} to other programs and can reach {FLOOR:g} tokens/s"
+        if best.fast
+        else f"the fastest that fits; none leaves {room} to others and can reach {FLOOR:g} tokens/s"
+    )
+    return (
+        f"recommended: {best.model.id} as {kind}, {console.size(best.plan.total, up=True)}: {rule} "
+        f"(infer-os run --model {best.model.name} --type {kind})"
+    )
 
 
 def _layouts(report: SystemReport) -> str:

@@ -69,7 +69,7 @@ def test_a_plan_of_a_name_before_any_download(cache: Path) -> None:
     parts = ("weights", "kv", "compute", "logits", "process", "draft")
     beside = plan["beside"]
     assert plan["total"] == sum(plan[part] for part in parts) + sum(beside.values())
-    assert list(beside) == ["download and conversion, done before"]
+    assert list(beside) == ["download, conversion"]
     assert [stage["tokens"] for stage in plan["stages"]] == [1024, 2048]
     assert plan["predicted_decode_tokens_per_s"] > 0
     assert {entry["type"] for entry in plan["types"]} >= {"q8_0", "q4_k_m", "q4_0"}
@@ -228,7 +228,12 @@ def test_the_system(cache: Path) -> None:
         assert entry.keys() >= {"model", "type", "bytes", "fits", "tokens_per_s"}
         assert entry["fits"] == (entry["bytes"] <= report["memory"]["usable"])
     fitting = [entry["model"] for entry in ranking if entry["fits"]]
-    assert report["recommended"] == (fitting[0] if fitting else None)
+    assert report["recommended"] in (fitting or [None])
+    if advice := report["recommendation"]:
+        assert advice["model"] == report["recommended"]
+        if advice["reaches_floor"]:
+            assert advice["bytes"] + advice["headroom"] <= report["memory"]["usable"]
+            assert advice["tokens_per_s"] >= advice["floor_tokens_per_s"]
 
 
 def test_the_system_for_people(run: Cli) -> None:
@@ -250,7 +255,7 @@ def test_the_ranking_is_by_size() -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
-@pytest.mark.parametrize("columns", [40, 100])
+@pytest.mark.parametrize("columns", [40, 80, 100])
 def test_the_ranking_names_its_models_on_any_terminal(
     cache: Path, monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
@@ -258,8 +263,30 @@ def test_the_ranking_names_its_models_on_any_terminal(
     text = shown(columns, "system")
     table = text.split("\nmodel")[1].split("\n\n")[0].splitlines()
     assert max(map(len, table)) <= columns
-    rows = [row.split() for row in table[2:]]
     names = {model.id if columns == 100 else model.name for model in CATALOG}
-    assert len(rows) > 3
+    rows = [row.split() for row in table[2:] if not row.startswith(" ")]
+    assert len(rows) == len(RANKED)
     assert {row[0] for row in rows} <= names
     assert all(row[3] in ("B", "kB", "MB", "GB") for row in rows)
+    # whether beside each other or below, every model has both
+    whole = " ".join(text.split("\nmodel")[1].split("\n\n")[0].split())
+    assert "tokens/s at most" in whole and "cache" in whole
+    assert whole.count("f16") >= len(RANKED) - 1
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_the_types_of_a_plan_are_named_on_any_terminal(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("INFER_OS_CACHE", str(cache))
+    text = shown(columns, "plan", "gpt-j-6B")
+    table = text.split("\ntype ")[1].split("\n\n")[0].splitlines()
+    assert max(map(len, table)) <= columns
+    kinds = [option.type for option in find_shape("gpt-j-6B").options]
+    rows = [row.split() for row in table[2:] if not row.startswith(" ")]
+    assert [row[0] for row in rows] == kinds
+    assert all(row[5] in ("yes", "no") for row in rows)
+    rates = sum(
+        float(word) > 0 for row in table[2:] for word in row.split()[-1:] if word[0].isdigit()
+    )
+    assert rates == len(kinds)

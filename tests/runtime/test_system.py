@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import resource
+import time
 from pathlib import Path
 
 import psutil
@@ -21,11 +21,15 @@ from infer_os.native.errors import NativeError
 from infer_os.runtime import bandwidth as module
 from infer_os.runtime.bandwidth import (
     Bandwidth,
+    CpuTime,
+    Kept,
     known_bandwidth,
     load_bandwidth,
-    machine_fingerprint,
     measure_bandwidth,
+    measured_now,
+    read_cpu_time,
     store_bandwidth,
+    was_busy,
 )
 from infer_os.runtime.machine import (
     ControlGroup,
@@ -196,53 +200,144 @@ def test_all_cores_are_never_slower_than_one(monkeypatch: pytest.MonkeyPatch) ->
     sizes = []
 
     def read(n_threads: int, *, n_bytes: int, seconds: float) -> float:
-        sizes.append(n_bytes)
+        if n_bytes > 64 << 20:
+            sizes.append(n_bytes)
         return {1: 9e9, 4: 7e9}[n_threads]
 
     monkeypatch.setattr(module, "read_bandwidth", read)
-    assert measure_bandwidth(CPU, MEMORY) == Bandwidth(9e9, 9e9)
+    found = measure_bandwidth(CPU, MEMORY)
+    assert (found.all_cores, found.one_core) == (9e9, 9e9)
+    assert found.cached == tuple((size << 20, 7e9) for size in (1, 4, 16, 64))
     assert measure_bandwidth(CPU, Memory(GIB, GIB, 0, 0)).one_core == 9e9
     assert sizes == [256 << 20] * 2 + [128 << 20] * 2
 
 
-def test_a_measurement_is_kept_for_this_machine(
+# ---- what is kept of it, by a clock of our own
+
+
+DAY = 86_400.0
+FIRST, SECOND = Bandwidth(5e9, 3e9, ((1 << 20, 9e9),)), Bandwidth(4e9, 4e9, ((1 << 20, 8e9),))
+BEST = Bandwidth(5e9, 4e9, ((1 << 20, 9e9),))
+
+
+class Moment:
+    """A machine that takes two seconds to measure, while others work for ``others`` of them."""
+
+    def __init__(self, folder: Path, *measured: Bandwidth) -> None:
+        self.folder, self.now, self.others, self.worked = folder, 1e9, 0.0, 0.0
+        self.n_measured = 0
+        self._measured = iter(measured)
+
+    def _measure(self, cpu: Cpu, memory: Memory) -> Bandwidth:
+        self.now += 2.0
+        self.worked += self.others + 2.0
+        self.n_measured += 1
+        return next(self._measured)
+
+    def _cpu_time(self) -> CpuTime:
+        return CpuTime(self.worked, 2.0 * self.n_measured)
+
+    def known(self, cpu: Cpu = CPU) -> Bandwidth:
+        return known_bandwidth(
+            self.folder, cpu, MEMORY,
+            measure=self._measure, clock=lambda: self.now, cpu_time=self._cpu_time,
+        )  # fmt: skip
+
+    def measured_now(self) -> Bandwidth:
+        return measured_now(
+            self.folder, CPU, MEMORY,
+            measure=self._measure, clock=lambda: self.now, cpu_time=self._cpu_time,
+        )  # fmt: skip
+
+
+def test_a_measurement_is_kept_for_a_month(tmp_path: Path) -> None:
+    machine = Moment(tmp_path / "cache", FIRST, SECOND)
+    assert machine.known() == FIRST
+    machine.now += 29 * DAY
+    assert machine.known() == FIRST
+    machine.now += 2 * DAY
+    assert machine.known() == SECOND  # what is old is not the better of two
+    assert machine.n_measured == 2
+    assert [p.name for p in machine.folder.iterdir()] == ["bandwidth.json"]
+
+
+def test_a_busy_machine_is_measured_again_soon(tmp_path: Path) -> None:
+    machine = Moment(tmp_path, SECOND, FIRST)
+    machine.others = 4.0  # of two seconds on 32 processors, 64
+    assert machine.known() == SECOND
+    machine = Moment(tmp_path / "busy", SECOND, FIRST)
+    machine.others = 20.0
+    assert machine.known() == SECOND
+    machine.now += 300
+    assert machine.known() == SECOND
+    machine.now += 400
+    machine.others = 0.0
+    assert machine.known() == BEST
+    machine.now += 20 * DAY
+    assert machine.known() == BEST
+    assert machine.n_measured == 2
+
+
+def test_another_machine_or_another_start_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured = iter([Bandwidth(5e9, 3e9), Bandwidth(6e9, 1e9)])
-    monkeypatch.setattr(module, "measure_bandwidth", lambda cpu, memory: next(measured))
-    folder = tmp_path / "cache"
-    assert known_bandwidth(folder, CPU, MEMORY) == Bandwidth(5e9, 3e9)
-    assert known_bandwidth(folder, CPU, MEMORY) == Bandwidth(5e9, 3e9)
-    other = Cpu("Other CPU", 2, 16, 32, 4)
-    assert known_bandwidth(folder, other, MEMORY) == Bandwidth(6e9, 1e9)
-    assert [p.name for p in folder.iterdir()] == ["bandwidth.json"]
+    machine = Moment(tmp_path, FIRST, SECOND, FIRST, SECOND)
+    assert machine.known() == FIRST
+    assert machine.known(Cpu("Other CPU", 2, 16, 32, 4)) == SECOND
+    monkeypatch.setattr("platform.release", lambda: "another kernel")
+    assert machine.known() == FIRST
+    monkeypatch.setattr(module, "read_text", lambda path: "another start")
+    assert machine.known() == SECOND
+
+
+def test_a_clock_that_was_set_back(tmp_path: Path) -> None:
+    machine = Moment(tmp_path, FIRST, SECOND)
+    assert machine.known() == FIRST
+    machine.now -= 100 * DAY
+    assert machine.known() == SECOND
 
 
 def test_the_better_measurement_stays(tmp_path: Path) -> None:
-    name = machine_fingerprint(CPU, MEMORY)
-    store_bandwidth(tmp_path, name, Bandwidth(5e9, 3e9))
-    store_bandwidth(tmp_path, name, Bandwidth(4e9, 4e9))
-    assert load_bandwidth(tmp_path, name) == Bandwidth(5e9, 4e9)
+    machine = Moment(tmp_path, FIRST, SECOND)
+    machine.measured_now()
+    assert machine.measured_now() == BEST == machine.known()
+
+
+def test_the_processors_time_is_counted() -> None:
+    before, started = read_cpu_time(), time.perf_counter()
+    while time.perf_counter() - started < 0.05:
+        pass
+    after = read_cpu_time()
+    assert after.ours - before.ours > 0
+    assert after.worked >= before.worked > 0
+    assert was_busy(CpuTime(0, 0), CpuTime(8.0, 2.0), 2.0, 4)
+    assert not was_busy(CpuTime(0, 0), CpuTime(8.0, 8.0), 2.0, 4)
+    assert not was_busy(CpuTime(0, 0), CpuTime(8.7, 8.0), 2.0, 4)
 
 
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "3", '{"machine": 5}', '{"all_cores": 1, "one_core": 1}',
-     '{"machine": "m", "all_cores": "x", "one_core": 1}',
-     '{"machine": "m", "all_cores": -1, "one_core": 1}',
-     '{"machine": "m", "all_cores": NaN, "one_core": 1}', "\x00\xff"],
+     '{"machine": "m", "at": 1, "busy": false, "cached": [], "all_cores": "x", "one_core": 1}',
+     '{"machine": "m", "at": 1, "busy": false, "cached": [], "all_cores": -1, "one_core": 1}',
+     '{"machine": "m", "at": 1, "busy": false, "cached": [], "all_cores": NaN, "one_core": 1}',
+     '{"machine": "m", "at": 1, "busy": false, "cached": [[1, 0]], "all_cores": 1, "one_core": 1}',
+     '{"machine": "m", "at": NaN, "busy": false, "cached": [], "all_cores": 1, "one_core": 1}',
+     '{"machine": "m", "at": 1, "busy": false, "cached": 3, "all_cores": 1, "one_core": 1}',
+     "\x00\xff"],
 )  # fmt: skip
 def test_a_damaged_store_is_no_measurement(tmp_path: Path, text: str) -> None:
     (tmp_path / "bandwidth.json").write_text(text)
-    assert load_bandwidth(tmp_path, "m") is None
+    assert load_bandwidth(tmp_path) is None
 
 
 def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
+    kept = Kept(FIRST, "m", 1.0, False)
     (tmp_path / "file").write_text("")
-    store_bandwidth(tmp_path / "file", "m", Bandwidth(1.0, 1.0))
-    assert load_bandwidth(tmp_path / "file", "m") is None
-    store_bandwidth(tmp_path, "m", Bandwidth(2.0, 1.0))
-    assert json.loads((tmp_path / "bandwidth.json").read_text())["all_cores"] == 2.0
+    store_bandwidth(tmp_path / "file", kept)
+    assert load_bandwidth(tmp_path / "file") is None
+    store_bandwidth(tmp_path, kept)
+    assert load_bandwidth(tmp_path) == kept
 
 
 def test_multiplying_bytes_is_measured_where_our_kernels_run() -> None:
