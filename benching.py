@@ -16,6 +16,7 @@ from .convert.pipeline import convert
 from .convert.settings import ConvertSettings
 from .convert.source import HubSource, cache_folder
 from .models.bundled import DRAFT, HELD_OUT, TARGET
+from .native.backend import faster_layouts, kernel_status
 from .native.gguf_file import GgufHeader
 from .native.graph_check import read_model_header
 from .runtime.bandwidth import known_bandwidth
@@ -42,12 +43,15 @@ from .runtime.benchmark.techniques import (
     make_arms,
     technique_rows,
 )
-from .runtime.benchmark.throughput import measure_batches, sequence_tokens
+from .runtime.benchmark.throughput import batch_sizes, measure_batches, sequence_tokens
 from .runtime.engine import Engine
 from .runtime.errors import BenchError
 from .runtime.machine import read_cpu, read_memory
+from .runtime.plan import Budget, check_plan
 from .runtime.prepare import choose_context
 from .runtime.settings import EngineSettings
+from .runtime.shapes import header_shape
+from .runtime.use import Use, plan_bench
 from .store.files import DEFAULT_TYPE, ModelWish, Reporter, find_model_source, model_file
 
 #: Names the step that begins, gets where its progress goes.
@@ -127,12 +131,14 @@ def bench_speed(request: BenchRequest, command: str, load: Load, output: Output)
     """
     with _temporary() as folder, ExitStack() as stack:
         wish = request.wish or ModelWish(str(_made(TARGET, request.bundled_type, folder)))
+        batches = request.bench.batches or BATCHES
+        wish, settings = planned_files(request, wish, batches, output.report)
+        request = replace(request, settings=settings)
         engines, loads = _load_engines(request, wish, load, stack)
         first = next(iter(engines.values()))
         n_ctx = min(engine.n_ctx for engine in engines.values())
         depths, notes = fitting_depths(request.bench, n_ctx)
         path = first.info.path
-        batches = request.bench.batches or BATCHES
         n_decode = request.bench.n_decode
         check_batches(batches, _trained(path), sequence_tokens(n_decode))
         zones, missing = find_zones()
@@ -156,6 +162,30 @@ def bench_speed(request: BenchRequest, command: str, load: Load, output: Output)
         notes = (*notes, f"energy is left out: {missing}")
     rows = make_rows(found, path.name)
     return BenchResult(tuple(rows), _place(command, request.settings), notes)
+
+
+def planned_files(
+    request: BenchRequest, wish: ModelWish, batches: Sequence[int], report: Reporter
+) -> tuple[ModelWish, EngineSettings]:
+    """The model's file, made if need be, and settings with that of the draft; all of it fits.
+
+    Raises:
+        MemoryShortage: engines of all caches, or the sequences after them, do not fit.
+        As :func:`.store.loading.find_files`.
+    """
+    from .store.loading import find_files
+
+    path, settings = find_files(wish, request.settings, report)
+    named = settings.draft not in ("none", "lookup")
+    draft = header_shape(read_model_header(Path(settings.draft))) if named else None
+    budget = Budget(
+        settings.memory or read_memory().usable,
+        repacked=faster_layouts(kernel_status(settings.native)),
+    )
+    sizes = [batch_sizes(n, request.bench.n_decode, settings.n_threads) for n in batches]
+    shape = header_shape(read_model_header(path))
+    check_plan(plan_bench(shape, Use(settings, draft=draft), request.kvs, sizes, budget))
+    return ModelWish(str(path)), settings
 
 
 def _trained(path: Path) -> int:

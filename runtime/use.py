@@ -7,13 +7,14 @@ else the process does (:class:`~.settings.Extra`), and a budget. Comes out: a pl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from infer_os.models.shape import ModelShape
 
 from .batch.scheduler import MOST_GUESSING, output_rows, slots_for
 from .choice import Wish, choose
-from .kv_schedule import KvSchedule, choose_schedule
+from .kv_schedule import KvSchedule, KvStage, choose_schedule
 from .plan import Beside, Budget, Plan, Planner, Sizes, kv_model
 from .positions import context_for
 from .settings import EngineSettings, Extra
@@ -25,20 +26,25 @@ N_BATCH = 512
 BATCH_BYTES, SEQUENCE_BYTES = 5_000_000, 250_000
 #: Guessing: filters, counts and what verifies them. A draft model's context has a graph of its own.
 GUESSING_BYTES, DRAFT_BYTES = 2_500_000, 2_000_000
+#: What a second engine adds to its plan: a graph, and its part of the vocabulary.
+ENGINE_BYTES = 4_000_000
 
 _MB = 1_000_000
 
 
-#: Bytes that work besides the model leaves while the model runs, and those that it holds before the
-#: model is loaded or after it is closed (measured, benchmarks/plan_peaks.py).
+#: Bytes that work besides the model leaves while the model runs (benchmarks/plan_peaks.py).
 _LEFT = {
-    Extra.CONVERSION: 12 * _MB, Extra.DOWNLOAD: 19 * _MB, Extra.SESSION: 5 * _MB,
-    Extra.TERMINAL: 12 * _MB, Extra.PARQUET: 72 * _MB, Extra.CONSTRAINT: 3 * _MB,
+    Extra.CONVERSION: 5 * _MB, Extra.DOWNLOAD: 12 * _MB, Extra.SESSION: 5 * _MB,
+    Extra.TERMINAL: 12 * _MB, Extra.PARQUET: 52 * _MB, Extra.CONSTRAINT: 3 * _MB,
     Extra.BENCH: 12 * _MB,
 }  # fmt: skip
-_PASSING = {
-    Extra.CONVERSION: 64 * _MB, Extra.DOWNLOAD: 64 * _MB, Extra.REPORT: 64 * _MB,
-}  # fmt: skip
+#: What a conversion leaves of each token of the vocabulary.
+_TOKEN_LEFT = 140
+#: Blocks of a conversion and the pages that it has read, before there is an engine; of a small model
+#: all of it, but for what an engine would have taken.
+_CONVERTING, _ENGINE_ALONE = 54 * _MB, 10 * _MB
+#: What drawing a report takes when the engines are closed.
+_DRAWING = 64 * _MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +83,49 @@ def beside(shape: ModelShape, use: Use) -> Beside:
     if use.settings.draft != "none":
         parts.append(("guessing", GUESSING_BYTES + DRAFT_BYTES * use.n_drafts))
     passing = 0
-    # a small model has less to convert than a block
-    largest = 2 * max(option.n_bytes for option in shape.options)
+    largest = max(option.n_bytes for option in shape.options)
     for extra in sorted(use.settings.extras, key=lambda extra: extra.name):
         if extra in _LEFT:
-            parts.append((extra.value, _LEFT[extra]))
-        most = _PASSING.get(extra, 0)
-        passing = max(passing, min(most, largest) if extra.converts else most)
+            tokens = _TOKEN_LEFT * shape.n_vocab if extra.converts else 0
+            parts.append((extra.value, _LEFT[extra] + tokens))
+        if extra.converts:
+            passing = max(passing, min(_CONVERTING, largest - _ENGINE_ALONE))
+        if extra is Extra.REPORT:
+            passing = max(passing, _DRAWING)
     return Beside(tuple(parts), passing, use.n_drafts, bool(use.parallel))
+
+
+def plan_bench(
+    shape: ModelShape, use: Use, kvs: Sequence[str], batches: Sequence[Sizes], budget: Budget
+) -> Plan:
+    """The plan of a benchmark: an engine for each cache, all open at once, then many sequences.
+
+    Args:
+        shape: the model's.
+        use: of one engine.
+        kvs: SPECs of the caches that are compared; the first engine has the first of them.
+        batches: contexts that are made one after the other, when the engines are closed; F16.
+        budget: what it may take.
+
+    Raises:
+        SettingsError: a cache that is not possible for this model.
+    """
+    plans = [
+        plan_use(shape, replace(use, settings=replace(use.settings, kv=kv)), budget)[0]
+        for kv in kvs or (use.settings.kv,)
+    ]
+    planner, _, _ = make_planner(shape, Use(EngineSettings()), budget)
+    contexts = []
+    for sizes in batches:
+        cache = KvSchedule((KvStage("f16", "f16", sizes.n_ctx),))
+        one = replace(planner, sizes=sizes)
+        contexts.append(one.plan(shape.options[0], cache, use.settings.load))
+    first, *others = plans
+    more = sum(plan.total - plan.program + ENGINE_BYTES for plan in others)
+    parts = (*first.beside.parts, *((("other caches", more),) if others else ()))
+    sequences = max((plan.total - plan.program for plan in contexts), default=0)
+    passing = max(first.beside.passing, sequences + BATCH_BYTES - more)
+    return replace(first, beside=replace(first.beside, parts=parts, passing=passing))
 
 
 def make_planner(

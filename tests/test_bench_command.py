@@ -55,6 +55,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     monkeypatch.setattr(loading, "load_engine", lambda path, settings: (engine, 0.25))
     found = [Measurement("batch_decode", "tokens/s", 5.0, (("sequences", n),)) for n in (1, 2)]
     monkeypatch.setattr(benching, "measure_batches", lambda *_: found)
+    monkeypatch.setattr(
+        benching, "planned_files", lambda request, wish, *_: (wish, request.settings)
+    )
     return engine
 
 

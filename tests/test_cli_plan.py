@@ -16,8 +16,18 @@ from on_terminal import shown
 
 from infer_os.models.catalog import CATALOG
 from infer_os.native.gguf_file import read_gguf_header
-from infer_os.planning import RANKED, PlanRequest, find_shape, make_answer
+from infer_os.planning import (
+    RANKED,
+    PlanRequest,
+    RankedModel,
+    find_shape,
+    make_answer,
+    rank,
+    recommend,
+)
+from infer_os.runtime.choice import FLOOR, headroom
 from infer_os.runtime.errors import MemoryShortage
+from infer_os.runtime.plan import Budget
 from infer_os.runtime.prepare import plan_file
 from infer_os.runtime.settings import EngineSettings
 
@@ -248,6 +258,47 @@ def test_the_system_for_people(run: Cli) -> None:
         "distilgpt2",
     ):
         assert words in text
+
+
+def ranked(*rows: tuple[str, float, float]) -> list[RankedModel]:
+    """The ranking of a machine with so many GB, that reads so many GB per second, per model."""
+    found = []
+    for name, memory, bandwidth in rows:
+        (one,) = (
+            r for r in rank(Budget(int(memory * 1e9), bandwidth * 1e9)) if r.model.name == name
+        )
+        found.append(one)
+    return found
+
+
+@pytest.fixture
+def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFER_OS_CACHE", str(tmp_path))
+
+
+def test_what_is_recommended_leaves_room(no_cache: None) -> None:
+    """GPT-NeoX-20B fits 23.5 GB at q8_0 to the last byte: nobody would run that."""
+    (neox,) = ranked(("gpt-neox-20b", 23.5, 300))
+    assert neox.plan.weights.type == "q8_0"
+    best = recommend([neox])
+    assert best is not None and best.fast
+    assert best.plan.weights.type == "q6_k"
+    assert best.plan.total <= 23.5e9 - headroom(int(23.5e9))
+
+
+def test_what_is_recommended_is_fast_enough(no_cache: None) -> None:
+    neox, gptj = ranked(("gpt-neox-20b", 64, 20), ("gpt-j-6B", 64, 20))
+    best = recommend([neox, gptj])
+    assert best is not None and best.fast
+    assert best.model.name == "gpt-j-6B"
+    assert best.plan.tokens_per_s is not None and best.plan.tokens_per_s >= FLOOR
+    # where nothing is, the fastest, and it is said so
+    neox, gptj = ranked(("gpt-neox-20b", 64, 1), ("gpt-j-6B", 64, 1))
+    best = recommend([neox, gptj])
+    assert best is not None and not best.fast
+    assert best.model.name == "gpt-j-6B"
+    assert recommend(ranked(("gpt-neox-20b", 2, 1))) is None
+    assert headroom(100 * 10**9) == 10 * 10**9 and headroom(4 * 10**9) == 10**9
 
 
 def test_the_ranking_is_by_size() -> None:

@@ -12,6 +12,7 @@ from infer_os.native.batch_context import BatchContext, BatchContextParams, Rows
 from infer_os.native.interrupt import interruptible
 from infer_os.native.model import Model
 from infer_os.native.sampler import SamplerChain
+from infer_os.runtime.plan import Sizes
 from infer_os.runtime.settings import EngineSettings
 
 from .rows import Measurement
@@ -23,6 +24,11 @@ _WARM_UP = 4
 def sequence_tokens(n_decode: int) -> int:
     """Tokens that each sequence holds in the end."""
     return n_decode + _WARM_UP
+
+
+def batch_sizes(n: int, n_decode: int, n_threads: int) -> Sizes:
+    """The context of ``n`` sequences."""
+    return Sizes(sequence_tokens(n_decode), n, n, n, n_threads)
 
 
 def measure_batches(
@@ -49,7 +55,6 @@ def measure_batches(
     """
     found: list[Measurement] = []
     total, done = len(batches) * repeats, 0
-    n_ctx = sequence_tokens(n_decode)
     with (
         Model(path, load=settings.load, native=settings.native) as model,
         SamplerChain() as sampler,
@@ -58,7 +63,10 @@ def measure_batches(
         sampler.add_greedy()
         for _ in range(repeats):
             for n in batches:
-                params = BatchContextParams(n_ctx, n, settings.n_threads, n, n)
+                sizes = batch_sizes(n, n_decode, settings.n_threads)
+                params = BatchContextParams(
+                    sizes.n_ctx, n, sizes.n_threads, sizes.n_batch, sizes.n_outputs
+                )
                 with BatchContext(model, params) as context:
                     rate = _rate(context, sampler, model.vocab.n_tokens, n_decode)
                 found.append(Measurement("batch_decode", "tokens/s", rate, (("sequences", n),)))
