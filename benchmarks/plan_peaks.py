@@ -3,8 +3,9 @@
     python benchmarks/plan_peaks.py [--only WORD] [--folder DIR] [--docs docs/memory.md]
 
 A row is a command in a process of its own, with a prompt that fills its buffers: the plan is what
-it says it needs when it may use one byte (``--memory 1``), the peak its largest resident set. Models
-are the bundled one in several types, and random weights of published geometries, cut in layers.
+it says it needs when it may use one byte (``--memory 1``), the peak its largest resident set.
+Models are the bundled one in several types, and random weights of published geometries, cut in
+layers.
 Exits with 1 if a peak is above its plan, or a plan more than 5 % and 10 MB above its peak.
 ``--docs`` writes the table into the page, between two marks.
 """

@@ -40,8 +40,8 @@ _LEFT = {
 }  # fmt: skip
 #: What a conversion leaves of each token of the vocabulary.
 _TOKEN_LEFT = 140
-#: Blocks of a conversion and the pages that it has read, before there is an engine; of a small model
-#: all of it, but for what an engine would have taken.
+#: Blocks of a conversion and the pages that it has read, before there is an engine; of a small
+#: model all of it, but for what an engine would have taken.
 _CONVERTING, _ENGINE_ALONE = 54 * _MB, 10 * _MB
 #: What drawing a report takes when the engines are closed.
 _DRAWING = 64 * _MB
