@@ -81,6 +81,11 @@ class CpuTime:
     ours: float
 
 
+def probe_bytes(memory: Memory) -> int:
+    """Bytes that a measurement holds for its two seconds."""
+    return max(_LEAST_BYTES, min(_MOST_BYTES, memory.usable // 8))
+
+
 def measure_bandwidth(cpu: Cpu, memory: Memory) -> Bandwidth:
     """Measure; takes about two seconds.
 
@@ -89,7 +94,7 @@ def measure_bandwidth(cpu: Cpu, memory: Memory) -> Bandwidth:
     Raises:
         NativeError: there is no memory to read.
     """
-    n_bytes = max(_LEAST_BYTES, min(_MOST_BYTES, memory.usable // 8))
+    n_bytes = probe_bytes(memory)
     one = read_bandwidth(1, n_bytes=n_bytes, seconds=_SECONDS)
     every = read_bandwidth(cpu.usable, n_bytes=n_bytes, seconds=_SECONDS)
     cached = tuple(
@@ -157,6 +162,12 @@ def measured_now(
         new = Kept(found.best(old.bandwidth), new.machine, at, busy and old.busy)
     store_bandwidth(folder, new)
     return new.bandwidth
+
+
+def is_known(folder: Path, cpu: Cpu, memory: Memory) -> bool:
+    """Whether :func:`known_bandwidth` has no need to measure."""
+    kept = load_bandwidth(folder)
+    return kept is not None and is_current(kept, running_machine(cpu, memory), time.time())
 
 
 def known_bandwidth(

@@ -43,6 +43,8 @@ _TOKEN_LEFT = 140
 #: Blocks of a conversion and the pages that it has read, before there is an engine; of a small
 #: model all of it, but for what an engine would have taken.
 _CONVERTING, _ENGINE_ALONE = 54 * _MB, 10 * _MB
+#: Freed memory that the C library may keep: twice the largest M_MMAP_THRESHOLD of mallopt(3).
+_KEPT_FREE = 64 * _MB
 #: What drawing a report takes when the engines are closed.
 _DRAWING = 64 * _MB
 
@@ -124,7 +126,9 @@ def plan_bench(
     more = sum(plan.total - plan.program + ENGINE_BYTES for plan in others)
     parts = (*first.beside.parts, *((("other caches", more),) if others else ()))
     sequences = max((plan.total - plan.program for plan in contexts), default=0)
-    passing = max(first.beside.passing, sequences + BATCH_BYTES - more)
+    # what an engine frees stays with the C library, if it is not much
+    kept = min(first.kv + first.compute, _KEPT_FREE)
+    passing = max(first.beside.passing, sequences + BATCH_BYTES + kept - more)
     return replace(first, beside=replace(first.beside, parts=parts, passing=passing))
 
 
