@@ -46,7 +46,7 @@ _CONVERTING, _ENGINE_ALONE = 54 * _MB, 10 * _MB
 #: Freed memory that the C library may keep: twice the largest M_MMAP_THRESHOLD of mallopt(3).
 _KEPT_FREE = 64 * _MB
 #: What drawing a report takes when the engines are closed.
-_DRAWING = 64 * _MB
+_DRAWING = 50 * _MB
 
 
 @dataclass(frozen=True, slots=True)
