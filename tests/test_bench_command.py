@@ -127,6 +127,9 @@ def test_bad_options_are_refused_first(
 ) -> None:
     engine = FakeEngine(saying("x"), 900)
     monkeypatch.setattr(loading, "load_engine", lambda path, settings: (engine, 0.1))
+    monkeypatch.setattr(
+        benching, "planned_files", lambda request, wish, *_: (wish, request.settings)
+    )
     assert part in run("bench", "m.gguf", *options).user_error
 
 
