@@ -17,7 +17,8 @@ from .convert.settings import ConvertSettings
 from .convert.source import HubSource, cache_folder
 from .models.bundled import DRAFT, HELD_OUT, TARGET
 from .native.backend import faster_layouts, kernel_status
-from .native.gguf_file import GgufHeader, read_gguf_header
+from .native.gguf_file import GgufHeader
+from .native.graph_check import read_model_header
 from .runtime.bandwidth import is_known, known_bandwidth, probe_bytes
 from .runtime.benchmark.arms import ArmResult, ArmTask, peak_bytes, run_in_turns
 from .runtime.benchmark.energy import find_zones
