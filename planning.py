@@ -152,9 +152,9 @@ def make_answer(request: PlanRequest, *, rates: bool = True) -> PlanAnswer:
     draft = _draft_shape(request.draft, request.model)
     work = first_work(request.model, request.type or "")
     engine = replace(request.engine, draft=request.draft, extras=request.engine.extras | work)
-    known = known_bandwidth(cache_folder(), cpu, memory) if rates else None
+    measured = known_bandwidth(cache_folder(), cpu, memory) if rates else None
     repacked = faster_layouts(kernel_status(engine.native))
-    budget = _budget(engine.memory or memory.usable, repacked, known)
+    budget = _budget(engine.memory or memory.usable, repacked, measured)
     planner, schedule, notes = make_planner(
         shape, Use(engine, request.parallel or 0, draft), budget
     )
