@@ -6,7 +6,6 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from ..runtime.batch.settings import BatchSettings
@@ -14,6 +13,7 @@ from ..runtime.settings import EngineSettings, Extra, SamplingSettings, StopSett
 from ..runtime.sizes import parse_size
 from ..store.files import ModelWish
 from . import options
+from .constraints import constraint_texts, file_text
 from .talk import TalkSettings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -40,43 +40,12 @@ def _sampling(
     seed: options.Seed = None,
     grammar: options.Grammar = None,
     json_schema: options.JsonSchema = None,
+    regex: options.Regex = None,
 ) -> SamplingSettings:
-    text = _grammar_text(grammar, json_schema) if grammar or json_schema else ""
     return SamplingSettings(
-        temperature, top_k, top_p, min_p, repeat_penalty, seed=seed, grammar=text
-    )
-
-
-def _grammar_text(grammar: Path | None, json_schema: Path | None) -> str:
-    """The grammar of either file, checked before any model is loaded."""
-    from ..native.errors import GrammarError
-    from ..native.grammar import check_grammar, grammar_of_schema
-    from ..runtime.errors import SettingsError
-
-    if grammar and json_schema:
-        raise SettingsError("--grammar and --json-schema: give one of them")
-    file = grammar or json_schema
-    assert file is not None
-    text = _file_text(file)
-    if not text.strip():
-        raise SettingsError(f"{file}: is empty")
-    try:
-        text = text if grammar else grammar_of_schema(text)
-        check_grammar(text)
-    except GrammarError as error:
-        raise SettingsError(f"{file}: {error}") from None
-    return text
-
-
-def _file_text(file: Path) -> str:
-    from ..runtime.errors import SettingsError
-
-    try:
-        return file.read_text("utf-8")
-    except OSError as error:
-        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise SettingsError(f"{file}: is no UTF-8 text") from None
+        temperature, top_k, top_p, min_p, repeat_penalty, seed=seed,
+        **constraint_texts(grammar, json_schema, regex),
+    )  # fmt: skip
 
 
 def _stops(max_tokens: options.MaxTokens = 128, stop: options.Stop = None) -> StopSettings:

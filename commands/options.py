@@ -210,16 +210,24 @@ Seed = Annotated[
     ),
 ]  # fmt: skip
 Grammar = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        "--grammar", metavar="FILE", help="A grammar (GBNF) that the text must follow.",
+        "--grammar", metavar="FILE|TEXT",
+        help="A grammar (GBNF) that the text must follow; docs/constraints.md has more.",
         show_default=False,
     ),
 ]  # fmt: skip
 JsonSchema = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        "--json-schema", metavar="FILE", help="A JSON schema that the text must follow.",
+        "--json-schema", metavar="FILE|TEXT", help="A JSON schema that the text must follow.",
+        show_default=False,
+    ),
+]  # fmt: skip
+Regex = Annotated[
+    str | None,
+    typer.Option(
+        "--regex", metavar="TEXT", help="A regular expression that all of the text must match.",
         show_default=False,
     ),
 ]  # fmt: skip

@@ -6,7 +6,8 @@
     ├── ModelLoadError    llama.cpp refused a model or a context
     ├── QuantizeError     rows that cannot be quantized as asked
     ├── StateError        a saved state that does not fit
-    ├── GrammarError      a grammar or a JSON schema that cannot be used
+    ├── GrammarError      a grammar, JSON schema or regular expression of no use
+    │   └── ConstraintFailed  a text that cannot be held to its grammar any longer
     ├── EvaluateError     models and tokens that cannot be evaluated together
     └── DecodeError       llama_decode failed
         ├── ModelChanged  the model's file was cut or overwritten while it was in use
@@ -49,7 +50,13 @@ class StateError(NativeError):
 
 
 class GrammarError(NativeError):
-    """A grammar or a JSON schema that cannot be used."""
+    """A grammar, a JSON schema or a regular expression that cannot be used."""
+
+
+class ConstraintFailed(GrammarError):
+    """A text that cannot be held to its grammar any longer: the grammar became too large."""
+
+    exit_code: ClassVar[int] = 1
 
 
 class EvaluateError(NativeError):

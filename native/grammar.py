@@ -1,78 +1,162 @@
-"""Grammars that a text must follow: GBNF as llama.cpp reads it, and JSON schemas made into it."""
+"""What a text may be held to: a grammar, a JSON schema or a regular expression.
+
+In: their texts. Out: a checked grammar in the notation of llguidance
+(https://github.com/guidance-ai/llguidance), which :mod:`.constraint` follows token by token.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import tempfile
+import re
+from itertools import islice
 from typing import Any
 
-import llama_cpp
-from llama_cpp.llama_grammar import json_schema_to_gbnf
-
 from .errors import GrammarError
-from .logs import forget_complaints, last_complaint, route_logs
+from .gbnf import lark_of_gbnf
+from .json_schema import check_expression, failure, read_schema
+from .schema_form import exact_form, parts
 
-_ROOT = "root"
+#: Kinds of constraints, named as the settings that hold them.
+KINDS = ("grammar", "json_schema", "regex")
+#: How a grammar says that all of the text follows a schema.
+_SCHEMA_RULE = re.compile(r"\s*root\s*::=\s*%json\s+(.*)", re.DOTALL)
+#: Parts of a schema that are looked at to say where it fails.
+_MOST_PARTS = 500
+#: At most one space behind a colon or a comma, and none elsewhere: a text cannot go on with spaces.
+_WHITESPACE = {
+    "whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?",
+    "coerce_one_of": False, "lenient": False,
+}  # fmt: skip
 
 
-def new_grammar(text: str, vocab: Any) -> Any:
-    """A ``llama_sampler *`` that keeps to a grammar; the caller frees it.
+@functools.lru_cache(maxsize=32)
+def compiled(kind: str, text: str) -> str:
+    """A grammar of llguidance.
 
     Args:
-        text: GBNF, https://github.com/ggml-org/llama.cpp/blob/master/grammars/README.md.
-        vocab: a ``llama_vocab *``.
+        kind: one of :data:`KINDS`.
+        text: GBNF, a JSON schema or a regular expression; all of a generation follows it.
 
     Raises:
-        GrammarError: llama.cpp cannot read it.
+        GrammarError: it cannot be used.
     """
-    if not text.strip():  # which llama.cpp would take for no grammar at all
-        raise GrammarError("the grammar cannot be used: it is empty, without a rule named root")
-    forget_complaints()
-    sampler = llama_cpp.llama_sampler_init_grammar(vocab, text.encode(), _ROOT.encode())
-    if not sampler:
-        reason = last_complaint() or f"it has no rule named {_ROOT}"
-        raise GrammarError(f"the grammar cannot be used: {reason}")
-    return sampler
+    # a library that only constrained runs load
+    from llguidance import LLMatcher
+
+    if kind == "grammar" and (schema := _SCHEMA_RULE.fullmatch(text)):
+        kind, text = "json_schema", schema[1]
+    if kind == "json_schema":
+        return _of_schema(exact_form(read_schema(text)))
+    if kind == "regex":
+        if not text:
+            raise GrammarError("the regular expression is empty")
+        check_expression(text)
+        made, what = LLMatcher.grammar_from_regex(_unanchored(text)), "regular expression"
+    else:
+        if not text.strip():
+            raise GrammarError("the grammar is empty, without a rule named root")
+        made, what = LLMatcher.grammar_from_lark(lark_of_gbnf(text)), "grammar"
+    if said := _complaint(made):
+        raise GrammarError(f"the {what} cannot be used: {said}")
+    return str(made)
+
+
+class _Bytes:
+    """The smallest vocabulary: every byte, and an end."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+    eos_token_id = 256
+    special_token_ids = (256,)
+    tokens = (*(bytes([value]) for value in range(256)), b"<end>")
+
+    def __call__(self, data: bytes | str) -> list[int]:
+        return list(data.encode() if isinstance(data, str) else data)
+
+
+@functools.cache
+def _bytes() -> Any:
+    from llguidance import LLTokenizer
+
+    return LLTokenizer(_Bytes(), n_vocab=257, eos_token=[256])  # type: ignore[arg-type]
+
+
+def _complaint(grammar: str, *, may_be_empty: bool = True) -> str:
+    """Why no text can follow a grammar; "" where one can."""
+    from llguidance import LLMatcher
+
+    matcher = LLMatcher(_bytes(), grammar, log_level=0, limits=limits())
+    # some limits are met only by the first token
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    if matcher.is_error():
+        return one_line(matcher.get_error()) or "it is too large"
+    if not may_be_empty and matcher.is_accepting():
+        return "no text follows it"
+    return ""
+
+
+def limits() -> Any:
+    """What a grammar may cost: bounded time and memory of a compilation, and of a token."""
+    from llguidance import LLParserLimits
+
+    # a grammar over single characters has an item for each character of each token
+    return LLParserLimits(
+        step_max_items=2_000_000, max_items_in_row=10_000, step_lexer_fuel=2_000_000,
+        verbose_errors=False,
+    )  # fmt: skip
+
+
+def one_line(said: str) -> str:
+    """The first lines of a complaint of llguidance, as one."""
+    if said.startswith("oneOf"):  # whose advice is an option that we do not have
+        return (
+            "the keyword oneOf cannot be enforced unless its schemas exclude each other; use anyOf"
+        )
+    lines = [line.strip() for line in said.partition("<state>")[0].splitlines()]
+    return " ".join(line for line in lines if line and set(line) != {"^"})[:300]
+
+
+def _of_schema(schema: dict[str, Any]) -> str:
+    from llguidance import LLMatcher
+
+    def made(one: dict[str, Any]) -> str:
+        return str(LLMatcher.grammar_from_json_schema(json.dumps(one), overrides=_WHITESPACE))
+
+    whole = made(schema)
+    if not (said := _complaint(whole, may_be_empty=False)):
+        return whole
+    # llguidance does not say where: the innermost part that fails by itself is the place
+    named = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    for place, part in islice(parts(schema), _MOST_PARTS):
+        if place and (why := _complaint(made({**part, **named}), may_be_empty=False)):
+            raise failure(place, why)
+    raise failure("", said)
+
+
+def _unanchored(expression: str) -> str:
+    """Without the anchors around it, which a whole text has in any case."""
+    return f"(?:{expression.removeprefix('^').removesuffix('$')})" if (
+        expression.startswith("^") and expression.endswith("$")
+        and not expression.endswith(r"\$") and "|" not in expression
+    ) else expression  # fmt: skip
 
 
 def check_grammar(text: str) -> None:
-    """See that llama.cpp can read a grammar; no model is needed.
+    """See that a GBNF grammar can be used; no model is needed.
 
     Raises:
         GrammarError: it cannot.
     """
-    route_logs()
-    # the parser writes what it dislikes to the process's stderr, and only "failed" to the log
-    with tempfile.TemporaryFile() as spoken:
-        saved = os.dup(2)
-        os.dup2(spoken.fileno(), 2)
-        try:
-            sampler = new_grammar(text, None)
-        except GrammarError as error:
-            spoken.seek(0)
-            said = spoken.read().decode("utf-8", "replace").strip().splitlines()
-            raise GrammarError(f"{error} ({said[0]})" if said else str(error)) from None
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-    llama_cpp.llama_sampler_free(sampler)
+    compiled("grammar", text)
 
 
 def grammar_of_schema(text: str) -> str:
-    """The GBNF grammar of a JSON schema, by llama-cpp-python's converter.
+    """A grammar, ``root ::= %json ...``, of a JSON schema.
 
     Raises:
-        GrammarError: it is no JSON, or uses what the converter does not know.
+        GrammarError: it is no JSON, or has a keyword that cannot be enforced.
     """
-    try:
-        json.loads(text)
-    except ValueError as error:
-        raise GrammarError(f"the JSON schema is no JSON: {error}") from None
-    try:
-        grammar = json_schema_to_gbnf(text)
-    # the converter asserts, looks keys up and calls whatever it finds: any error is the schema's
-    except Exception as error:
-        reason = str(error) or type(error).__name__
-        raise GrammarError(f"the JSON schema cannot become a grammar: {reason}") from None
-    return str(grammar)
+    compiled("json_schema", text)
+    return f"root ::= %json {text}"

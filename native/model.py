@@ -27,6 +27,8 @@ from .watched_file import WatchedFile
 
 # llama_token_type
 _CONTROL, _UNUSED, _BYTE = 3, 5, 6
+#: Unknown, control and unused tokens.
+_NO_TEXT = frozenset({2, _CONTROL, _UNUSED})
 _UNKNOWN_KEY = "tokenizer.ggml.unknown_token_id"
 _INT32_MIN = -(1 << 31)
 # texts of so many characters a token, and these besides, are tokenized whole
@@ -200,6 +202,33 @@ class Vocab:
             )
         self._pieces[token] = buffer.raw[:length]
         return self._pieces[token]
+
+    def plain_pieces(self) -> tuple[list[bytes], list[int]]:
+        """The bytes of every token, not kept; and the tokens that stand for no text."""
+        types = self._header.metadata.get("tokenizer.ggml.token_type", ())
+        room = 256
+        buffer = ctypes.create_string_buffer(room)
+        pieces: list[bytes] = []
+        for token in range(self.n_tokens):
+            length = llama_cpp.llama_token_to_piece(self._pointer, token, buffer, room, 0, False)
+            if length < 0:
+                room = -length
+                buffer = ctypes.create_string_buffer(room)
+                length = llama_cpp.llama_token_to_piece(
+                    self._pointer, token, buffer, room, 0, False
+                )
+            pieces.append(buffer.raw[:length])
+        no_text = [token for token, kind in enumerate(types) if kind in _NO_TEXT]
+        no_text += [token for token, piece in enumerate(pieces) if not piece]
+        return pieces, no_text
+
+    def ends(self) -> list[int]:
+        """The tokens that end a generation, the vocabulary's own one first."""
+        found = [
+            token for token in range(self.n_tokens)
+            if llama_cpp.llama_vocab_is_eog(self._pointer, token) and self.is_end(token)
+        ]  # fmt: skip
+        return sorted(found, key=lambda token: token != self.eos)
 
     def detokenize(self, tokens: list[int]) -> bytes:
         """The bytes of several tokens."""

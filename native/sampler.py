@@ -11,9 +11,6 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import GrammarError
-from .grammar import new_grammar
-from .model import Vocab
 from .owner import Owner
 
 #: ``llama_token_data`` of llama.h
@@ -77,16 +74,6 @@ class SamplerChain(Owner):
         self._penalties = llama_cpp.llama_sampler_init_penalties(n_vocab, last_n, repeat, 0.0, 0.0)
         self._add(self._penalties)
 
-    def add_grammar(self, vocab: Vocab, text: str) -> None:
-        """Keep the tokens with which the text goes on as a GBNF grammar says.
-
-        Raises:
-            GrammarError: it is no grammar, or the model has no token that could end a text.
-        """
-        if not vocab.has_end:
-            raise GrammarError("a grammar needs a model with a token that ends a text; it has none")
-        self._add(new_grammar(text, vocab.pointer))
-
     def add_top_k(self, k: int) -> None:
         """Keep the ``k`` likeliest tokens."""
         self._add(llama_cpp.llama_sampler_init_top_k(k))
@@ -131,7 +118,6 @@ class SamplerChain(Owner):
 
     def penalize(self, token: int) -> None:
         """Let the penalties count a token that was not drawn: one of the prompt."""
-        # the other samplers must not see it: a grammar describes only what is drawn
         llama_cpp.llama_sampler_accept(self._penalties, token)
 
     def _add(self, sampler: Any) -> None:

@@ -300,7 +300,7 @@ class LlamaEngine(Owner):
 
     def new_filter(self, settings: SamplingSettings) -> LlamaFilter:
         """See :meth:`Engine.new_filter`."""
-        return LlamaFilter(settings, self.vocab.n_tokens)
+        return LlamaFilter(settings, self.vocab.n_tokens, self.vocab)
 
     def feed(self, tokens: Sequence[int]) -> int:
         """See :meth:`Engine.feed`."""

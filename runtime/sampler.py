@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from infer_os.native.batch_context import BatchContext
+from infer_os.native.constraint import TokenConstraint
 from infer_os.native.context import Context
 from infer_os.native.model import Vocab
 from infer_os.native.sampler import Distribution, SamplerChain
@@ -52,13 +54,12 @@ class TokenFilter(Protocol):
 
 
 class LlamaSampler:
-    """llama.cpp's usual order: grammar, penalty, top-k, top-p, min-p, temperature, draw."""
+    """A constraint, then llama.cpp's order: penalty, top-k, top-p, min-p, temperature, draw."""
 
     def __init__(self, settings: SamplingSettings, vocab: Vocab) -> None:
         self._chain = SamplerChain()
         self._penalizes = settings.penalizes
-        if settings.grammar:
-            self._chain.add_grammar(vocab, settings.grammar)
+        self._constraint = new_constraint(settings, vocab)
         add_filters(self._chain, settings, vocab.n_tokens)
         if settings.temperature == 0:
             self._chain.add_greedy()
@@ -72,7 +73,20 @@ class LlamaSampler:
 
     def draw(self, source: Context, row: int = -1) -> int:
         """Draw from a row of the context's logits."""
-        return source.sample(self._chain, row)
+        if self._constraint is None:
+            return source.sample(self._chain, row)
+        return self.draw_from(source, row, source.logits(row))
+
+    def draw_from(
+        self, source: Context | BatchContext, row: int, logits: NDArray[np.float32]
+    ) -> int:
+        """Draw from a row of a context whose logits are these, (n_vocab,), as a view."""
+        if self._constraint is None:
+            return source.sample(self._chain, row)
+        with self._constraint.applied(logits):
+            token = source.sample(self._chain, row)
+        self._constraint.accept(token)
+        return token
 
     def remember(self, tokens: Iterable[int]) -> None:
         """See :meth:`Sampler.remember`."""
@@ -86,15 +100,20 @@ class LlamaSampler:
 
 
 class LlamaFilter:
-    """The same chain without the draw, and without the grammar, whose state no guess may move."""
+    """The same without the draw. Without a ``vocab`` no constraint is followed."""
 
-    def __init__(self, settings: SamplingSettings, n_vocab: int) -> None:
+    def __init__(
+        self, settings: SamplingSettings, n_vocab: int, vocab: Vocab | None = None
+    ) -> None:
+        self._constraint = new_constraint(settings, vocab) if vocab is not None else None
         self._chain = SamplerChain()
         self._window = settings.repeat_last_n if settings.penalizes else 0
         add_filters(self._chain, settings, n_vocab)
 
     def begin(self, tokens: Sequence[int]) -> None:
         """See :meth:`TokenFilter.begin`."""
+        if self._constraint is not None:
+            self._constraint.begin()
         if self._window:
             self._chain.forget()
             for token in tokens[-self._window :]:
@@ -102,16 +121,30 @@ class LlamaFilter:
 
     def accept(self, token: int) -> None:
         """See :meth:`TokenFilter.accept`."""
+        if self._constraint is not None:
+            self._constraint.accept(token)
         if self._window:
             self._chain.penalize(token)
 
     def distribution(self, logits: NDArray[np.float32]) -> Distribution:
         """See :meth:`TokenFilter.distribution`."""
+        if self._constraint is not None:
+            with self._constraint.applied(logits):
+                return self._chain.distribution(logits)
         return self._chain.distribution(logits)
 
     def close(self) -> None:
         """Free the chain."""
         self._chain.close()
+
+
+def new_constraint(settings: SamplingSettings, vocab: Vocab) -> TokenConstraint | None:
+    """What the settings hold a text to, at its beginning.
+
+    Raises:
+        GrammarError: it cannot be followed with this vocabulary.
+    """
+    return TokenConstraint(vocab, *settings.constraint) if settings.constraint else None
 
 
 def add_filters(chain: SamplerChain, settings: SamplingSettings, n_vocab: int) -> None:

@@ -38,16 +38,30 @@ _SAMPLING = {
     "repeat_penalty": number(lambda r: 0.001 <= r <= 1000, "0.001 to 1000; 1 is off"),
     "repeat_last_n": whole(0, MOST_INT32, f"0 (off) to {MOST_INT32}"),
     "seed": whole(RANDOM_SEED, _MOST_SEED, f"0 to {_MOST_SEED}, or -1 (a random one)").or_none(),
-    "grammar": text(),
-}
+    "grammar": text(), "json_schema": text(), "regex": text(),
+}  # fmt: skip
+
+
+def _check_constraint(given: tuple[tuple[str, str], ...]) -> None:
+    if len(given) > 1:
+        raise SettingsError(f"{' and '.join(kind for kind, _ in given)}: give one of them")
+    for kind, value in given:
+        from infer_os.native.errors import GrammarError
+        from infer_os.native.grammar import compiled  # settings alone load nothing
+
+        try:
+            compiled(kind, value)
+        except GrammarError as error:
+            raise SettingsError(f"cannot be used: {error}", kind) from None
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
     """How the next token is drawn. A ``temperature`` of 0 takes the likeliest.
 
-    ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and ``repeat_penalty`` 1 switch a filter off. ``grammar``
-    is GBNF that the text must follow; empty for none. A ``seed`` of None or -1 is a random one.
+    ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and ``repeat_penalty`` 1 switch a filter off. At most one
+    of ``grammar`` (GBNF), ``json_schema`` (its text) and ``regex`` is what all of the text must
+    follow; empty for none. A ``seed`` of None or -1 is a random one.
 
     Raises:
         SettingsError: a value of another type, or out of its range.
@@ -61,11 +75,27 @@ class SamplingSettings:
     repeat_last_n: int = 64
     seed: int | None = None
     grammar: str = ""
+    json_schema: str = ""
+    regex: str = ""
 
     def __post_init__(self) -> None:
         check_fields(self, _SAMPLING, SettingsError)
         if self.seed == RANDOM_SEED:
             object.__setattr__(self, "seed", None)
+        _check_constraint(self.constraints)
+
+    @property
+    def constraints(self) -> tuple[tuple[str, str], ...]:
+        """What the text must follow: names of settings with their texts, those that are given."""
+        given = (
+            ("grammar", self.grammar), ("json_schema", self.json_schema), ("regex", self.regex),
+        )  # fmt: skip
+        return tuple((kind, text) for kind, text in given if text)
+
+    @property
+    def constraint(self) -> tuple[str, str] | None:
+        """The one of them that is given, or None."""
+        return next(iter(self.constraints), None)
 
     @property
     def penalizes(self) -> bool:

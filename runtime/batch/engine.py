@@ -18,6 +18,7 @@ from infer_os.models.catalog import style_for
 from infer_os.models.rotation import ROTATION_KEY
 from infer_os.native.backend import own_kernels
 from infer_os.native.batch_context import BatchContext, BatchContextParams, Rows
+from infer_os.native.errors import ConstraintFailed, GrammarError
 from infer_os.native.graph_check import read_model_header
 from infer_os.native.interrupt import interruptible
 from infer_os.native.model import Model
@@ -339,9 +340,13 @@ class _Run:
             return False
         for index in wanted:
             settings = record.sampling
-            sampler = None if is_plain_greedy(settings) else (
-                engine.new_sampler(record, index, prompt)
-            )  # fmt: skip
+            try:
+                sampler = None if is_plain_greedy(settings) else (
+                    engine.new_sampler(record, index, prompt)
+                )  # fmt: skip
+            except GrammarError as error:
+                self._fail(record.id, record.line, f"line {record.line}: {error}")
+                return False
             text = TextStream(engine.prompts.stops(record))
             frame = engine.prompts.frame(record)
             self._pending.append(Sequence(record, index, prompt, sampler, text, frame))
@@ -367,7 +372,12 @@ class _Run:
             sequence = self._running[rows.slot]
             n_right = 0
             while True:
-                token = self._drawn(sequence, logits, likeliest, first + n_right)
+                try:
+                    token = self._drawn(sequence, logits, likeliest, first + n_right)
+                except ConstraintFailed as error:
+                    self._break_off(rows.slot, sequence, error)
+                    ended = True
+                    break
                 ended = self._take(rows.slot, sequence, token)
                 if ended or guesses[n_right : n_right + 1] != (token,):
                     break
@@ -381,7 +391,7 @@ class _Run:
         if sequence.sampler is None:
             token = likeliest[row]
         else:
-            token = self._context.sample(sequence.sampler.chain, row)
+            token = sequence.sampler.draw_from(self._context, row, logits[row])
         if self._n_logprobs:
             sequence.logprobs.append(
                 token_logprobs(logits[row], token, self._n_logprobs, self._engine.vocab)
@@ -398,13 +408,23 @@ class _Run:
             return False
         self._results.append(sequence.result(reason, with_logprobs=self._n_logprobs > 0))
         self.statistics.records += 1
+        self._release(slot, sequence)
+        return True
+
+    def _break_off(self, slot: int, sequence: Sequence, error: ConstraintFailed) -> None:
+        """A sample that cannot go on becomes an error; the others go on."""
+        record = sequence.record
+        self._fail(record.id, record.line, f"line {record.line}: {error}")
+        self._release(slot, sequence)
+
+    def _release(self, slot: int, sequence: Sequence) -> None:
+        """Free a slot for another sequence."""
         _close(sequence)
         del self._running[slot]
         if self._guesses is not None:
             self._guesses.end(slot)
         self._scheduler.release(slot)
         self._context.trim(slot, len(self._scheduler.held(slot)))
-        return True
 
     def _go_on(
         self, slot: int, sequence: Sequence, token: int, n_guessed: int, n_right: int

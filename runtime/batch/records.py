@@ -24,7 +24,9 @@ _NUMBERS: dict[str, tuple[type, ...]] = {
     "min_p": (int, float), "seed": (int,), "n": (int,),
 }  # fmt: skip
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-_KNOWN = ("id", "prompt", "messages", "stop", *_NUMBERS)
+#: What a record's text must follow; one of them takes the place of the run's.
+_CONSTRAINTS = ("grammar", "json_schema", "regex")
+_KNOWN = ("id", "prompt", "messages", "stop", *_NUMBERS, *_CONSTRAINTS)
 _ROLES = ("system", "user", "assistant")
 _MOST_SEED = 0xFFFFFFFF
 
@@ -127,6 +129,7 @@ def value_of(record: Record) -> dict[str, Any]:
     value: dict[str, Any] = {
         "id": record.id, "n": record.n, "max_tokens": stops.max_tokens, "stop": list(stops.strings),
         **{key: getattr(sampling, key) for key in _SAMPLING},
+        **dict(sampling.constraints),
     }  # fmt: skip
     if record.seed is not None:
         value["seed"] = record.seed
@@ -216,7 +219,9 @@ class RecordParser:
         n, seed = given.get("n", 1), given.get("seed")
         if not 1 <= n <= MOST_SAMPLES:
             raise _Bad(f'"n" is {n}: expected 1 to {MOST_SAMPLES}')
-        sampling = replace(self._sampling, **{k: given[k] for k in _SAMPLING if k in given})
+        sampling = replace(
+            self._sampling, **{k: given[k] for k in _SAMPLING if k in given}, **_constraint(given)
+        )
         if seed is not None:  # -1 is drawn here, so that every node of a cluster has the same
             seed = replace(sampling, seed=seed).chosen_seed()
         if "prompt" in given and not isinstance(given["prompt"], str):
@@ -255,6 +260,21 @@ def _said(error: Exception) -> str:
         return str(error)
     key = "stop" if error.field == "strings" else error.field
     return error.spelled(f'"{key}"')
+
+
+def _constraint(given: Mapping[str, Any]) -> dict[str, str]:
+    """What the record's text must follow, in place of what the run's must."""
+    texts = {key: given[key] for key in _CONSTRAINTS if key in given}
+    if len(texts) > 1:
+        raise _Bad(f"{' and '.join(map(json.dumps, texts))}: a record has one of them")
+    for key, value in texts.items():
+        if key == "json_schema" and isinstance(value, (Mapping, bool)):
+            value = texts[key] = json.dumps(value)
+        if not isinstance(value, str):
+            raise _Bad(f'"{key}" is a text, this is {_kind(value)}')
+        if not value:
+            raise _Bad(f'"{key}" is empty')
+    return {**dict.fromkeys(_CONSTRAINTS, ""), **texts} if texts else {}
 
 
 def _messages(value: Any) -> tuple[Message, ...]:

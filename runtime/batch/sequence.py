@@ -65,7 +65,7 @@ class Sequence:
 
 def is_plain_greedy(settings: SamplingSettings) -> bool:
     """Whether the likeliest token is all that is asked for, so that no sampler is needed."""
-    return settings.temperature == 0 and not settings.penalizes and not settings.grammar
+    return settings.temperature == 0 and not settings.penalizes and not settings.constraint
 
 
 def token_logprobs(

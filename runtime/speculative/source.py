@@ -24,9 +24,9 @@ class SpeculativeSource:
     ) -> None:
         """Choose the rule: the same text where it is determined, else the same distribution."""
         self._engine, self._speculation = engine, speculation
-        # a grammar follows what is drawn: its state cannot be asked about a guess
+        # a constraint follows what is drawn: its state is not asked about a guess
         determined = (
-            settings.temperature == 0 or settings.seed is not None or bool(settings.grammar)
+            settings.temperature == 0 or settings.seed is not None or bool(settings.constraint)
         )
         self._verifier: Verifier = (
             SameText(engine, settings) if determined else SameDistribution(engine, settings)

@@ -17,8 +17,8 @@ from infer_os.runtime.settings import EngineSettings, SamplingSettings, StopSett
     [
         ('root ::= "a', "unexpected end"),
         ('other ::= "a"', "root"),
-        ('root ::= root "a"', "left recursion"),
-        ("root ::= missing", "missing"),
+        ('root ::= root "a"', "never ends"),
+        ("root ::= missing", "root names missing, which is no rule"),
         ("", "root"),
     ],
 )

@@ -1,0 +1,82 @@
+"""``--grammar``, ``--json-schema`` and ``--regex``: what a text must follow, as typed or a file's.
+
+In: what the options were given. Out: the fields of the sampling settings, checked before any model
+is loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+#: Bytes of a file that are read: more than any grammar may have.
+_MOST_BYTES = 4_000_000
+
+
+def constraint_texts(
+    grammar: str | None, json_schema: str | None, regex: str | None
+) -> dict[str, str]:
+    """The setting that an option makes, by its name.
+
+    Raises:
+        SettingsError: more than one was given, a file cannot be read, or it cannot be used.
+    """
+    from ..native.errors import GrammarError
+    from ..native.grammar import compiled
+    from ..runtime.errors import SettingsError
+
+    given = {
+        kind: value
+        for kind, value in (("grammar", grammar), ("json_schema", json_schema), ("regex", regex))
+        if value is not None
+    }
+    if len(given) > 1:
+        options = " and ".join(map(_option, given))
+        raise SettingsError(f"{options}: give one of them")
+    texts = {}
+    for kind, value in given.items():
+        where, text = _option(kind), value
+        if not value:
+            raise SettingsError(f"{where}: is empty")
+        if not _is_text(kind, value):
+            where, text = value, file_text(Path(value))
+            if not text.strip():
+                raise SettingsError(f"{where}: is empty")
+        try:
+            compiled(kind, text)
+        except GrammarError as error:
+            raise SettingsError(f"{where}: {error}") from None
+        texts[kind] = text
+    return texts
+
+
+def _option(kind: str) -> str:
+    return f"--{kind.replace('_', '-')}"
+
+
+def _is_text(kind: str, value: str) -> bool:
+    """Whether it is the text itself; otherwise it names a file."""
+    if kind == "json_schema":
+        return value.lstrip().startswith("{") or value.strip() in ("true", "false")
+    return kind == "regex" or "::=" in value
+
+
+def file_text(file: Path) -> str:
+    """The text of a file that an option names.
+
+    Raises:
+        SettingsError: it cannot be read, is too large, or no UTF-8.
+    """
+    from ..runtime.errors import SettingsError
+
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(_MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise SettingsError(f"{file}: cannot be read: {reason}") from None
+    if len(data) > _MOST_BYTES:
+        raise SettingsError(f"{file}: has more than {_MOST_BYTES} bytes")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise SettingsError(f"{file}: is no UTF-8 text") from None
