@@ -52,7 +52,7 @@ def compiled(kind: str, text: str) -> str:
         if not text:
             raise GrammarError("the regular expression is empty")
         check_expression(text)
-        made, what = LLMatcher.grammar_from_regex(_unanchored(text)), "regular expression"
+        made, what = LLMatcher.grammar_from_regex(text), "regular expression"
     else:
         if not text.strip():
             raise GrammarError("the grammar is empty, without a rule named root")
@@ -133,14 +133,6 @@ def _of_schema(schema: dict[str, Any]) -> str:
         if place and (why := _complaint(made({**part, **named}), may_be_empty=False)):
             raise failure(place, why)
     raise failure("", said)
-
-
-def _unanchored(expression: str) -> str:
-    """Without the anchors around it, which a whole text has in any case."""
-    return f"(?:{expression.removeprefix('^').removesuffix('$')})" if (
-        expression.startswith("^") and expression.endswith("$")
-        and not expression.endswith(r"\$") and "|" not in expression
-    ) else expression  # fmt: skip
 
 
 def check_grammar(text: str) -> None:

@@ -1,8 +1,8 @@
 """JSON schemas, checked word by word before anything follows them.
 
 In: the text of a schema. Out: the schema, or an error that names the keyword and its place. Every
-keyword of draft 2020-12 is either enforced exactly or refused here: nothing is passed over. Their meaning:
-https://json-schema.org/draft/2020-12/json-schema-validation.
+keyword of draft 2020-12 is either enforced exactly or refused here: nothing is passed over.
+Their meaning: https://json-schema.org/draft/2020-12/json-schema-validation.
 """
 
 from __future__ import annotations

@@ -143,9 +143,12 @@ class Session:
         try:
             stream = stream_text(self._engine, prompt, sampling, stops, self.last)
             with closing(stream):
-                yield from replaced(
-                    _kept(self._up_to_end(stream), drawn), self._frame.newline, "\n"
-                )
+                own_text = _kept(self._up_to_end(stream), drawn)
+                # a text that follows a grammar would not follow it any more
+                yield from (
+                    own_text if sampling.constraint
+                    else replaced(own_text, self._frame.newline, "\n")
+                )  # fmt: skip
         finally:
             if self.last.finish_reason is None:
                 self.last.finish_reason = FinishReason.INTERRUPT

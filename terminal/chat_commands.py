@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _LONGEST_QUOTE = 60
 _RANDOM = "random"
+#: What a reply follows where it follows nothing.
+_NONE = "none"
 _NONE = "none"
 
 
@@ -132,6 +134,10 @@ def _seed(text: str) -> int | None:
     return None if text == _RANDOM else int(text)
 
 
+def _constraint(text: str) -> str:
+    return "" if text == _NONE else text
+
+
 #: What /set knows: each setting, the record of a :class:`Chat` that holds it, how it is read.
 _SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "temperature": ("sampling", float, "a number"),
@@ -140,6 +146,9 @@ _SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "min_p": ("sampling", float, "a number"),
     "repeat_penalty": ("sampling", float, "a number"),
     "seed": ("sampling", _seed, f"a whole number, or {_RANDOM}"),
+    "grammar": ("sampling", _constraint, f"a grammar, or {_NONE}"),
+    "json_schema": ("sampling", _constraint, f"a JSON schema, or {_NONE}"),
+    "regex": ("sampling", _constraint, f"a regular expression, or {_NONE}"),
     "max_tokens": ("stops", int, "a whole number"),
 }
 
@@ -169,7 +178,9 @@ def _set(chat: Chat, argument: str) -> None:
 
 def _shown(chat: Chat, name: str) -> str:
     value = getattr(getattr(chat, _SETTINGS[name][0]), name)
-    return _RANDOM if value is None else str(value)
+    if value == "":
+        return _NONE
+    return _RANDOM if value is None else _quoted(str(value))
 
 
 # ---- figures

@@ -51,7 +51,9 @@ class Sequence:
         text = "".join(self.pieces)
         if self.frame is not None:
             # as a conversation shows it: the space behind the frame is no part of a reply
-            text = text.replace(self.frame.newline, "\n").lstrip()
+            if not self.record.sampling.constraint:
+                text = text.replace(self.frame.newline, "\n")
+            text = text.lstrip()
         return Result(
             id=self.record.id,
             line=self.record.line,
