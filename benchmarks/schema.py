@@ -22,14 +22,14 @@ from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.generate import complete
 from infer_os.runtime.settings import EngineSettings, SamplingSettings, StopSettings
 
+#: That of the README.
 SCHEMA = {
     "type": "object",
     "properties": {
-        "name": {"type": "string", "minLength": 1, "maxLength": 20},
+        "name": {"type": "string", "maxLength": 20},
         "age": {"type": "integer", "minimum": 16, "maximum": 90},
-        "tags": {"type": "array", "items": {"enum": ["proud", "kind", "rich"]}, "maxItems": 2},
     },
-    "required": ["name", "age", "tags"],
+    "required": ["name", "age"],
 }
 _PROMPT = "Mr. Darcy, in JSON: "
 

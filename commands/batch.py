@@ -44,7 +44,8 @@ def batch(
     """Answer many prompts at once; a line of answer for each.
 
     A line of input is {"id": 1, "prompt": "..."} or {"id": 1, "messages": [...]}, with max_tokens,
-    temperature, top_k, top_p, min_p, seed, stop and n where they differ from the options.
+    temperature, top_k, top_p, min_p, seed, stop, n, and one of grammar, json_schema and regex,
+    where they differ from the options.
 
     Example: infer-os batch model.gguf -i prompts.jsonl -o answers.jsonl --resume
     """  # fmt: skip
