@@ -7,6 +7,7 @@ is loaded.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 #: Bytes of a file that are read: more than any grammar may have.
 _MOST_BYTES = 4_000_000
@@ -14,7 +15,7 @@ _MOST_BYTES = 4_000_000
 
 def constraint_texts(
     grammar: str | None, json_schema: str | None, regex: str | None
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """The setting that an option makes, by its name.
 
     Raises:

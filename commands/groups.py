@@ -13,7 +13,7 @@ from ..runtime.settings import EngineSettings, Extra, SamplingSettings, StopSett
 from ..runtime.sizes import parse_size
 from ..store.files import ModelWish
 from . import options
-from .constraints import constraint_texts, file_text
+from .constraints import constraint_texts
 from .talk import TalkSettings
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -105,7 +105,7 @@ class TokenConstraint:
         if self._matcher.is_error():
             raise self._failed()
         allowed = np.unpackbits(mask.view(np.uint8), count=self._n_vocab, bitorder="little")
-        return allowed == 0
+        return np.equal(allowed, 0)
 
     @contextmanager
     def applied(self, logits: NDArray[np.float32]) -> Iterator[None]:

@@ -24,7 +24,7 @@ _SCHEMA_RULE = re.compile(r"\s*root\s*::=\s*%json\s+(.*)", re.DOTALL)
 #: Parts of a schema that are looked at to say where it fails.
 _MOST_PARTS = 500
 #: At most one space behind a colon or a comma, and none elsewhere: a text cannot go on with spaces.
-_WHITESPACE = {
+_WHITESPACE: Any = {
     "whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?",
     "coerce_one_of": False, "lenient": False,
 }  # fmt: skip
@@ -128,7 +128,7 @@ def _of_schema(schema: dict[str, Any]) -> str:
     if not (said := _complaint(whole, may_be_empty=False)):
         return whole
     # llguidance does not say where: the innermost part that fails by itself is the place
-    named = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    named: dict[str, Any] = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     for place, part in islice(parts(schema), _MOST_PARTS):
         if place and (why := _complaint(made({**part, **named}), may_be_empty=False)):
             raise failure(place, why)

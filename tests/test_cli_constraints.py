@@ -89,8 +89,8 @@ def test_records_of_a_batch(cli: Cli, model: Path, tmp_path: Path) -> None:
     values = [{"id": 1, "prompt": "x"}, {"id": 2, "prompt": "x", "json_schema": json.loads(SCHEMA)}]
     source.write_text("".join(json.dumps(value) + "\n" for value in values))
     done = cli(
-        "batch", model, "-i", source, "-o", target, "--threads", 1, "--parallel", 8, "--context", 64,
-        "--regex", "[a-z]{3}",
+        "batch", model, "-i", source, "-o", target, "--threads", 1, "--parallel", 8,
+        "--context", 64, "--regex", "[a-z]{3}",
     )  # fmt: skip
     assert done.code == 0, done.err
     texts = {v["id"]: v["text"] for v in map(json.loads, target.read_text().splitlines())}

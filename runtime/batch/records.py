@@ -262,7 +262,7 @@ def _said(error: Exception) -> str:
     return error.spelled(f'"{key}"')
 
 
-def _constraint(given: Mapping[str, Any]) -> dict[str, str]:
+def _constraint(given: Mapping[str, Any]) -> dict[str, Any]:
     """What the record's text must follow, in place of what the run's must."""
     texts = {key: given[key] for key in _CONSTRAINTS if key in given}
     if len(texts) > 1:

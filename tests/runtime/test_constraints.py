@@ -43,11 +43,11 @@ def model(converted: Converter) -> Path:
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ({"grammar": 'root ::= "a"', "regex": "a"}, "--grammar and --regex: give one of them"),
-        ({"json_schema": '{"not": {}}'}, "--json-schema: .*keyword not cannot"),
-        ({"regex": "("}, "--regex: "),
-        ({"grammar": "root"}, "--grammar: "),
-        ({"json_schema": SCHEMA}, "--json-schema: expected a text, got dict"),
+        ({"grammar": 'root ::= "a"', "regex": "a"}, "grammar and regex: give one of them"),
+        ({"json_schema": '{"not": {}}'}, "json_schema cannot be used: .*keyword not cannot"),
+        ({"regex": "("}, "regex cannot be used: "),
+        ({"grammar": "root"}, "grammar cannot be used: "),
+        ({"json_schema": SCHEMA}, "json_schema "),
     ],
 )
 def test_settings_check_themselves(given: dict[str, Any], complaint: str) -> None:
@@ -101,7 +101,7 @@ def test_each_record_of_a_batch_follows_its_own(model: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
-        ({"json_schema": {"not": {}}}, "line 3: --json-schema: .*keyword not"),
+        ({"json_schema": {"not": {}}}, 'line 3: "json_schema" cannot be used: .*keyword not'),
         ({"regex": 5}, '"regex" is a text'),
         ({"regex": "a", "grammar": 'root ::= "a"'}, '"grammar" and "regex": a record has one'),
         ({"grammar": ""}, '"grammar" is empty'),
