@@ -113,6 +113,8 @@ WRONG: list[tuple[type, str, list[Any]]] = [
     (SamplingSettings, "repeat_last_n", NO_WHOLE),
     (SamplingSettings, "seed", [value for value in NO_WHOLE if value is not None]),
     (SamplingSettings, "grammar", NO_TEXT),
+    (SamplingSettings, "json_schema", NO_TEXT),
+    (SamplingSettings, "regex", NO_TEXT),
     (StopSettings, "max_tokens", NO_WHOLE),
     (StopSettings, "strings", ["abc", 3, None, ("a", 1), {"a": 1}, b"abc"]),
     (EngineSettings, "context", NO_WHOLE),
