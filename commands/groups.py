@@ -182,8 +182,7 @@ def grouped(**defaults: Any) -> Callable[[Command], Command]:
 
 def _planned(records: dict[str, Any]) -> dict[str, Any]:
     """The records, with what the options of one mean for the plan in the engine's settings."""
-    grammar = any(isinstance(r, SamplingSettings) and r.grammar for r in records.values())
-    if not grammar:
+    if not any(isinstance(r, SamplingSettings) and r.constraint for r in records.values()):
         return records
     return {
         name: replace(record, extras=record.extras | {Extra.CONSTRAINT})

@@ -34,7 +34,11 @@ class SafetensorsFile(MappedFile):
             FileFormatError: the header is malformed, or a tensor lies outside the file.
         """
         super().__init__(path)
-        entries, self._start = read_entries(path, self._mapped, len(self._mapped))
+        try:
+            entries, self._start = read_entries(path, self._mapped, len(self._mapped))
+        except BaseException:
+            self.close()
+            raise
         self.tensors: dict[str, StoredTensor] = {
             name: tensor for name, (tensor, _) in entries.items()
         }

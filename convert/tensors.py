@@ -101,21 +101,18 @@ class MappedFile(Owner):
             FileFormatError: it is empty or cannot be read.
         """
         self.path = path
-        try:
-            check_plain(path)
-            self._watch = WatchedFile(path)
-            with path.open("rb") as file:
-                self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError as error:  # mmap refuses an empty file
-            self._watch.close()
-            raise FileFormatError(f"{path}: the file is empty; download it again") from error
-        except OSError as error:
-            raise FileFormatError(f"{path}: cannot be read: {error.strerror}") from error
-        try:
+        with contextlib.ExitStack() as stack:
+            try:
+                check_plain(path)
+                self._watch = stack.enter_context(WatchedFile(path))
+                with path.open("rb") as file:
+                    self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except ValueError as error:  # mmap refuses an empty file
+                raise FileFormatError(f"{path}: the file is empty; download it again") from error
+            except OSError as error:
+                raise FileFormatError(f"{path}: cannot be read: {error.strerror}") from error
             refuse_pointer(path, self._mapped[:64])
-        except FileFormatError:
-            self.close()
-            raise
+            stack.pop_all()
 
     def check(self) -> None:
         """See :meth:`TensorFile.check`."""

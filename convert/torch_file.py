@@ -81,7 +81,7 @@ class TorchFile(MappedFile):
                 first = (record.storage.first + record.offset) * dtype_named(dtype).size
                 self._places[name] = _Place(locate(record.storage) + first, strides)
                 self.tensors[name] = StoredTensor(name, dtype, record.shape, path)
-        except FileFormatError:
+        except BaseException:
             self.close()
             raise
 

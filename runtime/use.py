@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from infer_os.models.shape import ModelShape
+from infer_os.native.constraint import constraint_bytes
 
 from .batch.scheduler import MOST_GUESSING, output_rows, slots_for
 from .choice import Wish, choose
@@ -35,8 +36,7 @@ _MB = 1_000_000
 #: Bytes that work besides the model leaves while the model runs (benchmarks/plan_peaks.py).
 _LEFT = {
     Extra.CONVERSION: 5 * _MB, Extra.DOWNLOAD: 12 * _MB, Extra.SESSION: 5 * _MB,
-    Extra.TERMINAL: 12 * _MB, Extra.PARQUET: 52 * _MB, Extra.CONSTRAINT: 3 * _MB,
-    Extra.BENCH: 12 * _MB,
+    Extra.TERMINAL: 12 * _MB, Extra.PARQUET: 52 * _MB, Extra.BENCH: 12 * _MB,
 }  # fmt: skip
 #: What a conversion leaves of each token of the vocabulary.
 _TOKEN_LEFT = 140
@@ -90,6 +90,8 @@ def beside(shape: ModelShape, use: Use) -> Beside:
         if extra in _LEFT:
             tokens = _TOKEN_LEFT * shape.n_vocab if extra.converts else 0
             parts.append((extra.value, _LEFT[extra] + tokens))
+        if extra is Extra.CONSTRAINT:
+            parts.append((extra.value, constraint_bytes(shape.n_vocab)))
         if extra.converts:
             passing = max(passing, min(_CONVERTING, largest - _ENGINE_ALONE))
         if extra is Extra.REPORT:
