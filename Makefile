@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 # what an editable install compiles or records; Python sources are used in place
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard native/src/*.cpp native/src/*.h native/src/*/*)
 
-.PHONY: demo test lint types sanitize arm-check reference-check wheel fresh-check clean
+.PHONY: demo test lint types fuzz fuzz-python fuzz-native sanitize arm-check reference-check wheel fresh-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/infer-os demo
@@ -52,6 +52,27 @@ sanitize: $(VENV)/.installed-test
 	    -DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
 	$(BIN)/cmake --build build/sanitize --target kernels_check
 	LD_LIBRARY_PATH=$(SITE)/llama_cpp/lib build/sanitize/kernels_check
+
+# Coverage-guided fuzzing of everything that reads a stranger's bytes, SECONDS for each target; what
+# runs find worth keeping stays in build/fuzz. Python needs atheris, which pip installs; C++ needs
+# clang with libFuzzer (Debian: clang, libclang-rt-14-dev).
+SECONDS ?= 60
+TARGETS ?=
+FUZZ_CXX ?= clang++
+fuzz: fuzz-python fuzz-native
+
+fuzz-python: $(VENV)/.installed-test
+	$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/python -m pip install --quiet "atheris>=2.3,<4"
+	$(BIN)/python tests/fuzz/run.py $(TARGETS) --seconds $(SECONDS)
+
+fuzz-native: $(VENV)/.installed-test
+	@command -v $(FUZZ_CXX) >/dev/null || { echo "fuzz-native needs clang and its libFuzzer"; exit 2; }
+	test -x $(BIN)/cmake || $(BIN)/python -m pip install --quiet "cmake>=3.21,<5"
+	$(BIN)/cmake -S . -B build/fuzz-native -DCMAKE_BUILD_TYPE=Debug -DINFEROS_FUZZ=ON \
+	    -DCMAKE_C_COMPILER=$(subst clang++,clang,$(FUZZ_CXX)) -DCMAKE_CXX_COMPILER=$(FUZZ_CXX) \
+	    -DCMAKE_PREFIX_PATH=$(SITE) -DCMAKE_BUILD_RPATH=$(SITE)/llama_cpp/lib
+	$(BIN)/cmake --build build/fuzz-native --target fuzzers
+	tests/fuzz/native.sh build/fuzz-native $(SECONDS)
 
 # The kernels for arm64, compiled on another processor and run by qemu: on one with all instructions,
 # once more with sanitizers, and on one without dot products. The rest of native/src is compiled and

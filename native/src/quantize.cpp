@@ -6,6 +6,7 @@
 #include "parallel.h"
 
 #if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
@@ -40,7 +41,13 @@ bool is_target_type(int32_t type) {
 #if defined(__x86_64__) || defined(__i386__)
 #define FOR_AVX2 __attribute__((target("avx2,f16c")))
 
-const bool HAS_AVX2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+// not every compiler's __builtin_cpu_supports knows f16c
+bool has_f16c() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+
+const bool HAS_AVX2 = __builtin_cpu_supports("avx2") && has_f16c();
 
 // ggml's own widens one value at a time
 FOR_AVX2 void widen_halves(const ggml_fp16_t * src, float * dst, int64_t n) {

@@ -35,6 +35,36 @@ if(OpenMP_CXX_FOUND)
   target_link_libraries(inferos PRIVATE OpenMP::OpenMP_CXX)
 endif()
 
+# make fuzz: libFuzzer's targets, with clang
+option(INFEROS_FUZZ "Build the fuzzing targets of tests/fuzz/native" OFF)
+if(INFEROS_FUZZ)
+  foreach(target kv_reencode quantize products)
+    add_executable(fuzz_${target} EXCLUDE_FROM_ALL
+      ${CMAKE_CURRENT_SOURCE_DIR}/tests/fuzz/native/${target}.cpp)
+    list(APPEND FUZZERS fuzz_${target})
+  endforeach()
+  target_sources(fuzz_kv_reencode PRIVATE native/src/kv_state.cpp)
+  target_sources(fuzz_quantize PRIVATE native/src/quantize.cpp native/src/kquants.cpp
+    native/src/kquants_baseline.cpp)
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+    target_sources(fuzz_quantize PRIVATE native/src/kquants_avx2.cpp native/src/kquants_avx512.cpp)
+  endif()
+  target_sources(fuzz_products PRIVATE ${KERNEL_SOURCES})
+  foreach(fuzzer ${FUZZERS})
+    target_include_directories(${fuzzer} PRIVATE native/src ${KERNELS})
+    # the kernels' templates take minutes with checks of undefined behaviour, which make sanitize has
+    set(CHECKED fuzzer,address,undefined)
+    if(fuzzer STREQUAL "fuzz_products")
+      set(CHECKED fuzzer,address)
+    endif()
+    target_compile_options(${fuzzer} PRIVATE -O1 -g1 -Wno-unknown-pragmas
+      -fsanitize=${CHECKED} -fno-sanitize-recover=all)
+    target_link_options(${fuzzer} PRIVATE -fsanitize=${CHECKED})
+    target_link_libraries(${fuzzer} PRIVATE llama Threads::Threads)
+  endforeach()
+  add_custom_target(fuzzers DEPENDS ${FUZZERS})
+endif()
+
 # make sanitize, make arm-check
 option(INFEROS_KERNELS_CHECK "Build the kernels' own check" OFF)
 if(INFEROS_KERNELS_CHECK)
