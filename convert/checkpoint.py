@@ -18,6 +18,8 @@ from .safetensors_file import SafetensorsFile
 from .tensors import StoredTensor, TensorFile
 from .torch_file import TorchFile
 
+_LONGEST_NAME = 255
+
 #: File name of a whole checkpoint, of its shards' index, and what opens one such file; the first
 #: that is there counts.
 CONTAINERS: tuple[tuple[str, str, Callable[[Path], TensorFile]], ...] = (
@@ -101,7 +103,12 @@ def read_index(index: Path) -> dict[str, str]:
         raise FileFormatError(f"{index}: it has no weight_map")
     for name in weight_map.values():
         # a shard is a plain file beside the index: no path may lead elsewhere
-        if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+        if (
+            not isinstance(name, str)
+            or name in ("", ".", "..")
+            or Path(name).name != name
+            or (len(name) > _LONGEST_NAME)
+        ):
             raise FileFormatError(f"{index}: {name!r} is not the name of a file in this folder")
     return weight_map
 

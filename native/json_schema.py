@@ -77,6 +77,12 @@ def read_schema(text: str) -> dict[str, Any]:
         raise GrammarError("the JSON schema is no object")
     # what nests may be any value, an enum's as well
     _check_depth(schema)
+    try:
+        json.dumps(schema, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise GrammarError(
+            "the JSON schema has half of a surrogate pair (\\ud800 to \\udfff), which is no character"
+        ) from None
     _check(schema, schema)
     if isinstance(schema, bool):
         return {"allOf": [schema]}

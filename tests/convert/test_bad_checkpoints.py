@@ -284,6 +284,7 @@ def test_a_shard_that_is_a_folder(checkpoint: Path, output: Path) -> None:
         None,
         ["x"],
         "a\x00b",
+        "a" * 256,
     ],
 )
 def test_an_index_that_leads_elsewhere(checkpoint: Path, output: Path, name: object) -> None:

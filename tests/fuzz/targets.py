@@ -29,8 +29,8 @@ from infer_os.convert.torch_file import TorchFile
 from infer_os.models import describe
 from infer_os.models.network import ConfigError
 from infer_os.native.errors import NativeError
-from infer_os.native.gguf_file import read_gguf_header
-from infer_os.native.graph_check import check_graph
+from infer_os.native.grammar import compiled
+from infer_os.native.graph_check import read_model_header
 from infer_os.native.kv_state import KvFormat, KvGeometry, read_layout, reencode_state
 from infer_os.native.text_rules import read_text_rules
 from infer_os.native.unigram import CharsMap, check_unigram
@@ -68,8 +68,7 @@ def _file(folder: Path, name: str, data: bytes) -> Path:
 
 
 def _read_gguf(data: bytes, folder: Path) -> None:
-    header = read_gguf_header(_file(folder, "model.gguf", data))
-    check_graph(header)
+    header = read_model_header(_file(folder, "model.gguf", data))
     check_unigram(header)
     read_text_rules(header)
     for value in header.metadata.values():
@@ -133,7 +132,8 @@ def _torch_seeds() -> list[bytes]:
 
 _ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, -0.0, 1e308, float("nan"), float("inf"),
-    "", "x", "\0", "\ud800", "\u202e", "a" * 5000, [], [[]], [None], {}, {"type": "Sequence"}, {"": {}},
+    "", "x", "\0", "\ud800", "\u202e", "a" * 5000, [], [[]], [None], {}, {"type": "Sequence"},
+    {"": {}},
 )  # fmt: skip
 
 
@@ -330,6 +330,35 @@ def _state_seeds() -> list[bytes]:
     return seeds
 
 
+# ---- what a text is held to
+
+
+_GRAMMARS = [
+    b'root ::= "a" ("b" | [c-e]+){2,4} tail?\ntail ::= [^"\\n]* # all\n',
+    b'root ::= item ("," item)*\nitem ::= "\\x41" | "(" root ")" | ""\n',
+]
+_EXPRESSIONS = [rb"[a-z ]{1,80}\.", rb"(?i)(yes|no)( \d+(\.\d+)?)*", b"a{2,5}|\\w+\\b"]
+_SCHEMA: dict[str, Any] = {
+    "type": "object", "required": ["name"], "additionalProperties": False,
+    "$defs": {"tag": {"enum": ["a", "b"]}},
+    "properties": {
+        "name": {"type": "string", "maxLength": 10, "pattern": "^[A-Z]"},
+        "age": {"type": "integer", "minimum": 0, "exclusiveMaximum": 150},
+        "tags": {"type": "array", "items": {"$ref": "#/$defs/tag"}, "maxItems": 2},
+        "either": {"anyOf": [{"type": "null"}, {"type": "number", "multipleOf": 2}]},
+    },
+}  # fmt: skip
+
+
+def _compile(kind: str, text: str) -> None:
+    # without what it remembers of earlier ones
+    compiled.__wrapped__(kind, text)
+
+
+def _read_schema(data: bytes, folder: Path) -> None:
+    _compile("json_schema", json.dumps(edited(_SCHEMA, data), skipkeys=True))
+
+
 _CONVERT, _NATIVE, _RUNTIME = (ConvertError,), (NativeError,), (RuntimeFailure,)
 
 TARGETS: dict[str, Target] = {
@@ -354,4 +383,13 @@ TARGETS: dict[str, Target] = {
     ),
     "journal": Target(_read_journal, lambda: _ANSWERS, _RUNTIME),
     "state": Target(_read_state, _state_seeds, _NATIVE),
+    "grammar": Target(
+        lambda data, _: _compile("grammar", data.decode("utf-8", "replace")), lambda: _GRAMMARS,
+        _NATIVE,
+    ),
+    "regex": Target(
+        lambda data, _: _compile("regex", data.decode("utf-8", "replace")), lambda: _EXPRESSIONS,
+        _NATIVE,
+    ),
+    "schema": Target(_read_schema, _edits, _NATIVE),
 }  # fmt: skip

@@ -202,6 +202,8 @@ def test_what_cannot_be_enforced_says_where(schema: Any, complaint: str) -> None
         ('{"title": "' + "x" * 1_000_001 + '"}', "at most 1000000"),
         ('{"minimum": NaN}', "NaN is no number of JSON"),
         ('{"type": "null", "type": "string"}', "'type' is there twice"),
+        (r'{"enum": ["\ud800"]}', "half of a surrogate pair"),
+        (r'{"properties": {"\udfff": {}}}', "half of a surrogate pair"),
         ("{", "is no JSON"),
     ],
 )
