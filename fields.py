@@ -83,6 +83,11 @@ def flag() -> Kind:
     return Kind("True or False", _exactly(bool))
 
 
+def members(kind: type) -> Kind:
+    """A frozenset of a type's members, such as those of an enum; another set will do."""
+    return Kind(f"a set of {kind.__name__}", lambda value: _members(kind, value))
+
+
 def path() -> Kind:
     """A path."""
     return Kind("a path", _exactly(Path))
@@ -137,6 +142,12 @@ def _exactly(kind: type) -> Callable[[Any], Any]:
         return value
 
     return convert
+
+
+def _members(kind: type, value: Any) -> frozenset[Any]:
+    if not isinstance(value, (set, frozenset)) or not all(isinstance(v, kind) for v in value):
+        raise TypeError
+    return frozenset(value)
 
 
 def _texts(value: Any) -> tuple[str, ...]:

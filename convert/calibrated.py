@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from infer_os.files import sync_folder
 from infer_os.native.evaluate import Divergence, Subject, WindowSettings, compare_models
-from infer_os.native.files import sync_folder
 from infer_os.native.interrupt import interruptible
 from infer_os.native.model import Model
 

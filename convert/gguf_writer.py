@@ -20,8 +20,8 @@ import numpy as np
 from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
+from infer_os.files import named, sync_folder
 from infer_os.models.network import MetadataValue
-from infer_os.native.files import named, sync_folder
 from infer_os.native.gguf_file import SPECIAL_NAMES
 
 from .errors import OutputError

@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from infer_os.files import new_file
 from infer_os.models import describe
-from infer_os.native.files import new_file
 
 from .checkpoint import CONTAINERS, index_note, read_config, read_index
 from .errors import DownloadError, FileFormatError, OutputError, SourceError

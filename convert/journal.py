@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from infer_os.native.files import new_file
+from infer_os.files import new_file
 
 
 def fingerprint(header: bytes, **facts: Any) -> str:

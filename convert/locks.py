@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from infer_os.native.files import lock_in_turn, open_lock, try_lock
+from infer_os.files import lock_in_turn, open_lock, try_lock
 
 from .errors import OutputError
 

@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from infer_os.cache import cache_folder as cache_folder
 from infer_os.models.catalog import CatalogModel, find_model
-from infer_os.native.cache import cache_folder as cache_folder
 
 from .errors import SourceError, UnsupportedError
 

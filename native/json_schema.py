@@ -81,7 +81,7 @@ def read_schema(text: str) -> dict[str, Any]:
         json.dumps(schema, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise GrammarError(
-            "the JSON schema has half of a surrogate pair (\\ud800 to \\udfff), which is no character"
+            "the JSON schema has half of a surrogate pair (\\ud800 to \\udfff): no character"
         ) from None
     _check(schema, schema)
     if isinstance(schema, bool):

@@ -25,7 +25,8 @@ from pathlib import Path
 
 import llama_cpp
 
-from .cache import cache_folder
+from infer_os.cache import cache_folder
+
 from .cpu import AMX, repacked_types, used_features
 from .library import load_library
 

@@ -20,9 +20,9 @@ from typing import Any
 
 import psutil
 
+from infer_os.files import write_file
 from infer_os.native.control_groups import read_text
 from infer_os.native.cpu import read_bandwidth
-from infer_os.native.files import write_file
 
 from .machine import Cpu, Memory
 

@@ -33,7 +33,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from infer_os.native.files import new_file
+from infer_os.files import new_file
 from infer_os.native.gguf_file import GgufHeader, read_gguf_header
 from infer_os.native.kv_state import KvFormat, KvGeometry, kv_geometry
 from infer_os.native.library import llama_version

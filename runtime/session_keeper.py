@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING
 
-from infer_os.native.files import try_lock
+from infer_os.files import try_lock
 
 from .errors import SessionError
 

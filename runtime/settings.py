@@ -11,6 +11,7 @@ from infer_os.fields import (
     MOST_INT32,
     check_fields,
     flag,
+    members,
     number,
     text,
     texts,
@@ -107,26 +108,6 @@ class SamplingSettings:
         return secrets.randbelow(0xFFFFFFFF) if self.seed is None else self.seed
 
 
-#: Guesses that a round of speculative decoding can have.
-MOST_GUESSES = 31
-#: ``--load``; :mod:`.loading` says what each trades.
-LOADS = ("mmap", "fast", "locked", "direct")
-MOST_THREADS = 512
-_ENGINE = {
-    "context": whole_where(lambda n: n == 0 or 8 <= n <= 1 << 20, "8 to 1048576 tokens"),
-    "load": text(lambda load: load in LOADS, ", ".join(LOADS)),
-    "threads": whole(0, MOST_THREADS, f"1 to {MOST_THREADS}"),
-    "kv": text(),
-    "kv_budget": whole(0, _MOST_BYTES, "a number of bytes"),
-    "memory": whole(0, _MOST_BYTES, "a number of bytes"),
-    "prefetch": flag(),
-    "drop_pages": flag(),
-    "draft": text(),
-    "draft_max": whole(1, MOST_GUESSES),
-    "native": flag(),
-}
-
-
 class Extra(Enum):
     """What a process does besides running a model, as its plan names it; :mod:`.use` has the bytes.
 
@@ -146,6 +127,27 @@ class Extra(Enum):
     def converts(self) -> bool:
         """Whether it makes the file first."""
         return self in (Extra.CONVERSION, Extra.DOWNLOAD)
+
+
+#: Guesses that a round of speculative decoding can have.
+MOST_GUESSES = 31
+#: ``--load``; :mod:`.loading` says what each trades.
+LOADS = ("mmap", "fast", "locked", "direct")
+MOST_THREADS = 512
+_ENGINE = {
+    "context": whole_where(lambda n: n == 0 or 8 <= n <= 1 << 20, "8 to 1048576 tokens"),
+    "load": text(lambda load: load in LOADS, ", ".join(LOADS)),
+    "threads": whole(0, MOST_THREADS, f"1 to {MOST_THREADS}"),
+    "kv": text(),
+    "kv_budget": whole(0, _MOST_BYTES, "a number of bytes"),
+    "memory": whole(0, _MOST_BYTES, "a number of bytes"),
+    "prefetch": flag(),
+    "drop_pages": flag(),
+    "draft": text(),
+    "draft_max": whole(1, MOST_GUESSES),
+    "native": flag(),
+    "extras": members(Extra),
+}
 
 
 @dataclass(frozen=True, slots=True)

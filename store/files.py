@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 from ..convert.errors import OutputError, SourceError, UnreachableError
 from ..convert.locks import locked_in_turn, make_folder
 from ..convert.source import HubSource, cache_folder, is_hub_id
+from ..files import write_file
 from ..models.catalog import find_model, near_names
-from ..native.files import write_file
 
 if TYPE_CHECKING:
     from ..runtime.settings import EngineSettings, Extra

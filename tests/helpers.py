@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,11 @@ Tensors = dict[str, NDArray[Any]]
 
 #: Gives the GGUF of a checkpoint folder in a type (the fixture ``converted``).
 Converter = Callable[..., Path]
+
+
+def small_memory() -> SimpleNamespace:
+    """What psutil says of a machine with 64 MB of memory: less than any model takes."""
+    return SimpleNamespace(total=64_000_000, available=40_000_000)
 
 
 def read_tensors(folder: Path) -> Tensors:

@@ -147,7 +147,7 @@ def test_a_batch_is_the_batch_engines_on_the_weights_that_are_loaded(
     assert model._engine.kv.n_bytes == 0
     got += results
     assert [r.id for r in got] == [1, 2, 3, "bad", "x", "x"]
-    assert got[3].error == "line 4: the prompt is empty"
+    assert got[3].error == "record 4: the prompt is empty"
     assert [r.text for r in got[:3]] == expected(file, PROMPTS[:3])
     # what the chat had in the freed cache is computed again
     chat.save(tmp_path / "talk.session")

@@ -77,7 +77,7 @@ def test_no_rate_is_claimed_before_the_first_guess() -> None:
     from infer_os.terminal.render import speculation_line
 
     def line(*drafters: DrafterReport) -> str:
-        report = SpeculationReport(drafters, 0, 10.0, {})
+        report = SpeculationReport(drafters, 10.0, {})
         engine: Any = SimpleNamespace(speculation=SimpleNamespace(report=lambda: report))
         return str(speculation_line(engine))
 

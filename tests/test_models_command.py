@@ -25,7 +25,6 @@ from infer_os.convert.source import HubSource
 from infer_os.models.catalog import CATALOG, find_model
 from infer_os.native.gguf_file import read_gguf_header
 from infer_os.planning import PlanRequest, make_answer
-from infer_os.runtime.choice import CHOSEN_TYPES
 from infer_os.runtime.settings import EngineSettings
 from infer_os.store.removal import cached_models, remove_model
 
@@ -115,16 +114,20 @@ def test_what_fits_follows_the_memory(
 def test_it_is_tidy_on_a_terminal(desk: Desk, columns: int, command: str) -> None:
     fetch("distilgpt2", "someone/tiny")
     text = shown(columns, "models", *command.split())
-    # paths and commands stand for themselves, to be copied; all else keeps within the terminal
-    whole = ("/", "cache: ", "infer-os ")
+    # paths, commands and names stand for themselves, to be copied; all else keeps within it
+    whole = ("/", "cache: ", "infer-os ", *(model.name for model in CATALOG))
     lines = [line for line in text.split("\n") if not line.startswith(whole)]
     assert max(len(line) for line in lines) <= columns
     if command == "list":
-        # every model of the catalog on a line of its own, with its numbers
-        ends = ("no", *CHOSEN_TYPES)
-        rows = [line for line in lines if line.endswith(ends) and "B  " in line]
-        assert len(rows) == len(CATALOG)
-        assert ("20.6 B" in text) == (columns == 100)
+        # every model of the catalog with its numbers, on a line of its own where there is room
+        if columns == 100:
+            rows = [line for line in lines if re.search(r"  (no|q\w+|b?f\d+) .*\d [MB]$", line)]
+            assert len(rows) == len(CATALOG)
+        else:
+            joined = " ".join(text.split())
+            assert len(re.findall(r"fits (no|q\w+|b?f\d+), q4_0 needs", joined)) == len(CATALOG)
+            assert len(re.findall(r", parameters [\d.]+ [MB]", joined)) == len(CATALOG)
+        assert "20.6 B" in text
         assert ("EleutherAI/gpt-neox-20b" in text) == (columns == 100)
         assert "gpt-neox-20b" in text
     else:
@@ -174,7 +177,7 @@ def test_show_of_what_is_in_no_catalog(desk: Desk, run: Cli) -> None:
     assert told["cached"][0]["parameters"] == header.n_params
     assert re.search(rf"^context +{header.metadata['gptneox.context_length']} *$", text, re.M)
     assert re.search(r"^parameters +0 M *$", text, re.M)
-    assert re.search(r"^on the disk +[\d.]+ KB *$", text, re.M)
+    assert re.search(r"^on the disk +[\d.]+ kB *$", text, re.M)
     assert "infer-os run someone/tiny --type q4_0\n" in text
     path = Path(told["cached"][0]["path"])
     path.write_bytes(path.read_bytes()[:-1])
@@ -232,7 +235,7 @@ def test_pull_fetches_and_says_where(desk: Desk, run: Cli) -> None:
     assert first.code == 0, first.err
     (path,) = desk.cache.rglob("*.gguf")
     assert first.out == f"{path}\n"
-    assert first.err.endswith("KB; infer-os run distilgpt2 --type q8_0 runs it\n")
+    assert first.err.endswith("kB; infer-os run distilgpt2 --type q8_0 runs it\n")
     desk.server.requests.clear()
     second = run("pull", "distilgpt2", "--json")
     assert json.loads(second.out) == {"path": str(path), "bytes": path.stat().st_size}

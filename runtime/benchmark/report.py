@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from infer_os.native.files import write_file
+from infer_os.files import write_file
 from infer_os.runtime.errors import BenchError
 
 from .rows import Place, Row, json_lines

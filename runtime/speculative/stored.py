@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from infer_os.files import write_file
 from infer_os.native.backend import kernel_status
-from infer_os.native.files import write_file
 
 from ..bandwidth import machine_fingerprint
 from ..machine import read_cpu, read_memory

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from helpers import Converter, RawGguf, string_key, tensor_entry, u32_key
+from helpers import Converter, small_memory
 
 from infer_os.native.errors import GgufError
 from infer_os.native.gguf_file import GgufHeader, read_gguf_header
@@ -36,28 +35,11 @@ def test_a_limit_is_kept_to_the_byte(converted: Converter) -> None:
         LlamaEngine(path, EngineSettings(128, threads=1, memory=total - 1))
 
 
-def sparse_model(path: Path, n_values: int) -> Path:
-    """A sound header, and one tensor of zeros that no disk block holds."""
-    raw = RawGguf(
-        keys=[
-            string_key("general.architecture", "gptneox"),
-            u32_key("gptneox.block_count", 1),
-            u32_key("gptneox.embedding_length", 64),
-            u32_key("gptneox.attention.head_count", 2),
-        ],
-        tensors=[tensor_entry("token_embd.weight", (64, n_values // 64))],
-    )
-    data = raw.bytes()
-    with path.open("wb") as file:
-        file.write(data)
-        file.truncate(len(data) + 4 * n_values)
-    return path
-
-
-def test_a_model_larger_than_memory(tmp_path: Path) -> None:
-    n_values = psutil.virtual_memory().total // 4 // 64 * 64
-    path = sparse_model(tmp_path / "huge.gguf", n_values)
-    with pytest.raises(MemoryShortage, match=r"huge\.gguf: does not fit"):
+def test_a_model_larger_than_memory(converted: Converter, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = converted()
+    LlamaEngine(path, EngineSettings()).close()
+    monkeypatch.setattr("psutil.virtual_memory", small_memory)
+    with pytest.raises(MemoryShortage, match=r"f16\.gguf: does not fit"):
         LlamaEngine(path, EngineSettings())
 
 

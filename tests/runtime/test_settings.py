@@ -128,6 +128,7 @@ WRONG: list[tuple[type, str, list[Any]]] = [
     (EngineSettings, "draft", NO_TEXT),
     (EngineSettings, "draft_max", NO_WHOLE),
     (EngineSettings, "native", NO_FLAG),
+    (EngineSettings, "extras", [None, "session", ["session"], {"session"}]),
     (BatchSettings, "parallel", [*NO_WHOLE, "auto"]),
     (BatchSettings, "logprobs", NO_WHOLE),
     (BatchSettings, "prefix", NO_TEXT),

@@ -262,13 +262,14 @@ def test_errors_and_figures_at_40_columns_cut_no_word(start: Callable[..., Scree
     screen.end()
     lines = screen.text.splitlines()
     at = lines.index("> /set nope 1")
-    assert lines[at + 1 : at + 5] == [
+    assert lines[at + 1 : at + 6] == [
         "error: /set nope: expected one of",
         "temperature, top_k, top_p, min_p,",
-        "repeat_penalty, seed, max_tokens",
+        "repeat_penalty, seed, grammar,",
+        "json_schema, regex, max_tokens",
         "> /stats",
     ]
-    figures = " ".join(lines[at + 5 :])
+    figures = " ".join(lines[at + 6 :])
     assert all(f" {word} " in figures for word in ("tokens", "RSS", "anonymous,", "planned"))
 
 

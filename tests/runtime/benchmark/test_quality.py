@@ -118,5 +118,5 @@ def test_caches_that_cannot_be(converted: Converter, kv: str, part: str) -> None
 
 @pytest.mark.parametrize(("window", "windows"), [(8, 1), (1 << 20, 1), (32, 0)])
 def test_windows_that_cannot_be(window: int, windows: int) -> None:
-    with pytest.raises(SettingsError, match="--window"):
+    with pytest.raises(SettingsError, match=r"^windows? \d+: expected"):
         QualitySettings(window, windows)

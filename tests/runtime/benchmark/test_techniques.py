@@ -138,14 +138,14 @@ def test_a_model_without_a_draft_gets_a_projection() -> None:
 def test_a_result_has_the_rate_of_the_draft_model() -> None:
     lookup = DrafterReport("lookup", 20, 2, 10, 0.2, 1e-6, 1.0, True)
     model = DrafterReport("model", 60, 20, 15, 0.6, 0.01, 1.2, True)
-    figures = guess_figures(SpeculationReport((lookup, model), 0, 10.0, {1: 0.1}))
+    figures = guess_figures(SpeculationReport((lookup, model), 10.0, {1: 0.1}))
     assert figures == {
         "drafted": 80, "accepted": 22, "rounds": 25, "acceptance": 0.6, "guess_s": 0.01,
     }  # fmt: skip
     # nothing was seen of it, so nothing is said
     idle = replace(model, drafted=0, accepted=0, rounds=0)
-    assert guess_figures(SpeculationReport((lookup, idle), 0, 10.0, {}))["acceptance"] == 0
-    assert "acceptance" not in guess_figures(SpeculationReport((lookup,), 0, 10.0, {}))
+    assert guess_figures(SpeculationReport((lookup, idle), 10.0, {}))["acceptance"] == 0
+    assert "acceptance" not in guess_figures(SpeculationReport((lookup,), 10.0, {}))
 
 
 # ---- a round
