@@ -14,7 +14,7 @@ def inspect(
 
     Nothing is downloaded or converted for it.
 
-    Example: infer-os inspect gpt2-large --type q8_0
+    Example: infer-os inspect gpt2-large --type q4_0
     """  # fmt: skip
     from ..native.graph_check import read_model_header
 

@@ -69,6 +69,14 @@ def filled(line: str, places: dict[str, str]) -> str:
         line: such as ``infer-os chat MODEL [--session FILE]``.
         places: regular expressions of places, and what comes there; the first that fits counts.
     """
+    # what stands in single quotes is meant as it is
+    return "".join(
+        part if number % 2 else _filled(part, places)
+        for number, part in enumerate(re.split(r"('[^']*')", line))
+    )
+
+
+def _filled(line: str, places: dict[str, str]) -> str:
     # the first of alternatives, and of a synopsis everything at once
     line = re.sub(r"\[([^\]]*)\]", lambda m: re.sub(r"\|\w+", "", m[1]), line)
     for place, value in places.items():
