@@ -6,6 +6,7 @@ RuntimeFailure
 ├── TemplateFailure a chat template that cannot be rendered
 ├── OutputError     results that cannot be written (while running: exit code 1)
 ├── SessionError    a session file that cannot be written, or must not be continued
+│   └── SessionUnwritten  what was said cannot be kept (while running: exit code 1)
 ├── BenchError      a benchmark that cannot be run, drawn or written
 │   └── ArmDied      a process that is measured ended by itself (exit code 1)
 ├── ModelBusy       a second generation in the thread that has one under way
@@ -61,6 +62,12 @@ class OutputError(RuntimeFailure):
 
 class SessionError(RuntimeFailure):
     """A session file that cannot be written, or that must not be continued here."""
+
+
+class SessionUnwritten(SessionError):
+    """A conversation that cannot be kept; what the file held before stays."""
+
+    exit_code: ClassVar[int] = 1
 
 
 class BenchError(RuntimeFailure):

@@ -24,6 +24,7 @@ import hmac
 import json
 import os
 import secrets
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -39,7 +40,13 @@ from infer_os.native.kv_state import KvFormat, KvGeometry, kv_geometry
 from infer_os.native.library import llama_version
 
 from .engine import shared_prefix
-from .errors import PromptError, SessionError, SettingsError, TemplateFailure
+from .errors import (
+    PromptError,
+    SessionError,
+    SessionUnwritten,
+    SettingsError,
+    TemplateFailure,
+)
 from .frame import Turn
 from .framing import make_frame
 from .kv_cache import SavedRows
@@ -319,8 +326,12 @@ def check_name(path: Path) -> None:
         SessionError: another kind of file is in the way, there is no such folder, or no file can
             have that name.
     """
-    if _exists(path) and not is_session(path):
-        raise SessionError(f"{path}: not a session file of infer-os; choose another name")
+    if _exists(path):
+        if not is_session(path):
+            raise SessionError(f"{path}: not a session file of infer-os; choose another name")
+        # whoever took the right to write away, root or not, wants it to stay
+        if not path.stat().st_mode & 0o222 or not os.access(path, os.W_OK):
+            raise SessionError(f"{path}: may not be written; chmod u+w, or choose another name")
     if not path.absolute().parent.is_dir():
         raise SessionError(f"{path}: there is no folder {path.parent}")
 
@@ -329,15 +340,19 @@ def _exists(path: Path) -> bool:
     """Whether there is such a file.
 
     Raises:
-        SessionError: there cannot be one, such as with 300 letters or a zero byte.
+        SessionError: there cannot be one, such as with 300 letters or a zero byte, or something
+            else has the name: to open a pipe would wait for its other end.
     """
     try:
-        os.stat(path)
+        mode = os.stat(path).st_mode
     except FileNotFoundError:
         return False
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise SessionError(f"{path}: cannot be a session file: {reason}") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a device, a pipe or a socket"
+        raise SessionError(f"{path}: cannot be a session file: it is {kind}")
     return True
 
 
@@ -346,4 +361,4 @@ def _complaining(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SessionError(f"{path}: cannot be written: {error.strerror}") from error
+        raise SessionUnwritten(f"{path}: cannot be written: {error.strerror}") from error

@@ -60,6 +60,19 @@ class SessionPlace:
         self._seen = _stamp(path)
         _HELD[self.lock] = self
 
+    def try_writing(self) -> None:
+        """See that a file can be made here, before anything is said that would be lost.
+
+        Raises:
+            SessionError: it cannot.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        try:
+            os.close(os.open(self.part, flags, 0o600))
+            self.part.unlink()
+        except OSError as error:
+            raise SessionError(f"{self.path}: cannot be written: {error.strerror}") from error
+
     def is_changed(self) -> bool:
         """Whether another program replaced or wrote the file; one that is gone is not changed."""
         now = _stamp(self.path)
@@ -104,12 +117,17 @@ class SessionKeeper:
         """Take the file's name; ``exists`` says whether it holds a conversation.
 
         Raises:
-            SessionError: another chat uses it, or it is not a session file.
+            SessionError: another chat uses it, it is not a session file, or cannot be written.
         """
         from .session_file import check_name
 
         check_name(path)
         self._place = SessionPlace(path, cache_folder)
+        try:
+            self._place.try_writing()
+        except BaseException:
+            self._place.close()
+            raise
         self._cache_folder = cache_folder
         self._model_id: str | None = None
         self._kept: SessionRecord | None = None

@@ -19,7 +19,6 @@ _LONGEST_QUOTE = 60
 _RANDOM = "random"
 #: What a reply follows where it follows nothing.
 _NONE = "none"
-_NONE = "none"
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ Colours and bars appear only on a terminal. rich is imported when there is somet
 
 Text of strangers (names, checkpoints, headers, what a model writes) passes here and cannot steer a
 terminal: control characters are spelled out, in an answer only where stdout is a terminal. A
-failure of stdout or stdin is a :class:`StreamError`; one of stderr is passed over, since there is
+failure of stdout or stdin is a :class:`_StreamError`; one of stderr is passed over, since there is
 nowhere to report it.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import select
 import shutil
 import stat
@@ -22,6 +21,10 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
+
+from ..errors import Error
+from .folding import fitting_columns, folded
+from .harmless import escaped, harmless, printable
 
 if TYPE_CHECKING:
     from .wrapping import WordWrap
@@ -35,34 +38,10 @@ class Progress(Protocol):
         ...
 
 
-class StreamError(Exception):
+class _StreamError(Error):
     """A standard stream that cannot be read or written."""
 
     exit_code = 1
-
-
-#: What moves the cursor, ends a line, or turns the direction of what follows: C0 and C1, the line
-#: and paragraph separators, the bidirectional embeddings, overrides and isolates, invisible format
-#: characters, tags and halves of surrogate pairs. Not the joiners and marks that scripts need.
-_STEERING = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
-    "\U000e0000-\U000e007f]"
-)
-_OF_TEXT = "\n\t"
-
-
-def printable(text: str) -> str:
-    """Text as one line that cannot steer a terminal: control characters are spelled out."""
-    return _STEERING.sub(_spelled, text)
-
-
-def _harmless(text: str) -> str:
-    """The same for text of several lines."""
-    return _STEERING.sub(lambda found: found[0] if found[0] in _OF_TEXT else _spelled(found), text)
-
-
-def _spelled(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode()
 
 
 @contextmanager
@@ -73,7 +52,7 @@ def _stream(name: str) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise StreamError(f"standard {name}: {error.strerror}") from error
+        raise _StreamError(f"standard {name}: {error.strerror}") from error
 
 
 def answer(text: str, end: str = "\n", wrap: WordWrap | None = None) -> None:
@@ -82,7 +61,7 @@ def answer(text: str, end: str = "\n", wrap: WordWrap | None = None) -> None:
     ``wrap`` breaks the text between words, see :func:`word_wrap`.
     """
     if sys.stdout.isatty():
-        text = _harmless(text)
+        text = harmless(text)
     if wrap is not None:
         text = wrap.push(text)
     _put((text + end).encode("utf-8", "replace"))
@@ -120,12 +99,7 @@ def answer_json(value: object) -> None:
 def _json(value: object) -> str:
     """One line; what would steer a terminal is escaped, which is the same JSON."""
     text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
-    return _escaped(text)
-
-
-def _escaped(text: str) -> str:
-    """JSON without what would steer a terminal, the ends of its lines excepted."""
-    return _STEERING.sub(lambda c: c[0] if c[0] in _OF_TEXT else json.dumps(c[0])[1:-1], text)
+    return escaped(text)
 
 
 def _finite(value: Any) -> Any:
@@ -140,7 +114,7 @@ def _finite(value: Any) -> Any:
 
 def note(text: str) -> None:
     """Print a line to stderr, on a terminal broken between words."""
-    text = _harmless(text)
+    text = harmless(text)
     if sys.stderr.isatty():
         width = max(shutil.get_terminal_size().columns, 12)
         text = "\n".join(_broken(line, width) for line in text.split("\n"))
@@ -199,9 +173,9 @@ def table(
     stream = sys.stderr if stderr else sys.stdout
     if stream.isatty():
         width = shutil.get_terminal_size().columns
-        n_kept = _fitting_columns(columns, rows, left, width)
+        n_kept = fitting_columns(columns, rows, left, width)
         if n_kept < len(columns):
-            lines = _folded(columns, rows, left, n_kept, width)
+            lines = folded(columns, rows, left, n_kept, width)
             (note if stderr else answer)("\n".join(lines))
             return
     from rich.box import SIMPLE
@@ -248,50 +222,6 @@ class _Quiet:
 
 def _quiet_stderr() -> TextIO:
     return cast("TextIO", _Quiet(sys.stderr))
-
-
-#: Between two columns of a folded table, and of one that rich draws; and what a column of words can
-#: be broken to.
-_GAP, _WIDE_GAP, _NARROWEST = 2, 3, 12
-
-
-def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
-    return [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-
-
-def _fitting_columns(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], left: int, width: int
-) -> int:
-    """Columns from the first on that fit into ``width``; those of words may be broken."""
-    widths = _widths(columns, rows)
-    least = [min(n, _NARROWEST) if i < left else n for i, n in enumerate(widths)]
-    if sum(least) + _WIDE_GAP * (len(least) - 1) <= width:
-        return len(columns)
-    n_kept, used = 1, widths[0]
-    while n_kept < len(columns) and used + _GAP + widths[n_kept] <= width:
-        used += _GAP + widths[n_kept]
-        n_kept += 1
-    return min(n_kept, len(columns) - 1)
-
-
-def _folded(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], left: int, n_kept: int, width: int
-) -> list[str]:
-    """A table's lines: of each row the first columns, then the others with their names."""
-    widths = _widths(columns, rows)[:n_kept]
-
-    def line(cells: Sequence[str]) -> str:
-        kept = zip(cells, widths, strict=False)
-        aligned = [c.ljust(n) if i < left else c.rjust(n) for i, (c, n) in enumerate(kept)]
-        return (" " * _GAP).join(aligned).rstrip()
-
-    lines = [line(columns), "─" * min(width, sum(widths) + _GAP * (n_kept - 1))]
-    for row in rows:
-        lines.append(line(row))
-        rest = zip(columns[n_kept:], row[n_kept:], strict=True)
-        told = ", ".join(f"{name} {cell}".strip() for name, cell in rest if cell)
-        lines += textwrap.wrap(told, width, initial_indent="  ", subsequent_indent="  ")
-    return lines
 
 
 def paragraph(text: str, name: str = "", indent: int = 0) -> None:
@@ -380,7 +310,7 @@ def answer_lines() -> Callable[[bytes], None]:
 
     def write(line: bytes) -> None:
         if sys.stdout.isatty():
-            line = _escaped(line.decode("utf-8", "replace")).encode()
+            line = escaped(line.decode("utf-8", "replace")).encode()
         _put(line)
 
     return write

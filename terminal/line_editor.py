@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from . import console
+from .harmless import printable
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import Completer
@@ -238,7 +239,7 @@ def _completer(commands: Mapping[str, tuple[str, ...]]) -> Completer:
             words = commands.get(command, ()) if space else tuple(commands)
             if words is FILES:
                 for found in paths.get_completions(Document(argument), complete_event):
-                    shown = console.printable(found.display_text)
+                    shown = printable(found.display_text)
                     yield Completion(found.text, found.start_position, display=shown)
                 return
             begun = argument if space else command
