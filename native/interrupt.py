@@ -22,6 +22,7 @@ def abort_callback() -> Any:
 
 
 _depth = 0
+_ended: BaseException | None = None
 _previous_hook: Callable[[sys.UnraisableHookArgs], object] = sys.__unraisablehook__
 
 
@@ -29,7 +30,8 @@ _previous_hook: Callable[[sys.UnraisableHookArgs], object] = sys.__unraisablehoo
 def interruptible() -> Iterator[None]:
     """While inside, SIGINT also aborts decoding; Python's own handler runs as before.
 
-    So do SIGTERM and SIGHUP where Python handles them.
+    So do SIGTERM and SIGHUP where Python handles them. A SystemExit that a handler raises while
+    llama.cpp is in a callback, which no exception leaves, is raised at the end.
 
     Signals belong to the main thread: elsewhere this changes nothing, though what another thread
     decodes while the main thread is inside is aborted as well. Streams of several models may
@@ -42,7 +44,9 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     finally:
-        _leave()
+        ended = _leave()
+        if ended is not None:
+            raise ended
 
 
 def _enter() -> None:
@@ -55,17 +59,22 @@ def _enter() -> None:
         _previous_hook, sys.unraisablehook = sys.unraisablehook, _report
 
 
-def _leave() -> None:
-    global _depth
+def _leave() -> BaseException | None:
+    global _depth, _ended
     _depth -= 1
     if _depth == 0:
         library = load_library()
         sys.unraisablehook = _previous_hook
         library.inferos_interrupt_restore()
         library.inferos_interrupt_set(0)
+    ended, _ended = _ended, None
+    return ended
 
 
 def _report(lost: sys.UnraisableHookArgs) -> None:
-    # raised inside llama.cpp's log callback, which no exception leaves: the flag has done it
-    if lost.exc_type not in (KeyboardInterrupt, SystemExit):
+    # raised inside llama.cpp's log callback, which no exception leaves
+    global _ended
+    if lost.exc_type is SystemExit:
+        _ended = lost.exc_value
+    elif lost.exc_type is not KeyboardInterrupt:  # for that one, the flag has done it
         _previous_hook(lost)
