@@ -113,17 +113,29 @@ def try_lock(path: Path) -> int | None:
     """
     handle = open_lock(path)
     try:
-        with named(path):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if is_there_still(path, handle):
+        if lock_handle(handle) and is_there_still(path, handle):
             return handle
-    except BlockingIOError:
-        pass
     except BaseException:
         os.close(handle)
         raise
     os.close(handle)
     return None
+
+
+def lock_handle(handle: int, *, shared: bool = False) -> bool:
+    """Lock an open file until it is closed; whether it was free.
+
+    ``shared`` admits others that share, and keeps out who wants it alone.
+
+    Raises:
+        OSError: it cannot be locked, as on some network file systems; names the file.
+    """
+    try:
+        with named(handle):
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def lock_in_turn(path: Path, handle: int) -> bool:

@@ -1,15 +1,18 @@
 """Kill commands with SIGKILL at random moments and check what they leave behind.
 
-    python benchmarks/kills.py [--kills 50] [--seed 1] [--only convert run batch chat]
+    python benchmarks/kills.py [--kills 50] [--seed 1] [--only convert run batch chat download]
 
-Each of ``convert``, ``run`` (a folder, into a cache), ``batch --resume`` and ``chat --session``
-runs undisturbed once, with the bundled model and one thread; then again and again, each time
-killed at a moment drawn evenly over that duration. After each kill:
+Each of ``convert``, ``run`` (a folder, into a cache), ``batch --resume``, ``chat --session`` and
+``convert`` from a hub (of this machine, in four shards) runs undisturbed once, with the bundled
+model and one thread; then again and again, each time killed at a moment drawn evenly over that
+duration. After each kill:
 
 - convert: the output is not there, or is the undisturbed one in every byte;
 - run: so is the file of the cache, and the next call gives the undisturbed answer;
 - batch: what was answered is still there, as undisturbed, nothing twice; in the end all of it is;
-- chat: every turn whose end was seen is in the file, in order, nothing twice; the next goes on.
+- chat: every turn whose end was seen is in the file, in order, nothing twice; the next goes on;
+- download: so is the output as with convert, a shard that has its name is the hub's, and one that
+  has not is the beginning of it.
 
 Now and then, and at the end, the command runs to its end: nothing but its results may be left
 then. Prints a table; exits with 1 if anything was wrong.
@@ -29,9 +32,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
+sys.path.append(str(REPOSITORY / "tests"))
+
+from helpers import read_tensors, write_shards  # noqa: E402
+from hub_server import HubServer  # noqa: E402
+
 SOURCE = REPOSITORY / "models" / "bundled" / "austen-6m"
 COMMAND = [sys.executable, "-m", "infer_os.entry"]
 GREEDY = ["--temperature", "0", "--threads", "1"]
@@ -42,16 +51,23 @@ ROUND = 5
 class Trial:
     """A command that is killed: ``faults`` says what was found, ``finished`` when it was too late.
 
-    ``place`` is an empty folder of its own.
+    ``place`` is an empty folder of its own. A context manager, for what runs beside the command.
     """
 
     def __init__(self, place: Path) -> None:
         self.place = place
+        self.beside = ExitStack()
         self.faults: list[str] = []
         self.kills = self.finished = 0
         self.environment = {
             **os.environ, "INFER_OS_CACHE": str(place / "cache"), "HF_HUB_OFFLINE": "1",
         }  # fmt: skip
+
+    def __enter__(self) -> Trial:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.beside.close()
 
     def command(self) -> list[str]:
         """The words of the command."""
@@ -322,7 +338,60 @@ class Chat(Trial):
         self.begin()
 
 
-TRIALS: dict[str, type[Trial]] = {"convert": Convert, "run": Run, "batch": Batch, "chat": Chat}
+class Download(Convert):
+    """``convert`` from a hub: shards come one after the other, and go when they are converted."""
+
+    _NAME = "someone/austen"
+
+    def command(self) -> list[str]:
+        words = super().command()
+        return [words[0], self._NAME, *words[2:]]
+
+    def whole(self) -> float:
+        folder = Path(shutil.copytree(SOURCE, self.place / "hub"))
+        tensors = read_tensors(folder)
+        names = sorted(tensors)
+        write_shards(folder, [{name: tensors[name] for name in names[i::4]} for i in range(4)])
+        self.shards = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+        server = self.beside.enter_context(HubServer({self._NAME: {"main": folder}}))
+        server.faults.delay = 1e-4
+        for key in [key for key in self.environment if key.startswith("HF_")]:
+            del self.environment[key]
+        self.environment |= {
+            "HF_ENDPOINT": server.url, "HF_HOME": str(self.place / "hf"),
+            "NO_PROXY": "127.0.0.1,localhost",
+        }  # fmt: skip
+        return super().whole()
+
+    def check(self) -> None:
+        for name, data in files(self.place / "cache" / "checkpoints").items():
+            whole = self.shards.get(Path(name).name.removesuffix(".incomplete"))
+            begun = name.endswith(".incomplete")
+            if whole is not None and data != (whole[: len(data)] if begun else whole):
+                self.wrong(f"{name}: {len(data)} bytes that are not the hub's")
+        super().check()
+
+    def complete(self) -> None:
+        super().complete()
+        left = sorted(files(self.place / "cache"))
+        if left:
+            self.wrong(f"left in the cache in the end: {left}")
+
+
+TRIALS: dict[str, type[Trial]] = {
+    "convert": Convert, "run": Run, "batch": Batch, "chat": Chat, "download": Download,
+}  # fmt: skip
+
+
+def torment(trial: Trial, n_kills: int, chance: random.Random) -> float:
+    """Kill a command so many times; returns the seconds that it takes undisturbed."""
+    seconds = trial.whole()
+    while trial.kills < n_kills:
+        trial.kill_after(chance.uniform(0, seconds))
+        trial.check()
+        if trial.kills % ROUND == 0 or trial.kills == n_kills:
+            trial.complete()
+    return seconds
 
 
 def main() -> int:
@@ -335,14 +404,11 @@ def main() -> int:
     chance, failed = random.Random(arguments.seed), False
     print(f"{'command':10}{'seconds':>9}{'kills':>7}{'ended before':>14}{'faults':>8}")
     for name in arguments.only:
-        with tempfile.TemporaryDirectory(prefix="kills-") as folder:
-            trial = TRIALS[name](Path(folder))
-            seconds = trial.whole()
-            while trial.kills < arguments.kills:
-                trial.kill_after(chance.uniform(0, seconds))
-                trial.check()
-                if trial.kills % ROUND == 0 or trial.kills == arguments.kills:
-                    trial.complete()
+        with (
+            tempfile.TemporaryDirectory(prefix="kills-") as folder,
+            TRIALS[name](Path(folder)) as trial,
+        ):
+            seconds = torment(trial, arguments.kills, chance)
         print(f"{name:10}{seconds:9.2f}{trial.kills:7}{trial.finished:14}{len(trial.faults):8}")
         for fault in trial.faults:
             print(f"  {fault}")

@@ -13,12 +13,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import platform
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +26,7 @@ import llama_cpp
 from infer_os.cache import cache_folder
 
 from .cpu import AMX, repacked_types, used_features
+from .files import write_file
 from .library import load_library
 
 _FILE = "layouts.json"
@@ -115,10 +114,8 @@ def known_trial(folder: Path, run: Callable[[], Trial]) -> Trial:
     if trial.lasting:
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            handle, part = tempfile.mkstemp(dir=folder, prefix=f".{_FILE}.")
-            with os.fdopen(handle, "w") as file:
-                json.dump({"library": key, "complaint": trial.complaint}, file)
-            os.replace(part, folder / _FILE)
+            record = {"library": key, "complaint": trial.complaint}
+            write_file(folder / _FILE, json.dumps(record).encode(), mode=0o600)
     return trial
 
 

@@ -12,7 +12,6 @@ direct  private copies in the fastest layout, read past the page cache: other fi
 
 from __future__ import annotations
 
-import fcntl
 import os
 import resource
 import threading
@@ -21,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from infer_os.native.files import lock_handle
 from infer_os.native.residency import resident_bytes, tells_residency
 
 from .errors import LockShortage
@@ -42,7 +42,7 @@ def in_use(path: Path) -> Iterator[None]:
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock_handle(handle, shared=True)
         yield
     finally:
         os.close(handle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,6 +12,7 @@ from ..convert.errors import OutputError, SourceError
 from ..convert.locks import locked
 from ..convert.source import HubSource, cache_folder
 from ..models.catalog import find_model, near_names
+from ..native.files import lock_handle
 from .files import LOCK, Shelf, shelves, tidy, type_of
 
 
@@ -168,12 +168,8 @@ def _unused(paths: list[Path]) -> Iterator[None]:
             except OSError as error:
                 raise OutputError(f"{path}: cannot be opened: {error.strerror}") from error
             stack.callback(os.close, handle)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OutputError(
-                    f"{path}: a process uses it; end that first, nothing was removed"
-                ) from None
+            if not lock_handle(handle):
+                raise OutputError(f"{path}: a process uses it; end that first, nothing was removed")
         yield
 
 

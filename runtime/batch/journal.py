@@ -10,7 +10,6 @@ CSV and Parquet are written at the end, from a journal beside them.
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import math
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from infer_os.native.files import lock_handle, new_file
 from infer_os.native.owner import Owner
 
 from ..errors import OutputError, SettingsError
@@ -133,13 +133,11 @@ class Journal(Owner):
         except OSError as error:
             raise SettingsError(f"{self._lines}: cannot be written: {error.strerror}") from None
         try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not lock_handle(self._handle):
+                raise SettingsError(f"{self._lines}: another run is writing it")
             if resume:
                 self._size = self._recover()
                 self._begin()
-        except BlockingIOError:
-            os.close(self._handle)
-            raise SettingsError(f"{self._lines}: another run is writing it") from None
         except BaseException:
             os.close(self._handle)
             raise
@@ -219,16 +217,10 @@ class Journal(Owner):
             self.sync()
             if target == self._lines:
                 return
-            temporary = target.with_name(f".{target.name}.tmp")
-            try:
-                with temporary.open("wb") as handle:
-                    write = _write_csv if target.suffix.lower() == ".csv" else _write_parquet
-                    write(self._read_lines(), handle, target)
-                    handle.flush()
-                    os.fsync(handle.fileno())
-                temporary.replace(target)
-            finally:
-                temporary.unlink(missing_ok=True)
+            # the journal is locked, so that nobody else makes the part
+            with new_file(target, part=target.with_name(f".{target.name}.tmp")) as handle:
+                write = _write_csv if target.suffix.lower() == ".csv" else _write_parquet
+                write(self._read_lines(), handle, target)
             self._lines.unlink()
         except OSError as error:
             raise self._failure(target, error) from None
