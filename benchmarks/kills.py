@@ -100,7 +100,7 @@ class Trial:
         return done
 
     def kill_after(self, seconds: float) -> None:
-        """Start, wait, kill."""
+        """Start, wait, kill; counted only if it still ran."""
         with subprocess.Popen(
             [*COMMAND, *self.command()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, env=self.environment,
@@ -110,7 +110,7 @@ class Trial:
                 self.finished += 1
             except subprocess.TimeoutExpired:
                 process.kill()
-        self.kills += 1
+                self.kills += 1
 
 
 def timed(trial: Trial) -> tuple[subprocess.CompletedProcess[bytes], float]:
@@ -293,6 +293,7 @@ class Chat(Trial):
                 self.finished += seconds is not None
             except subprocess.TimeoutExpired:
                 process.kill()
+                self.kills += 1
             reader.join()
         # what /stats says comes after the turn before it was kept
         self.ended = first + sum(line.startswith(b"[prompt") for line in said)
@@ -301,7 +302,6 @@ class Chat(Trial):
 
     def kill_after(self, seconds: float) -> None:
         self.talk(seconds)
-        self.kills += 1
 
     def turns(self) -> list[str]:
         """The messages in the file."""
