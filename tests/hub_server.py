@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -75,7 +76,7 @@ class HubServer:
         class Handler(_Handler):
             server_of = owner
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -124,6 +125,13 @@ def listing(repository: str, folder: Path, commit: str) -> dict[str, Any]:
             entry["lfs"] = {"size": len(data), "sha256": sha256, "pointerSize": 134}
         siblings.append(entry)
     return {"id": repository, "modelId": repository, "sha": commit, "siblings": siblings}
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # a client that is killed resets its connection
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
