@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from infer_os.native.files import lock_handle
+from infer_os.files import lock_handle
 from infer_os.native.residency import resident_bytes, tells_residency
 
 from .errors import LockShortage

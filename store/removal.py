@@ -11,8 +11,8 @@ from pathlib import Path
 from ..convert.errors import OutputError, SourceError
 from ..convert.locks import locked
 from ..convert.source import HubSource, cache_folder
+from ..files import lock_handle
 from ..models.catalog import find_model, near_names
-from ..native.files import lock_handle
 from .files import LOCK, Shelf, shelves, tidy, type_of
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from infer_os.native.files import lock_handle, new_file
+from infer_os.files import lock_handle, new_file
 from infer_os.native.owner import Owner
 
 from ..errors import OutputError, SettingsError
