@@ -24,9 +24,9 @@ from pathlib import Path
 import llama_cpp
 
 from infer_os.cache import cache_folder
+from infer_os.files import write_file
 
 from .cpu import AMX, repacked_types, used_features
-from .files import write_file
 from .library import load_library
 
 _FILE = "layouts.json"
