@@ -16,7 +16,7 @@ from .convert.pipeline import convert
 from .convert.settings import ConvertSettings
 from .convert.source import HubSource, cache_folder
 from .models.bundled import DRAFT, HELD_OUT, TARGET
-from .native.backend import faster_layouts, kernel_status
+from .native.backend import kernel_status, repacking
 from .native.gguf_file import GgufHeader
 from .native.graph_check import read_model_header
 from .runtime.bandwidth import is_known, known_bandwidth, probe_bytes
@@ -181,7 +181,7 @@ def planned_files(
     draft = header_shape(read_model_header(Path(settings.draft))) if named else None
     budget = Budget(
         settings.memory or read_memory().usable,
-        repacked=faster_layouts(kernel_status(settings.native)),
+        repacked=repacking(kernel_status(settings.native)),
     )
     sizes = [batch_sizes(n, request.bench.n_decode, settings.n_threads) for n in batches]
     shape = header_shape(read_model_header(path))

@@ -15,9 +15,9 @@ from .convert.source import HubSource, cache_folder, find_source
 from .models import describe
 from .models.catalog import CatalogModel, find_model, near_names
 from .models.shape import ModelShape, network_shape
-from .native.backend import KernelStatus, faster_layouts, kernel_status
+from .native.backend import KernelStatus, kernel_status, repacking
 from .native.graph_check import read_model_header
-from .native.layouts import Layouts, llama_layouts
+from .native.layouts import Layouts, Repacking, llama_layouts
 from .runtime.bandwidth import Bandwidth, known_bandwidth, measured_now
 from .runtime.choice import Wish, advise, choose, type_table
 from .runtime.errors import MemoryShortage, SettingsError
@@ -153,8 +153,8 @@ def make_answer(request: PlanRequest, *, rates: bool = True) -> PlanAnswer:
     work = first_work(request.model, request.type or "")
     engine = replace(request.engine, draft=request.draft, extras=request.engine.extras | work)
     measured = known_bandwidth(cache_folder(), cpu, memory) if rates else None
-    repacked = faster_layouts(kernel_status(engine.native))
-    budget = _budget(engine.memory or memory.usable, repacked, measured)
+    layouts = repacking(kernel_status(engine.native))
+    budget = _budget(engine.memory or memory.usable, layouts, measured)
     planner, schedule, notes = make_planner(
         shape, Use(engine, request.parallel or 0, draft), budget
     )
@@ -162,10 +162,10 @@ def make_answer(request: PlanRequest, *, rates: bool = True) -> PlanAnswer:
     return PlanAnswer(plan, type_table(planner, plan), draft.name if draft else None, notes)
 
 
-def _budget(limit: int, repacked: frozenset[str], known: Bandwidth | None) -> Budget:
+def _budget(limit: int, layouts: Repacking, known: Bandwidth | None) -> Budget:
     if known is None:
-        return Budget(limit, repacked=repacked)
-    return Budget(limit, known.all_cores, repacked, known.cached)
+        return Budget(limit, repacked=layouts)
+    return Budget(limit, known.all_cores, layouts, known.cached)
 
 
 def find_shape(text: str) -> ModelShape:
@@ -226,7 +226,7 @@ def finest_type(source: str, revision: str | None = None) -> str:
         shape = find_shape(source)
     memory, cpu = read_memory(), read_cpu()
     bandwidth = known_bandwidth(cache_folder(), cpu, memory)
-    budget = _budget(memory.usable, faster_layouts(kernel_status(True)), bandwidth)
+    budget = _budget(memory.usable, repacking(kernel_status(True)), bandwidth)
     planner, _, _ = make_planner(shape, Use(_ANY_CACHE), budget)
     plan = choose(planner, Wish())
     if not plan.fits:
@@ -270,7 +270,7 @@ def make_report() -> SystemReport:
     bandwidth = measured_now(cache_folder(), cpu, memory)
     extensions = read_extensions()
     kernels = kernel_status(True)
-    budget = _budget(memory.usable, faster_layouts(kernels), bandwidth)
+    budget = _budget(memory.usable, repacking(kernels), bandwidth)
     return SystemReport(
         memory=memory,
         cpu=cpu,

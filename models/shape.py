@@ -14,7 +14,7 @@ class WeightOption:
 
     An embedding is read row by row and costs a token nothing, unless it is the head as well.
     ``main`` is the tensor type of most bytes; ``largest_of`` names every type of a matrix that is
-    multiplied with, and the largest of these.
+    multiplied with, and the largest of these; ``kinds`` are the types of all tensors.
     """
 
     type: str
@@ -23,6 +23,7 @@ class WeightOption:
     largest: int
     main: str
     largest_of: tuple[tuple[str, int], ...]
+    kinds: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,10 @@ def weight_option(type: str, tensors: Iterable[SizedTensor]) -> WeightOption:
     total = read = largest = 0
     largest_of: dict[str, int] = {}
     sums: dict[str, int] = {}
+    kinds: set[str] = set()
     for tensor in tensors:
         total += tensor.n_bytes
+        kinds.add(tensor.type)
         largest = max(largest, tensor.n_bytes)
         if tensor.is_lookup:
             continue
@@ -50,7 +53,9 @@ def weight_option(type: str, tensors: Iterable[SizedTensor]) -> WeightOption:
             largest_of[tensor.type] = max(largest_of.get(tensor.type, 0), tensor.n_bytes)
             sums[tensor.type] = sums.get(tensor.type, 0) + tensor.n_bytes
     main = max(sums, key=lambda name: sums[name], default="f32")
-    return WeightOption(type, total, read, largest, main, tuple(largest_of.items()))
+    return WeightOption(
+        type, total, read, largest, main, tuple(largest_of.items()), frozenset(kinds)
+    )
 
 
 @dataclass(frozen=True, slots=True)

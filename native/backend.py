@@ -18,7 +18,7 @@ import llama_cpp
 from .cpu import repacked_types, used_features
 from .ggml_types import ggml_types
 from .kv_state import KvGeometry
-from .layouts import llama_layouts, wanted_layouts
+from .layouts import Repacking, llama_layouts
 from .library import build_complaint, build_info, load_library
 from .logs import route_logs
 
@@ -117,14 +117,14 @@ def _most_columns() -> int:
     return int(most())
 
 
-def faster_layouts(status: KernelStatus) -> frozenset[str]:
-    """Tensor types that gain from llama.cpp's repacking: ours compute in the file's own layout."""
-    return llama_layouts().types - taken_types(status)
+def repacking(status: KernelStatus) -> Repacking:
+    """What decides about the layouts of a file's weights here."""
+    return Repacking(llama_layouts().types, taken_types(status))
 
 
 def file_layouts(kinds: Iterable[str], status: KernelStatus) -> frozenset[str]:
-    """Types of a file's tensors that are laid out anew; see :func:`~.layouts.wanted_layouts`."""
-    return wanted_layouts(kinds, llama_layouts(), taken_types(status))
+    """Types of a file's tensors that get another layout; see :meth:`.layouts.Repacking.of`."""
+    return repacking(status).of(kinds)
 
 
 def layout_notes(kinds: Iterable[str], status: KernelStatus) -> tuple[str, ...]:

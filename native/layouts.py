@@ -49,6 +49,26 @@ class Layouts:
 
 
 @dataclass(frozen=True, slots=True)
+class Repacking:
+    """What decides which weights get another layout: types that llama.cpp may lay out, and ours."""
+
+    moved: frozenset[str] = frozenset()
+    taken: frozenset[str] = frozenset()
+
+    def of(self, kinds: Iterable[str]) -> frozenset[str]:
+        """Types of a file's weights that get another layout; none: the file is used as it is.
+
+        llama.cpp moves every type that it can, or none: what it moves is out of our kernels' reach.
+        So a file with a type that both could take is left to ours, which are faster at it.
+
+        Args:
+            kinds: types of all of the file's tensors.
+        """
+        moved = self.moved.intersection(kinds)
+        return frozenset() if moved & self.taken else moved
+
+
+@dataclass(frozen=True, slots=True)
 class Trial:
     """How a trial went: an empty ``complaint`` if well. ``lasting``: it would go so again."""
 
@@ -127,18 +147,3 @@ def _fingerprint() -> list[str | int]:
         stat = path.stat()
         found += [str(path), stat.st_size, stat.st_mtime_ns]
     return found
-
-
-def wanted_layouts(kinds: Iterable[str], layouts: Layouts, taken: frozenset[str]) -> frozenset[str]:
-    """Types of a file's weights to lay out anew; none: the file is used as it is.
-
-    llama.cpp moves every type that it can, or none: what it moves is out of our kernels' reach. So
-    a file with a type that both could take is left to ours, which are faster at it.
-
-    Args:
-        kinds: types of the file's tensors.
-        layouts: what llama.cpp would take.
-        taken: what our kernels take.
-    """
-    moved = layouts.types.intersection(kinds)
-    return frozenset() if moved & taken else moved

@@ -52,7 +52,7 @@ def choose(planner: Planner, wish: Wish) -> Plan:
     best = next(iter(fine if wish.schedule is None and fine else fitting), None)
     if best is None:
         return _smallest(planner, options, wish, load)
-    if wish.load is None and best.weights.main in planner.budget.repacked:
+    if wish.load is None and _gains(planner, best.weights):
         fast = planner.plan(best.weights, best.schedule, "fast")
         if fast.total <= _ROOM * fast.limit:
             best = fast
@@ -94,6 +94,11 @@ def _options(shape: ModelShape, wish: Wish) -> Sequence[WeightOption]:
     if shape.is_file:
         return shape.options
     return [option for option in shape.options if option.type in CHOSEN_TYPES]
+
+
+def _gains(planner: Planner, weights: WeightOption) -> bool:
+    """Whether most of the weights get a faster layout in private copies."""
+    return weights.main in planner.budget.repacked.of(weights.kinds)
 
 
 def _plain(planner: Planner, kind: str) -> KvSchedule:
@@ -163,7 +168,7 @@ def _reasons(planner: Planner, chosen: Plan, wish: Wish) -> Iterator[str]:
         yield f"load {chosen.load}: as asked"
     elif chosen.load == "fast":
         yield f"load fast: {kind} has a faster layout, and private copies leave room"
-    elif chosen.weights.main in planner.budget.repacked:
+    elif _gains(planner, chosen.weights):
         yield f"load mmap: private copies of {kind} in its faster layout would fill the memory"
     else:
         yield f"load mmap: {kind} has no faster layout; the file's pages are shared"

@@ -8,10 +8,11 @@ reserves (``no_alloc`` contexts of all four families) and is compared with measu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from infer_os.models.shape import ModelShape, WeightOption
 from infer_os.native.kv_state import KvGeometry
+from infer_os.native.layouts import Repacking
 
 from .errors import MemoryShortage
 from .kv_schedule import (
@@ -69,13 +70,13 @@ class Sizes:
 class Budget:
     """What a plan may use: bytes of memory, and the machine's measured read bandwidth.
 
-    ``repacked`` are the tensor types that have a faster layout here, see ``native.cpu``. ``cached``
-    are the rates at which so many bytes are read over and over, the fewest first.
+    ``repacked`` says which weights get a faster layout here. ``cached`` are the rates at which so
+    many bytes are read over and over, the fewest first.
     """
 
     limit: int
     bandwidth: float | None = None
-    repacked: frozenset[str] = frozenset()
+    repacked: Repacking = field(default_factory=Repacking)
     cached: tuple[tuple[int, float], ...] = ()
 
     def rate(self, n_bytes: int) -> float | None:
@@ -216,7 +217,7 @@ def _attention_arrays(shape: ModelShape) -> int:
     return {"phi2": 8, "gpt2": 6}.get(shape.graph, 7)
 
 
-def staging_bytes(weights: WeightOption, load: str, repacked: frozenset[str]) -> int:
+def staging_bytes(weights: WeightOption, load: str, repacked: Repacking) -> int:
     """What loading holds besides the weights: a buffer of one tensor.
 
     ``fast`` needs it for what gets another layout, ``direct`` for everything (aligned reads).
@@ -224,7 +225,8 @@ def staging_bytes(weights: WeightOption, load: str, repacked: frozenset[str]) ->
     if load == "direct":
         return weights.largest
     if load == "fast":
-        return max((size for kind, size in weights.largest_of if kind in repacked), default=0)
+        moved = repacked.of(weights.kinds)
+        return max((size for kind, size in weights.largest_of if kind in moved), default=0)
     return 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from infer_os.models.shape import ModelShape
-from infer_os.native.backend import faster_layouts, kernel_status, layout_notes
+from infer_os.native.backend import kernel_status, layout_notes, repacking
 from infer_os.native.gguf_file import GgufHeader
 from infer_os.native.model import LOAD_MODES, Model
 
@@ -48,7 +48,7 @@ def plan_file(
     shape = header_shape(header)
     status = kernel_status(settings.native)
     limit = settings.memory or read_memory().usable
-    budget = Budget(limit, repacked=faster_layouts(status))
+    budget = Budget(limit, repacked=repacking(status))
     plan, notes = plan_use(shape, Use(settings, draft=draft), budget)
     check_plan(plan)
     if settings.native and not status.in_use:

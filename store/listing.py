@@ -11,7 +11,7 @@ from ..convert.sizes import weight_options
 from ..models import describe
 from ..models.catalog import CATALOG, CatalogModel, find_model, near_names
 from ..models.shape import ModelShape, network_shape
-from ..native.backend import faster_layouts, kernel_status
+from ..native.backend import kernel_status, repacking
 from ..native.errors import GgufError
 from ..native.gguf_file import GgufHeader, read_gguf_header
 from ..runtime.choice import CHOSEN_TYPES
@@ -115,7 +115,7 @@ def list_models() -> ModelList:
     """The whole catalog with its needs, and what is in the cache. Nothing is asked of the hub."""
     cached = cached_models()
     by_title = {model.title: model for model in cached}
-    budget = Budget(read_memory().usable, repacked=faster_layouts(kernel_status(True)))
+    budget = Budget(read_memory().usable, repacked=repacking(kernel_status(True)))
     catalog = tuple(_listed(model, budget, by_title.get(model.id)) for model in CATALOG)
     return ModelList(catalog, tuple(cached), budget.limit)
 
@@ -138,7 +138,7 @@ def show_model(text: str) -> ModelDetails:
         cached = None
     listed = None
     if known is not None:
-        budget = Budget(read_memory().usable, repacked=faster_layouts(kernel_status(True)))
+        budget = Budget(read_memory().usable, repacked=repacking(kernel_status(True)))
         listed = _listed(known, budget, cached)
     files = (
         tuple(_details(file.type, file.path, file.n_bytes) for file in cached.files)

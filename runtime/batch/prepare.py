@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from infer_os.native.backend import faster_layouts, kernel_status, layout_notes
+from infer_os.native.backend import kernel_status, layout_notes, repacking
 from infer_os.native.gguf_file import GgufHeader
 from infer_os.native.model import LOAD_MODES
 
@@ -49,7 +49,7 @@ def plan_batch(
         SettingsError: a context or a cache that is not possible for this model.
     """
     limit = settings.memory or read_memory().usable
-    budget = Budget(limit, repacked=faster_layouts(kernel_status(settings.native)))
+    budget = Budget(limit, repacked=repacking(kernel_status(settings.native)))
     use = Use(settings, parallel, draft.shape if draft else None)
     plan, notes = plan_use(header_shape(header), use, budget)
     if LOAD_MODES[settings.load].repack:

@@ -18,8 +18,8 @@ from infer_os.native import backend
 from infer_os.native.backend import (
     SWITCHED_OFF,
     KernelStatus,
-    faster_layouts,
     kernel_status,
+    repacking,
     start_kernels,
     taken_types,
 )
@@ -129,9 +129,9 @@ def test_what_ours_take_needs_no_other_layout() -> None:
     assert taken_types(start_kernels()) == {"q4_0", "q8_0", "q4_k", "q5_k", "q6_k"}
     for name in taken_types(start_kernels()):
         assert name.upper() in GGMLQuantizationType.__members__
-    repacked = llama_layouts().types
-    assert faster_layouts(SWITCHED_OFF) == repacked
-    assert faster_layouts(start_kernels()) == repacked - taken_types(start_kernels())
+    moved = llama_layouts().types
+    assert repacking(SWITCHED_OFF).of(moved) == moved
+    assert repacking(start_kernels()).of(taken_types(start_kernels())) == frozenset()
 
 
 @needs_kernels

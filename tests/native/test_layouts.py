@@ -18,12 +18,12 @@ from infer_os.native.backend import SWITCHED_OFF, KernelStatus, layout_notes
 from infer_os.native.cpu import repacked_types
 from infer_os.native.layouts import (
     Layouts,
+    Repacking,
     Trial,
     choose_layouts,
     known_trial,
     llama_layouts,
     run_trial,
-    wanted_layouts,
 )
 from infer_os.native.model import Model
 from infer_os.runtime.batch.engine import BatchEngine
@@ -135,8 +135,7 @@ def test_a_folder_that_cannot_be_written_only_costs_time(tmp_path: Path) -> None
 def test_which_types_of_a_file_are_laid_out_anew(
     kinds: set[str], features: tuple[str, ...], taken: set[str], wanted: set[str]
 ) -> None:
-    found = wanted_layouts(kinds, Layouts(repacked_types(features)), frozenset(taken))
-    assert found == wanted
+    assert Repacking(repacked_types(features), frozenset(taken)).of(kinds) == wanted
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from infer_os.models.catalog import find_model
 from infer_os.models.shape import ModelShape, network_shape
 from infer_os.native.context import Context, ContextParams
 from infer_os.native.gguf_file import read_gguf_header
+from infer_os.native.layouts import Repacking
 from infer_os.native.model import Model
 from infer_os.native.residency import context_buffers
 from infer_os.runtime.choice import Wish, automatic_schedule, choose, type_table
@@ -34,7 +35,7 @@ from infer_os.runtime.plan import (
 from infer_os.runtime.shapes import header_shape
 
 MIB, GIB = 1 << 20, 1 << 30
-X86 = frozenset({"q4_0", "q4_k", "iq4_nl"})
+X86 = Repacking(frozenset({"q4_0", "q4_k", "iq4_nl"}))
 
 
 def shape_of(name: str) -> ModelShape:
@@ -84,11 +85,18 @@ def test_what_a_token_reads() -> None:
 def test_the_largest_tensor() -> None:
     bloom = shape_of("bloom-7b1").option("q4_0")
     assert bloom.largest == 250880 * 4096 // 256 * 210  # the tied head in Q6_K
-    assert dict(bloom.largest_of)["q4_0"] == 4096 * 16384 // 32 * 18
+    ffn = 4096 * 16384 // 32 * 18
+    assert dict(bloom.largest_of)["q4_0"] == ffn
     assert bloom.main == "q4_0"
     assert staging_bytes(bloom, "direct", X86) == bloom.largest
-    assert staging_bytes(bloom, "fast", X86) == 4096 * 16384 // 32 * 18
-    assert staging_bytes(bloom, "fast", frozenset()) == 0
+    assert staging_bytes(bloom, "fast", X86) == ffn
+    assert staging_bytes(bloom, "fast", Repacking()) == 0
+    # ours compute the head, which llama.cpp leaves where it is
+    assert staging_bytes(bloom, "fast", replace(X86, taken=frozenset({"q6_k"}))) == ffn
+    # with AMX it would move the head as well, so nothing of the file is moved
+    amx = Repacking(X86.moved | {"q6_k"}, frozenset({"q6_k"}))
+    assert staging_bytes(bloom, "fast", amx) == 0
+    assert staging_bytes(bloom, "fast", replace(amx, taken=frozenset())) == bloom.largest
     assert staging_bytes(bloom, "mmap", X86) == 0
     assert staging_bytes(bloom, "locked", X86) == 0
 
