@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .benching import BenchResult, Output
@@ -18,7 +18,9 @@ from .convert.settings import ConvertSettings
 from .convert.source import HubSource
 from .convert.types import RECIPES, recipe_named
 from .models.bundled import HELD_OUT, TARGET
+from .models.shape import ModelShape
 from .native.graph_check import read_model_header
+from .planning import find_shape
 from .runtime.benchmark.quality import (
     Candidate,
     QualitySettings,
@@ -29,21 +31,26 @@ from .runtime.benchmark.quality import (
 )
 from .runtime.benchmark.rows import make_place, make_rows
 from .runtime.errors import BenchError, SettingsError
-from .runtime.machine import read_cpu
-from .runtime.settings import EngineSettings
-from .store.files import ModelWish, find_model_source, model_file
+from .runtime.machine import read_cpu, read_memory
+from .runtime.plan import Budget, check_plan
+from .runtime.settings import EngineSettings, Extra
+from .runtime.shapes import header_shape
+from .runtime.use import plan_eval
+from .store.files import ModelWish, find_model_source, model_file, shelf_of
 
 DEFAULT_TYPES = ("q8_0", "q4_k_m", "q4_0")
 #: A reference that would be larger than this as F32 is F16.
 _LARGEST_F32 = 8 << 30
 _LARGEST_TEXT = 64 << 20
+_REMEDIES = "choose smaller --types, a smaller --reference or --window, or raise --memory"
 
 
 @dataclass(frozen=True, slots=True)
 class EvalRequest:
     """What to evaluate. No ``models`` is the bundled one; several must be files.
 
-    ``reference`` "" is a folder's own weights as F32, and nothing for a file.
+    ``reference`` "" is a folder's own weights as F32, and nothing for a file. ``memory`` is what
+    everything may take in bytes, 0 for what there is; ``extras`` are for the plan.
     """
 
     models: tuple[str, ...]
@@ -52,6 +59,8 @@ class EvalRequest:
     types: tuple[str, ...]
     kvs: tuple[str, ...]
     settings: QualitySettings
+    memory: int = 0
+    extras: frozenset[Extra] = frozenset((Extra.EVALUATION,))
 
 
 def parse_types(text: str) -> tuple[str, ...]:
@@ -75,11 +84,13 @@ def run_eval(request: EvalRequest, command: str, output: Output) -> BenchResult:
         BenchError: the text cannot be read, or the reference has another vocabulary.
         EvaluateError: the text is too short.
         SettingsError: a cache that the model cannot have, or options that do not go together.
+        MemoryShortage: a file and the reference do not fit; nothing was converted or loaded.
         Whatever converting and loading raise.
     """
     text = _text(request)
     sources = [_source(name) for name in request.models] or [TARGET]
     _check_types(request, sources)
+    _check_memory(request, sources)
     with tempfile.TemporaryDirectory(prefix="infer-os-eval-") as place:
         folder = Path(place)
         reference, notes = _reference(request, sources, folder, output)
@@ -136,6 +147,52 @@ def _check_types(request: EvalRequest, sources: list[Path | HubSource]) -> None:
         raise SettingsError(
             "two MODELs have the same file name; their rows could not be told apart"
         )
+
+
+def _check_memory(request: EvalRequest, sources: list[Path | HubSource]) -> None:
+    """See, before anything is converted, that each file fits beside the reference.
+
+    Raises:
+        MemoryShortage: one does not.
+        SettingsError: a cache that the model cannot have.
+    """
+    names = request.models or (str(TARGET),)
+    budget = Budget(request.memory or read_memory().usable)
+    compared = _reference_shape(request, names[0], sources[0])
+    converts = any(not _is_file(source) for source in sources)
+    extras = request.extras | ({Extra.CONVERSION} if converts else set())
+    for name, source in zip(names, sources, strict=True):
+        kinds = ("",) if _is_file(source) else request.types or DEFAULT_TYPES
+        for kind in kinds:
+            shape = _shape(name, source, kind)
+            for kv in request.kvs:
+                settings = EngineSettings(
+                    request.settings.window, threads=request.settings.threads, kv=kv, extras=extras
+                )
+                check_plan(plan_eval(shape, compared, settings, budget), _REMEDIES)
+
+
+def _reference_shape(
+    request: EvalRequest, name: str, source: Path | HubSource
+) -> ModelShape | None:
+    if request.reference:
+        name, source = request.reference, _source(request.reference)
+    elif not isinstance(source, Path) or _is_file(source):
+        return None
+    if not isinstance(source, Path):
+        return _shape(name, source, "f16")
+    if _is_file(source):
+        return _shape(name, source, "")
+    exact = _shape(name, source, "f32")
+    return exact if exact.options[0].n_bytes <= _LARGEST_F32 else _shape(name, source, "f16")
+
+
+def _shape(name: str, source: Path | HubSource, kind: str) -> ModelShape:
+    """Of a file, or of what will be a file of that type."""
+    if isinstance(source, HubSource) and (made := shelf_of(source).file(kind)).exists():
+        return header_shape(read_model_header(made))
+    shape = find_shape(name)
+    return shape if shape.is_file else replace(shape, options=(shape.option(kind),))
 
 
 def _reference(

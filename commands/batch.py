@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..models.styles import TEMPLATE
 from ..runtime.batch.settings import BatchSettings
 from ..runtime.settings import EngineSettings, Extra, SamplingSettings, StopSettings
 from ..terminal import console
@@ -61,6 +62,8 @@ def batch(
         check_output(output, resume=resume, force=force, source=input)
     if ".parquet" in (input.suffix.lower(), output.suffix.lower()):
         settings = replace(settings, extras=settings.extras | {Extra.PARQUET})
+    if batch_settings.style in ("", TEMPLATE):  # for conversations; what comes is not known yet
+        settings = replace(settings, extras=settings.extras | {Extra.TEMPLATE})
     values, total = _open_input(input)
     with ExitStack() as stack:
         journal = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..terminal import console
 from . import measuring, options
-from .groups import count_option
+from .groups import count_option, size_option
 
 
 def evaluate(
@@ -17,6 +17,7 @@ def evaluate(
     windows: measuring.Windows = 32,
     rows: options.RowsFile = None,
     report: measuring.Report = None,
+    memory: options.Memory = "",
     threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
@@ -29,13 +30,16 @@ def evaluate(
     from ..runtime.benchmark.quality import QualitySettings
     from ..runtime.benchmark.report import check_outputs
     from ..runtime.benchmark.settings import split_specs
+    from ..runtime.settings import Extra
     from ..store.files import Reporter
     from ..terminal import render_bench
 
+    work = {Extra.EVALUATION} | ({Extra.REPORT} if report else set())
     request = EvalRequest(
         tuple(models or ()), text, reference, parse_types(types),
         split_specs("--kv", tuple(kv or ("f16",))),
         QualitySettings(window, windows, count_option("threads", threads)),
+        size_option("--memory", memory), frozenset(work),
     )  # fmt: skip
     check_outputs(rows, report)
     with console.progress_steps() as steps:

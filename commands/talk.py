@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..models.styles import TEMPLATE
 from ..runtime.settings import EngineSettings, Extra
 from ..store.files import ModelWish
 from ..terminal import console
@@ -68,6 +69,8 @@ def conversation_on(
             stack.enter_context(keeper)
         # any conversation may be saved, by --session or while it goes on
         extras = {Extra.SESSION} | ({Extra.TERMINAL} if console.stdin_is_terminal() else set())
+        if talk.style in ("", TEMPLATE):
+            extras.add(Extra.TEMPLATE)
         settings = replace(settings, extras=settings.extras | extras)
         engine, load_s = loading.load_engine(model, settings)
         stack.enter_context(closing(engine))

@@ -65,7 +65,8 @@ class ModelShape:
     ``parallel`` says that attention and feed-forward read the same input (GPT-J always, GPT-NeoX by
     its config), ``rotates`` that llama.cpp may rotate a quantized cache (the weights do it for
     themselves if a rotation was folded in). ``is_file`` says that the weights lie there already, in
-    their only type.
+    their only type, ``has_template`` that they come with a chat template.
+    ``n_places`` are those of its tokens, see ``native.constraint``, 0 where nobody counted them.
     """
 
     name: str
@@ -81,6 +82,8 @@ class ModelShape:
     options: tuple[WeightOption, ...]
     rotates: bool = True
     is_file: bool = False
+    has_template: bool = False
+    n_places: int = 0
 
     def option(self, type: str) -> WeightOption:
         """The weights in that type.

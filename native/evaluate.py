@@ -157,12 +157,17 @@ def cut_windows(
     return windows.astype(np.int32)
 
 
+def evaluation_batch(n_vocab: int, n_ctx: int) -> int:
+    """Tokens of a batch that keeps the logits of all of them in bounded memory."""
+    batch = _LOGIT_BYTES // (4 * n_vocab) // 32 * 32
+    return min(n_ctx, max(_SMALLEST_BATCH, min(batch, _LARGEST_BATCH)))
+
+
 def evaluation_context(
     subject: Subject, settings: WindowSettings, observer: Observer | None = None
 ) -> Context:
     """A context for one window whose batches keep the logits of all tokens in bounded memory."""
-    batch = _LOGIT_BYTES // (4 * subject.model.vocab.n_tokens) // 32 * 32
-    batch = min(settings.n_ctx, max(_SMALLEST_BATCH, min(batch, _LARGEST_BATCH)))
+    batch = evaluation_batch(subject.model.vocab.n_tokens, settings.n_ctx)
     params = ContextParams(
         n_ctx=settings.n_ctx, n_threads=settings.n_threads, n_batch=batch, n_outputs_max=batch,
         type_k=subject.type_k, type_v=subject.type_v,

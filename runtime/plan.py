@@ -26,7 +26,7 @@ from .sizes import size_text
 
 #: Interpreter, libraries and graphs, and what llama.cpp and we keep of each token of a vocabulary;
 #: measured with vocabularies of 50 k and 250 k tokens (docs/memory.md).
-PROCESS_BYTES = 71_000_000
+PROCESS_BYTES = 73_000_000
 VOCABULARY_BYTES = 325
 
 #: When a process is at its largest that converts a small model, or draws a report of one.
@@ -304,8 +304,14 @@ class Planner:
         )
 
 
-def check_plan(plan: Plan) -> None:
-    """Refuse a model that can only thrash.
+#: What makes a plan smaller, for most commands.
+REMEDIES = (
+    "convert to a smaller --type, lower --context, quantize the cache (--kv), or raise --memory"
+)
+
+
+def check_plan(plan: Plan, remedies: str = REMEDIES) -> None:
+    """Refuse a model that can only thrash; ``remedies`` say what would help.
 
     Raises:
         MemoryShortage: the plan does not fit; carries it.
@@ -320,7 +326,6 @@ def check_plan(plan: Plan) -> None:
         needed = size_text(plan.total, up=True)
         raise MemoryShortage(
             f"{plan.shape.name}: does not fit: it needs {needed} ({listed}) for "
-            f"{plan.sizes.n_ctx} tokens, but may use {size_text(plan.limit)}; convert to a "
-            "smaller --type, lower --context, quantize the cache (--kv), or raise --memory",
+            f"{plan.sizes.n_ctx} tokens, but may use {size_text(plan.limit)}; {remedies}",
             plan,
         )

@@ -14,7 +14,7 @@ from .loading import check_lockable, check_locked, drop_pages, locked_bytes, pre
 from .machine import read_memory
 from .plan import Budget, Plan, check_plan
 from .positions import context_for
-from .settings import EngineSettings
+from .settings import EngineSettings, Extra
 from .shapes import header_shape
 from .use import Use, plan_use
 
@@ -45,7 +45,7 @@ def plan_file(
         SettingsError: a context or a cache that is not possible for this model.
         MemoryShortage: it does not fit into ``--memory``, or into what is available.
     """
-    shape = header_shape(header)
+    shape = header_shape(header, constrained=Extra.CONSTRAINT in settings.extras)
     status = kernel_status(settings.native)
     limit = settings.memory or read_memory().usable
     budget = Budget(limit, repacked=repacking(status))

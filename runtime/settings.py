@@ -121,7 +121,10 @@ class Extra(Enum):
     PARQUET = "Parquet"
     CONSTRAINT = "grammar"
     BENCH = "benchmark"
+    EVALUATION = "evaluation"
     REPORT = "report"
+    #: The process that renders it, if the model's file has one.
+    TEMPLATE = "chat template"
 
     @property
     def converts(self) -> bool:

@@ -6,9 +6,11 @@ import math
 
 from infer_os.models.rotation import ROTATION_KEY
 from infer_os.models.shape import ModelShape, SizedTensor, WeightOption, weight_option
+from infer_os.native.constraint import count_places
 from infer_os.native.gguf_file import GgufHeader
 from infer_os.native.kv_state import kv_geometry
 
+_TEMPLATE_KEY, _TOKENS_KEY = "tokenizer.chat_template", "tokenizer.ggml.tokens"
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 _LOOKED_UP = (_EMBEDDING, "position_embd.weight")
 # tensors that a mixture leaves in other types than its name says
@@ -17,8 +19,10 @@ _MATRICES = ("ffn_up.weight", "ffn_down.weight", "attn_qkv.weight", "attn_output
 _MIXTURES = {12: "q3_k_m", 14: "q4_k_s", 15: "q4_k_m", 17: "q5_k_m"}
 
 
-def header_shape(header: GgufHeader) -> ModelShape:
+def header_shape(header: GgufHeader, *, constrained: bool = False) -> ModelShape:
     """The shape of a file's model; its only type is the file's own.
+
+    ``constrained`` counts what a constraint needs of its tokens, a second for 250,000.
 
     Raises:
         GgufError: a size in the header that is no number.
@@ -41,6 +45,8 @@ def header_shape(header: GgufHeader) -> ModelShape:
         options=(_weights(header),),
         rotates=ROTATION_KEY not in header.metadata,
         is_file=True,
+        has_template=bool(header.metadata.get(_TEMPLATE_KEY)),
+        n_places=count_places(header.metadata.get(_TOKENS_KEY, ())) if constrained else 0,
     )
 
 

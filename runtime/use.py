@@ -12,19 +12,30 @@ from dataclasses import dataclass, replace
 
 from infer_os.models.shape import ModelShape
 from infer_os.native.constraint import constraint_bytes
+from infer_os.native.evaluate import evaluation_batch
 
 from .batch.scheduler import MOST_GUESSING, output_rows, slots_for
 from .choice import Wish, choose
-from .kv_schedule import KvSchedule, KvStage, choose_schedule
-from .plan import Beside, Budget, Plan, Planner, Sizes, kv_model
+from .kv_schedule import KvSchedule, KvStage, choose_schedule, schedule_from_spec
+from .plan import (
+    PROCESS_BYTES,
+    VOCABULARY_BYTES,
+    Beside,
+    Budget,
+    Plan,
+    Planner,
+    Sizes,
+    kv_model,
+)
 from .positions import context_for
 from .settings import EngineSettings, Extra
 
 #: Rows that a step of a batch computes at most.
 N_BATCH = 512
-#: A batch's records, answers and arrays, and what each of its sequences adds: a sampler and a place
-#: in the graph (measured with 1 to 32 sequences of full prompts).
-BATCH_BYTES, SEQUENCE_BYTES = 5_000_000, 250_000
+#: A batch's records, answers and arrays, what each of its sequences adds, a sampler and a place in
+#: the graph, and what drawing takes of each token of the vocabulary (measured with 1 to 32
+#: sequences of full prompts, and with 2 k to 250 k tokens).
+BATCH_BYTES, SEQUENCE_BYTES, _TOKEN_DRAWN = 4_000_000, 250_000, 40
 #: Guessing: filters, counts and what verifies them. A draft model's context has a graph of its own.
 GUESSING_BYTES, DRAFT_BYTES = 2_500_000, 2_000_000
 #: What a second engine adds to its plan: a graph, and its part of the vocabulary.
@@ -37,6 +48,7 @@ _MB = 1_000_000
 _LEFT = {
     Extra.CONVERSION: 5 * _MB, Extra.DOWNLOAD: 12 * _MB, Extra.SESSION: 5 * _MB,
     Extra.TERMINAL: 12 * _MB, Extra.PARQUET: 52 * _MB, Extra.BENCH: 12 * _MB,
+    Extra.TEMPLATE: 22 * _MB, Extra.EVALUATION: 6 * _MB,
 }  # fmt: skip
 #: What a conversion leaves of each token of the vocabulary.
 _TOKEN_LEFT = 140
@@ -81,17 +93,20 @@ def beside(shape: ModelShape, use: Use) -> Beside:
     """What the process holds besides the model, by name, and what passes before or after it."""
     parts: list[tuple[str, int]] = []
     if use.parallel:
-        parts.append(("records", BATCH_BYTES + SEQUENCE_BYTES * use.n_seq))
+        drawn = _TOKEN_DRAWN * shape.n_vocab
+        parts.append(("records", BATCH_BYTES + SEQUENCE_BYTES * use.n_seq + drawn))
     if use.settings.draft != "none":
         parts.append(("guessing", GUESSING_BYTES + DRAFT_BYTES * use.n_drafts))
     passing = 0
     largest = max(option.n_bytes for option in shape.options)
     for extra in sorted(use.settings.extras, key=lambda extra: extra.name):
+        if extra is Extra.TEMPLATE and not shape.has_template:
+            continue
         if extra in _LEFT:
             tokens = _TOKEN_LEFT * shape.n_vocab if extra.converts else 0
             parts.append((extra.value, _LEFT[extra] + tokens))
         if extra is Extra.CONSTRAINT:
-            parts.append((extra.value, constraint_bytes(shape.n_vocab)))
+            parts.append((extra.value, constraint_bytes(shape.n_vocab, shape.n_places)))
         if extra.converts:
             passing = max(passing, min(_CONVERTING, largest - _ENGINE_ALONE))
         if extra is Extra.REPORT:
@@ -132,6 +147,42 @@ def plan_bench(
     kept = min(first.kv + first.compute, _KEPT_FREE)
     passing = max(first.beside.passing, sequences + BATCH_BYTES + kept - more)
     return replace(first, beside=replace(first.beside, parts=parts, passing=passing))
+
+
+def plan_eval(
+    shape: ModelShape, reference: ModelShape | None, settings: EngineSettings, budget: Budget
+) -> Plan:
+    """The plan of an evaluation of one file with one cache, beside a reference with an F16 cache.
+
+    Args:
+        shape: the file's, in its only type.
+        reference: that of what it is compared with, in its only type; None is nothing.
+        settings: whose context is the window, and whose cache is the file's.
+        budget: what it may take.
+
+    Raises:
+        SettingsError: a cache that is not possible for this model.
+    """
+    window = settings.context
+    schedule, _ = schedule_from_spec(settings.kv, kv_model(shape, settings.n_threads), window)
+    staged = len(schedule.stages) > 1
+    batch = N_BATCH if staged else evaluation_batch(shape.n_vocab, window)
+    # of a window's second half there are logits, so the first batches have none
+    ends = [min(start + batch, window) for start in range(0, window, batch)]
+    rows = 1 if staged else max(min(batch, end - window // 2) for end in ends)
+    sizes = Sizes(window, 1, batch, rows, settings.n_threads)
+    around = beside(shape, Use(settings))
+    parts = list(around.parts)
+    if reference is not None:
+        plain = KvSchedule((KvStage("f16", "f16", window),))
+        other = Planner(reference, sizes, budget).plan(reference.options[0], plain, "mmap")
+        parts.append(("reference", other.total - PROCESS_BYTES))
+    if staged:  # all rows of a window, of which one model's are copied; and a vocabulary of its own
+        scored = (window - window // 2) * shape.n_vocab * 4
+        copies = 2 if reference is None else 3
+        parts.append(("rows of logits", copies * scored + VOCABULARY_BYTES * shape.n_vocab))
+    planner = Planner(shape, sizes, budget, beside=replace(around, parts=tuple(parts)))
+    return planner.plan(shape.options[0], schedule, "mmap")
 
 
 def make_planner(

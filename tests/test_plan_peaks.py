@@ -64,11 +64,12 @@ def peak_of(place: Path, words: list[str], stdin: str) -> tuple[int, int, str]:
         "batch model.gguf -i records.jsonl -n 2 --context 1024 --parallel 8",
         "batch model.gguf -i records.jsonl -n 2 --context 1024 --parallel 9",
         "chat model.gguf --context 1024 --session talk.session",
+        "eval model.gguf --text prompt.txt --window 256 --windows 1 --reference draft.gguf",
         f"run --model {TARGET} --context 1024 --type q8_0",
     ],
 )
 def test_no_peak_is_above_its_plan(place: Path, command: str) -> None:
-    """What a command says it needs is what it takes, or up to 12 MB more."""
+    """What a command says it needs is what it takes, or up to 10 MB or 5 % more."""
     words = command.split()
     stdin = f"{_TEXT}\n/quit\n" if words[0] == "chat" else _TEXT
     _, _, refused = peak_of(place, [*words, "--memory", "1"], stdin)
@@ -76,4 +77,4 @@ def test_no_peak_is_above_its_plan(place: Path, command: str) -> None:
     assert found is not None, refused
     code, peak, said = peak_of(place, words, stdin)
     assert code == 0, said
-    assert peak <= float(found[1]) * 1e6 <= peak + 12e6
+    assert peak <= float(found[1]) * 1e6 <= peak + max(peak / 20, 10e6)

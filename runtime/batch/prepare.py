@@ -12,7 +12,7 @@ from infer_os.native.model import LOAD_MODES
 
 from ..machine import read_memory
 from ..plan import Budget, Plan, check_plan
-from ..settings import EngineSettings
+from ..settings import EngineSettings, Extra
 from ..shapes import header_shape
 from ..use import Use, plan_use
 from .drafts import BatchDraft
@@ -51,7 +51,8 @@ def plan_batch(
     limit = settings.memory or read_memory().usable
     budget = Budget(limit, repacked=repacking(kernel_status(settings.native)))
     use = Use(settings, parallel, draft.shape if draft else None)
-    plan, notes = plan_use(header_shape(header), use, budget)
+    shape = header_shape(header, constrained=Extra.CONSTRAINT in settings.extras)
+    plan, notes = plan_use(shape, use, budget)
     if LOAD_MODES[settings.load].repack:
         kinds = (t.type.name for t in header.tensors)
         notes = (*notes, *layout_notes(kinds, kernel_status(settings.native)))

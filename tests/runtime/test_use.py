@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from helpers import Converter
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
 from infer_os.models.bundled import DRAFT, TARGET
+from infer_os.native.constraint import constraint_bytes, count_places
 from infer_os.native.gguf_file import read_gguf_header
 from infer_os.planning import PlanRequest, make_answer
 from infer_os.runtime.batch.drafts import read_draft
@@ -18,7 +20,7 @@ from infer_os.runtime.plan import Budget, Sizes
 from infer_os.runtime.prepare import plan_file
 from infer_os.runtime.settings import EngineSettings, Extra
 from infer_os.runtime.shapes import header_shape
-from infer_os.runtime.use import Use, plan_bench, plan_use
+from infer_os.runtime.use import Use, plan_bench, plan_eval, plan_use
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def test_a_plan_says_what_a_load_takes(pair: tuple[Path, Path]) -> None:
 
 
 def test_what_else_a_process_does_is_in_its_plan(pair: tuple[Path, Path]) -> None:
-    shape = header_shape(read_gguf_header(pair[0]))
+    shape = replace(header_shape(read_gguf_header(pair[0])), has_template=True)
     plain, _ = plan_use(shape, Use(EngineSettings()), Budget(1 << 40))
     for extra in Extra:
         settings = EngineSettings(extras=frozenset((extra,)))
@@ -78,6 +80,41 @@ def test_what_else_a_process_does_is_in_its_plan(pair: tuple[Path, Path]) -> Non
         assert plan.total > plain.total, extra
         if extra is not Extra.REPORT:
             assert [name for name, _ in plan.beside.parts] == [extra.value]
+
+
+def test_a_template_is_rendered_where_there_is_one(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    header = read_gguf_header(pair[0])
+    settings = EngineSettings(extras=frozenset((Extra.TEMPLATE,)))
+    plain, _ = plan_file(header, EngineSettings())
+    assert plan_file(header, settings)[0].total == plain.total
+    header.metadata["tokenizer.chat_template"] = "{{ messages[0].content }}"
+    assert header_shape(header).has_template
+    assert plan_file(header, settings)[0].total >= plain.total + 21_000_000
+
+
+def test_a_constraint_takes_memory_by_the_tokens(pair: tuple[Path, Path]) -> None:
+    assert count_places(["a", "ab", "abc", "b", "ba", "abd"]) == 6
+    assert count_places([]) == 0
+    shape = header_shape(read_gguf_header(pair[0]), constrained=True)
+    assert shape.n_vocab < shape.n_places < 10 * shape.n_vocab
+    assert constraint_bytes(100, 300) < constraint_bytes(100, 400) < constraint_bytes(100)
+    settings = EngineSettings(extras=frozenset((Extra.CONSTRAINT,)))
+    plan, _ = plan_file(read_gguf_header(pair[0]), settings)
+    assert plan.beside.parts == (("grammar", constraint_bytes(shape.n_vocab, shape.n_places)),)
+
+
+@pytest.mark.parametrize(("window", "rows"), [(256, 128), (1024, 512), (600, 300), (900, 450)])
+def test_an_evaluation_holds_the_logits_of_second_halves(
+    pair: tuple[Path, Path], window: int, rows: int
+) -> None:
+    shape = header_shape(read_gguf_header(pair[0]))
+    settings, budget = EngineSettings(window, kv="f16"), Budget(1 << 40)
+    alone = plan_eval(shape, None, settings, budget)
+    assert alone.sizes.n_rows == rows
+    other = header_shape(read_gguf_header(pair[1]))
+    assert plan_eval(shape, other, settings, budget).total > alone.total + other.options[0].n_bytes
+    staged = plan_eval(shape, None, replace(settings, kv=f"f16:{window // 2},q8_0"), budget)
+    assert dict(staged.beside.parts)["rows of logits"] > window * shape.n_vocab * 4
 
 
 def test_a_benchmark_holds_all_its_caches(pair: tuple[Path, Path]) -> None:
