@@ -255,16 +255,18 @@ def draft_bytes(shape: ModelShape, sizes: Sizes) -> int:
 
 
 def decode_tokens_per_s(
-    shape: ModelShape, weights: WeightOption, schedule: KvSchedule, budget: Budget
+    shape: ModelShape, weights: WeightOption, schedule: KvSchedule, budget: Budget, n_seq: int = 1
 ) -> float | None:
-    """Tokens per second at most, where nothing is guessed: every weight is read for each.
+    """Tokens per second at most, where nothing is guessed, of all sequences that step together.
 
-    While one token is held: more of the context only adds what is read.
+    A step reads every weight once, and what each sequence holds. While that is one token: more of
+    the context only adds what is read.
     """
     model = kv_model(shape)
-    n_bytes = weights.read_bytes + schedule.stages[0].form(model).token_bytes(model.geometry)
+    held = schedule.stages[0].form(model).token_bytes(model.geometry)
+    n_bytes = weights.read_bytes + n_seq * held
     rate = budget.rate(n_bytes)
-    return rate / n_bytes if rate else None
+    return n_seq * rate / n_bytes if rate else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +302,9 @@ class Planner:
             draft=self.beside.n_drafts * draft_bytes(self.draft, sizes) if self.draft else 0,
             limit=self.budget.limit,
             beside=self.beside,
-            tokens_per_s=decode_tokens_per_s(shape, weights, schedule, self.budget),
+            tokens_per_s=decode_tokens_per_s(
+                shape, weights, schedule, self.budget, sizes.n_seq if self.beside.batch else 1
+            ),
         )
 
 

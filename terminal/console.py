@@ -234,6 +234,14 @@ def paragraph(text: str, name: str = "", indent: int = 0) -> None:
     note(name.ljust(indent) + f"\n{' ' * indent}".join(lines))
 
 
+def answer_paragraph(text: str) -> None:
+    """Print text to stdout, on a terminal with lines broken between words."""
+    if sys.stdout.isatty():
+        width = max(shutil.get_terminal_size().columns, 12)
+        text = "\n".join(textwrap.wrap(text, width, break_on_hyphens=False))
+    answer(text)
+
+
 def definitions(rows: Iterable[tuple[str, str]]) -> None:
     """Print names and what they stand for to stderr, in two columns as wide as the terminal."""
     rows = list(rows)

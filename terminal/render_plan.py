@@ -10,7 +10,7 @@ from . import console
 from .render import kernels_json, kernels_text
 
 if TYPE_CHECKING:
-    from ..planning import PlanAnswer, SystemReport
+    from ..planning import PlanAnswer, Recommendation, SystemReport
     from ..runtime.plan import Plan
 
 #: Columns that the ranking of the models takes whole.
@@ -99,11 +99,13 @@ def show_answer(answer: PlanAnswer) -> None:
         console.table(("type", "weights", "total", "fits", "tokens/s at most"), rows)
     console.answer("")
     for text in (*plan.reasons, *answer.notes):
-        console.answer(text)
+        console.answer_paragraph(text)
     if plan.tokens_per_s:
-        console.answer(
+        n = plan.sizes.n_seq
+        what = "token" if n == 1 else f"step of {n} sequences"
+        console.answer_paragraph(
             f"at most {_rate(plan.tokens_per_s)} tokens/s without guesses: how fast this machine "
-            "reads, over the bytes read per token"
+            f"reads, over the bytes read per {what}"
         )
 
 
@@ -150,6 +152,7 @@ def system_json(report: SystemReport) -> dict[str, Any]:
         "recommended": best and best.model.id,
         "recommendation": best and {
             "model": best.model.id, "type": best.plan.weights.type, "bytes": best.plan.total,
+            "command": run_command(best),
             "kv": best.plan.schedule.spec, "tokens_per_s": best.plan.tokens_per_s,
             "reaches_floor": best.fast, "floor_tokens_per_s": FLOOR,
             "headroom": headroom(memory.usable),
@@ -197,7 +200,9 @@ def show_system(report: SystemReport) -> None:
     heads = ("model", "type", "memory", "fits", "tokens/s at most", "cache")
     console.table(heads, ranking, left=2)
     console.answer("")
-    console.answer(_recommendation(report))
+    console.answer_paragraph(_recommendation(report))
+    if report.recommended is not None:
+        console.answer_paragraph(f"  {run_command(report.recommended)}")
 
 
 def _recommendation(report: SystemReport) -> str:
@@ -212,10 +217,19 @@ def _recommendation(report: SystemReport) -> str:
         if best.fast
         else f"the fastest that fits; none leaves {room} to others and can reach {FLOOR:g} tokens/s"
     )
-    return (
-        f"recommended: {best.model.id} as {kind}, {console.size(best.plan.total, up=True)}: {rule} "
-        f"(infer-os run --model {best.model.name} --type {kind})"
-    )
+    size = console.size(best.plan.total, up=True)
+    return f"recommended: {best.model.id} as {kind}, {size}: {rule}"
+
+
+def run_command(best: Recommendation) -> str:
+    """The command that does as a recommendation's plan says."""
+    plan = best.plan
+    words = ["infer-os run --model", best.model.name, "--type", plan.weights.type]
+    if plan.schedule.spec != "f16":
+        words += ["--kv", plan.schedule.spec]
+    if plan.load != "mmap":
+        words += ["--load", plan.load]
+    return " ".join(words)
 
 
 def _layouts(report: SystemReport) -> str:

@@ -27,9 +27,11 @@ from infer_os.planning import (
 )
 from infer_os.runtime.choice import FLOOR, headroom
 from infer_os.runtime.errors import MemoryShortage
+from infer_os.runtime.kv_schedule import KvSchedule, KvStage
 from infer_os.runtime.plan import Budget
 from infer_os.runtime.prepare import plan_file
 from infer_os.runtime.settings import EngineSettings
+from infer_os.terminal.render_plan import run_command
 
 PLAN_KEYS = {
     "weights", "kv", "compute", "logits", "draft", "total", "fits", "choice",
@@ -284,6 +286,17 @@ def test_what_is_recommended_leaves_room(no_cache: None) -> None:
     assert best is not None and best.fast
     assert best.plan.weights.type == "q6_k"
     assert best.plan.total <= 23.5e9 - headroom(int(23.5e9))
+
+
+def test_what_is_recommended_is_a_command(no_cache: None) -> None:
+    """It says everything in which its plan differs from what ``run`` does by itself."""
+    (gptj,) = ranked(("gpt-j-6B", 9, 300))
+    best = recommend([gptj])
+    assert best is not None
+    assert run_command(best) == f"infer-os run --model gpt-j-6B --type {best.plan.weights.type}"
+    stages = KvSchedule((KvStage("f16", "f16", 512), KvStage("q8_0", "q8_0", 2048)))
+    other = replace(best, plan=replace(best.plan, schedule=stages, load="fast"))
+    assert run_command(other).endswith(" --kv f16:512,q8_0:2048 --load fast")
 
 
 def test_what_is_recommended_is_fast_enough(no_cache: None) -> None:

@@ -21,6 +21,7 @@ from infer_os.runtime.choice import Wish, automatic_schedule, choose, type_table
 from infer_os.runtime.errors import MemoryShortage
 from infer_os.runtime.kv_schedule import KvSchedule, KvStage
 from infer_os.runtime.plan import (
+    Beside,
     Budget,
     Plan,
     Planner,
@@ -254,6 +255,20 @@ def test_the_bound_of_speed() -> None:
     assert decode_tokens_per_s(shape, weights, whole("f16"), budget) == pytest.approx(expected)
     assert plan().tokens_per_s == pytest.approx(2 * expected)
     assert decode_tokens_per_s(shape, weights, whole("f16"), Budget(0)) is None
+
+
+def test_the_bound_of_a_batch_is_that_of_its_steps() -> None:
+    """Sequences that step together share the reading of the weights."""
+    shape = shape_of("gpt-j-6B")
+    budget = Budget(64 * GIB, 10e9)
+    one, eight = (
+        Planner(shape, Sizes(512, n), budget, beside=Beside(batch=True)).plan(
+            shape.option("q4_0"), whole("f16"), "mmap"
+        )
+        for n in (1, 8)
+    )
+    assert one.tokens_per_s is not None and eight.tokens_per_s is not None
+    assert 7.9 * one.tokens_per_s < eight.tokens_per_s < 8 * one.tokens_per_s
 
 
 @pytest.mark.parametrize(
