@@ -10,10 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from chat_templates import TEMPLATES, checkpoint_folder
 from helpers import PARALLEL, Converter
 from in_process import Cli, Outcome, runner
 from on_terminal import shown
 
+from infer_os.convert.pipeline import convert
+from infer_os.convert.settings import ConvertSettings
 from infer_os.models.catalog import CATALOG
 from infer_os.native.gguf_file import read_gguf_header
 from infer_os.planning import (
@@ -335,6 +338,7 @@ def test_the_ranking_names_its_models_on_any_terminal(
     # whether beside each other or below, every model has both
     whole = " ".join(text.split("\nmodel")[1].split("\n\n")[0].split())
     assert "tokens/s at most" in whole and "cache" in whole
+    assert max(map(len, text.split("recommended:")[1].splitlines())) <= columns
     assert whole.count("f16") >= len(RANKED) - 1
 
 
@@ -354,3 +358,33 @@ def test_the_types_of_a_plan_are_named_on_any_terminal(
         float(word) > 0 for row in table[2:] for word in row.split()[-1:] if word[0].isdigit()
     )
     assert rates == len(kinds)
+    assert max(map(len, text.splitlines())) <= columns
+
+
+def test_an_evaluation_is_planned(run: Cli, converted: Converter, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the sea " * 200)
+    words = ["--text", text, "--window", "32", "--windows", "1", "--threads", "1"]
+    result = run("eval", converted(), *words, "--reference", converted(kind="f32"), "--memory", "9")
+    assert "evaluation" in result.err and "of reference" in result.err
+    assert result.code == 2
+    assert "--window" in result.err
+    # a folder is refused before it is converted
+    result = run("eval", PARALLEL, *words, "--types", "q8_0,f16", "--memory", "60M")
+    assert result.code == 2 and "of reference" in result.err and "converting" not in result.err
+    assert run("eval", converted(), *words, "--memory", "600M").code == 0
+
+
+def test_a_conversation_counts_its_template(run: Cli, converted: Converter, tmp_path: Path) -> None:
+    folder = checkpoint_folder(tmp_path / "talks")
+    config = folder / "tokenizer_config.json"
+    known = json.loads(config.read_text())
+    config.write_text(json.dumps({**known, "chat_template": TEMPLATES["chatml"]}))
+    made = tmp_path / "talks.gguf"
+    convert(ConvertSettings(folder, made, "f16"))
+    for path, style, counted in (
+        (made, (), True), (made, ("--style", "template"), True),
+        (made, ("--style", "dialogue"), False), (converted(), (), False),
+    ):  # fmt: skip
+        result = run("chat", path, "--memory", "1", *style, stdin=b"Hello\n")
+        assert ("chat template" in result.err) == counted
