@@ -47,7 +47,7 @@ _MB = 1_000_000
 #: Bytes that work besides the model leaves while the model runs (benchmarks/plan_peaks.py).
 _LEFT = {
     Extra.CONVERSION: 5 * _MB, Extra.DOWNLOAD: 12 * _MB, Extra.SESSION: 5 * _MB,
-    Extra.TERMINAL: 12 * _MB, Extra.PARQUET: 52 * _MB, Extra.BENCH: 12 * _MB,
+    Extra.TERMINAL: 12 * _MB, Extra.PARQUET: 60 * _MB, Extra.BENCH: 12 * _MB,
     Extra.TEMPLATE: 22 * _MB, Extra.EVALUATION: 6 * _MB,
 }  # fmt: skip
 #: What a conversion leaves of each token of the vocabulary.
@@ -176,7 +176,7 @@ def plan_eval(
     if reference is not None:
         plain = KvSchedule((KvStage("f16", "f16", window),))
         other = Planner(reference, sizes, budget).plan(reference.options[0], plain, "mmap")
-        parts.append(("reference", other.total - PROCESS_BYTES))
+        parts.append(("reference", other.total - PROCESS_BYTES + ENGINE_BYTES))
     if staged:  # all rows of a window, of which one model's are copied; and a vocabulary of its own
         scored = (window - window // 2) * shape.n_vocab * 4
         copies = 2 if reference is None else 3

@@ -278,7 +278,7 @@ def _parquet_values(path: Path) -> Iterator[Value]:
     """A record a row; a row's number is its line."""
     file = _parquet_file(path)
     number = 0
-    for batch in file.iter_batches(_ROWS):
+    for batch in file.iter_batches(_ROWS, use_threads=False):
         for row in batch.to_pylist():
             number += 1
             yield number, {key: item for key, item in row.items() if item is not None}, "row"
