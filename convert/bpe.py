@@ -6,13 +6,14 @@ of the older pair: GPT-2's (https://github.com/openai/gpt-2/blob/master/src/enco
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .added import added_notes
 from .errors import FileFormatError, SourceError, UnsupportedError
+from .normalizer import read_normalizer
 from .plain_file import read_json, read_text
 from .special import TokenizerFiles, read_added_token
 from .vocabulary import (
@@ -20,7 +21,6 @@ from .vocabulary import (
     AddedToken,
     TokenType,
     Vocabulary,
-    check_added_tokens,
     padding_text,
 )
 
@@ -57,22 +57,16 @@ def from_tokenizer_json(path: Path, data: Mapping[str, Any], files: TokenizerFil
     if not isinstance(entries, list):
         raise FileFormatError(f"{path}: added_tokens is no list")
     added = [read_added_token(path, entry) for entry in entries]
-    normalizer = _normalizer(path, data.get("normalizer"))
-    vocabulary = _vocabulary(path, model["vocab"], added, files)
-    changed = [
-        token for token in added
-        if normalizer and unicodedata.normalize(normalizer, token.text) != token.text  # type: ignore[arg-type]
-    ]  # fmt: skip
-    if changed:
-        raise UnsupportedError(
-            f"{path}: the normalizer {normalizer} changes the added token {changed[0].text!r}"
-        )
-    return replace(
-        vocabulary,
-        pre=_pre_tokenizer(path, data.get("pre_tokenizer")),
+    form, steps = read_normalizer(path, data.get("normalizer"))
+    vocabulary = replace(
+        _vocabulary(path, model["vocab"], added, files),
         merges=_merges(path, model.get("merges")),
-        normalizer=normalizer,
+        normalizer=form,
+        steps=steps,
+        prefix_space=_prefix_space(path, data.get("pre_tokenizer"), files),
     )
+    pre = _pre_tokenizer(path, data.get("pre_tokenizer"))
+    return replace(vocabulary, pre=pre, notes=(*vocabulary.notes, *added_notes(path, vocabulary)))
 
 
 def from_vocab_and_merges(path: Path, files: TokenizerFiles) -> Vocabulary:
@@ -99,20 +93,37 @@ def from_vocab_and_merges(path: Path, files: TokenizerFiles) -> Vocabulary:
         del lines[0]
     # GPT-2's class knows this token when no file names one
     default = () if files.special_texts() else ("<|endoftext|>",)
-    return replace(
+    vocabulary = replace(
         _vocabulary(path, vocab, [], files, default),
         pre="gpt-2",
         merges=_merges(merges_path, [line for line in lines if line.strip()]),
+        prefix_space=files.settings.get("add_prefix_space") is True,
     )
+    return replace(vocabulary, notes=(*vocabulary.notes, *added_notes(path, vocabulary)))
 
 
-def refuse_prefix_space(files: TokenizerFiles) -> None:
-    """Raise UnsupportedError if the settings want a space before each text."""
-    if files.settings.get("add_prefix_space") is True:
-        raise UnsupportedError(
-            f"{files.folder / 'tokenizer_config.json'}: add_prefix_space cannot be expressed: "
-            "llama.cpp adds no space before byte-level text"
-        )
+def _prefix_space(path: Path, pre: Any, files: TokenizerFiles) -> bool:
+    """Whether text between added tokens gets a space before it; the settings go first.
+
+    Raises:
+        UnsupportedError: ByteLevel would put one before each part that another step made.
+    """
+    steps = _pre_steps(pre)
+    last = steps[-1] if steps and isinstance(steps[-1], dict) else {}
+    wanted = files.settings.get("add_prefix_space")
+    if not isinstance(wanted, bool):
+        wanted = last.get("type") == "ByteLevel" and last.get("add_prefix_space") is True
+    if wanted and len(steps) > 1:
+        names = " + ".join(str(step.get("type")) for step in steps if isinstance(step, dict))
+        raise UnsupportedError(f"{path}: {names} with add_prefix_space cannot be expressed")
+    return wanted
+
+
+def _pre_steps(pre: Any) -> list[Any]:
+    """The steps of a pre-tokenizer, or the one."""
+    sequence = isinstance(pre, dict) and pre.get("type") == "Sequence"
+    steps = pre.get("pretokenizers") if sequence else [pre]
+    return steps if isinstance(steps, list) else []
 
 
 def _vocabulary(
@@ -151,7 +162,7 @@ def _vocabulary(
         "".join(text for text, _ in by_id.values()).encode()
     except UnicodeEncodeError as error:
         raise FileFormatError(f"{path}: the vocabulary has text that is not Unicode") from error
-    notes = list(check_added_tokens(path, tuple(known.values())))
+    notes = []
     unknown = sorted(special - known.keys())
     if unknown:
         notes.append(f"vocabulary: special tokens without an id left out: {', '.join(unknown)}")
@@ -163,6 +174,7 @@ def _vocabulary(
         pre="",
         tokens=tuple(text for text, _ in filled),
         types=tuple(kind for _, kind in filled),
+        added=tuple(known.values()),
         notes=tuple(notes),
     )
 
@@ -192,28 +204,16 @@ def _is_word(text: Any) -> bool:
     return isinstance(text, str) and bool(text) and " " not in text
 
 
-def _normalizer(path: Path, normalizer: Any) -> str:
-    if normalizer is None:
-        return ""
-    kind = normalizer.get("type") if isinstance(normalizer, dict) else normalizer
-    if kind in ("NFC", "NFD", "NFKC", "NFKD"):
-        return str(kind)
-    raise UnsupportedError(f"{path}: the normalizer {kind!r} cannot be expressed")
-
-
 def _pre_tokenizer(path: Path, pre: Any) -> str:
     """llama.cpp's name for a pre-tokenizer; these are the ones of the four families.
 
     GPT-2 and GPT-NeoX split by one and the same pattern, which llama.cpp calls "gpt-2".
     """
-    sequence = isinstance(pre, dict) and pre.get("type") == "Sequence"
-    steps = pre.get("pretokenizers") if sequence else [pre]
-    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+    steps = _pre_steps(pre)
+    if not steps or not all(isinstance(step, dict) for step in steps):
         raise UnsupportedError(f"{path}: without a pre-tokenizer; expected ByteLevel")
     names = [str(step.get("type")) for step in steps]
     last = steps[-1] if names and names[-1] == "ByteLevel" else {}
-    if last.get("add_prefix_space"):
-        raise UnsupportedError(f"{path}: ByteLevel with add_prefix_space cannot be expressed")
     splits_itself = last.get("use_regex", True)
     if names == ["ByteLevel"] and splits_itself:
         return "gpt-2"

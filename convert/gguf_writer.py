@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 
 from infer_os.files import named, sync_folder
 from infer_os.models.network import MetadataValue
+from infer_os.native import text_rules
 from infer_os.native.gguf_file import SPECIAL_NAMES
 
+from .added import StatedTokens, stated_tokens
 from .errors import OutputError
 from .locks import locked
 from .plan import Plan, PlannedTensor
-from .tokenizer import Vocabulary
+from .tokenizer import TokenType, Vocabulary
 
 
 def check_output(
@@ -276,7 +278,13 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
-    writer.add_token_types([int(kind) for kind in vocabulary.types])
+    stated = stated_tokens(vocabulary)
+    writer.add_token_types(
+        [
+            int(TokenType.CONTROL if i in stated.hidden else kind)
+            for i, kind in enumerate(vocabulary.types)
+        ]
+    )
     if vocabulary.model == "t5":
         writer.add_token_scores(vocabulary.scores)
         writer.add_add_space_prefix(vocabulary.add_space_prefix)
@@ -289,10 +297,7 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
         writer.add_uint32(f"tokenizer.ggml.{SPECIAL_NAMES.get(name, name)}_token_id", number)
     writer.add_add_bos_token(vocabulary.add_bos)
     writer.add_add_eos_token(vocabulary.add_eos)
-    if vocabulary.normalizer:
-        writer.add_string("inferos.tokenizer.normalizer", vocabulary.normalizer)
-    if vocabulary.lowercase:
-        writer.add_bool("inferos.tokenizer.lowercase", True)
+    _add_text_rules(writer, vocabulary, stated)
     if vocabulary.chat_template:
         writer.add_chat_template(vocabulary.chat_template)
     if vocabulary.named_templates:
@@ -300,3 +305,18 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
         for name, template in vocabulary.named_templates.items():
             writer.add_string(f"tokenizer.chat_template.{name}", template)
         writer.add_array("tokenizer.chat_templates", list(vocabulary.named_templates))
+
+
+def _add_text_rules(writer: Any, vocabulary: Vocabulary, stated: StatedTokens) -> None:
+    """What the runtime does to text: see :mod:`infer_os.native.text_rules`."""
+    if vocabulary.normalizer:
+        writer.add_string(text_rules.NORMALIZER_KEY, vocabulary.normalizer)
+    if vocabulary.steps:
+        writer.add_string(text_rules.NORMALIZERS_KEY, vocabulary.steps)
+    if vocabulary.lowercase:
+        writer.add_bool(text_rules.LOWERCASE_KEY, True)
+    if vocabulary.prefix_space:
+        writer.add_bool(text_rules.PREFIX_SPACE_KEY, True)
+    if stated.tokens:
+        writer.add_array(text_rules.ADDED_IDS_KEY, stated.ids)
+        writer.add_array(text_rules.ADDED_FLAGS_KEY, stated.flags)

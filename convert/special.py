@@ -115,7 +115,9 @@ def read_added_token(path: Path, entry: Any) -> AddedToken:
     if not text:
         raise FileFormatError(f"{path}: the added token {number} is empty")
     flags = tuple(name for name in ("lstrip", "rstrip", "single_word") if entry.get(name))
-    return AddedToken(number, text, bool(special), flags)
+    # as transformers has it, where a file does not say
+    normalized = bool(entry.get("normalized", not special))
+    return AddedToken(number, text, bool(special), flags, normalized)
 
 
 def with_special_tokens(vocabulary: Vocabulary, files: TokenizerFiles) -> Vocabulary:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .bpe import from_tokenizer_json, from_vocab_and_merges, refuse_prefix_space
+from .bpe import from_tokenizer_json, from_vocab_and_merges
 from .errors import FileFormatError, SourceError, UnsupportedError
 from .plain_file import read_json
 from .special import (
@@ -82,14 +82,12 @@ def _from_json(path: Path, data: Mapping[str, Any], files: TokenizerFiles) -> Vo
         raise UnsupportedError(
             f"{path}: a tokenizer of type {kind!r}; supported are byte-level BPE and Unigram"
         )
-    refuse_prefix_space(files)
     vocabulary = with_special_tokens(from_tokenizer_json(path, data, files), files)
     before, after = tokens_around_text(path, data.get("post_processor"))
     return with_template(vocabulary, path, before, after)
 
 
 def _from_pair(path: Path, files: TokenizerFiles) -> Vocabulary:
-    refuse_prefix_space(files)
     vocabulary = with_special_tokens(from_vocab_and_merges(path, files), files)
     # GPT-2's class starts each text with bos only if it is told to
     before = files.text_of("bos") if files.settings.get("add_bos_token") is True else None

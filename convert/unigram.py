@@ -1,9 +1,10 @@
 """Sentencepiece's unigram vocabularies: from spiece.model, or a tokenizer.json of that type.
 
-llama.cpp's "t5" tokenizer takes the same path of the largest summed score. Known differences, each
-a note where it applies: no byte fallback (our runtime adds it), no lower-casing (likewise). Without
-a note: a literal U+2581 at the ends of a text, which sentencepiece strips as the space it stands
-for; and where a tokenizer.json normalizes by grapheme, the result is sentencepiece's.
+llama.cpp's "t5" tokenizer takes the same path of the largest summed score. Known differences,
+each a note where it applies: no byte fallback (our runtime adds it), no lower-casing (likewise).
+Without a note: a literal U+2581 at the ends of a text, which sentencepiece strips as the space it
+stands for; and where a tokenizer.json normalizes by grapheme, the result is sentencepiece's. Runs
+of spaces become one after added tokens are found, also those that are found in normalized text.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any
 
 from infer_os.native.unigram import CharsMap
 
+from .added import added_notes
 from .errors import FileFormatError, UnsupportedError
+from .normalizer import flat_steps, steps_text
 from .sentencepiece_file import PieceType, read_sentencepiece
 from .special import TokenizerFiles, read_added_token, tokens_around_text, with_template
 from .vocabulary import (
@@ -25,7 +28,6 @@ from .vocabulary import (
     AddedToken,
     TokenType,
     Vocabulary,
-    check_added_tokens,
     padding_text,
 )
 
@@ -62,6 +64,7 @@ class _Rules:
     add_prefix: bool
     remove_extra: bool
     byte_fallback: bool
+    steps: str = ""
 
 
 def from_sentencepiece(path: Path, files: TokenizerFiles) -> Vocabulary:
@@ -116,9 +119,9 @@ def from_unigram_json(path: Path, data: Mapping[str, Any], files: TokenizerFiles
         raise FileFormatError(f"{path}: added_tokens is no list")
     added = {token.text: token for token in files.added_tokens()}
     added |= {token.text: token for token in (read_added_token(path, e) for e in entries)}
-    charsmap, collapses, strips = _json_normalizer(path, data.get("normalizer"))
+    steps, charsmap, collapses, strips = _json_normalizer(path, data.get("normalizer"))
     splits, prefixes, notes = _json_pre_tokenizer(path, data.get("pre_tokenizer"))
-    rules = _Rules(charsmap, prefixes, collapses or splits, byte_fallback)
+    rules = _Rules(charsmap, prefixes, collapses or splits, byte_fallback, steps)
     if collapses and not splits and not strips:
         notes.append("vocabulary: a space at the end of a text is dropped, unlike in tokenizers")
     if prefixes and not rules.remove_extra:
@@ -177,10 +180,9 @@ def _vocabulary(
     if files.tokenizer_class.startswith("T5"):
         notes.append(_EOS_NOTE)
     pieces, kept = _with_added(path, pieces, files, added)
-    notes += check_added_tokens(path, kept)
     if rules.add_prefix and not rules.remove_extra:
         notes.append("vocabulary: a text of nothing but spaces gets one space less than it should")
-    return Vocabulary(
+    vocabulary = Vocabulary(
         pre="default",
         model="t5",
         tokens=tuple(text for text, _, _ in pieces),
@@ -189,10 +191,13 @@ def _vocabulary(
         charsmap=rules.charsmap,
         add_space_prefix=rules.add_prefix,
         remove_extra_whitespaces=rules.remove_extra,
+        steps=rules.steps,
         lowercase=lowercase,
+        added=kept,
         special={"unk": unknown[0]},
         notes=tuple(notes),
     )
+    return replace(vocabulary, notes=(*vocabulary.notes, *added_notes(path, vocabulary)))
 
 
 def _plain_symbols(
@@ -260,10 +265,14 @@ def _is_byte(text: str) -> bool:
     return all(c in "0123456789ABCDEFabcdef" for c in text[3:5])
 
 
-def _json_normalizer(path: Path, normalizer: Any) -> tuple[bytes, bool, bool]:
-    """The compiled table, whether runs of spaces become one, whether the end is stripped."""
+def _json_normalizer(path: Path, normalizer: Any) -> tuple[str, bytes, bool, bool]:
+    """Steps before the compiled table, it, whether spaces become one, whether the end is stripped.
+
+    What the table and llama.cpp do comes last: other steps after it cannot be expressed.
+    """
+    before: list[Any] = []
     charsmap, collapses, strips = b"", False, False
-    for step in _steps(normalizer, "normalizers"):
+    for step in flat_steps(path, normalizer):
         match step:
             case {"type": "Precompiled", "precompiled_charsmap": str(text)} if not charsmap:
                 try:
@@ -274,10 +283,14 @@ def _json_normalizer(path: Path, normalizer: Any) -> tuple[bytes, bool, bool]:
                 collapses = True
             case {"type": "Strip", "strip_left": False, "strip_right": True}:
                 strips = True
+            case _ if not (charsmap or collapses or strips):
+                before.append(step)
             case _:
                 kind = step.get("type") if isinstance(step, dict) else step
-                raise UnsupportedError(f"{path}: the normalizer {kind!r} cannot be expressed")
-    return charsmap, collapses, strips
+                raise UnsupportedError(
+                    f"{path}: the normalizer {kind!r} after another one cannot be expressed"
+                )
+    return steps_text(path, before), charsmap, collapses, strips
 
 
 def _json_pre_tokenizer(path: Path, pre: Any) -> tuple[bool, bool, list[str]]:

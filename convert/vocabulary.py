@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from pathlib import Path
 
 from .errors import FileFormatError, UnsupportedError
 
@@ -29,13 +28,34 @@ class TokenType(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class AddedToken:
+    """A token that is found in text before that is cut: before it is normalized, or after.
+
+    ``flags`` are of "lstrip", "rstrip" and "single_word".
+    """
+
+    id: int
+    text: str
+    special: bool
+    flags: tuple[str, ...] = ()
+    normalized: bool = False
+
+    @property
+    def type(self) -> TokenType:
+        """As Hugging Face has it: "special" tokens are not shown, the others are plain text."""
+        return TokenType.CONTROL if self.special else TokenType.USER_DEFINED
+
+
+@dataclass(frozen=True, slots=True)
 class Vocabulary:
     """Token texts and types, and how text becomes tokens.
 
     ``model`` is llama.cpp's name of the algorithm: "gpt2", byte-level BPE with the split named
     ``pre`` and ``merges`` by rank; or "t5", sentencepiece's unigram with ``scores``, the
     normalizer's compiled ``charsmap`` and two flags for spaces. llama.cpp neither applies a Unicode
-    normal form (``normalizer``) nor lower-cases: the runtime does both before. ``special`` holds
+    normal form (``normalizer``) nor lower-cases, nor knows the ``steps`` of a longer normalizer (a
+    JSON list) or the space that ``prefix_space`` puts before text: the runtime does it all before.
+    ``added`` are the added tokens with their flags, which it also goes by. ``special`` holds
     the ids of "bos", "eos" and so on; ``named_templates`` the chat templates besides the usual one.
     ``notes`` say what was changed to fit.
     """
@@ -50,54 +70,16 @@ class Vocabulary:
     add_space_prefix: bool = False
     remove_extra_whitespaces: bool = False
     normalizer: str = ""
+    steps: str = ""
     lowercase: bool = False
+    prefix_space: bool = False
+    added: tuple[AddedToken, ...] = ()
     add_bos: bool = False
     add_eos: bool = False
     special: Mapping[str, int] = field(default_factory=dict)
     chat_template: str | None = None
     named_templates: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class AddedToken:
-    """A token that is found in text before anything else is done to it."""
-
-    id: int
-    text: str
-    special: bool
-    flags: tuple[str, ...] = ()
-
-    @property
-    def type(self) -> TokenType:
-        """As Hugging Face has it: "special" tokens are not shown, the others are plain text."""
-        return TokenType.CONTROL if self.special else TokenType.USER_DEFINED
-
-
-def check_added_tokens(path: Path, added: tuple[AddedToken, ...]) -> tuple[str, ...]:
-    """Notes on what llama.cpp ignores of the added tokens.
-
-    ``lstrip`` and ``rstrip`` swallow the spaces beside a token, ``single_word`` finds it only as a
-    word; llama.cpp has no key for them.
-
-    Raises:
-        UnsupportedError: a token that plain text may hold has such a flag.
-    """
-    flagged = [token for token in added if token.flags]
-    for token in flagged:
-        if not token.special:
-            raise UnsupportedError(
-                f"{path}: the added token {token.text!r} with {', '.join(token.flags)} "
-                "has no counterpart in llama.cpp"
-            )
-    if not flagged:
-        return ()
-    names = ", ".join(repr(token.text) for token in flagged[:3])
-    more = f" and {len(flagged) - 3} more" if len(flagged) > 3 else ""
-    return (
-        f"vocabulary: {names}{more}: Hugging Face drops the spaces beside these special tokens "
-        "(lstrip, rstrip) or wants them as words (single_word); llama.cpp does neither",
-    )
 
 
 def fit_to_rows(vocabulary: Vocabulary, n_rows: int) -> Vocabulary:
@@ -136,6 +118,7 @@ def fit_to_rows(vocabulary: Vocabulary, n_rows: int) -> Vocabulary:
         types=vocabulary.types[:n_rows],
         scores=vocabulary.scores[:n_rows],
         special={name: i for name, i in vocabulary.special.items() if i < n_rows},
+        added=tuple(token for token in vocabulary.added if token.id < n_rows),
         notes=(
             *vocabulary.notes,
             f"vocabulary: {len(lost)} added tokens without an embedding row left out",

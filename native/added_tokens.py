@@ -2,71 +2,178 @@
 
 llama.cpp looks for one token after the other, the longest first, wherever it stands
 (``tokenizer_st_partition`` in src/llama-vocab.cpp): of two that overlap, it may take the later one.
+Nor does it know the library's flags, which files of ours have (``AddedVocabulary`` in
+tokenizers/src/tokenizer/added_vocabulary.rs of https://github.com/huggingface/tokenizers): tokens
+that are not "normalized" are found in the text as it is; what lies between is normalized, and the
+others are found there, spelled as the normalizer spells them. "lstrip" and "rstrip" swallow white
+space, and "single_word" wants no letter beside the token.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import llama_cpp
 
 from .gguf_file import GgufHeader
+from .normalizers import WHITE_SPACE
+from .text_rules import LSTRIP, NORMALIZED, RSTRIP, SINGLE_WORD, SPECIAL, TextRules
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = range(1, 5)
+_HIDDEN_ATTRIBUTES = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
 # llama.cpp reads tokens that are spelled so as special, whatever their type says
 _LOOKS_SPECIAL = ("<", "[", "_<", "▁<")
+#: Tokenizers whose added tokens are found here; of the others, by llama.cpp.
+_MODELS = ("gpt2", "t5")
+# circled and squared letters, alphabetic though they are symbols; the joiners
+_FURTHER_LETTERS = re.compile(
+    "[\u200c\u200d\u24b6-\u24e9\U0001f130-\U0001f149\U0001f150-\U0001f169\U0001f170-\U0001f189]"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """An added token; ``flags`` as in the file."""
+
+    id: int
+    text: str
+    flags: int
 
 
 class AddedTokens:
-    """The added tokens of a byte-level vocabulary, by their text."""
+    """The added tokens of a vocabulary, by their text."""
 
-    def __init__(self, special: dict[str, int], plain: dict[str, int]) -> None:
-        self._special, self._plain = special, plain
-        self._patterns = {flag: self._pattern(flag) for flag in (False, True)}
+    def __init__(self, tokens: Iterable[_Token], rules: TextRules) -> None:
+        """Take the tokens in any order; without flags in the file, all are found at the end."""
+        self._rules = rules
+        self._flagged = bool(rules.added)
+        tokens = sorted(tokens, key=lambda token: (not token.flags & SPECIAL, token.id))
+        first = [token for token in tokens if self._flagged and not token.flags & NORMALIZED]
+        second = [token for token in tokens if not self._flagged or token.flags & NORMALIZED]
+        self._first = _Search({}, first)
+        spelled = {}
+        if self._flagged:
+            spelled = {token.id: rules.normalize(token.text) for token in second}
+        self._second = _Search(spelled, second)
 
     @classmethod
-    def read(cls, header: GgufHeader, vocab: object) -> AddedTokens:
+    def read(cls, header: GgufHeader, vocab: object, rules: TextRules) -> AddedTokens:
         """The tokens of a file; ``vocab`` is its ``llama_vocab *``.
 
-        Other tokenizers than byte-level BPE have none here: llama.cpp finds theirs.
+        Of other tokenizers than byte-level BPE and unigram there are none: llama.cpp finds theirs.
         """
-        special: dict[str, int] = {}
-        plain: dict[str, int] = {}
         metadata = header.metadata
-        if metadata.get("tokenizer.ggml.model") == "gpt2":
-            tokens = metadata["tokenizer.ggml.tokens"]
-            types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
-            for i, (text, kind) in enumerate(zip(tokens, types, strict=False)):
-                if not text or (kind == _NORMAL and not text.startswith(_LOOKS_SPECIAL)):
-                    continue
-                attributes = llama_cpp.llama_vocab_get_attr(vocab, i)
-                if attributes & (
-                    llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
-                ):
-                    special[text] = i
-                elif attributes & llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED:
-                    plain[text] = i
-        return cls(special, plain)
+        if metadata.get("tokenizer.ggml.model") not in _MODELS:
+            return cls((), rules)
+        texts = metadata["tokenizer.ggml.tokens"]
+        types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(texts)
+        stated = dict(rules.added)
+        tokens = []
+        for i, (text, kind) in enumerate(zip(texts, types, strict=False)):
+            plain = kind == _NORMAL and not text.startswith(_LOOKS_SPECIAL)
+            if not text or (plain and i not in stated):
+                continue
+            attributes = llama_cpp.llama_vocab_get_attr(vocab, i)
+            hidden = bool(attributes & _HIDDEN_ATTRIBUTES)
+            if i in stated:
+                # what llama.cpp itself made special of ordinary text is never read in a message
+                made_special = SPECIAL if hidden and kind == _USER_DEFINED else 0
+                tokens.append(_Token(i, text, stated[i] | made_special))
+            elif hidden:
+                tokens.append(_Token(i, text, SPECIAL))
+            elif attributes & llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED:
+                tokens.append(_Token(i, text, NORMALIZED))
+        return cls(tokens, rules)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no other added tokens may be found in what lies between."""
+        return self._flagged
 
     def split(self, text: str, *, parse_special: bool) -> Iterator[str | int]:
-        """The text in order: added tokens as their ids, what lies between as it is.
+        """The text in order: added tokens as their ids, what lies between normalized.
 
-        ``parse_special``: whether special tokens are looked for as well.
+        ``parse_special``: whether special tokens are found as well.
         """
-        pattern = self._patterns[parse_special]
+        if not self._flagged:
+            text = self._rules.apply(text, parse_special=parse_special)
+            parts = self._second.split(text, parse_special)
+        else:
+            parts = self._in_two_passes(text, parse_special)
+        for part in parts:
+            yield self._rules.spaced(part) if isinstance(part, str) else part
+
+    def _in_two_passes(self, text: str, parse_special: bool) -> Iterator[str | int]:
+        for part in self._first.split(text, parse_special):
+            if isinstance(part, str):
+                yield from self._second.split(self._rules.normalize(part), parse_special)
+            else:
+                yield part
+
+
+class _Search:
+    """The tokens that are found in one pass."""
+
+    def __init__(self, spelled: dict[int, str], tokens: Iterable[_Token]) -> None:
+        self._tokens: dict[str, _Token] = {}
+        for token in tokens:
+            # of two that are spelled alike, the first
+            self._tokens.setdefault(spelled.get(token.id, token.text), token)
+        self._tokens.pop("", None)
+        # the first alternative that matches is taken
+        words = sorted(self._tokens, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, words))) if words else None
+
+    def split(self, text: str, parse_special: bool) -> Iterator[str | int]:
+        """Tokens and what lies between; a match that does not count is passed over whole."""
         at = 0
-        for found in pattern.finditer(text) if pattern else ():
-            if found.start() > at:
-                yield text[at : found.start()]
-            word = found[0]
-            yield self._plain[word] if word in self._plain else self._special[word]
-            at = found.end()
+        for found in self._pattern.finditer(text) if self._pattern else ():
+            token = self._tokens[found[0]]
+            start, end = found.span()
+            if token.flags & SPECIAL and not parse_special:
+                continue
+            if token.flags & SINGLE_WORD and (
+                (start and _is_word(text[start - 1])) or (end < len(text) and _is_word(text[end]))
+            ):
+                continue
+            if token.flags & LSTRIP:
+                while start > at and text[start - 1] in WHITE_SPACE:
+                    start -= 1
+            if token.flags & RSTRIP:
+                while end < len(text) and text[end] in WHITE_SPACE:
+                    end += 1
+            if start > at:
+                yield text[at:start]
+            yield token.id
+            at = end
         if at < len(text):
             yield text[at:]
 
-    def _pattern(self, parse_special: bool) -> re.Pattern[str] | None:
-        words = [*self._plain, *(self._special if parse_special else ())]
-        # the first alternative that matches is taken
-        words.sort(key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, words))) if words else None
+
+def _is_word(letter: str) -> bool:
+    r"""What ``\w`` of Rust's regex matches (https://www.unicode.org/reports/tr18, annex C)."""
+    kind = unicodedata.category(letter)
+    return (
+        kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or _FURTHER_LETTERS.match(letter) is not None
+    )
+
+
+def hidden_texts(header: GgufHeader, rules: TextRules) -> dict[int, bytes]:
+    """Added tokens that are text, but are stored as control tokens.
+
+    llama.cpp would otherwise find them in text where the library does not.
+    """
+    plain = {i for i, flags in rules.added if not flags & SPECIAL}
+    if not plain:
+        return {}
+    metadata = header.metadata
+    texts = metadata.get("tokenizer.ggml.tokens", ())
+    types = metadata.get("tokenizer.ggml.token_type", ())
+    return {
+        i: text.encode()
+        for i, (text, kind) in enumerate(zip(texts, types, strict=False))
+        if kind == _CONTROL and i in plain
+    }

@@ -13,7 +13,7 @@ from typing import Any
 
 import llama_cpp
 
-from .added_tokens import AddedTokens
+from .added_tokens import AddedTokens, hidden_texts
 from .backend import file_layouts, kernel_status
 from .errors import GgufError, ModelChanged, ModelLoadError
 from .gguf_file import SPECIAL_NAMES, GgufHeader, read_gguf_header
@@ -23,6 +23,7 @@ from .owner import Owner
 from .text_rules import TextRules, read_text_rules
 from .trial import try_in_child
 from .unigram import UnigramTokenizer, check_unigram, read_unigram
+from .usual_split import split_note, split_override, usual_split
 from .watched_file import WatchedFile
 
 # llama_token_type
@@ -77,6 +78,7 @@ class Vocab:
         self.n_tokens: int = llama_cpp.llama_vocab_n_tokens(pointer)
         types = metadata.get("tokenizer.ggml.token_type", ())
         self.n_normal = self.n_tokens - sum(1 for kind in types if kind == _UNUSED)
+        self._finds_added = metadata.get("tokenizer.ggml.model") in ("gpt2", "t5")
         # llama.cpp's unigram knows no byte fallback
         byte_fallback = metadata.get("tokenizer.ggml.model") == "t5" and _BYTE in types
         self._unknown = int(metadata.get(_UNKNOWN_KEY, -1)) if byte_fallback else -1
@@ -100,30 +102,29 @@ class Vocab:
             text = text.decode("utf-8", "replace")
         # a lone surrogate cannot be UTF-8 either
         text = text.encode("utf-8", "replace").decode()
-        text = self._rules.apply(text, parse_special=parse_special)
-        parts = list(self._added.split(text, parse_special=parse_special))
-        if any(isinstance(part, int) for part in parts):
-            return self._tokenize_parts(parts, add_special)
-        tokens = self._tokenize(text.encode(), add_special, parse_special)
-        if self._unknown >= 0 and self._unknown in tokens:
-            around = self._tokenize(b"", add_special, parse_special)
-            # of what is added, bos comes before the text and eos after it
-            n_before = int(self.bos in around[:1] and add_special)
-            plain = self._unigram.encode(text, parse_special=parse_special)
-            return around[:n_before] + plain + around[n_before:]
-        return tokens
-
-    def _tokenize_parts(self, parts: list[str | int], add_special: bool) -> list[int]:
-        """Tokens of a text whose added tokens were found already."""
-        around = self._tokenize(b"", add_special, False)
-        n_before = int(self.bos in around[:1] and add_special)
-        between: list[int] = []
-        for part in parts:
+        if not self._finds_added:
+            text = self._rules.apply(text, parse_special=parse_special)
+            return self._tokenize(text.encode(), add_special, parse_special)
+        tokens: list[int] = []
+        for part in self._added.split(text, parse_special=parse_special):
             if isinstance(part, int):
-                between.append(part)
+                tokens.append(part)
             else:
-                between += self._tokenize(part.encode(), False, False)
-        return around[:n_before] + between + around[n_before:]
+                tokens += self._tokenize_part(part, parse_special)
+        if not add_special:
+            return tokens
+        around = self._tokenize(b"", True, False)
+        # of what is added, bos comes before the text and eos after it
+        n_before = int(llama_cpp.llama_vocab_get_add_bos(self._pointer))
+        return around[:n_before] + tokens + around[n_before:]
+
+    def _tokenize_part(self, text: str, parse_special: bool) -> list[int]:
+        """Tokens of what lies between added tokens."""
+        parse_special = parse_special and not self._added.is_complete
+        tokens = self._tokenize(text.encode(), False, parse_special)
+        if self._unknown >= 0 and self._unknown in tokens:
+            return self._unigram.encode(text, parse_special=parse_special)
+        return tokens
 
     def fewest_tokens(self, text: str | bytes, most: int) -> int:
         """How many tokens a text has at least, if those are more than ``most``; else 0.
@@ -148,8 +149,8 @@ class Vocab:
 
     def _least_characters(self, text: str) -> int:
         """Characters that are left of a text before it is cut into tokens, at least."""
-        if self._header.metadata.get("tokenizer.ggml.model") == "t5":
-            return 0  # of many blanks it keeps one, and so of letters without a piece
+        if self._header.metadata.get("tokenizer.ggml.model") == "t5" or self._rules.may_shorten:
+            return 0  # of many blanks one is kept, and so of letters without a piece
         return len(text) // (_MOST_COMPOSED if self._rules.normalizer else 1)
 
     @functools.cached_property
@@ -174,7 +175,11 @@ class Vocab:
 
     @functools.cached_property
     def _added(self) -> AddedTokens:
-        return AddedTokens.read(self._header, self._pointer)
+        return AddedTokens.read(self._header, self._pointer, self._rules)
+
+    @functools.cached_property
+    def _hidden(self) -> dict[int, bytes]:
+        return hidden_texts(self._header, self._rules)
 
     @functools.cached_property
     def _unigram(self) -> UnigramTokenizer:
@@ -182,7 +187,7 @@ class Vocab:
 
     @functools.cached_property
     def _pieces(self) -> dict[int, bytes]:
-        return {}
+        return dict(self._hidden)
 
     @functools.cached_property
     def _ends(self) -> dict[int, bool]:
@@ -218,7 +223,12 @@ class Vocab:
                     self._pointer, token, buffer, room, 0, False
                 )
             pieces.append(buffer.raw[:length])
-        no_text = [token for token, kind in enumerate(types) if kind in _NO_TEXT]
+        for token, text in self._hidden.items():
+            pieces[token] = text
+        no_text = [
+            token for token, kind in enumerate(types)
+            if kind in _NO_TEXT and token not in self._hidden
+        ]  # fmt: skip
         no_text += [token for token, piece in enumerate(pieces) if not piece]
         return pieces, no_text
 
@@ -256,7 +266,10 @@ class Vocab:
             metadata.get("tokenizer.ggml.token_type", ()),
             strict=False,
         )
-        return [text for text, kind in pairs if kind == _CONTROL and text]
+        return [
+            text for i, (text, kind) in enumerate(pairs)
+            if kind == _CONTROL and text and i not in self._hidden
+        ]  # fmt: skip
 
     def special_text(self, name: str) -> str:
         """How the "bos", "eos", "unk", "pad", "sep", "cls" or "mask" token is spelled, or ""."""
@@ -300,6 +313,8 @@ class Model(Owner):
             ModelLoadError: llama.cpp refuses the model.
         """
         self.path = path
+        #: What a user should know of how the file was read.
+        self.notes: tuple[str, ...] = ()
         self._pointer: Any = None
         try:
             self._file = WatchedFile(path)
@@ -336,6 +351,10 @@ class Model(Owner):
         params.use_extra_bufts = mode.repack and bool(file_layouts(kinds, self.kernels))
         params.n_gpu_layers = 0
         params.vocab_only = vocab_only
+        split = usual_split(self.header)
+        if split:
+            params.kv_overrides = split_override(split)
+            self.notes = (split_note(self.header, split),)
         if progress is not None:
             report = progress
 

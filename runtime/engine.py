@@ -268,7 +268,7 @@ class LlamaEngine(Owner):
             n_threads=settings.n_threads,
             plan=plan,
             chat_template=model.chat_template,
-            notes=notes,
+            notes=(*notes, *model.notes),
             style=style_for(header.metadata),
             kernels=model.kernels,
         )

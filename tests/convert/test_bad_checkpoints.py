@@ -560,7 +560,8 @@ TOKENIZERS: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], st
         lambda d: d["model"].update(end_of_word_suffix="</w>"), UnsupportedError,
         "end_of_word_suffix"),
     "add_prefix_space": (
-        pre_tokenizer({**BYTE_LEVEL, "add_prefix_space": True}), UnsupportedError,
+        pre_tokenizer({"type": "Digits", "individual_digits": True},
+                      {**BYTE_LEVEL, "add_prefix_space": True}), UnsupportedError,
         "add_prefix_space"),
     "Whitespace": (
         pre_tokenizer({"type": "Whitespace"}), UnsupportedError, "pre-tokenizer Whitespace"),
@@ -571,10 +572,11 @@ TOKENIZERS: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], st
         pre_tokenizer(split(r"\w+"), {**BYTE_LEVEL, "use_regex": False}), UnsupportedError,
         r"\\w+"),
     "no pre-tokenizer": (pre_tokenizer(None), UnsupportedError, "pre-tokenizer"),
-    "Lowercase": (
-        lambda d: d.update(normalizer={"type": "Lowercase"}), UnsupportedError, "'Lowercase'"),
+    "BertNormalizer": (
+        lambda d: d.update(normalizer={"type": "BertNormalizer"}), UnsupportedError,
+        "'BertNormalizer'"),
     "normalizer sequence": (
-        lambda d: d.update(normalizer={"type": "Sequence", "normalizers": []}), UnsupportedError,
+        lambda d: d.update(normalizer={"type": "Sequence", "normalizers": {}}), UnsupportedError,
         "'Sequence'"),
     "post-processor": (
         lambda d: d.update(post_processor={"type": "BertProcessing"}), UnsupportedError,

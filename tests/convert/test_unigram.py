@@ -298,8 +298,6 @@ def test_a_model_file_cut_anywhere(folder: Path) -> None:
         ({"tokenizer_class": "LlamaTokenizer"}, UnsupportedError, "'LlamaTokenizer'"),
         ({"added_tokens_decoder": {"3": {"content": "<x>"}}}, FileFormatError, "'<x>'"),
         ({"added_tokens_decoder": {"900000": {"content": "<x>"}}}, FileFormatError, "900000"),
-        ({"added_tokens_decoder": {"900": {"content": "<x>", "lstrip": True}}},
-         UnsupportedError, "lstrip"),
     ],
 )  # fmt: skip
 def test_settings_that_are_refused(
