@@ -16,9 +16,8 @@ from helpers import BUNDLED, PARALLEL, Converter, copy_checkpoint
 from hub_fixtures import REPOSITORY, Desk, client_environment, environment, make_repository
 from in_process import Cli, runner
 
-from infer_os import entry
+from infer_os import entry, files
 from infer_os.convert import pipeline
-from infer_os.native import files
 
 MODEL = next(folder for folder in BUNDLED if folder.name == "austen-6m")
 ENDS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
