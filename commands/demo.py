@@ -12,7 +12,10 @@ def demo(
     threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
-    """Convert the bundled model to Q8_0 and Q4_0, write a text with each, compare the two."""
+    """Convert the bundled model to Q8_0 and Q4_0, and compare them.
+
+    Each writes a text.
+    """
     import tempfile
 
     from ..runtime.settings import EngineSettings

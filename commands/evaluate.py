@@ -21,7 +21,9 @@ def evaluate(
     threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
-    """Measure perplexity, and KL divergence and top-1 agreement with a reference.
+    """Measure perplexity, and agreement with a reference.
+
+    The agreement is KL divergence, and how often the likeliest token is the same.
 
     Example: infer-os eval models/bundled/austen-6m --types q8_0,q4_0 --kv f16,q8_0
     """  # fmt: skip

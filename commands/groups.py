@@ -50,6 +50,10 @@ def _sampling(
 
 
 def _stops(max_tokens: options.MaxTokens = 128, stop: options.Stop = None) -> StopSettings:
+    if "" in (stop or ()):
+        from ..runtime.errors import SettingsError
+
+        raise SettingsError("--stop: is empty")
     return StopSettings(max_tokens, tuple(stop or ()))
 
 
@@ -132,7 +136,7 @@ def count_option(field: str, count: int | None) -> int:
     if count == 0:
         from ..runtime.errors import SettingsError
 
-        raise SettingsError("0: expected more; leave it out for the default", field)
+        raise SettingsError("0: expected a larger number; leave it out for the default", field)
     return count or 0
 
 

@@ -10,9 +10,9 @@ from . import options
 def inspect(
     model: options.CachedModel, type: options.CachedType = "", as_json: options.Json = False
 ) -> None:
-    """Show what a GGUF file holds: metadata, tensors with types and sizes, bits per weight.
+    """Show the metadata and the tensors of a GGUF file.
 
-    Nothing is downloaded or converted for it.
+    With the types and sizes, and the bits per weight.     Nothing is downloaded or converted for it.
 
     Example: infer-os inspect gpt2-large --type q4_0
     """  # fmt: skip

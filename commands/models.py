@@ -10,7 +10,7 @@ from ..terminal import console
 from . import completing, options
 
 app = typer.Typer(
-    help="List the known models: what each needs, what is in the cache, what fits.",
+    help="List the known models: what each needs, and what is here.",
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

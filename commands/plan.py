@@ -49,7 +49,10 @@ def plan(
 
 
 def system(as_json: options.Json = False) -> None:
-    """Check this machine: memory, limits, processor, bandwidth; rank the known models on it."""
+    """Check this machine, and rank the known models on it.
+
+    Memory, limits, processor and bandwidth are looked at.
+    """
     from ..planning import make_report
     from ..terminal import render_plan
 

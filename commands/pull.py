@@ -10,7 +10,7 @@ from .groups import grouped
 
 @grouped()
 def pull(*, model: ModelWish, as_json: options.Json = False) -> None:
-    """Download and convert a model into the cache, without running it; print where it is.
+    """Download and convert a model into the cache; print its path.
 
     What Ctrl-C or a broken connection leaves is continued by the same command.
 

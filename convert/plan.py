@@ -92,8 +92,8 @@ class Plan:
                 key = (tensor.wanted, tensor.type.name)
                 counts[key] = counts.get(key, 0) + 1
         return tuple(
-            f"type: {n} tensors kept at {fitted}, since their rows do not divide into {wanted} "
-            "blocks"
+            f"type: {'1 tensor is' if n == 1 else f'{n} tensors are'} {fitted}, since rows of "
+            f"{'its' if n == 1 else 'their'} length do not divide into {wanted} blocks"
             for (wanted, fitted), n in counts.items()
         )
 

@@ -270,7 +270,9 @@ def find_model(name: str) -> CatalogModel | None:
 def near_names(text: str, others: Iterable[str] = ()) -> str:
     """ "; did you mean ...?" with names of the catalog or of ``others``, or nothing."""
     known = (name for model in CATALOG for name in (model.id, model.name, *model.aliases))
-    names = {name.lower(): name for name in (*known, *others)}
+    others = tuple(others)
+    names = {name.rpartition("/")[2].lower(): name for name in others}  # of a folder, its own name
+    names |= {name.lower(): name for name in (*known, *others)}
     near = difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(names[name] for name in near)}?" if near else ""
 

@@ -23,6 +23,10 @@ KINDS = ("grammar", "json_schema", "regex")
 _SCHEMA_RULE = re.compile(r"\s*root\s*::=\s*%json\s+(.*)", re.DOTALL)
 #: Parts of a schema that are looked at to say where it fails.
 _MOST_PARTS = 500
+#: Where llguidance begins to say what is wrong with an expression.
+_IN_EXPRESSION = re.compile(r"(?=regex parse error:\n|lookarounds not supported)")
+#: Columns before the expression in the message of Rust's regex.
+_INDENT = 4
 #: At most one space behind a colon or a comma, and none elsewhere: a text cannot go on with spaces.
 _WHITESPACE: Any = {
     "whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?",
@@ -58,7 +62,7 @@ def compiled(kind: str, text: str) -> str:
             raise GrammarError("the grammar is empty, without a rule named root")
         made, what = LLMatcher.grammar_from_lark(lark_of_gbnf(text)), "grammar"
     if said := _complaint(made):
-        raise GrammarError(f"the {what} cannot be used: {said}")
+        raise GrammarError(f"the {what}: {said}")
     return str(made)
 
 
@@ -114,8 +118,25 @@ def one_line(said: str) -> str:
         return (
             "the keyword oneOf cannot be enforced unless its schemas exclude each other; use anyOf"
         )
+    if place := _IN_EXPRESSION.search(said):
+        return _expression_error(said[place.end() :])
     lines = [line.strip() for line in said.partition("<state>")[0].splitlines()]
     return " ".join(line for line in lines if line and set(line) != {"^"})[:300]
+
+
+def _expression_error(said: str) -> str:
+    """What is wrong with an expression, and where, without the text that llguidance puts around it.
+
+    ``said`` is a reason, or the expression with a line of carets below, then the reason.
+    """
+    lines = said.splitlines()
+    if len(lines) < 4 or not lines[0].startswith("regex"):
+        return "word boundaries are not supported"
+    reason = lines[3].removeprefix("error: ")
+    shown, carets = lines[1], lines[2]
+    if set(carets) <= {" ", "^"} and "^" in carets and "\\n" not in shown:
+        reason += f", at character {carets.index('^') - _INDENT + 1}"
+    return reason
 
 
 def _of_schema(schema: dict[str, Any]) -> str:

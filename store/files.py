@@ -175,9 +175,8 @@ def _check_file(path: Path, wish: ModelWish) -> None:
     if wish.type:
         from ..runtime.errors import SettingsError
 
-        raise SettingsError(
-            f"{path}: a GGUF file keeps its type; drop --type {wish.type}, --use-8bit or --use-4bit"
-        )
+        short = {"q8_0": " or --use-8bit", "q4_0": " or --use-4bit"}.get(wish.type, "")
+        raise SettingsError(f"{path}: a GGUF file keeps its type; drop --type {wish.type}{short}")
 
 
 def first_work(text: str, kind: str = "") -> frozenset[Extra]:

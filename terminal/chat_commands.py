@@ -19,6 +19,8 @@ _LONGEST_QUOTE = 60
 _RANDOM = "random"
 #: What a reply follows where it follows nothing.
 _NONE = "none"
+#: A reply follows one of them at most.
+_FORMS = ("grammar", "json_schema", "regex")
 
 
 @dataclass(slots=True)
@@ -168,10 +170,16 @@ def _set(chat: Chat, argument: str) -> None:
         parsed = read(value.strip())
     except ValueError:
         raise SettingsError(f"/set {name} {value.strip()}: expected {expected}") from None
+    changes = {name: parsed}
+    if name in _FORMS and parsed:
+        # the new one takes the place of another
+        changes |= {each: "" for each in _FORMS if each != name and getattr(chat.sampling, each)}
     try:
-        setattr(chat, owner, replace(getattr(chat, owner), **{name: parsed}))
+        setattr(chat, owner, replace(getattr(chat, owner), **changes))
     except SettingsError as error:
         raise SettingsError(error.spelled(f"/set {name}")) from None
+    for other in changes.keys() - {name}:
+        console.note(f"{other} {_NONE}")
     console.note(f"{name} {_shown(chat, name)}")
 
 

@@ -178,10 +178,13 @@ def speculation_line(engine: Engine) -> str | None:
     if engine.speculation is None:
         return None
     report = engine.speculation.report()
-    parts = [
-        f"[guesses: {report.accepted} of {report.drafted} right, {report.mean_length:.1f} tokens a "
-        f"verification; plain steps would give {report.plain_tokens_per_s:.1f}/s"
-    ]
+    guesses = "none"
+    if report.drafted:
+        guesses = (
+            f"{report.accepted} of {report.drafted} right, {report.mean_length:.1f} tokens a "
+            "verification"
+        )
+    parts = [f"[guesses: {guesses}; plain steps would give {report.plain_tokens_per_s:.1f}/s"]
     for drafter in report.drafters:
         state = f"{drafter.accepted} of {drafter.drafted} right" if drafter.drafted else "no guess"
         if drafter.drafted:

@@ -56,7 +56,7 @@ def test_an_expression(cli: Cli, model: Path) -> None:
         (["--json-schema", "none.json"], "none.json: cannot be read"),
         (["--json-schema", ""], "--json-schema: is empty"),
         (["--grammar", "root ::= ("], "--grammar: line 1 of the grammar"),
-        (["--regex", "("], "--regex: the regular expression cannot be used"),
+        (["--regex", "("], "--regex: the regular expression: unclosed group, at character 1"),
         (["--regex", "a", "--json-schema", "{}"], "--json-schema and --regex: give one of them"),
     ],
 )
@@ -75,13 +75,15 @@ def test_a_bad_file_is_one_line(data: bytes, cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_reply_of_a_chat_follows_it(cli: Cli, model: Path) -> None:
-    lines = b"Hello\n/set json_schema none\n/set regex [0-9]{4}\nHello\n/set regex (\n/set regex\n"
+    lines = b"Hello\n/set regex [0-9]{4}\nHello\n/set regex (\n/set regex\n"
     done = cli(
         "chat", model, "--style", "plain", "--threads", 1, "--json-schema", SCHEMA, stdin=lines
     )
     assert re.search(r'\{("n": ?[567])?\}', done.out)
     assert re.search(r"\b[0-9]{4}\b", done.out)
-    assert "/set regex" in done.err and "regex [0-9]{4}" in done.err
+    # the expression takes the place of the schema, and says so
+    assert "json_schema none\nregex [0-9]{4}\n" in done.err
+    assert "/set regex cannot be used: the regular expression: unclosed group" in done.err
 
 
 def test_records_of_a_batch(cli: Cli, model: Path, tmp_path: Path) -> None:

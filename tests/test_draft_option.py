@@ -82,7 +82,7 @@ def test_no_rate_is_claimed_before_the_first_guess() -> None:
         return str(speculation_line(engine))
 
     idle = DrafterReport("lookup", 0, 0, 0, 0.4, 0.01, 1.0, True)
-    assert line(idle).endswith("| lookup: no guess]")
+    assert line(idle) == "[guesses: none; plain steps would give 10.0/s | lookup: no guess]"
     used = DrafterReport("lookup", 8, 6, 3, 0.7, 0.01, 1.5, True)
     assert line(used).endswith("| lookup: 6 of 8 right, 70 % of late]")
     off = DrafterReport("gpt2", 8, 1, 3, 0.1, 0.01, 0.8, False)

@@ -35,7 +35,7 @@ def parse_counts(option: str, text: str, low: int, high: int) -> tuple[int, ...]
         if not (word.isascii() and word.isdigit() and low <= int(word) <= high):
             raise SettingsError(
                 f"{option} {text}: {word!r} is no number from {low} to {high}; expected a list "
-                "such as 0,512,1024"
+                f"such as {'1,4,16' if low else '0,512,1024'}"
             )
         found.add(int(word))
     return tuple(sorted(found))

@@ -82,10 +82,11 @@ def test_a_draft_is_small_and_in_the_catalog(model: CatalogModel) -> None:
     [
         ("gpt2-lage", "gpt2-large"), ("EleutherAI/gpt-neo-20b", "EleutherAI/gpt-neox-20b"),
         ("DIALOGPT-LARG", "DialoGPT-large"), ("my-modell", "mine/my-model"),
+        ("a-model", "/home/me/checkpoints/a-model"),
     ],
 )  # fmt: skip
 def test_near_names(text: str, near: str) -> None:
-    found = near_names(text, ["mine/my-model"])
+    found = near_names(text, ["mine/my-model", "/home/me/checkpoints/a-model"])
     assert found.startswith("; did you mean ")
     assert near in found
 

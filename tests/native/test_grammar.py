@@ -6,7 +6,7 @@ import pytest
 from helpers import Converter
 
 from infer_os.native.errors import GrammarError
-from infer_os.native.grammar import check_grammar, grammar_of_schema
+from infer_os.native.grammar import check_grammar, compiled, grammar_of_schema
 from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.generate import complete
 from infer_os.runtime.settings import EngineSettings, SamplingSettings, StopSettings
@@ -26,6 +26,29 @@ def test_a_bad_grammar_says_why(text: str, complaint: str) -> None:
     with pytest.raises(GrammarError, match=complaint) as caught:
         check_grammar(text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("expression", "complaint"),
+    [
+        ("(", "unclosed group, at character 1"),
+        ("日本(", "unclosed group, at character 3"),
+        ("error: (", "unclosed group, at character 8"),
+        ("a\nb(", "unclosed group"),
+        ("a{3,2}", "invalid repetition count range, the start must be <= the end, at character 2"),
+        (r"\bword", "word boundaries are not supported"),
+        ("(?=a)", "look-around, including look-ahead and look-behind, is not supported, at "
+                  "character 1"),
+    ],
+)  # fmt: skip
+def test_a_bad_expression_says_what_and_where(expression: str, complaint: str) -> None:
+    with pytest.raises(GrammarError) as caught:
+        compiled("regex", expression)
+    assert str(caught.value) == f"the regular expression: {complaint}"
+    schema = {"properties": {"a": {"type": "string", "pattern": expression}}}
+    with pytest.raises(GrammarError) as caught:
+        compiled("json_schema", json.dumps(schema))
+    assert str(caught.value) == f"the JSON schema, at /properties/a: {complaint}"
 
 
 def test_a_good_grammar_passes_quietly(capfd: pytest.CaptureFixture[str]) -> None:

@@ -104,8 +104,8 @@ def test_set_alone_shows_all(chat: Chat, capsys: Capture) -> None:
     lines = told(capsys, chat, "/set").splitlines()
     assert [tuple(line.split()) for line in lines] == [
         ("temperature", "0.8"), ("top_k", "40"), ("top_p", "0.95"), ("min_p", "0.05"),
-        ("repeat_penalty", "1.0"), ("seed", "random"), ("grammar", "none"),
-        ("json_schema", "none"), ("regex", "none"), ("max_tokens", "20"),
+        ("repeat_penalty", "1.0"), ("seed", "random"),
+        ("grammar", "none"), ("json_schema", "none"), ("regex", "none"), ("max_tokens", "20"),
     ]  # fmt: skip
 
 
