@@ -129,10 +129,9 @@ def _tell(text: str) -> None:
 
 def _broken(line: str, width: int) -> str:
     """A line as several, none longer than ``width`` if its words are not."""
-    if len(line) <= width:
-        return line
-    wrapped = textwrap.wrap(line, width, break_on_hyphens=False, break_long_words=False)
-    return "\n".join(wrapped)
+    from .wrapping import folded
+
+    return "\n".join(folded(line, width))
 
 
 def notes(texts: Iterable[str]) -> None:

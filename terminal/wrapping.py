@@ -40,6 +40,17 @@ class WordWrap:
             self._width = width
         return "".join(map(self._character, text))
 
+    def cut(self, line: str) -> list[str]:
+        """The parts of a line between which it may be broken, with the blanks behind them."""
+        parts = [""]
+        for c in line:
+            if (parts[-1][-1:] == " " and c != " ") or self._may_break_before(c):
+                parts.append("")
+                self._word = ""
+            parts[-1] += c
+            self._word = "" if c == " " else self._word + c
+        return parts
+
     def _character(self, c: str) -> str:
         if c == "\n":
             self._lost = False
@@ -89,6 +100,23 @@ class WordWrap:
         wide = _width(c) == 2
         # zero-width characters belong to what stands before them
         return wide or (_width(self._word[-1]) == 2 and c.isalnum())
+
+
+def folded(line: str, columns: int) -> list[str]:
+    """A line as several of at most ``columns`` columns, broken as :class:`WordWrap` breaks it.
+
+    A word that is longer than a line stays whole: the terminal breaks it.
+    """
+    if _width(line) <= columns:
+        return [line]
+    lines, words = [""], WordWrap(lambda: 1 << 30)
+    for word in words.cut(line):
+        if lines[-1] and _width(lines[-1] + word.rstrip()) > columns:
+            lines[-1] = lines[-1].rstrip()
+            lines.append(word.lstrip())
+        else:
+            lines[-1] += word
+    return [each.rstrip() for each in lines if each]
 
 
 def _width(text: str) -> int:

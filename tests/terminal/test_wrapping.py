@@ -7,7 +7,7 @@ import unicodedata
 import pyte
 import pytest
 
-from infer_os.terminal.wrapping import WordWrap
+from infer_os.terminal.wrapping import WordWrap, folded
 
 ENGLISH = "It is a truth universally acknowledged, that a single man must be in want."
 CODE = "def f(x):\n    return x + 1\n\tdone"
@@ -91,3 +91,19 @@ def test_a_resize_moves_no_word_that_may_be_elsewhere() -> None:
     assert wrap.push("ledged by you") == "ledged by you"
     # from the next line on it is known again
     assert wrap.push("\nall, and sundry") == "\nall, and s\r\x1b[9C\x1b[K\nsundry"
+
+
+@pytest.mark.parametrize(
+    ("line", "columns", "lines"),
+    [
+        ("Forgotten: at him, 你好 😀 and said,", 22, ["Forgotten: at him, 你", "好 😀 and said,"]),
+        ("Forgotten: 吾輩は猫である。", 20, ["Forgotten: 吾輩は猫", "である。"]),
+        ("Forgotten: 吾輩は猫。", 19, ["Forgotten: 吾輩は", "猫。"]),
+        ("one two  three", 7, ["one two", "three"]),
+        ("see /a/path/as/long/as/this one", 10, ["see", "/a/path/as/long/as/this", "one"]),
+        ("", 10, [""]),
+        ("  two  ", 4, ["two"]),
+    ],
+)
+def test_a_note_is_broken_by_columns_not_letters(line: str, columns: int, lines: list[str]) -> None:
+    assert folded(line, columns) == lines
