@@ -80,7 +80,7 @@ def many(value: Any, name: str) -> Iterable[Any]:
         PromptError: it is one, or nothing that can be gone through.
     """
     if isinstance(value, (str, bytes, Mapping)):
-        raise PromptError(f"{name} {_shown(value)}: this is one alone; put it in a list")
+        raise PromptError(f"{name} {_shown(value)}: this is only one; put it in a list")
     if not isinstance(value, Iterable):
         raise PromptError(f"{name} {_shown(value)}: expected a list, or another iterable")
     return value

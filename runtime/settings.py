@@ -207,7 +207,7 @@ _STOPS = {
     "max_tokens": whole_where(
         lambda n: n >= 1 or n == NO_LIMIT, "1 or more, or -1 (until the context ends)"
     ),
-    "strings": texts(all, "texts that are not empty"),
+    "strings": texts(all, "none of them empty"),
 }
 
 

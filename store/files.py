@@ -175,8 +175,10 @@ def _check_file(path: Path, wish: ModelWish) -> None:
     if wish.type:
         from ..runtime.errors import SettingsError
 
-        short = {"q8_0": " or --use-8bit", "q4_0": " or --use-4bit"}.get(wish.type, "")
-        raise SettingsError(f"{path}: a GGUF file keeps its type; drop --type {wish.type}{short}")
+        raise SettingsError(
+            f"{path}: a GGUF file keeps its type and cannot be opened as {wish.type}; leave the "
+            "type out"
+        )
 
 
 def first_work(text: str, kind: str = "") -> frozenset[Extra]:
