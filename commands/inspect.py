@@ -12,7 +12,7 @@ def inspect(
 ) -> None:
     """Show the metadata and the tensors of a GGUF file.
 
-    With the types and sizes, and the bits per weight.     Nothing is downloaded or converted for it.
+    With the types and sizes, and the bits per weight. Nothing is downloaded or converted.
 
     Example: infer-os inspect gpt2-large --type q4_0
     """  # fmt: skip
