@@ -34,17 +34,6 @@ class HubSource:
         return self.repository.rpartition("/")[2]
 
 
-def cache_folder() -> Path:
-    """Where downloads live: ``INFER_OS_CACHE``, else ``~/.cache/infer-os``.
-
-    Raises:
-        NativeError: there is no such home folder.
-    """
-    from infer_os.native.cache import cache_folder as folder  # a command's help loads no llama.cpp
-
-    return folder()
-
-
 def is_hub_id(text: str) -> bool:
     """Whether a text is spelled ``OWNER/NAME``."""
     return _HUB_ID.fullmatch(text) is not None

@@ -344,7 +344,6 @@ def _is_offline_and_unknown(source: HubSource | Path) -> bool:
 def _run_conversion(shelf: Shelf, kind: str, report: Reporter) -> None:
     from ..convert.pipeline import convert
     from ..convert.settings import ConvertSettings
-    from ..native.files import write_file
 
     path = shelf.file(kind)
     make_folder(path.parent)
