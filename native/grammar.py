@@ -120,6 +120,9 @@ def one_line(said: str) -> str:
         )
     if place := _IN_EXPRESSION.search(said):
         return _expression_error(said[place.end() :])
+    if said.startswith("NoExtensionBias"):  # how it calls a text that nothing can begin
+        return "no text follows it"
+    said = said.replace("<non-verbose/>", "")
     lines = [line.strip() for line in said.partition("<state>")[0].splitlines()]
     return " ".join(line for line in lines if line and set(line) != {"^"})[:300]
 

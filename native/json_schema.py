@@ -23,7 +23,9 @@ MOST_PATTERN, MOST_BRACKETS = 10_000, 100
 #: A regular expression may be so long, counted repetitions written out.
 _MOST_REPEATED = 100_000
 #: A part of a regular expression: a class, an escape, a count, a bracket, or one character.
-_PIECE = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]|\\.|(\{\d+,?\d*\})|.", re.DOTALL)
+_PIECE = re.compile(
+    r"\[\^?\]?(?:\\.|[^\]\\])*\]|\\[xuUpP]\{[^}]*\}|\\.|(\{[0-9]+,?[0-9]*\})|.", re.DOTALL
+)
 #: Words that say something about a schema and ask for nothing.
 REMARKS = frozenset({
     "$schema", "$comment", "$defs", "definitions", "title", "description", "default", "examples",
@@ -68,7 +70,10 @@ def read_schema(text: str) -> dict[str, Any]:
             f"the JSON schema has {len(text)} characters; at most {MOST_CHARACTERS} can be used"
         )
     try:
-        schema = json.loads(text, parse_constant=_no_number, object_pairs_hook=_object)
+        schema = json.loads(
+            text, parse_constant=_no_number, parse_int=_whole, parse_float=_fraction,
+            object_pairs_hook=_object,
+        )  # fmt: skip
     except RecursionError:
         raise GrammarError(f"the JSON schema is nested deeper than {MOST_NESTED}") from None
     except ValueError as error:
@@ -91,6 +96,23 @@ def read_schema(text: str) -> dict[str, Any]:
 
 def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _fraction(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"the number {_shortened(digits)} is larger than a double can hold")
+    return value
+
+
+def _whole(digits: str) -> int:
+    # a longer one is not even read as a whole number by Python
+    _fraction(digits)
+    return int(digits)
+
+
+def _shortened(digits: str) -> str:
+    return digits if len(digits) <= 24 else f"{digits[:20]}... ({len(digits)} characters)"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -302,15 +324,21 @@ def check_expression(expression: str) -> None:
             size = sum(stack.pop())
             stack[-1] = [sum(stack[-1]), size]
         elif found[1]:
-            stack[-1][1] *= max(1, *(int(count) for count in re.findall(r"\d+", found[1])))
+            stack[-1][1] *= max(1, *map(_count, re.findall("[0-9]+", found[1])))
         else:
             stack[-1] = [sum(stack[-1]), 1]
         at = max(at, sum(map(sum, stack)))
     if at > _MOST_REPEATED:
         raise GrammarError(
-            f"the regular expression has {at} characters with its counts written out; "
-            f"at most {_MOST_REPEATED}"
+            f"the regular expression has more than {_MOST_REPEATED} characters with its counts "
+            "written out"
         )
+
+
+def _count(digits: str) -> int:
+    """A count of a repetition; one that is too large for any use stays too large."""
+    digits = digits.lstrip("0")
+    return int(digits[:9] or "0") if len(digits) <= 9 else 10**9
 
 
 def _kind(value: Any) -> str:

@@ -126,7 +126,7 @@ def known_trial(folder: Path, run: Callable[[], Trial]) -> Trial:
     A folder that cannot be written only costs another trial.
     """
     key = _fingerprint()
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         record = json.loads((folder / _FILE).read_text())
         if record["library"] == key and isinstance(record["complaint"], str):
             return Trial(record["complaint"])

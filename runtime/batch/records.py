@@ -269,12 +269,20 @@ def _constraint(given: Mapping[str, Any]) -> dict[str, Any]:
         raise _Bad(f"{' and '.join(map(json.dumps, texts))}: a record has one of them")
     for key, value in texts.items():
         if key == "json_schema" and isinstance(value, (Mapping, bool)):
-            value = texts[key] = json.dumps(value)
+            value = texts[key] = _schema_text(value)
         if not isinstance(value, str):
             raise _Bad(f'"{key}" is a text, this is {_kind(value)}')
         if not value:
             raise _Bad(f'"{key}" is empty')
     return {**dict.fromkeys(_CONSTRAINTS, ""), **texts} if texts else {}
+
+
+def _schema_text(value: Any) -> str:
+    """A schema that came as an object, which in Python may hold anything."""
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _Bad(f'"json_schema" cannot be written as JSON: {error}') from None
 
 
 def _messages(value: Any) -> tuple[Message, ...]:

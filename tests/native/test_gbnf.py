@@ -24,6 +24,10 @@ DOUBLING = "root ::= r0\n" + "".join(f'r{i} ::= r{i + 1} | r{i + 1} "a"\n' for i
         ("root ::= [z-a]+ [^]", "line 1 .*'z' to 'a' goes from high to low"),
         ('root ::= "a"{5,2}', r"\{5,2\}: the second count is less"),
         ('root ::= "a"{9999999}', "more than 100000 times"),
+        ('root ::= "a"{1000000000}', "more than 100000 times"),
+        ('root ::= "a"{' + "9" * 5000 + "}", "expected {n}"),
+        ('root ::= "a"{\u0663}', "expected {n}"),
+        ('root ::= "a"{1 2}', "expected {n}"),
         ("root ::= " + "(" * 100_000 + '"a"' + ")" * 100_000, "more than 100 brackets"),
         ("".join(f"r{i} ::= r{i + 1}\n" for i in range(10_000)), "more than 5000 rules"),
         ("root ::= x\n" + "#" * 400_000, "at most 300000"),
@@ -84,11 +88,25 @@ def test_every_alternative_comes(dice: Dice) -> None:
     assert texts == {"abc", "abd"}
 
 
-@pytest.mark.parametrize("text", ["(?=a)b", "a\\b", "((a{1000}){1000}){1000}", "(" * 200, "x{5,2}"])
-def test_a_bad_expression_is_one_line(text: str) -> None:
-    with pytest.raises(GrammarError, match="regular expression") as caught:
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("(?=a)b", "look-ahead"),
+        ("a\\b", "lookarounds"),
+        ("((a{1000}){1000}){1000}", "more than 100000 "),
+        ("(" * 200, "more than 100 brackets"),
+        ("x{5,2}", "repetition"),
+        ("x{" + "9" * 5000 + "}", "more than 100000 "),
+        ("x{0,0" + "9" * 5000 + "}", "more than 100000 "),
+        (r"[^\x00-\x{10ffff}]", "no text follows it"),
+        (r"\x{110000}", "regex parse error"),
+    ],
+)
+def test_a_bad_expression_is_one_line(text: str, complaint: str) -> None:
+    with pytest.raises(GrammarError, match=f"regular expression.*{complaint}") as caught:
         compiled("regex", text)
-    assert "\n" not in str(caught.value)
+    said = str(caught.value)
+    assert "\n" not in said and "non-verbose" not in said and len(said) < 400
 
 
 def test_an_expression_is_of_the_whole_text(dice: Dice) -> None:

@@ -205,6 +205,14 @@ def test_what_cannot_be_enforced_says_where(schema: Any, complaint: str) -> None
         (r'{"enum": ["\ud800"]}', "half of a surrogate pair"),
         (r'{"properties": {"\udfff": {}}}', "half of a surrogate pair"),
         ("{", "is no JSON"),
+        ('{"const": 1e400}', "number 1e400 is larger than a double"),
+        ('{"const": [-1' + "0" * 400 + "]}", "larger than a double"),
+        ('{"type": "integer", "minimum": 1' + "0" * 400 + "}", "larger than a double"),
+        ('{"enum": [1' + "0" * 5000 + "]}", r"1000000000.*\.\.\. \(5001 characters\)"),
+        (
+            '{"type": "string", "pattern": "a{' + "9" * 5000 + '}"}',
+            "/pattern: pattern: .*more than 100000",
+        ),
     ],
 )
 def test_a_text_that_is_no_schema(text: str, complaint: str) -> None:
