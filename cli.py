@@ -114,6 +114,12 @@ def _explain(error: Exception) -> int:
     if isinstance(error, OSError):
         console.fail(_os_error_text(error))
         return 1
+    if isinstance(error, MemoryError):
+        said = str(error)
+        console.fail(
+            f"not enough memory{': ' + said if said else ''} (ulimit -v, or a container's?)"
+        )
+        return 1
     if not kind.__module__.startswith(f"{__package__}."):
         console.fail(f"{kind.__name__}: {error} (a bug: --debug shows where)")
         return 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,11 @@ def read_bytes(path: Path, largest: int) -> bytes | None:
     try:
         check_plain(path)
         with path.open("rb") as file:
-            data = file.read(largest + 1)
+            # what is asked for is reserved, even where a file has less
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(min(size, largest) + 1)
+            if len(data) > size:  # it grew, or has no size, as those of /proc
+                data += file.read(largest + 1 - len(data))
     except FileNotFoundError:
         return None
     except OSError as error:

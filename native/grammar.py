@@ -48,6 +48,12 @@ def compiled(kind: str, text: str) -> str:
     # a library that only constrained runs load
     from llguidance import LLMatcher
 
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # what is no UTF-8 on a command line, or half of a pair in a record
+        raise GrammarError(
+            "half of a surrogate pair, or a byte that is no UTF-8, is in it"
+        ) from None
     if kind == "grammar" and (schema := _SCHEMA_RULE.fullmatch(text)):
         kind, text = "json_schema", schema[1]
     if kind == "json_schema":

@@ -1,12 +1,18 @@
-"""llama.cpp's log lines, into Python's ``logging`` under the name ``infer_os.llama``."""
+"""llama.cpp's log lines, into Python's ``logging`` under the name ``infer_os.llama``.
+
+And its last words, where it would end the process: one line to standard error.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import logging
+import os
 from typing import Any
 
 import llama_cpp
+
+from .library import load_library
 
 logger = logging.getLogger("infer_os.llama")
 # without any handler, logging itself would print errors that an exception reports already
@@ -19,6 +25,7 @@ _CONTINUE = 5
 _recent: list[str] = []
 _MOST_RECENT = 8
 _last_level = logging.DEBUG
+_LONGEST = 300
 
 
 def last_complaint() -> str:
@@ -50,3 +57,28 @@ def _on_line(level: int, text: bytes, _user_data: Any) -> None:
 def route_logs() -> None:
     """Send llama.cpp's lines to ``logging``; without a handler they go nowhere."""
     llama_cpp.llama_log_set(_on_line, ctypes.c_void_p(0))
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+def _on_abort(message: bytes) -> None:
+    # /path/to/ggml.c:1644: GGML_ASSERT(ctx->mem_buffer != NULL) failed
+    said = " ".join(message.decode("utf-8", "replace").split()).rpartition("/")[2]
+    hint = "; not enough memory?" if "NULL" in said or "nullptr" in said else ""
+    line = f"error: llama.cpp cannot go on: {said[:_LONGEST]}{hint}\n"
+    try:
+        os.write(2, line.encode())
+    finally:
+        # abort() comes next: a signal, a debugger's backtrace and perhaps a file of all memory
+        os._exit(1)
+
+
+def route_last_words() -> None:
+    """End the process with one line and code 1 where ggml would abort it.
+
+    Memory that the system promised and then does not give, within a graph that is being built, is
+    an assertion of ggml: no caller can go on from there.
+    """
+    library = load_library()  # whose ggml is the one that computes
+    library.ggml_set_abort_callback.argtypes = [ctypes.c_void_p]
+    library.ggml_set_abort_callback.restype = ctypes.c_void_p
+    library.ggml_set_abort_callback(_on_abort)

@@ -18,7 +18,7 @@ from .backend import file_layouts, kernel_status
 from .errors import GgufError, ModelChanged, ModelLoadError
 from .gguf_file import SPECIAL_NAMES, GgufHeader, read_gguf_header
 from .graph_check import check_graph, is_own
-from .logs import forget_complaints, last_complaint, route_logs
+from .logs import forget_complaints, last_complaint, route_last_words, route_logs
 from .owner import Owner
 from .text_rules import TextRules, read_text_rules
 from .trial import try_in_child
@@ -284,6 +284,7 @@ class Vocab:
 @functools.cache
 def _start_backend() -> None:
     route_logs()
+    route_last_words()
     llama_cpp.llama_backend_init()
 
 

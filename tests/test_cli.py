@@ -773,3 +773,13 @@ def test_an_interrupt_ends_a_chat_on_a_pipe(
     monkeypatch.setattr(conversation, "read_entries", entries)
     give_stdin(monkeypatch, b"")
     assert run("chat", "m.gguf").code == 130
+
+
+def test_memory_that_does_not_come_is_one_line(run: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_given: object, **_settings: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(loading, "load_engine", fail)
+    done = run("generate", __file__, "-p", "x")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == "error: not enough memory (ulimit -v, or a container's?)\n"

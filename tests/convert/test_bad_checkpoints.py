@@ -33,6 +33,7 @@ from infer_os.convert.errors import (
     UnsupportedError,
 )
 from infer_os.convert.pipeline import convert
+from infer_os.convert.plain_file import read_bytes
 from infer_os.convert.safetensors_file import SafetensorsFile
 from infer_os.convert.settings import ConvertSettings
 from infer_os.models.network import ConfigError
@@ -764,3 +765,13 @@ def test_a_checkpoint_stays_as_it_was(checkpoint: Path, tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == before
     assert copy_checkpoint(checkpoint, tmp_path / "again").is_dir()
     assert os.listdir(tmp_path / "again")
+
+
+def test_a_small_file_takes_no_more_memory_than_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "small.json"
+    path.write_bytes(b"{}")
+    assert read_bytes(path, 1 << 60) == b"{}"
+    assert read_bytes(path, 2) == b"{}"
+    with pytest.raises(FileFormatError, match="larger than 1 bytes"):
+        read_bytes(path, 1)
+    assert read_bytes(Path("/proc/self/cmdline"), 1 << 20)  # which has no size of its own

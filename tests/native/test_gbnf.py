@@ -115,3 +115,16 @@ def test_an_expression_is_of_the_whole_text(dice: Dice) -> None:
             drawn = dice.draw(SamplingSettings(1.0, regex=text), seed, most=80)
             if drawn.finished:
                 assert re.fullmatch(text, drawn.text), drawn.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("regex", "a\udcff"),
+        ("grammar", 'root ::= "\udcff"'),
+        ("json_schema", '{"const": "\udcff"}'),
+    ],
+)
+def test_what_is_no_utf8_is_one_line(kind: str, text: str) -> None:
+    with pytest.raises(GrammarError, match="half of a surrogate pair"):
+        compiled(kind, text)
