@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 from ..errors import RuntimeFailure, SettingsError
@@ -28,6 +29,8 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 _CONSTRAINTS = ("grammar", "json_schema", "regex")
 _KNOWN = ("id", "prompt", "messages", "stop", *_NUMBERS, *_CONSTRAINTS)
 _ROLES = ("system", "user", "assistant")
+#: Python itself writes no more digits, and reads no more from JSON.
+_MOST_ID_BITS = 14_000
 _MOST_SEED = 0xFFFFFFFF
 
 
@@ -197,18 +200,20 @@ class RecordParser:
 
     @staticmethod
     def _identity(line: int, value: Mapping[str, Any]) -> str | int:
-        identity = value.get("id")
+        identity = _plain(value.get("id"))
         if identity is None:
             return line
         if isinstance(identity, bool) or not isinstance(identity, (str, int)):
             raise _Bad(f'"id" is a text or a whole number, this is {_kind(identity)}')
+        if isinstance(identity, int) and identity.bit_length() > _MOST_ID_BITS:
+            raise _Bad('"id" is a number with thousands of digits')
         return identity
 
     def _record(self, line: int, identity: str | int, value: Mapping[str, Any]) -> Record:
         if unknown := [key for key in value if key not in _KNOWN]:
             raise _Bad(f"unknown setting {unknown[0]!r}; known: {', '.join(_KNOWN)}")
         # a column of a table says nothing where it is empty
-        given = {key: item for key, item in value.items() if item is not None}
+        given = {key: _plain(item) for key, item in value.items() if item is not None}
         if ("prompt" in given) == ("messages" in given):
             raise _Bad('a record has either "prompt" or "messages"')
         for key, kinds in _NUMBERS.items():
@@ -275,6 +280,15 @@ def _constraint(given: Mapping[str, Any]) -> dict[str, Any]:
         if not value:
             raise _Bad(f'"{key}" is empty')
     return {**dict.fromkeys(_CONSTRAINTS, ""), **texts} if texts else {}
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's, as a table's rows may have it from Python, as Python's."""
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
 
 
 def _schema_text(value: Any) -> str:

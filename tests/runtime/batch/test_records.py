@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from infer_os.runtime.batch.records import BadRecord, Record, RecordParser, Result, value_of
@@ -45,6 +46,7 @@ def test_messages() -> None:
         ("text", "object, this is a text"),
         ({"id": 1.5, "prompt": "x"}, '"id" is a text or a whole number'),
         ({"id": True, "prompt": "x"}, '"id" is a text or a whole number'),
+        ({"id": 10**5000, "prompt": "x"}, '"id" is a number with thousands of digits'),
         ({"id": 1}, 'either "prompt" or "messages"'),
         ({"id": 1, "prompt": "x", "messages": []}, 'either "prompt" or "messages"'),
         ({"id": 1, "prompt": 3}, '"prompt" is a text'),
@@ -135,3 +137,13 @@ def test_a_line_of_output() -> None:
     }  # fmt: skip
     assert Result(None, 3, error="e").as_json()["line"] == 3
     assert Result("a", 3, index=1).as_json()["index"] == 1
+
+
+def test_numbers_of_numpy_will_do() -> None:
+    record = good({
+        "id": np.int64(7), "prompt": "x", "temperature": np.float32(0.5), "seed": np.int64(3),
+        "max_tokens": np.int32(4), "n": np.uint8(2),
+    })  # fmt: skip
+    assert record.id == 7 and type(record.id) is int
+    assert (record.sampling.temperature, record.seed, record.n) == (0.5, 3, 2)
+    assert record.stops.max_tokens == 4
