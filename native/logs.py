@@ -59,7 +59,7 @@ def route_logs() -> None:
     llama_cpp.llama_log_set(_on_line, ctypes.c_void_p(0))
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+@ctypes.CFUNCTYPE(None, ctypes.c_char_p)  # type: ignore[untyped-decorator]
 def _on_abort(message: bytes) -> None:
     # /path/to/ggml.c:1644: GGML_ASSERT(ctx->mem_buffer != NULL) failed
     said = " ".join(message.decode("utf-8", "replace").split()).rpartition("/")[2]
