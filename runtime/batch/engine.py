@@ -18,6 +18,7 @@ from infer_os.models.catalog import style_for
 from infer_os.models.rotation import ROTATION_KEY
 from infer_os.native.backend import own_kernels
 from infer_os.native.batch_context import BatchContext, BatchContextParams, Rows
+from infer_os.native.constraint import constraint_bytes
 from infer_os.native.errors import ConstraintFailed, GrammarError
 from infer_os.native.graph_check import read_model_header
 from infer_os.native.interrupt import interruptible
@@ -25,11 +26,13 @@ from infer_os.native.model import Model
 from infer_os.native.owner import Owner
 
 from ..engine import kv_model
-from ..errors import PromptError, TemplateFailure
+from ..errors import MemoryShortage, PromptError, TemplateFailure
 from ..plan import Plan, check_plan
 from ..prepare import load_model
 from ..sampler import LlamaSampler
-from ..settings import EngineSettings
+from ..settings import EngineSettings, Extra
+from ..shapes import header_shape
+from ..sizes import size_text
 from ..speculative.rounding import Rounding
 from ..text import TextStream
 from ..threads import ThreadCount
@@ -109,6 +112,7 @@ class BatchEngine(Owner):
         with ExitStack() as stack:
             #: Bytes that the plans foresee at most, the measurement's included.
             self.planned_bytes = plan.total
+            self._plans_constraint = Extra.CONSTRAINT in settings.extras
             self._model = model or stack.enter_context(
                 load_model(path, settings, plan, warmed=warmed)
             )
@@ -231,6 +235,24 @@ class BatchEngine(Owner):
         sampler.remember(prompt)
         return sampler
 
+    def plan_constraint(self) -> None:
+        """Count what a constraint takes, which only a record may ask for, before the first is made.
+
+        Raises:
+            MemoryShortage: it does not fit beside the plan.
+        """
+        if self._plans_constraint:
+            return
+        shape = header_shape(self.model.header, constrained=True)
+        n_bytes = constraint_bytes(shape.n_vocab, shape.n_places)
+        if self.planned_bytes + n_bytes > self.plan.limit:
+            raise MemoryShortage(
+                f"a constraint takes {size_text(n_bytes)} more, and {size_text(self.plan.limit)} "
+                "may be used; raise --memory or lower --parallel"
+            )
+        self.planned_bytes += n_bytes
+        self._plans_constraint = True
+
     def close(self) -> None:
         """Free what guesses, the context, then the model."""
         if self.guesses is not None:
@@ -341,11 +363,13 @@ class _Run:
         for index in wanted:
             settings = record.sampling
             try:
+                if settings.constraint:
+                    engine.plan_constraint()
                 sampler = None if is_plain_greedy(settings) else (
                     engine.new_sampler(record, index, prompt)
                 )  # fmt: skip
-            except GrammarError as error:
-                self._fail(record.id, record.line, f"line {record.line}: {error}")
+            except (GrammarError, MemoryShortage) as error:
+                self._fail(record.id, record.line, f"{record.place}: {error}")
                 return False
             text = TextStream(engine.prompts.stops(record))
             frame = engine.prompts.frame(record)

@@ -294,3 +294,21 @@ def test_any_number_of_sequences_with_llama_cpps_kernels(
         settings = EngineSettings(context=128, threads=1, native=False, draft=draft)
         got = answers(path, items, BatchSettings(parallel), settings)
         assert len(got) == len(items) and not any(result.error for result in got.values())
+
+
+def test_a_constraint_of_a_record_is_counted_with_the_first(converted: Converter) -> None:
+    path = converted(BUNDLED_MODEL, "q8_0")
+    free = Record("free", 1, GREEDY, StopSettings(4), "It is")
+    held = replace(free, id="held", sampling=replace(GREEDY, regex="[a-z ]+"))
+    with BatchEngine(path, SETTINGS, BatchSettings(2)) as engine:
+        before = engine.planned_bytes
+        list(engine.run([free]))
+        assert engine.planned_bytes == before
+        assert [result.error for result in engine.run([held, replace(held, id="2")])] == [None] * 2
+        assert before + 5_000_000 < engine.planned_bytes < before + 20_000_000
+    tight = replace(SETTINGS, memory=before + 1_000_000)
+    with BatchEngine(path, tight, BatchSettings(2)) as engine:
+        results = {result.id: result.error for result in engine.run([free, held])}
+    assert results["free"] is None
+    assert "a constraint takes" in str(results["held"])
+    assert "raise --memory" in str(results["held"])
