@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# before OpenMP is loaded: threads that wait must not keep a busy machine's cores from others
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from helpers import PARALLEL, Converter, copy_checkpoint
 
 from infer_os.convert.pipeline import convert
