@@ -69,8 +69,8 @@ def _run_type(kind: str, folder: Path, threads: int) -> DemoRow:
     report = convert(ConvertSettings(TARGET, target, kind, threads))
     command = [
         sys.executable, "-m", "infer_os.cli", "generate", str(target), "--prompt", _PROMPT,
-        "--max-tokens", "100", "--seed", "7", "--temperature", "0.7", "--threads", str(threads),
-        "--json",
+        "--max-tokens", "100", "--seed", "7", "--temperature", "0.7", "--json",
+        *(["--threads", str(threads)] if threads else []),
     ]  # fmt: skip
     result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     return DemoRow(

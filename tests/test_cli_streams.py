@@ -63,8 +63,9 @@ def test_json_has_no_nan(converted: Converter, capfdbinary: pytest.CaptureFixtur
     assert shown["metadata"]["far"] is None
 
 
-def test_demos_figures_for_machines() -> None:
-    command = [*COMMAND, "demo", "--threads", "1", "--json"]
+@pytest.mark.parametrize("threads", [(), ("--threads", "1")])
+def test_demos_figures_for_machines(threads: tuple[str, ...]) -> None:
+    command = [*COMMAND, "demo", *threads, "--json"]
     done = subprocess.run(command, capture_output=True, check=True)
     told = json.loads(done.stdout)
     assert [row["type"] for row in told["rows"]] == ["q8_0", "q4_0"]
