@@ -107,7 +107,8 @@ def test_types_of_the_tensors(converted: Converter, kind: str) -> None:
 
 def test_a_fallback_is_reported(tmp_path: Path) -> None:
     report = run(PARALLEL, tmp_path / "k.gguf", "q4_k_m")
-    assert any("tensor is q5_0" in note and "q4_k" in note for note in report.notes)
+    assert any("4 tensors are q5_0" in note and "q4_k" in note for note in report.notes)
+    assert any("1 tensor is q8_0" in note for note in report.notes)
     assert not run(PARALLEL, tmp_path / "h.gguf", "q8_0").notes
 
 
