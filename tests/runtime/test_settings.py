@@ -95,7 +95,7 @@ def test_minus_one_is_a_random_seed() -> None:
 
 
 def test_an_empty_stop_string_is_refused() -> None:
-    with pytest.raises(SettingsError, match=r"strings \('x', ''\): expected texts"):
+    with pytest.raises(SettingsError, match=r"strings \('x', ''\): expected none of them empty"):
         StopSettings(strings=("x", ""))
 
 
