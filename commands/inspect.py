@@ -14,7 +14,7 @@ def inspect(
 
     With the types and sizes, and the bits per weight. Nothing is downloaded or converted.
 
-    Example: infer-os inspect gpt2-large --type q4_0
+    Example: infer-os inspect gpt2-large
     """  # fmt: skip
     from ..native.graph_check import read_model_header
 

@@ -26,7 +26,7 @@ from .sizes import size_text
 
 #: Interpreter, libraries and graphs, and what llama.cpp and we keep of each token of a vocabulary;
 #: measured with vocabularies of 50 k and 250 k tokens (docs/memory.md).
-PROCESS_BYTES = 73_000_000
+PROCESS_BYTES = 80_000_000
 VOCABULARY_BYTES = 325
 
 #: When a process is at its largest that converts a small model, or draws a report of one.

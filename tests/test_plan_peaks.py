@@ -77,4 +77,5 @@ def test_no_peak_is_above_its_plan(place: Path, command: str) -> None:
     assert found is not None, refused
     code, peak, said = peak_of(place, words, stdin)
     assert code == 0, said
-    assert peak <= float(found[1]) * 1e6 <= peak + max(peak / 20, 10e6)
+    # 7 MB of the plan are for libraries that were just installed, of which the kernel maps more
+    assert peak <= float(found[1]) * 1e6 <= peak + max(peak / 20, 10e6) + 8e6
