@@ -339,11 +339,11 @@ def test_nothing_fits() -> None:
 
 
 def test_the_context_is_never_cut_to_make_it_fit() -> None:
-    """BLOOM's smallest weights leave room for 512 tokens of a Q4_0 cache, not for 2048."""
+    """BLOOM's smallest weights leave room for 256 tokens of a Q4_0 cache, not for 2048."""
     short = choice("bloom-7b1", 4)
     assert not short.fits
     assert short.schedule.n_ctx == 2048
-    assert choice("bloom-7b1", 4, n_ctx=512).fits
+    assert choice("bloom-7b1", 4, n_ctx=256).fits
 
 
 def test_auto_uses_what_the_rest_leaves_to_the_byte() -> None:
