@@ -89,7 +89,11 @@ def taken_types(status: KernelStatus) -> frozenset[str]:
     """Names of the weight types whose products our kernels compute."""
     if not status.in_use:
         return frozenset()
-    takes = load_library().inferos_kernels_takes
+    return _types_of(load_library().inferos_kernels_takes)
+
+
+def _types_of(takes: Any) -> frozenset[str]:
+    """Names of the ggml types for which a function of the library's says yes."""
     takes.argtypes, takes.restype = [ctypes.c_int32], ctypes.c_int32
     return frozenset(kind.name for kind in ggml_types().values() if takes(kind.id))
 
@@ -101,14 +105,11 @@ def own_kernels(status: KernelStatus, geometry: KvGeometry) -> OwnKernels | None
     good = all(head % _BLOCK == 0 and head <= _MOST_HEAD
                for head in (geometry.head_k, geometry.head_v))  # fmt: skip
     return OwnKernels(
-        taken_types(status), _CACHES if good else frozenset(), _types_by_column(), _most_columns()
+        taken_types(status),
+        _CACHES if good else frozenset(),
+        _types_of(load_library().inferos_kernels_takes_columns),
+        _most_columns(),
     )
-
-
-def _types_by_column() -> frozenset[str]:
-    takes = load_library().inferos_kernels_takes_columns
-    takes.argtypes, takes.restype = [ctypes.c_int32], ctypes.c_int32
-    return frozenset(kind.name for kind in ggml_types().values() if takes(kind.id))
 
 
 def _most_columns() -> int:

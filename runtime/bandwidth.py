@@ -166,8 +166,13 @@ def measured_now(
 
 def is_known(folder: Path, cpu: Cpu, memory: Memory) -> bool:
     """Whether :func:`known_bandwidth` has no need to measure."""
+    return _current(folder, cpu, memory, time.time()) is not None
+
+
+def _current(folder: Path, cpu: Cpu, memory: Memory, now: float) -> Kept | None:
     kept = load_bandwidth(folder)
-    return kept is not None and is_current(kept, running_machine(cpu, memory), time.time())
+    current = kept is not None and is_current(kept, running_machine(cpu, memory), now)
+    return kept if current else None
 
 
 def known_bandwidth(
@@ -180,8 +185,8 @@ def known_bandwidth(
     cpu_time: Callable[[], CpuTime] = read_cpu_time,
 ) -> Bandwidth:
     """The kept measurement of this machine; measured and kept if there is no current one."""
-    kept = load_bandwidth(folder)
-    if kept is not None and is_current(kept, running_machine(cpu, memory), clock()):
+    kept = _current(folder, cpu, memory, clock())
+    if kept is not None:
         return kept.bandwidth
     return measured_now(folder, cpu, memory, measure=measure, clock=clock, cpu_time=cpu_time)
 
