@@ -40,7 +40,7 @@ lint: $(VENV)/.installed-lint
 types: $(VENV)/.installed-lint
 	rm -rf build/types && mkdir -p build/types/infer_os
 	ln -s $(wildcard $(CURDIR)/*.py) $(CURDIR)/py.typed \
-	    $(addprefix $(CURDIR)/,commands convert models native runtime store terminal) build/types/infer_os/
+	    $(addprefix $(CURDIR)/,commands convert measure models native runtime store terminal) build/types/infer_os/
 	MYPYPATH=build/types $(BIN)/mypy -p infer_os
 
 # The kernels alone, under the address and undefined-behaviour sanitizers. cmake is the one of PyPI.

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from .runtime.batch.records import Result
     from .runtime.batch.settings import BatchSettings
     from .runtime.errors import (
-        MemoryShortage,
         ModelBusy,
         ModelClosed,
         PromptError,
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     )
     from .runtime.exclusive import Stream
     from .runtime.generate import Completion, FinishReason
+    from .runtime.plan.memory_plan import MemoryShortage
     from .runtime.settings import EngineSettings, SamplingSettings, StopSettings
 
 __version__ = "0.1.0"
@@ -49,11 +49,12 @@ _NAMES = {
     "runtime.batch.records": ("Result",),
     "runtime.batch.settings": ("BatchSettings",),
     "runtime.errors": (
-        "MemoryShortage", "ModelBusy", "ModelClosed", "PromptError", "RuntimeFailure",
-        "SessionError", "SettingsError", "TemplateFailure",
+        "ModelBusy", "ModelClosed", "PromptError", "RuntimeFailure", "SessionError",
+        "SettingsError", "TemplateFailure",
     ),
     "runtime.exclusive": ("Stream",),
     "runtime.generate": ("Completion", "FinishReason"),
+    "runtime.plan.memory_plan": ("MemoryShortage",),
     "runtime.settings": ("EngineSettings", "SamplingSettings", "StopSettings"),
 }  # fmt: skip
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}

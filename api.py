@@ -20,29 +20,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .native.owner import Owner
-from .runtime.arguments import (
-    file_path,
-    many,
-    path_text,
-    prompt_text,
-    record_or,
-    text_named,
-)
+from .runtime.arguments import file_path, many, path_text, prompt_text, record_or, text_named
+from .runtime.chat.framing import choose_frame
+from .runtime.chat.session import Session
 from .runtime.exclusive import Stream, Turns
-from .runtime.framing import choose_frame
 from .runtime.generate import Completion, FinishReason, Generation, finished, stream_text
 from .runtime.prompt import tokenize
-from .runtime.session import Session
 from .runtime.settings import EngineSettings, SamplingSettings, StopSettings
 from .runtime.text import without_first_space
-from .store.files import ModelWish, Reporter
-from .store.loading import find_files, open_file
+from .store.fetch import Reporter
+from .store.opening import find_files, open_file
+from .store.resolve import ModelWish
 
 if TYPE_CHECKING:
-    from .runtime.batch.engine import BatchEngine
+    from .runtime.batch.batch_engine import BatchEngine
     from .runtime.batch.records import BadRecord, Record, Result
     from .runtime.batch.settings import BatchSettings
-    from .runtime.engine import Engine, LlamaEngine
+    from .runtime.engine import LlamaEngine
+    from .runtime.interface import Engine
 
 #: Gets every record of the logger ``infer_os`` and those below it.
 LogCallback = Callable[[logging.LogRecord], None]
@@ -392,7 +387,7 @@ class Chat:
             SessionError: the file cannot be written, or is none of ours.
         """
         from .convert.source import cache_folder
-        from .runtime.session_file import save_session
+        from .runtime.chat.session_file import save_session
 
         file = file_path(path, "path")
         with self._model.using("save"):
@@ -405,7 +400,7 @@ class Chat:
             SessionError: not a session of this user, model and llama.cpp.
         """
         from .convert.source import cache_folder
-        from .runtime.session_file import load_session
+        from .runtime.chat.session_file import load_session
 
         file = file_path(path, "path")
         with self._model.using("load"):
@@ -414,8 +409,8 @@ class Chat:
 
 def _open_batch(engine: LlamaEngine, settings: EngineSettings, batch: BatchSettings) -> BatchEngine:
     """A batch on the weights that an engine has loaded, in the memory that they may use."""
-    from .runtime.batch.engine import BatchEngine
-    from .runtime.machine import read_memory
+    from .runtime.batch.batch_engine import BatchEngine
+    from .runtime.plan.machine import read_memory
 
     engine.release()
     plan = engine.info.plan

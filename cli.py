@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import __version__, entry
+from . import __version__
 from .commands import (
     batch,
     bench,
@@ -25,6 +25,7 @@ from .commands import (
     run,
 )  # fmt: skip
 from .terminal import console
+from .terminal.signals import ending_in_order, open_streams
 
 app = typer.Typer(
     name="infer-os",
@@ -78,10 +79,10 @@ def main() -> None:
     130 is Ctrl-C, 143 SIGTERM, 129 a closed terminal (SIGHUP). A closed pipe is a failure that
     needs no words: the command framework itself exits with 1.
     """
-    entry.open_streams()
+    open_streams()
     code: int | str | None
     try:
-        with entry.ending_in_order():
+        with ending_in_order():
             try:
                 code = app(standalone_mode=False)
             except SystemExit as end:

@@ -27,7 +27,7 @@ from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
 from infer_os.native.layouts import llama_layouts
 from infer_os.native.residency import peak_rss_bytes
-from infer_os.runtime.batch.engine import BatchEngine
+from infer_os.runtime.batch.batch_engine import BatchEngine
 from infer_os.runtime.batch.records import Record
 from infer_os.runtime.batch.settings import BatchSettings
 from infer_os.runtime.engine import LlamaEngine

@@ -38,8 +38,8 @@ from infer_os.convert.settings import ConvertSettings
 from infer_os.native.kv_state import KvFormat, KvGeometry
 from infer_os.native.library import llama_version
 from infer_os.runtime.engine import LlamaEngine
-from infer_os.runtime.kv_cache import SavedRows
-from infer_os.runtime.kv_schedule import KvModel, KvStage
+from infer_os.runtime.kv.schedule import KvModel, KvStage
+from infer_os.runtime.kv.staged import SavedRows
 from infer_os.runtime.settings import EngineSettings
 
 _BUNDLED = Path(infer_os.models.bundled.__file__).parent

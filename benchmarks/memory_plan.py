@@ -33,9 +33,9 @@ from random_gguf import write_random_gguf
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
 from infer_os.models.bundled import TARGET
-from infer_os.runtime.loading import drop_pages
-from infer_os.runtime.machine import read_cpu
-from infer_os.runtime.sizes import parse_size
+from infer_os.runtime.pages import drop_pages
+from infer_os.runtime.plan.machine import read_cpu
+from infer_os.runtime.plan.sizes import parse_size
 
 _SWAP_KEYS = ("pswpin", "pswpout")
 

@@ -41,11 +41,11 @@ from random_model import GEOMETRIES, make_folder
 
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
+from infer_os.measure.rows import Measurement, json_lines, make_place, make_rows
 from infer_os.native.library import llama_version
-from infer_os.runtime.benchmark.rows import Measurement, json_lines, make_place, make_rows
 from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.generate import PlainSource
-from infer_os.runtime.machine import read_cpu
+from infer_os.runtime.plan.machine import read_cpu
 from infer_os.runtime.settings import LOADS, EngineSettings, SamplingSettings
 
 _WORKER = str(Path(__file__).with_name("peer_worker.py"))

@@ -187,7 +187,7 @@ def watch_helpers(pid: int, peaks: dict[int, int], ended: threading.Event) -> No
     while not ended.wait(0.05):
         with contextlib.suppress(OSError):
             for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-                if b"chat_sandbox" not in Path(f"/proc/{word}/cmdline").read_bytes():
+                if b"from sandbox.main" not in Path(f"/proc/{word}/cmdline").read_bytes():
                     continue
                 for line in Path(f"/proc/{word}/status").read_text().splitlines():
                     if line.startswith("VmHWM:"):

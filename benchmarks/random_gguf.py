@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from random_model import write_tokenizer
 
+from infer_os.convert.conversion_plan import ConversionPlan, PlannedTensor
 from infer_os.convert.gguf_writer import GgufOutput, complete_file, gguf_header
-from infer_os.convert.plan import Plan, PlannedTensor
 from infer_os.convert.tokenizer import read_vocabulary
 from infer_os.convert.types import fitting_type, recipe_named, wanted_type
 from infer_os.models import describe
@@ -29,7 +29,7 @@ _PIECE = 64 << 20
 _LAYER_KEYS = ("num_hidden_layers", "n_layer")
 
 
-def planned(network: Network, kind: str) -> Plan:
+def planned(network: Network, kind: str) -> ConversionPlan:
     """What ``convert --type`` would write of a checkpoint of this network."""
     recipe = recipe_named(kind)
     tied = all(rule.role is not Role.HEAD for rule in network.rules)
@@ -38,7 +38,7 @@ def planned(network: Network, kind: str) -> Plan:
         wanted = wanted_type(recipe, rule.role, rule.layer, network.n_layer, tied_head=tied)
         fitted = ggml_type_named(fitting_type(wanted, rule.shape[-1]))
         tensors.append(PlannedTensor(rule, (), fitted, wanted))
-    return Plan(tuple(tensors))
+    return ConversionPlan(tuple(tensors))
 
 
 def write_random_gguf(name: str, kind: str, path: Path, seed: int = 1, *, layers: int = 0) -> None:

@@ -27,7 +27,7 @@ from random_model import GEOMETRIES, make_folder
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
 from infer_os.convert.source import find_source
-from infer_os.store.files import shelf_of
+from infer_os.store.shelves import shelf_of
 
 
 def seconds(command: list[str], environment: dict[str, str]) -> tuple[float, float]:

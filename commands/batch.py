@@ -18,7 +18,7 @@ from . import loading, options
 from .groups import grouped
 
 if TYPE_CHECKING:
-    from ..runtime.batch.engine import BatchEngine, BatchStatistics
+    from ..runtime.batch.batch_engine import BatchEngine, BatchStatistics
     from ..runtime.batch.journal import Journal
     from ..runtime.batch.ray_backend import RayBatch
     from ..runtime.batch.records import BadRecord, Record, Result
@@ -51,7 +51,7 @@ def batch(
     Example: infer-os batch model.gguf -i prompts.jsonl -o answers.jsonl --resume
     """  # fmt: skip
     from ..native.errors import Interrupted
-    from ..runtime.batch.engine import BatchEngine
+    from ..runtime.batch.batch_engine import BatchEngine
     from ..runtime.batch.journal import Journal, check_output
 
     if output == _STREAM:

@@ -11,7 +11,7 @@ from . import loading, measuring, options
 from .groups import grouped
 
 if TYPE_CHECKING:
-    from ..benching import BenchRequest, BenchResult
+    from ..measure.bench import BenchRequest, BenchResult
 
 
 @grouped()
@@ -36,16 +36,16 @@ def bench(
 
     Example: infer-os bench gpt-j-6B --depths 0,512 --rows rows.jsonl
     """  # fmt: skip
-    from ..benching import BenchRequest
-    from ..runtime.benchmark.report import check_outputs
-    from ..runtime.benchmark.settings import (
+    from ..measure.bench import BenchRequest
+    from ..measure.report_page import check_outputs
+    from ..measure.settings import (
         MOST_DEPTH,
         MOST_SEQUENCES,
         BenchSettings,
         parse_counts,
         split_specs,
     )
-    from ..store.files import ModelWish
+    from ..store.resolve import ModelWish
     from ..terminal import render_bench
 
     sizes = BenchSettings(
@@ -84,8 +84,8 @@ def _check_together(techniques: bool, settings: EngineSettings, given: dict[str,
 
 
 def _measure(request: BenchRequest, techniques: bool) -> BenchResult:
-    from ..benching import Output, bench_speed, bench_techniques
-    from ..store.files import Reporter
+    from ..measure.bench import Output, bench_speed, bench_techniques
+    from ..store.fetch import Reporter
 
     command = measuring.command_line()
     with console.progress_steps() as steps:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
-from ..store.files import ModelWish
+from ..store.resolve import ModelWish
 from ..terminal import console
 from .groups import grouped
 from .talk import TalkSettings, conversation_on

@@ -122,7 +122,7 @@ def convert(
         None if calibrate else imatrix, rotate,
     )  # fmt: skip
     if automatic:
-        from ..planning import finest_type
+        from ..store.planning import finest_type
 
         settings = replace(settings, type=finest_type(source, revision))
     try:

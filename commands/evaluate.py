@@ -27,13 +27,13 @@ def evaluate(
 
     Example: infer-os eval models/bundled/austen-6m --types q8_0,q4_0 --kv f16,q8_0
     """  # fmt: skip
-    from ..benching import Output
-    from ..evaluating import EvalRequest, parse_types, run_eval
-    from ..runtime.benchmark.quality import QualitySettings
-    from ..runtime.benchmark.report import check_outputs
-    from ..runtime.benchmark.settings import split_specs
+    from ..measure.bench import Output
+    from ..measure.evaluation import EvalRequest, parse_types, run_eval
+    from ..measure.quality import QualitySettings
+    from ..measure.report_page import check_outputs
+    from ..measure.settings import split_specs
     from ..runtime.settings import Extra
-    from ..store.files import Reporter
+    from ..store.fetch import Reporter
     from ..terminal import render_bench
 
     work = {Extra.EVALUATION} | ({Extra.REPORT} if report else set())

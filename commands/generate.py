@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
-from ..store.files import ModelWish
+from ..store.resolve import ModelWish
 from ..terminal import console, render
 from . import loading, options
 from .groups import grouped

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from ..runtime.batch.settings import BatchSettings
+from ..runtime.plan.sizes import parse_size
 from ..runtime.settings import EngineSettings, Extra, SamplingSettings, StopSettings
-from ..runtime.sizes import parse_size
-from ..store.files import ModelWish
+from ..store.resolve import ModelWish
 from . import options
 from .constraints import constraint_texts
 from .talk import TalkSettings

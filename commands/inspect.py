@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..store.files import ModelWish, cached_file
+from ..store.fetch import cached_file
+from ..store.resolve import ModelWish
 from ..terminal import console, render
 from . import options
 

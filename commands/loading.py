@@ -7,15 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..store.files import ModelWish, Reporter, model_file
-from ..store.loading import find_files, open_batch, open_file, open_on_node
+from ..store.fetch import Reporter, model_file
+from ..store.opening import find_files, open_batch, open_file, open_on_node
+from ..store.resolve import ModelWish
 from ..terminal import console
 
 if TYPE_CHECKING:
-    from ..runtime.batch.engine import BatchEngine
+    from ..runtime.batch.batch_engine import BatchEngine
     from ..runtime.batch.ray_backend import RayBatch
     from ..runtime.batch.settings import BatchSettings
-    from ..runtime.engine import Engine
+    from ..runtime.interface import Engine
     from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
 
 

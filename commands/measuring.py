@@ -12,7 +12,7 @@ import typer
 from ..terminal import console
 
 if TYPE_CHECKING:
-    from ..benching import BenchResult
+    from ..measure.bench import BenchResult
 
 Report = Annotated[
     Path | None,
@@ -143,7 +143,7 @@ def deliver(
     Raises:
         BenchError: a file cannot be written.
     """
-    from ..runtime.benchmark.report import write_report, write_rows
+    from ..measure.report_page import write_report, write_rows
     from ..terminal import render_bench
 
     if rows is not None:

@@ -32,8 +32,8 @@ def plan(
 
     Example: infer-os plan gpt-j-6B --memory 8GB --context 2048
     """  # fmt: skip
-    from ..planning import PlanRequest, make_answer
     from ..runtime.settings import EngineSettings
+    from ..store.planning import PlanRequest, make_answer
     from ..terminal import render_plan
 
     settings = EngineSettings(
@@ -53,7 +53,7 @@ def system(as_json: options.Json = False) -> None:
 
     Memory, limits, processor and bandwidth are looked at.
     """
-    from ..planning import make_report
+    from ..store.planning import make_report
     from ..terminal import render_plan
 
     report = make_report()

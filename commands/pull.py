@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..store.files import ModelWish
+from ..store.resolve import ModelWish
 from ..terminal import console
 from . import loading, options
 from .groups import grouped

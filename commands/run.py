@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
-from ..store.files import ModelWish
+from ..store.resolve import ModelWish
 from ..terminal import console
 from . import completing, options
 from .groups import grouped

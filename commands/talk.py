@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from ..models.styles import TEMPLATE
 from ..runtime.settings import EngineSettings, Extra
-from ..store.files import ModelWish
+from ..store.resolve import ModelWish
 from ..terminal import console
 from . import loading
 
 if TYPE_CHECKING:
-    from ..runtime.session import Session
-    from ..runtime.session_keeper import SessionKeeper
+    from ..runtime.chat.session import Session
+    from ..runtime.chat.session_keeper import SessionKeeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class TalkSettings:
             SettingsError: an unknown style, or a system prompt for a conversation that has one.
             SessionError: the session cannot be kept in that file.
         """
+        from ..runtime.chat.session_file import check_name
         from ..runtime.errors import SettingsError
-        from ..runtime.session_file import check_name
         from ..runtime.settings import check_style
 
         check_style(self.style)
@@ -58,8 +58,8 @@ def conversation_on(
         SettingsError: options that cannot work.
         SessionError: a file that cannot be continued.
     """
-    from ..runtime.framing import choose_frame
-    from ..runtime.session import Session
+    from ..runtime.chat.framing import choose_frame
+    from ..runtime.chat.session import Session
     from ..terminal.chat_commands import load, told_saved
 
     talk.check()
@@ -99,6 +99,6 @@ def conversation_on(
 
 def _keeper(path: Path | None) -> SessionKeeper | None:
     from ..convert.source import cache_folder
-    from ..runtime.session_keeper import SessionKeeper
+    from ..runtime.chat.session_keeper import SessionKeeper
 
     return None if path is None else SessionKeeper(path, cache_folder())

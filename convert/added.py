@@ -17,7 +17,7 @@ from infer_os.native.text_rules import TextRules
 
 from .errors import UnsupportedError
 from .normalizer import text_steps
-from .vocabulary import AddedToken, Vocabulary
+from .vocabulary import AddedToken, GgufVocabulary
 
 _BITS = {
     "lstrip": text_rules.LSTRIP,
@@ -52,7 +52,7 @@ class StatedTokens:
         ]
 
 
-def stated_tokens(vocabulary: Vocabulary) -> StatedTokens:
+def stated_tokens(vocabulary: GgufVocabulary) -> StatedTokens:
     """The added tokens that the vocabulary's file must state; none where types alone say it all."""
     tokens = tuple(sorted(vocabulary.added, key=lambda token: token.id))
     hidden = _hidden(vocabulary, tokens)
@@ -67,7 +67,7 @@ def stated_tokens(vocabulary: Vocabulary) -> StatedTokens:
     return StatedTokens()
 
 
-def added_notes(path: Path, vocabulary: Vocabulary) -> tuple[str, ...]:
+def added_notes(path: Path, vocabulary: GgufVocabulary) -> tuple[str, ...]:
     """Notes on what other programs on llama.cpp do with the added tokens and the text.
 
     Raises:
@@ -113,7 +113,7 @@ def _names(tokens: list[AddedToken]) -> str:
     return ", ".join(repr(token.text) for token in tokens[:_MOST_NAMED]) + more
 
 
-def _rules(vocabulary: Vocabulary) -> TextRules:
+def _rules(vocabulary: GgufVocabulary) -> TextRules:
     return TextRules(
         vocabulary.normalizer,
         steps=text_steps(vocabulary.steps),
@@ -121,7 +121,7 @@ def _rules(vocabulary: Vocabulary) -> TextRules:
     )
 
 
-def _hidden(vocabulary: Vocabulary, tokens: tuple[AddedToken, ...]) -> frozenset[int]:
+def _hidden(vocabulary: GgufVocabulary, tokens: tuple[AddedToken, ...]) -> frozenset[int]:
     """Plain tokens that llama.cpp could find in what lies between the ones that the library finds.
 
     It looks for the texts of tokens that the user defined in everything that it is given.
@@ -148,7 +148,7 @@ def _hidden(vocabulary: Vocabulary, tokens: tuple[AddedToken, ...]) -> frozenset
     )  # fmt: skip
 
 
-def _is_made(vocabulary: Vocabulary, token: AddedToken, rules: TextRules) -> bool:
+def _is_made(vocabulary: GgufVocabulary, token: AddedToken, rules: TextRules) -> bool:
     """Whether normalized text may hold a token's own text where the token is not found."""
     if token.normalized:
         return rules.normalize(token.text) != token.text

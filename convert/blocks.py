@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer_os.models.network import Part
-from infer_os.models.rotation import Fold, orthonormal
-from infer_os.models.transforms import Scale
+from infer_os.models.rotation import orthonormal
+from infer_os.models.transforms import Fold, Scale
 from infer_os.native.ggml_types import GgmlType
 from infer_os.native.quantize import QuantizeStats, quantize_rows
 

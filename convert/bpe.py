@@ -16,13 +16,7 @@ from .errors import FileFormatError, SourceError, UnsupportedError
 from .normalizer import read_normalizer
 from .plain_file import read_json, read_text
 from .special import TokenizerFiles, read_added_token
-from .vocabulary import (
-    MOST_TOKENS,
-    AddedToken,
-    TokenType,
-    Vocabulary,
-    padding_text,
-)
+from .vocabulary import MOST_TOKENS, AddedToken, GgufVocabulary, TokenType, padding_text
 
 _LARGEST_VOCAB = 64 << 20
 _LARGEST_MERGES = 64 << 20
@@ -39,7 +33,9 @@ _SPLITS = {_BLOOM_PATTERN: "bloom", _GPT2_PATTERN: "gpt-2"}
 _GPT2_CLASSES = ("", "GPT2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer")
 
 
-def from_tokenizer_json(path: Path, data: Mapping[str, Any], files: TokenizerFiles) -> Vocabulary:
+def from_tokenizer_json(
+    path: Path, data: Mapping[str, Any], files: TokenizerFiles
+) -> GgufVocabulary:
     """The vocabulary of a tokenizer.json whose model is BPE.
 
     Raises:
@@ -69,7 +65,7 @@ def from_tokenizer_json(path: Path, data: Mapping[str, Any], files: TokenizerFil
     return replace(vocabulary, pre=pre, notes=(*vocabulary.notes, *added_notes(path, vocabulary)))
 
 
-def from_vocab_and_merges(path: Path, files: TokenizerFiles) -> Vocabulary:
+def from_vocab_and_merges(path: Path, files: TokenizerFiles) -> GgufVocabulary:
     """The vocabulary of a folder with vocab.json (``path``) and merges.txt beside it.
 
     Raises:
@@ -132,7 +128,7 @@ def _vocabulary(
     added: list[AddedToken],
     files: TokenizerFiles,
     default_special: Iterable[str] = (),
-) -> Vocabulary:
+) -> GgufVocabulary:
     """Tokens and types: the vocabulary, what this and the other files add, and what is special."""
     by_id: dict[int, tuple[str, TokenType]] = {}
     for text, number in vocab.items():
@@ -170,7 +166,7 @@ def _vocabulary(
     if absent:
         notes.append(f"vocabulary: {absent} of the 256 bytes have no token; text loses them")
     filled = [by_id.get(i, (padding_text(i), TokenType.UNUSED)) for i in range(size)]
-    return Vocabulary(
+    return GgufVocabulary(
         pre="",
         tokens=tuple(text for text, _ in filled),
         types=tuple(kind for _, kind in filled),

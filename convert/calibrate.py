@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from infer_os.models.rotation import ROTATION_KEY
 from infer_os.native.activations import ActivationCollector
 from infer_os.native.errors import EvaluateError
-from infer_os.native.evaluate import (
+from infer_os.native.gguf_file import read_gguf_header
+from infer_os.native.interrupt import interruptible
+from infer_os.native.model import Model
+from infer_os.native.scoring import (
     Subject,
     WindowSettings,
     cut_windows,
     decode_window,
     evaluation_context,
 )
-from infer_os.native.gguf_file import read_gguf_header
-from infer_os.native.interrupt import interruptible
-from infer_os.native.model import Model
 
 from .errors import SourceError
 from .imatrix import ColumnSums, ImportanceMatrix

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infer_os.files import sync_folder
-from infer_os.native.evaluate import Divergence, Subject, WindowSettings, compare_models
 from infer_os.native.interrupt import interruptible
 from infer_os.native.model import Model
+from infer_os.native.scoring import Divergence, Subject, WindowSettings, compare_models
 
 from .calibrate import collect_importance
 from .errors import OutputError, SourceError, UnsupportedError

@@ -26,10 +26,10 @@ from infer_os.native import text_rules
 from infer_os.native.gguf_file import SPECIAL_NAMES
 
 from .added import StatedTokens, stated_tokens
+from .conversion_plan import ConversionPlan, PlannedTensor
 from .errors import OutputError
 from .locks import locked
-from .plan import Plan, PlannedTensor
-from .tokenizer import TokenType, Vocabulary
+from .tokenizer import GgufVocabulary, TokenType
 
 
 def check_output(
@@ -166,7 +166,10 @@ def _is_of_output(error: OSError, path: Path) -> bool:
 
 
 def gguf_header(
-    graph: str, metadata: Mapping[str, MetadataValue], vocabulary: Vocabulary, plan: Plan
+    graph: str,
+    metadata: Mapping[str, MetadataValue],
+    vocabulary: GgufVocabulary,
+    plan: ConversionPlan,
 ) -> bytes:
     """Pack everything in front of the tensors' data, padded to where that begins.
 
@@ -202,7 +205,9 @@ class GgufOutput:
     What is never written stays zero, which is zero in every float type.
     """
 
-    def __init__(self, handle: int, header: bytes, plan: Plan, *, fresh: bool = True) -> None:
+    def __init__(
+        self, handle: int, header: bytes, plan: ConversionPlan, *, fresh: bool = True
+    ) -> None:
         """Reserve the disk space and write the header, unless the file has both already.
 
         Raises:
@@ -219,7 +224,7 @@ class GgufOutput:
             self._start(header)
 
     @classmethod
-    def begun(cls, handle: int, header: bytes, plan: Plan) -> GgufOutput | None:
+    def begun(cls, handle: int, header: bytes, plan: ConversionPlan) -> GgufOutput | None:
         """The output that an earlier run began with the same header; None if it is not there."""
         output = cls(handle, header, plan, fresh=False)
         there = os.fstat(handle).st_size == output.n_bytes
@@ -274,7 +279,7 @@ def _add_value(writer: Any, key: str, value: MetadataValue) -> None:
         writer.add_string(key, value)
 
 
-def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
+def _add_vocabulary(writer: Any, vocabulary: GgufVocabulary) -> None:
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
@@ -307,7 +312,7 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
         writer.add_array("tokenizer.chat_templates", list(vocabulary.named_templates))
 
 
-def _add_text_rules(writer: Any, vocabulary: Vocabulary, stated: StatedTokens) -> None:
+def _add_text_rules(writer: Any, vocabulary: GgufVocabulary, stated: StatedTokens) -> None:
     """What the runtime does to text: see :mod:`infer_os.native.text_rules`."""
     if vocabulary.normalizer:
         writer.add_string(text_rules.NORMALIZER_KEY, vocabulary.normalizer)

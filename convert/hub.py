@@ -19,13 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
-from .errors import (
-    ConvertError,
-    DownloadError,
-    FileFormatError,
-    SourceError,
-    UnreachableError,
-)
+from .errors import ConvertError, DownloadError, FileFormatError, SourceError, UnreachableError
 from .plain_file import parse_object
 from .source import HubSource
 

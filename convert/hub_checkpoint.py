@@ -24,15 +24,7 @@ from infer_os.models import describe
 
 from .checkpoint import CONTAINERS, index_note, read_config, read_index
 from .errors import DownloadError, FileFormatError, OutputError, SourceError
-from .hub import (
-    HubFile,
-    Repository,
-    download,
-    has_content,
-    is_offline,
-    list_repository,
-    read_start,
-)
+from .hub import HubFile, Repository, download, has_content, is_offline, list_repository, read_start
 from .locks import locked
 from .plain_file import read_json
 from .safetensors_file import SafetensorsFile, header_end, read_entries

@@ -22,26 +22,20 @@ from infer_os.native.residency import peak_rss_bytes
 
 from .blocks import ahead, quantized_blocks
 from .checkpoint import Checkpoint, open_checkpoint
+from .conversion_plan import ConversionPlan, Job, PlannedTensor, make_plan
 from .errors import DownloadError, SourceError, UnsupportedError
-from .gguf_writer import (
-    GgufOutput,
-    check_output,
-    complete_file,
-    gguf_header,
-    part_path,
-)
+from .gguf_writer import GgufOutput, check_output, complete_file, gguf_header, part_path
 from .hub_checkpoint import HubCheckpoint, open_hub_checkpoint
 from .imatrix import ImportanceMatrix, read_imatrix
-from .journal import Journal, fingerprint
-from .plan import Job, Plan, PlannedTensor, make_plan
 from .report import ClassTable, ConversionReport
 from .settings import ConvertSettings
+from .shard_journal import ShardJournal, fingerprint
 from .source import cache_folder
 from .tensors import TensorFile
 from .tokenizer import read_vocabulary
 from .types import Recipe, recipe_named
 from .verify import verify_header, verify_job, verify_logits
-from .vocabulary import Vocabulary
+from .vocabulary import GgufVocabulary
 
 Progress = Callable[[int, int], None]
 
@@ -62,8 +56,8 @@ class _Work:
     checkpoint: Checkpoint | HubCheckpoint
     network: Network
     recipe: Recipe
-    plan: Plan
-    vocabulary: Vocabulary
+    plan: ConversionPlan
+    vocabulary: GgufVocabulary
     table: ClassTable
     importance: ImportanceMatrix | None = None
 
@@ -192,7 +186,7 @@ def _check_rotation(importance: ImportanceMatrix, settings: ConvertSettings) -> 
         )
 
 
-def _importance_notes(plan: Plan, importance: ImportanceMatrix) -> tuple[str, ...]:
+def _importance_notes(plan: ConversionPlan, importance: ImportanceMatrix) -> tuple[str, ...]:
     """Which quantized matrices have no weights.
 
     Raises:
@@ -209,7 +203,7 @@ def _write(work: _Work, target: Path, progress: Progress | None) -> tuple[str, .
     """Write the file; returns notes on how it came about."""
     header = gguf_header(work.network.graph, _metadata(work), work.vocabulary, work.plan)
     resumable = _RESUMABLE if work.hub else ()
-    journal = Journal(target)
+    journal = ShardJournal(target)
     notes: list[str] = []
     with complete_file(target, keep_after=resumable) as handle:
         try:
@@ -228,7 +222,7 @@ def _write(work: _Work, target: Path, progress: Progress | None) -> tuple[str, .
 
 
 def _begin(
-    work: _Work, handle: int, header: bytes, journal: Journal, notes: list[str]
+    work: _Work, handle: int, header: bytes, journal: ShardJournal, notes: list[str]
 ) -> GgufOutput:
     """The output, afresh or as an interrupted run of the same conversion left it."""
     hub = work.hub
@@ -257,7 +251,7 @@ def _fingerprint(work: _Work, hub: HubCheckpoint, header: bytes) -> str:
     )
 
 
-def _write_shards(work: _Work, output: GgufOutput, journal: Journal, meter: _Meter) -> int:
+def _write_shards(work: _Work, output: GgufOutput, journal: ShardJournal, meter: _Meter) -> int:
     """Write what the journal does not have yet; returns how many blocks were compared after."""
     n_blocks = 0
     shards = [(path, jobs, _n_bytes(jobs)) for path, jobs in work.plan.by_shard()]
@@ -307,7 +301,7 @@ def _n_bytes(jobs: list[Job]) -> int:
 
 
 def _prepare_downloads(
-    hub: HubCheckpoint, names: list[str], journal: Journal, meter: _Meter
+    hub: HubCheckpoint, names: list[str], journal: ShardJournal, meter: _Meter
 ) -> None:
     """Count what is still to come; drop what a run that was killed had no time to drop."""
     for name in names:

@@ -10,7 +10,7 @@ from typing import Any
 
 from infer_os.native.quantize import QuantizeStats
 
-from .plan import Plan, PlannedTensor
+from .conversion_plan import ConversionPlan, PlannedTensor
 
 
 @dataclass(slots=True)
@@ -79,7 +79,7 @@ class ConversionReport:
 class ClassTable:
     """Collects one row per role and type, in the order of the plan."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ConversionPlan) -> None:
         self._rows: dict[tuple[str, str], ClassReport] = {}
         for tensor in plan.tensors:
             row = self._row(tensor)

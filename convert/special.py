@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import FileFormatError, UnsupportedError
 from .plain_file import read_json, read_text
-from .vocabulary import MOST_TOKENS, AddedToken, TokenType, Vocabulary
+from .vocabulary import MOST_TOKENS, AddedToken, GgufVocabulary, TokenType
 
 _LARGEST_TEMPLATE = 1 << 20
 
@@ -120,7 +120,7 @@ def read_added_token(path: Path, entry: Any) -> AddedToken:
     return AddedToken(number, text, bool(special), flags, normalized)
 
 
-def with_special_tokens(vocabulary: Vocabulary, files: TokenizerFiles) -> Vocabulary:
+def with_special_tokens(vocabulary: GgufVocabulary, files: TokenizerFiles) -> GgufVocabulary:
     """Add the special ids and the chat templates; those that it has already stay.
 
     Raises:
@@ -150,7 +150,7 @@ def with_special_tokens(vocabulary: Vocabulary, files: TokenizerFiles) -> Vocabu
 
 
 def _special_ids(
-    vocabulary: Vocabulary, files: TokenizerFiles
+    vocabulary: GgufVocabulary, files: TokenizerFiles
 ) -> tuple[dict[str, int], list[int], list[str]]:
     """Special ids by name, the ids that end a generation, and notes on ids that are none."""
     ids: dict[str, int] = {}
@@ -187,7 +187,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
-def with_end(vocabulary: Vocabulary) -> Vocabulary:
+def with_end(vocabulary: GgufVocabulary) -> GgufVocabulary:
     """Name a token that ends a generation, if the checkpoint names none.
 
     llama.cpp would take one of ordinary text (``special_eos_id`` in llama-vocab.cpp: 11 for BPE, 1
@@ -221,8 +221,8 @@ def with_end(vocabulary: Vocabulary) -> Vocabulary:
 
 
 def with_template(
-    vocabulary: Vocabulary, path: Path, before: str | None, after: str | None
-) -> Vocabulary:
+    vocabulary: GgufVocabulary, path: Path, before: str | None, after: str | None
+) -> GgufVocabulary:
     """Have each text start with the token ``before`` and end with ``after``.
 
     What a template adds is what text is encoded with, whatever the config calls the token.

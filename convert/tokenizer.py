@@ -1,6 +1,6 @@
 """Turn a checkpoint's tokenizer files into llama.cpp's vocabulary.
 
-Goes in: a checkpoint folder. Comes out: a :class:`Vocabulary`, or an error that names the part
+Goes in: a checkpoint folder. Comes out: a :class:`GgufVocabulary`, or an error that names the part
 that llama.cpp cannot express. tokenizer.json goes before vocab.json and merges.txt; a
 sentencepiece model goes before a tokenizer.json of the unigram type, which was made from it.
 """
@@ -23,9 +23,9 @@ from .special import (
     with_template,
 )
 from .unigram import from_sentencepiece, from_unigram_json
-from .vocabulary import TokenType, Vocabulary, fit_to_rows
+from .vocabulary import GgufVocabulary, TokenType, fit_to_rows
 
-__all__ = ["TokenType", "Vocabulary", "fit_to_rows", "read_tokens", "read_vocabulary"]
+__all__ = ["GgufVocabulary", "TokenType", "fit_to_rows", "read_tokens", "read_vocabulary"]
 
 # bloom's, the largest of these families, has 14.5 MB
 _LARGEST_TOKENIZER = 256 << 20
@@ -33,7 +33,7 @@ _LARGEST_TOKENIZER = 256 << 20
 _SENTENCEPIECE_NAMES = ("spiece.model", "tokenizer.model")
 
 
-def read_vocabulary(folder: Path, config: Mapping[str, Any], n_rows: int) -> Vocabulary:
+def read_vocabulary(folder: Path, config: Mapping[str, Any], n_rows: int) -> GgufVocabulary:
     """Read the tokenizer of a checkpoint, padded or cut to the ``n_rows`` of its embedding.
 
     It names an end of text, though the files may not.
@@ -46,7 +46,7 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], n_rows: int) -> Voc
     return with_end(fit_to_rows(read_tokens(folder, config), n_rows))
 
 
-def read_tokens(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
+def read_tokens(folder: Path, config: Mapping[str, Any]) -> GgufVocabulary:
     """Read the tokenizer of a checkpoint as it is; errors as in :func:`read_vocabulary`."""
     files = read_tokenizer_files(folder, config)
     path = folder / "tokenizer.json"
@@ -69,7 +69,7 @@ def _is_unigram(data: Mapping[str, Any]) -> bool:
     return isinstance(model, dict) and model.get("type") == "Unigram"
 
 
-def _from_json(path: Path, data: Mapping[str, Any], files: TokenizerFiles) -> Vocabulary:
+def _from_json(path: Path, data: Mapping[str, Any], files: TokenizerFiles) -> GgufVocabulary:
     model = data.get("model")
     if not isinstance(model, dict):
         raise FileFormatError(f"{path}: it has no model.vocab")
@@ -87,7 +87,7 @@ def _from_json(path: Path, data: Mapping[str, Any], files: TokenizerFiles) -> Vo
     return with_template(vocabulary, path, before, after)
 
 
-def _from_pair(path: Path, files: TokenizerFiles) -> Vocabulary:
+def _from_pair(path: Path, files: TokenizerFiles) -> GgufVocabulary:
     vocabulary = with_special_tokens(from_vocab_and_merges(path, files), files)
     # GPT-2's class starts each text with bos only if it is told to
     before = files.text_of("bos") if files.settings.get("add_bos_token") is True else None

@@ -16,20 +16,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from infer_os.native.unigram import CharsMap
+from infer_os.native.unigram_tokenizer import CharsMap
 
 from .added import added_notes
 from .errors import FileFormatError, UnsupportedError
 from .normalizer import flat_steps, steps_text
 from .sentencepiece_file import PieceType, read_sentencepiece
 from .special import TokenizerFiles, read_added_token, tokens_around_text, with_template
-from .vocabulary import (
-    NEVER,
-    AddedToken,
-    TokenType,
-    Vocabulary,
-    padding_text,
-)
+from .vocabulary import NEVER, AddedToken, GgufVocabulary, TokenType, padding_text
 
 _CLASSES = ("", "T5Tokenizer", "PreTrainedTokenizer")
 
@@ -67,7 +61,7 @@ class _Rules:
     steps: str = ""
 
 
-def from_sentencepiece(path: Path, files: TokenizerFiles) -> Vocabulary:
+def from_sentencepiece(path: Path, files: TokenizerFiles) -> GgufVocabulary:
     """The vocabulary of a sentencepiece model file.
 
     Raises:
@@ -91,7 +85,7 @@ def from_sentencepiece(path: Path, files: TokenizerFiles) -> Vocabulary:
     return _vocabulary(path, pieces, rules, files, files.added_tokens())
 
 
-def from_unigram_json(path: Path, data: Mapping[str, Any], files: TokenizerFiles) -> Vocabulary:
+def from_unigram_json(path: Path, data: Mapping[str, Any], files: TokenizerFiles) -> GgufVocabulary:
     """The vocabulary of a tokenizer.json whose model is Unigram.
 
     Raises:
@@ -152,7 +146,7 @@ def _vocabulary(
     rules: _Rules,
     files: TokenizerFiles,
     added: tuple[AddedToken, ...],
-) -> Vocabulary:
+) -> GgufVocabulary:
     if rules.remove_extra and not rules.add_prefix:
         raise UnsupportedError(
             f"{path}: remove_extra_whitespaces without add_dummy_prefix cannot be expressed: "
@@ -182,7 +176,7 @@ def _vocabulary(
     pieces, kept = _with_added(path, pieces, files, added)
     if rules.add_prefix and not rules.remove_extra:
         notes.append("vocabulary: a text of nothing but spaces gets one space less than it should")
-    vocabulary = Vocabulary(
+    vocabulary = GgufVocabulary(
         pre="default",
         model="t5",
         tokens=tuple(text for text, _, _ in pieces),

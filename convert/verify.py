@@ -13,14 +13,14 @@ from infer_os.native.errors import NativeError
 from infer_os.native.gguf_file import read_gguf_header
 from infer_os.native.model import Model
 
+from .conversion_plan import ConversionPlan, Job
 from .errors import VerifyError
 from .gguf_writer import GgufOutput
-from .plan import Job, Plan
 
 _N_TOKENS = 8
 
 
-def verify_header(path: Path, plan: Plan) -> None:
+def verify_header(path: Path, plan: ConversionPlan) -> None:
     """Compare every tensor's name, shape and type with the plan.
 
     Raises:

@@ -47,7 +47,7 @@ class AddedToken:
 
 
 @dataclass(frozen=True, slots=True)
-class Vocabulary:
+class GgufVocabulary:
     """Token texts and types, and how text becomes tokens.
 
     ``model`` is llama.cpp's name of the algorithm: "gpt2", byte-level BPE with the split named
@@ -82,7 +82,7 @@ class Vocabulary:
     notes: tuple[str, ...] = ()
 
 
-def fit_to_rows(vocabulary: Vocabulary, n_rows: int) -> Vocabulary:
+def fit_to_rows(vocabulary: GgufVocabulary, n_rows: int) -> GgufVocabulary:
     """Pad with unused tokens, or cut, so that every row of the embedding has one token.
 
     Raises:
@@ -131,7 +131,7 @@ def padding_text(i: int) -> str:
     return f"[PAD{i}]"
 
 
-def _padding(vocabulary: Vocabulary, ids: range) -> tuple[str, ...]:
+def _padding(vocabulary: GgufVocabulary, ids: range) -> tuple[str, ...]:
     taken = set(vocabulary.tokens)
     texts = []
     for i in ids:
@@ -143,7 +143,7 @@ def _padding(vocabulary: Vocabulary, ids: range) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _check_unique(vocabulary: Vocabulary) -> None:
+def _check_unique(vocabulary: GgufVocabulary) -> None:
     if len(set(vocabulary.tokens)) == len(vocabulary.tokens):
         return
     (text, _), *_ = Counter(vocabulary.tokens).most_common(1)

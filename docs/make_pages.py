@@ -16,8 +16,8 @@ from typing import Any
 import typer
 
 from infer_os.cli import app
-from infer_os.convert.sizes import weight_options
 from infer_os.convert.types import RECIPES
+from infer_os.convert.weight_options import weight_options
 from infer_os.models import describe
 from infer_os.models.catalog import CATALOG, CatalogModel, find_model
 

@@ -12,9 +12,9 @@ from .network import (
     ConfigError,
     ConfigReader,
     Network,
+    NetworkSizes,
     Part,
     Role,
-    Sizes,
     TensorRule,
     affine,
     head_dim_of,
@@ -42,7 +42,7 @@ def describe(config: Mapping[str, Any]) -> Network:
         )
     tied = read.flag("tie_word_embeddings", default=True)
     n_ctx = read.count("seq_length", default=_TRAINED_CONTEXT)
-    sizes = Sizes(n_ctx, n_embd, n_layer, n_ff, n_head)
+    sizes = NetworkSizes(n_ctx, n_embd, n_layer, n_ff, n_head)
     metadata = sizes.metadata(read.epsilon("layer_norm_epsilon"))
     unfuse = UnfuseQKV(n_head, head_dim)
     return Network(

@@ -14,9 +14,9 @@ from .network import (
     ConfigError,
     ConfigReader,
     Network,
+    NetworkSizes,
     Part,
     Role,
-    Sizes,
     TensorRule,
     affine,
     head_dim_of,
@@ -50,7 +50,7 @@ def describe(config: Mapping[str, Any]) -> Network:
     by_layer = read.flag("scale_attn_by_inverse_layer_idx", default=False)
     factors = [plain / (i + 1) if by_layer else plain for i in range(n_layer)]
     tied = read.flag("tie_word_embeddings", default=True)
-    sizes = Sizes(n_ctx, n_embd, n_layer, n_ff, n_head)
+    sizes = NetworkSizes(n_ctx, n_embd, n_layer, n_ff, n_head)
     metadata = sizes.metadata(read.epsilon("layer_norm_epsilon"))
     return Network(
         architecture="GPT2LMHeadModel",

@@ -13,9 +13,9 @@ from .network import (
     ConfigReader,
     MetadataValue,
     Network,
+    NetworkSizes,
     Part,
     Role,
-    Sizes,
     TensorRule,
     affine,
     head_dim_of,
@@ -50,7 +50,7 @@ def describe(config: Mapping[str, Any]) -> Network:
             "dimensions; expected an even number of at least 2"
         )
     n_ctx = read.count("max_position_embeddings", default=2048)
-    sizes = Sizes(n_ctx, n_embd, n_layer, n_ff, n_head)
+    sizes = NetworkSizes(n_ctx, n_embd, n_layer, n_ff, n_head)
     metadata: dict[str, MetadataValue] = {
         **sizes.metadata(read.epsilon("layer_norm_eps")),
         "use_parallel_residual": read.flag("use_parallel_residual", default=True),

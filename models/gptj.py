@@ -18,9 +18,9 @@ from .network import (
     ConfigReader,
     MetadataValue,
     Network,
+    NetworkSizes,
     Part,
     Role,
-    Sizes,
     TensorRule,
     affine,
     head_dim_of,
@@ -46,7 +46,7 @@ def describe(config: Mapping[str, Any]) -> Network:
         )
     tied = read.flag("tie_word_embeddings", default=False)
     n_ctx = read.count("n_positions", "max_position_embeddings", default=2048)
-    sizes = Sizes(n_ctx, n_embd, n_layer, n_ff, n_head)
+    sizes = NetworkSizes(n_ctx, n_embd, n_layer, n_ff, n_head)
     metadata: dict[str, MetadataValue] = {
         **sizes.metadata(read.epsilon("layer_norm_epsilon")),
         "rope.dimension_count": n_rot,

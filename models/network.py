@@ -6,14 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from infer_os.errors import Error
 
-from .transforms import AsStored, Scale, Transform
-
-if TYPE_CHECKING:
-    from .rotation import Fold
+from .transforms import AsStored, Fold, Scale, Transform
 
 
 class ConfigError(Error, ValueError):
@@ -220,7 +217,7 @@ class ConfigReader:
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class NetworkSizes:
     """The sizes that every network of these families has."""
 
     n_ctx: int

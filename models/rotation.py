@@ -14,11 +14,12 @@ The network computes the same function, up to float32 rounding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
 from .network import Network, Part, Role, TensorRule
+from .transforms import Fold
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,22 +29,6 @@ if TYPE_CHECKING:
 ROTATION_KEY = "inferos.kv_rotation"
 #: Its value.
 ROTATION = "hadamard"
-
-
-@dataclass(frozen=True, slots=True)
-class Fold:
-    """Multiply rows (or columns) of a target matrix by H, head by head.
-
-    Rows ``first`` to ``stop`` of the part are heads of ``head_dim`` rows; in each, the last
-    ``size`` rows become ``H @ rows``. With ``columns``, every row is heads of ``head_dim`` columns,
-    and each becomes ``row @ H^T``.
-    """
-
-    head_dim: int
-    size: int
-    first: int = 0
-    stop: int = 0
-    columns: bool = False
 
 
 def fold_rotation(network: Network) -> Network:

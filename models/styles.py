@@ -1,7 +1,7 @@
 """Prompt styles: how a conversation becomes one text, for models that only continue text.
 
 The frames are those that each model was trained with; beside every style stands where it was
-published. :mod:`infer_os.runtime.frame` turns them into tokens.
+published. :mod:`infer_os.runtime.chat.frame` turns them into tokens.
 """
 
 from __future__ import annotations

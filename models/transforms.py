@@ -139,3 +139,19 @@ class PairsToHalves(_KeepsShape):
     def for_bias(self) -> PairsToHalves:
         """A bias is reordered alike."""
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Multiply rows (or columns) of a target matrix by H, head by head.
+
+    Rows ``first`` to ``stop`` of the part are heads of ``head_dim`` rows; in each, the last
+    ``size`` rows become ``H @ rows``. With ``columns``, every row is heads of ``head_dim`` columns,
+    and each becomes ``row @ H^T``.
+    """
+
+    head_dim: int
+    size: int
+    first: int = 0
+    stop: int = 0
+    columns: bool = False

@@ -21,7 +21,7 @@ from .errors import DecodeError
 from .model import Model
 from .new_context import ContextSizes, new_context
 from .owner import Owner
-from .sampler import SamplerChain
+from .sampler_chain import SamplerChain
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from .logs import forget_complaints, last_complaint
 from .model import Model
 from .new_context import ContextSizes, Observer, new_context
 from .owner import Owner
-from .sampler import SamplerChain
+from .sampler_chain import SamplerChain
 
 
 @dataclass(frozen=True, slots=True)

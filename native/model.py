@@ -22,7 +22,7 @@ from .logs import forget_complaints, last_complaint, route_last_words, route_log
 from .owner import Owner
 from .text_rules import TextRules, read_text_rules
 from .trial import try_in_child
-from .unigram import UnigramTokenizer, check_unigram, read_unigram
+from .unigram_tokenizer import UnigramTokenizer, check_unigram, read_unigram
 from .usual_split import split_note, split_override, usual_split
 from .watched_file import WatchedFile
 

@@ -1,23 +1,21 @@
 """The engine: a model with one context, and the tokens that its cache holds.
 
-Everything above it (token loop, text, session) speaks to the :class:`Engine` protocol, so that
-:class:`~.fake.FakeEngine` can stand in for a model.
+Everything above it speaks to the protocol :class:`~.interface.Engine`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infer_os.models.catalog import style_for
 from infer_os.models.rotation import ROTATION_KEY
-from infer_os.native.backend import SWITCHED_OFF, KernelStatus, own_kernels
+from infer_os.native.backend import own_kernels
 from infer_os.native.context import Context
 from infer_os.native.errors import Interrupted, StateError
 from infer_os.native.gguf_file import GgufHeader
@@ -26,13 +24,13 @@ from infer_os.native.kv_state import KvFormat, kv_geometry
 from infer_os.native.owner import Owner
 
 from .errors import PromptError
-from .kv_cache import FAILED, INTERRUPTED, RELEASED, KvStatus, SavedRows, StagedCache
-from .kv_schedule import KvModel, cells_for, has_flash_attention
-from .loading import drop_pages, in_use
+from .interface import EngineInfo, shared_prefix
+from .kv.schedule import KvModel, cells_for, has_flash_attention
+from .kv.staged import FAILED, INTERRUPTED, RELEASED, KvStatus, SavedRows, StagedCache
 from .memory import MemoryUse, read_memory_use
-from .plan import Plan
+from .pages import drop_pages, in_use
 from .prepare import load_model, plan_file
-from .sampler import LlamaFilter, LlamaSampler, Sampler, TokenFilter
+from .sampler import LlamaFilter, LlamaSampler, Sampler
 from .settings import MOST_GUESSES, EngineSettings, SamplingSettings
 from .speculative.rounding import Rounding
 from .threads import ThreadCount
@@ -47,160 +45,6 @@ _SAVED_BATCH = 1 << 20
 #: Of a prompt's tokens, those held in a coarser type than it would get are worth keeping if they
 #: are at least one in so many.
 _WORTH_KEEPING = 8
-
-
-class Vocabulary(Protocol):
-    """Text to tokens and back."""
-
-    def tokenize(
-        self, text: str | bytes, *, add_special: bool = True, parse_special: bool = True
-    ) -> list[int]:
-        """Token ids of a text."""
-        ...
-
-    def fewest_tokens(self, text: str | bytes, most: int) -> int:
-        """How many tokens a text has at least, if those are more than ``most``; else 0."""
-        ...
-
-    def piece(self, token: int) -> bytes:
-        """The bytes that a token stands for."""
-        ...
-
-    def is_end(self, token: int) -> bool:
-        """Whether the token ends a generation."""
-        ...
-
-    def special_texts(self) -> Sequence[str]:
-        """Every special token, as it is spelled."""
-        ...
-
-    def special_text(self, name: str) -> str:
-        """How the "bos", "eos", "unk", "pad", "sep", "cls" or "mask" token is spelled, or ""."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class EngineInfo:
-    """What was loaded, by which plan. ``notes`` are warnings for the user.
-
-    ``style`` names the prompt style of the model.
-    """
-
-    path: Path
-    graph: str
-    source: str
-    n_ctx: int
-    n_threads: int
-    plan: Plan | None
-    chat_template: str | None
-    notes: tuple[str, ...]
-    style: str = "dialogue"
-    kernels: KernelStatus = SWITCHED_OFF
-
-
-class Engine(Protocol):
-    """A model and the tokens in its cache."""
-
-    info: EngineInfo
-
-    @property
-    def vocab(self) -> Vocabulary:
-        """The model's vocabulary."""
-        ...
-
-    @property
-    def n_ctx(self) -> int:
-        """Tokens that the cache can hold."""
-        ...
-
-    @property
-    def tokens(self) -> Sequence[int]:
-        """Tokens that the cache holds."""
-        ...
-
-    def new_sampler(self, settings: SamplingSettings) -> Sampler:
-        """A sampler for this model; the caller closes it."""
-        ...
-
-    def feed(self, tokens: Sequence[int]) -> int:
-        """Make the cache hold exactly ``tokens`` and compute the last one's logits.
-
-        What it shares with the tokens held so far is kept. Returns the number computed.
-
-        Raises:
-            PromptError: no tokens, or more than the context holds.
-        """
-        ...
-
-    @property
-    def room(self) -> int:
-        """Tokens that can be appended before the cache has to change."""
-        ...
-
-    def rows_alike(self) -> int:
-        """Most tokens of a batch whose logits are those of single steps, bit for bit."""
-        ...
-
-    @property
-    def speculation(self) -> Speculation | None:
-        """What guesses tokens for it, if anything does."""
-        ...
-
-    def new_filter(self, settings: SamplingSettings) -> TokenFilter:
-        """What a sampler does before it draws; the caller closes it."""
-        ...
-
-    def step(self, token: int) -> None:
-        """Append one token and compute its logits."""
-        ...
-
-    def extend(self, tokens: Sequence[int]) -> None:
-        """Append tokens in one batch and compute the logits of each."""
-        ...
-
-    def trim(self, n_tokens: int) -> None:
-        """Forget all but the first tokens; the logits stay as they are."""
-        ...
-
-    def sample(self, sampler: Sampler, row: int = -1) -> int:
-        """Draw a token from a row of the last batch's logits; -1 is the last."""
-        ...
-
-    def logits(self, row: int = -1) -> NDArray[np.float32]:
-        """A row of the last batch's logits, (n_vocab,); valid until the next token."""
-        ...
-
-    def export_rows(self, n_tokens: int) -> tuple[KvFormat, Iterator[SavedRows]]:
-        """How the cache stores rows, and those of its first tokens, a few at a time."""
-        ...
-
-    def restore(self, tokens: Sequence[int], form: KvFormat, batches: Iterator[SavedRows]) -> None:
-        """Hold ``tokens``, whose rows a cache of that format exported.
-
-        Rows in other types than this cache's are re-encoded. Rows that do not fit are not used:
-        the tokens are computed again, and a note says so.
-
-        Raises:
-            PromptError: more tokens than the context holds.
-        """
-        ...
-
-    @property
-    def kv(self) -> KvStatus:
-        """Where the KV cache stands."""
-        ...
-
-    def take_notes(self) -> tuple[str, ...]:
-        """What happened to the cache since the last call that a user should know."""
-        ...
-
-    def memory(self) -> MemoryUse:
-        """What is in memory now."""
-        ...
-
-    def close(self) -> None:
-        """Free everything."""
-        ...
 
 
 class LlamaEngine(Owner):
@@ -465,13 +309,3 @@ def kv_model(header: GgufHeader, n_threads: int) -> KvModel:
         flash_attention=has_flash_attention(header.architecture),
         n_threads=n_threads,
     )
-
-
-def shared_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:
-    """Number of leading tokens that both have."""
-    count = 0
-    for mine, theirs in zip(held, wanted, strict=False):
-        if mine != theirs:
-            break
-        count += 1
-    return count

@@ -4,7 +4,7 @@ RuntimeFailure
 ├── SettingsError   an option's value that cannot work
 ├── PromptError     a prompt that is empty or does not fit the context
 ├── TemplateFailure a chat template that cannot be rendered
-├── OutputError     results that cannot be written (while running: exit code 1)
+├── ResultsUnwritten     results that cannot be written (while running: exit code 1)
 ├── SessionError    a session file that cannot be written, or must not be continued
 │   └── SessionUnwritten  what was said cannot be kept (while running: exit code 1)
 ├── BenchError      a benchmark that cannot be run, drawn or written
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, ClassVar
 from infer_os.errors import Error
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    pass
 
 
 class RuntimeFailure(Error):
@@ -54,7 +54,7 @@ class TemplateFailure(RuntimeFailure):
     """A chat template that cannot be used."""
 
 
-class OutputError(RuntimeFailure):
+class ResultsUnwritten(RuntimeFailure):
     """Results that cannot be written; those written before stay."""
 
     exit_code: ClassVar[int] = 1
@@ -92,15 +92,3 @@ class ClusterError(RuntimeFailure):
     """A cluster, or a node of it, that cannot go on. What was answered before stays."""
 
     exit_code: ClassVar[int] = 1
-
-
-class MemoryShortage(RuntimeFailure):
-    """The model does not fit into memory. ``plan`` has the figures, where there are any."""
-
-    def __init__(self, message: str, plan: Plan | None = None) -> None:
-        super().__init__(message)
-        self.plan = plan
-
-
-class LockShortage(MemoryShortage):
-    """The weights may not be locked, or could not be."""

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer_os.native.kv_state import KvFormat
-from infer_os.native.sampler import Distribution
+from infer_os.native.sampler_chain import Distribution
 
-from .engine import EngineInfo, shared_prefix
 from .errors import PromptError
-from .kv_cache import KvStatus, SavedRows
+from .interface import EngineInfo, shared_prefix
+from .kv.staged import KvStatus, SavedRows
 from .memory import MemoryUse
 from .sampler import Sampler
 from .settings import SamplingSettings
@@ -100,7 +100,7 @@ class FakeFilter:
 
 
 class FakeEngine:
-    """An :class:`~.engine.Engine` whose next token is ``script(tokens held)``.
+    """An :class:`~.interface.Engine` whose next token is ``script(tokens held)``.
 
     ``computed`` counts the tokens that a model would have computed.
     """
@@ -128,7 +128,7 @@ class FakeEngine:
         return FakeSampler()
 
     def feed(self, tokens: Sequence[int]) -> int:
-        """See :meth:`~.engine.Engine.feed`."""
+        """See :meth:`~.interface.Engine.feed`."""
         if not tokens:
             raise PromptError("the prompt is empty: it has no tokens to continue from")
         if len(tokens) > self.n_ctx:
@@ -181,7 +181,7 @@ class FakeEngine:
         return KvFormat("f16", "f16"), iter(())
 
     def restore(self, tokens: Sequence[int], form: KvFormat, batches: Iterator[SavedRows]) -> None:
-        """See :meth:`~.engine.Engine.restore`."""
+        """See :meth:`~.interface.Engine.restore`."""
         if len(tokens) > self.n_ctx:
             raise PromptError(f"{len(tokens)} tokens are held, the context has {self.n_ctx}")
         for _rows in batches:

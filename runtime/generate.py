@@ -11,10 +11,10 @@ from typing import Protocol
 from infer_os.native.errors import ContextFull, Interrupted
 from infer_os.native.interrupt import interruptible
 
-from .engine import Engine
+from .interface import Engine
 from .sampler import Sampler
 from .settings import SamplingSettings, StopSettings
-from .speculative.source import SpeculativeSource
+from .speculative.rounds import SpeculativeSource
 from .text import TextStream
 
 

@@ -11,11 +11,11 @@ from infer_os.native.gguf_file import GgufHeader
 from infer_os.native.graph_check import read_model_header
 
 from .engine import LlamaEngine
+from .plan.shapes import header_shape
 from .settings import EngineSettings
-from .shapes import header_shape
 from .speculative.draft import Drafter
 from .speculative.lookup import LookupDrafter
-from .speculative.model import ModelDrafter
+from .speculative.model_drafter import ModelDrafter
 from .speculative.speculation import Speculation
 from .speculative.stored import cost_store
 from .speculative.vocabularies import shared_tokens
@@ -74,7 +74,7 @@ def open_engine(
 
 
 def _limits(engine: LlamaEngine) -> tuple[str, ...]:
-    """A note where guesses cannot be verified without changing the text; see :mod:`.rounding`."""
+    """A note where guesses may change the text; see :mod:`.speculative.rounding`."""
     plan = engine.info.plan
     stages = plan.schedule.stages if plan else ()
     reasons = (

@@ -10,13 +10,13 @@ from infer_os.native.backend import kernel_status, layout_notes, repacking
 from infer_os.native.gguf_file import GgufHeader
 from infer_os.native.model import LOAD_MODES, Model
 
-from .loading import check_lockable, check_locked, drop_pages, locked_bytes, prefetch
-from .machine import read_memory
-from .plan import Budget, Plan, check_plan
-from .positions import context_for
+from .pages import check_lockable, check_locked, drop_pages, locked_bytes, prefetch
+from .plan.machine import read_memory
+from .plan.memory_plan import Budget, Plan, check_plan
+from .plan.positions import context_for
+from .plan.shapes import header_shape
+from .plan.use import Use, plan_use
 from .settings import EngineSettings, Extra
-from .shapes import header_shape
-from .use import Use, plan_use
 
 
 def choose_context(header: GgufHeader, asked: int) -> tuple[int, tuple[str, ...]]:

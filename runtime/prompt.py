@@ -10,8 +10,8 @@ import codecs
 from pathlib import Path
 from typing import BinaryIO
 
-from .engine import Vocabulary
 from .errors import PromptError
+from .interface import Vocabulary
 
 #: Bytes of a prompt: more than the largest context (1048576 tokens) of long tokens has.
 LARGEST = 16 << 20

@@ -12,7 +12,7 @@ from infer_os.native.batch_context import BatchContext
 from infer_os.native.constraint import TokenConstraint
 from infer_os.native.context import Context
 from infer_os.native.model import Vocab
-from infer_os.native.sampler import Distribution, SamplerChain
+from infer_os.native.sampler_chain import Distribution, SamplerChain
 
 from .settings import SamplingSettings
 

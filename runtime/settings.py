@@ -109,7 +109,7 @@ class SamplingSettings:
 
 
 class Extra(Enum):
-    """What a process does besides running a model, as its plan names it; :mod:`.use` has the bytes.
+    """What a process does besides running a model; :mod:`.plan.use` has the bytes.
 
     The work that a command does is known before its model is loaded, and belongs to its plan.
     """
@@ -134,7 +134,7 @@ class Extra(Enum):
 
 #: Guesses that a round of speculative decoding can have.
 MOST_GUESSES = 31
-#: ``--load``; :mod:`.loading` says what each trades.
+#: ``--load``; :mod:`.pages` says what each trades.
 LOADS = ("mmap", "fast", "locked", "direct")
 MOST_THREADS = 512
 _ENGINE = {
@@ -157,7 +157,7 @@ _ENGINE = {
 class EngineSettings:
     """How a model is loaded. ``context`` 0 takes what it was trained for, at most 4096 tokens.
 
-    ``kv`` is empty (F16 throughout), ``auto`` or a SPEC of :mod:`.kv_schedule`; ``kv_budget`` is in
+    ``kv`` is empty (F16 throughout), ``auto`` or a SPEC of :mod:`.kv.schedule`; ``kv_budget`` is in
     bytes, 0 for none. ``memory`` is what everything may take in bytes, 0 for what there is now.
     ``draft`` is ``none``, ``lookup`` or the GGUF file of a draft model, of whose guesses at most
     ``draft_max`` are verified at once.

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import SourceError
-from ..convert.sizes import weight_options
+from ..convert.weight_options import weight_options
 from ..models import describe
 from ..models.catalog import CATALOG, CatalogModel, find_model, near_names
 from ..models.shape import ModelShape, network_shape
 from ..native.backend import kernel_status, repacking
 from ..native.errors import GgufError
 from ..native.gguf_file import GgufHeader, read_gguf_header
-from ..runtime.choice import CHOSEN_TYPES
-from ..runtime.machine import read_memory
-from ..runtime.plan import Budget, Plan
+from ..runtime.plan.choice import CHOSEN_TYPES
+from ..runtime.plan.machine import read_memory
+from ..runtime.plan.memory_plan import Budget, Plan
+from ..runtime.plan.use import Use, plan_use
 from ..runtime.settings import EngineSettings
-from ..runtime.use import Use, plan_use
-from .files import first_work
 from .removal import CachedModel, cached_models, find_cached
+from .resolve import first_work
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..convert.errors import OutputError, SourceError
+from ..convert.errors import SourceError
 from ..convert.locks import locked
 from ..convert.source import HubSource, cache_folder
-from ..files import lock_handle
 from ..models.catalog import find_model, near_names
-from .files import LOCK, Shelf, shelves, tidy, type_of
+from .shelves import LOCK, Shelf, disk_bytes, remove_files, shelves, tidy, type_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +43,6 @@ class CachedModel:
     def n_bytes(self) -> int:
         """Everything."""
         return sum(file.n_bytes for file in self.files) + self.unfinished
-
-
-def disk_bytes(path: Path) -> int:
-    """Bytes that a file takes on its disk, which is less than its size while it is being filled."""
-    try:
-        status = path.stat()
-    except OSError:
-        return 0
-    return min(status.st_size, status.st_blocks * 512) if path.is_file() else 0
 
 
 def cached_models() -> list[CachedModel]:
@@ -136,41 +124,6 @@ def remove_model(text: str, kind: str = "") -> tuple[str, int]:
         if model.shelf.is_dir():
             tidy(model.shelf)
     return model.title, freed
-
-
-def remove_files(paths: list[Path]) -> int:
-    """Remove files of the cache, all or none; returns the bytes that they took.
-
-    Raises:
-        OutputError: a process uses one of them, or one cannot be removed.
-    """
-    with _unused([path for path in paths if path.suffix == ".gguf"]):
-        freed = 0
-        for path in paths:
-            n_bytes = disk_bytes(path)
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                raise OutputError(f"{path}: cannot be removed: {error.strerror}") from error
-            freed += n_bytes
-    return freed
-
-
-@contextmanager
-def _unused(paths: list[Path]) -> Iterator[None]:
-    """Hold files so that no engine takes them: each holds a shared lock on its own."""
-    with ExitStack() as stack:
-        for path in paths:
-            try:
-                handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise OutputError(f"{path}: cannot be opened: {error.strerror}") from error
-            stack.callback(os.close, handle)
-            if not lock_handle(handle):
-                raise OutputError(f"{path}: a process uses it; end that first, nothing was removed")
-        yield
 
 
 def _contents(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from . import console, render
 from .line_editor import FILES
 
 if TYPE_CHECKING:
-    from ..runtime.session import Session
+    from ..runtime.chat.session import Session
     from ..runtime.settings import SamplingSettings, StopSettings
 
 _LONGEST_QUOTE = 60
@@ -24,7 +24,7 @@ _FORMS = ("grammar", "json_schema", "regex")
 
 
 @dataclass(slots=True)
-class Chat:
+class ChatState:
     """A conversation and how its replies are drawn. ``attempts`` counts /retry of one message."""
 
     session: Session
@@ -48,11 +48,11 @@ class Command:
     name: str
     argument: str
     help: str
-    run: Callable[[Chat, str], str | None]
+    run: Callable[[ChatState, str], str | None]
     words: tuple[str, ...] = ()
 
 
-def obey(chat: Chat, line: str) -> str | None:
+def obey(chat: ChatState, line: str) -> str | None:
     """Run a command line. Returns a message that is to be answered now.
 
     Raises:
@@ -83,17 +83,17 @@ def completions() -> dict[str, tuple[str, ...]]:
 # ---- the conversation
 
 
-def _help(chat: Chat, argument: str) -> None:
+def _help(chat: ChatState, argument: str) -> None:
     rows = [(f"{c.name} {c.argument}".strip(), c.help) for c in COMMANDS]
     console.definitions([*rows, *_KEYS])
 
 
-def _reset(chat: Chat, argument: str) -> None:
+def _reset(chat: ChatState, argument: str) -> None:
     chat.session.reset()
     console.note("The conversation starts over.")
 
 
-def _undo(chat: Chat, argument: str) -> None:
+def _undo(chat: ChatState, argument: str) -> None:
     turn = chat.session.undo()
     if turn is None:
         console.note("There is no turn to undo.")
@@ -101,7 +101,7 @@ def _undo(chat: Chat, argument: str) -> None:
         console.note(f"Forgotten: {_quoted(turn.message)}")
 
 
-def _retry(chat: Chat, argument: str) -> str | None:
+def _retry(chat: ChatState, argument: str) -> str | None:
     turn = chat.session.undo()
     if turn is None:
         console.note("There is no turn to answer again.")
@@ -112,7 +112,7 @@ def _retry(chat: Chat, argument: str) -> str | None:
     return turn.message
 
 
-def _system(chat: Chat, argument: str) -> None:
+def _system(chat: ChatState, argument: str) -> None:
     session = chat.session
     if not argument:
         console.note(f"The system prompt: {session.system}" if session.system else
@@ -139,7 +139,7 @@ def _constraint(text: str) -> str:
     return "" if text == _NONE else text
 
 
-#: What /set knows: each setting, the record of a :class:`Chat` that holds it, how it is read.
+#: What /set knows: each setting, the record of a :class:`ChatState` that holds it, how it is read.
 _SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "temperature": ("sampling", float, "a number"),
     "top_k": ("sampling", int, "a whole number"),
@@ -154,7 +154,7 @@ _SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
 }
 
 
-def _set(chat: Chat, argument: str) -> None:
+def _set(chat: ChatState, argument: str) -> None:
     from ..runtime.errors import SettingsError
 
     name, _, value = argument.partition(" ")
@@ -183,7 +183,7 @@ def _set(chat: Chat, argument: str) -> None:
     console.note(f"{name} {_shown(chat, name)}")
 
 
-def _shown(chat: Chat, name: str) -> str:
+def _shown(chat: ChatState, name: str) -> str:
     value = getattr(getattr(chat, _SETTINGS[name][0]), name)
     if value == "":
         return _NONE
@@ -193,7 +193,7 @@ def _shown(chat: Chat, name: str) -> str:
 # ---- figures
 
 
-def _stats(chat: Chat, argument: str) -> None:
+def _stats(chat: ChatState, argument: str) -> None:
     from ..runtime.generate import finished
 
     console.note(render.statistics_line(finished(chat.session.last, "")))
@@ -203,18 +203,18 @@ def _stats(chat: Chat, argument: str) -> None:
         console.note(line)
 
 
-def _kv(chat: Chat, argument: str) -> None:
+def _kv(chat: ChatState, argument: str) -> None:
     console.note(render.kv_line(chat.session.engine.kv))
 
 
 # ---- files
 
 
-def _save(chat: Chat, argument: str) -> None:
+def _save(chat: ChatState, argument: str) -> None:
     save(chat.session, _path("/save", argument))
 
 
-def _load(chat: Chat, argument: str) -> None:
+def _load(chat: ChatState, argument: str) -> None:
     load(chat.session, _path("/load", argument))
     # what --session holds is another conversation
     chat.session.changed = True
@@ -232,7 +232,7 @@ def _path(verb: str, name: str) -> Path:
 def save(session: Session, path: Path) -> None:
     """Keep the conversation in a file."""
     from ..convert.source import cache_folder
-    from ..runtime.session_file import save_session
+    from ..runtime.chat.session_file import save_session
 
     told_saved(session, path, save_session(path, session, session.engine.info.path, cache_folder()))
 
@@ -245,7 +245,7 @@ def told_saved(session: Session, path: Path, n_bytes: int) -> None:
 def load(session: Session, path: Path) -> None:
     """Continue the conversation that a file keeps; it is not ``changed`` then."""
     from ..convert.source import cache_folder
-    from ..runtime.session_file import load_session
+    from ..runtime.chat.session_file import load_session
 
     has_rows = load_session(path, session, session.engine.info.path, cache_folder())
     session.changed = False
@@ -262,7 +262,7 @@ def _turns(session: Session) -> str:
     return "1 turn" if session.n_turns == 1 else f"{session.n_turns} turns"
 
 
-def _quit(chat: Chat, argument: str) -> None:
+def _quit(chat: ChatState, argument: str) -> None:
     raise ChatEnd
 
 

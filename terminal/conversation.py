@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import console, render
-from .chat_commands import Chat, ChatEnd, completions, obey
+from .chat_commands import ChatEnd, ChatState, completions, obey
 from .line_editor import read_entries
 
 if TYPE_CHECKING:
-    from ..runtime.session import Session
+    from ..runtime.chat.session import Session
     from ..runtime.settings import SamplingSettings, StopSettings
 
 _SEEDS = 0xFFFFFFFF
@@ -28,7 +28,7 @@ def converse(
         stops: when they end.
         history: a file for what is typed on a terminal.
     """
-    chat = Chat(session, sampling, stops)
+    chat = ChatState(session, sampling, stops)
     while True:
         try:
             return _answer_entries(chat, history)
@@ -56,7 +56,7 @@ def answer_one(
     """
     from ..runtime.generate import finished
 
-    stopped = _print_reply(Chat(session, sampling, stops), message, "-n raises that")
+    stopped = _print_reply(ChatState(session, sampling, stops), message, "-n raises that")
     session.keep()
     console.note(render.statistics_line(finished(session.last, "")))
     if line := render.speculation_line(session.engine):
@@ -65,7 +65,7 @@ def answer_one(
     return stopped
 
 
-def _answer_entries(chat: Chat, history: Path) -> None:
+def _answer_entries(chat: ChatState, history: Path) -> None:
     from ..native.errors import ModelChanged, NativeError
     from ..runtime.errors import RuntimeFailure
 
@@ -91,7 +91,7 @@ def _answer_entries(chat: Chat, history: Path) -> None:
         console.notes(chat.session.engine.take_notes())
 
 
-def _print_reply(chat: Chat, message: str, raise_limit: str) -> bool:
+def _print_reply(chat: ChatState, message: str, raise_limit: str) -> bool:
     """Print a reply as it comes; returns whether Ctrl-C ended it.
 
     ``raise_limit`` says to a person what lets a reply be longer.

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from ..convert.report import CalibrationReport, ConversionReport
     from ..native.backend import KernelStatus
     from ..native.gguf_file import GgufHeader
-    from ..runtime.engine import Engine
     from ..runtime.generate import Completion
-    from ..runtime.kv_cache import KvStatus
+    from ..runtime.interface import Engine
+    from ..runtime.kv.staged import KvStatus
     from ..runtime.memory import MemoryUse
 
 _LONGEST_VALUE = 200

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 from . import console
 
 if TYPE_CHECKING:
-    from ..runtime.benchmark.rows import Place, Row
+    from ..measure.rows import Place, Row
 
 
 def result_json(rows: Sequence[Row], place: Place, notes: Sequence[str]) -> dict[str, Any]:
     """``bench --json``: every row says where it was measured."""
-    from ..runtime.benchmark.rows import row_json
+    from ..measure.rows import row_json
 
     return {"rows": [row_json(row, place) for row in rows], "notes": list(notes)}
 
 
 def show_rows(rows: Sequence[Row]) -> None:
     """All tables, and the reasons of what was not reached."""
-    from ..runtime.benchmark.tables import all_tables, reasons
+    from ..measure.tables import all_tables, reasons
 
     for i, table in enumerate(all_tables(rows)):
         if i:
@@ -35,7 +35,7 @@ def show_rows(rows: Sequence[Row]) -> None:
 
 def quality_json(rows: Sequence[Row], place: Place, notes: Sequence[str]) -> dict[str, Any]:
     """``eval --json``: the first file's figures with its first cache, and all rows."""
-    from ..runtime.benchmark.rows import select
+    from ..measure.rows import select
 
     first = {metric: select(rows, metric)[:1] for metric in ("perplexity", "kl", "top1")}
     figures = {metric: found[0].median if found else None for metric, found in first.items()}

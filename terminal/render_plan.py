@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.choice import FLOOR, headroom
-from ..runtime.plan import OUTSIDE
+from ..runtime.plan.choice import FLOOR, headroom
+from ..runtime.plan.memory_plan import OUTSIDE
 from . import console
 from .render import kernels_json, kernels_text
 
 if TYPE_CHECKING:
-    from ..planning import PlanAnswer, Recommendation, SystemReport
-    from ..runtime.plan import Plan
+    from ..runtime.plan.memory_plan import Plan
+    from ..store.planning import PlanAnswer, Recommendation, SystemReport
 
 #: Columns that the ranking of the models takes whole.
 _WIDE = 100

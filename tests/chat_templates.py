@@ -193,9 +193,9 @@ def gguf_of(folder: Path) -> Path:
 
 def written(vocab: Any, template: str, conversation: list[list[str]]) -> tuple[str, list[int]]:
     """The text and the tokens that we make of a conversation that asks for a reply."""
-    from infer_os.runtime.frame import Message
-    from infer_os.runtime.rendering import Conversation, Rendering, render
-    from infer_os.runtime.template import TemplateFrame
+    from infer_os.runtime.chat.frame import Message
+    from infer_os.runtime.chat.rendering import Conversation, Rendering, render
+    from infer_os.runtime.chat.template import TemplateFrame
 
     frame = TemplateFrame(template, vocab)
     messages = [Message(role, text) for role, text in conversation]

@@ -19,14 +19,15 @@ import infer_os
 from infer_os.api import Model, load
 from infer_os.native.gguf_file import read_gguf_header
 from infer_os.native.library import load_library
-from infer_os.runtime.batch import engine as batch_engine
-from infer_os.runtime.batch.engine import BatchEngine
-from infer_os.runtime.batch.prepare import plan_batch
+from infer_os.runtime.batch import batch_engine
+from infer_os.runtime.batch.batch_engine import BatchEngine
+from infer_os.runtime.batch.parallel import plan_batch
 from infer_os.runtime.batch.settings import BatchSettings
 from infer_os.runtime.engine import LlamaEngine
-from infer_os.runtime.errors import MemoryShortage, ModelBusy, ModelClosed
+from infer_os.runtime.errors import ModelBusy, ModelClosed
 from infer_os.runtime.fake import FakeEngine, saying
 from infer_os.runtime.generate import FinishReason, complete
+from infer_os.runtime.plan.memory_plan import MemoryShortage
 from infer_os.runtime.settings import EngineSettings, SamplingSettings, StopSettings
 
 BUNDLED_MODEL = next(folder for folder in BUNDLED if folder.name == "austen-6m")

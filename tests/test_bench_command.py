@@ -10,14 +10,13 @@ import pytest
 from helpers import PARALLEL, Converter
 from in_process import Cli, runner
 
-from infer_os import benching, evaluating
 from infer_os.commands import loading
+from infer_os.measure import bench, evaluation, plots
+from infer_os.measure.arms import ArmResult
+from infer_os.measure.rows import Measurement
 from infer_os.models.bundled import HELD_OUT, TARGET
-from infer_os.runtime.benchmark import plots
-from infer_os.runtime.benchmark.arms import ArmResult
-from infer_os.runtime.benchmark.rows import Measurement
 from infer_os.runtime.fake import FakeEngine, saying
-from infer_os.store.files import ModelWish
+from infer_os.store.resolve import ModelWish
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +43,8 @@ def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("measured")
 
     for name in ("measure_depths", "measure_batches", "measure_growth", "run_in_turns"):
-        monkeypatch.setattr(benching, name, measure)
-    monkeypatch.setattr(evaluating, "measure_quality", measure)
+        monkeypatch.setattr(bench, name, measure)
+    monkeypatch.setattr(evaluation, "measure_quality", measure)
 
 
 @pytest.fixture
@@ -54,10 +53,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     engine = FakeEngine(saying("x" * 5000), 900)
     monkeypatch.setattr(loading, "load_engine", lambda path, settings: (engine, 0.25))
     found = [Measurement("batch_decode", "tokens/s", 5.0, (("sequences", n),)) for n in (1, 2)]
-    monkeypatch.setattr(benching, "measure_batches", lambda *_: found)
-    monkeypatch.setattr(
-        benching, "planned_files", lambda request, wish, *_: (wish, request.settings)
-    )
+    monkeypatch.setattr(bench, "measure_batches", lambda *_: found)
+    monkeypatch.setattr(bench, "planned_files", lambda request, wish, *_: (wish, request.settings))
     return engine
 
 
@@ -127,9 +124,7 @@ def test_bad_options_are_refused_first(
 ) -> None:
     engine = FakeEngine(saying("x"), 900)
     monkeypatch.setattr(loading, "load_engine", lambda path, settings: (engine, 0.1))
-    monkeypatch.setattr(
-        benching, "planned_files", lambda request, wish, *_: (wish, request.settings)
-    )
+    monkeypatch.setattr(bench, "planned_files", lambda request, wish, *_: (wish, request.settings))
     assert part in run("bench", "m.gguf", *options).user_error
 
 
@@ -167,7 +162,7 @@ def test_techniques_of_the_bundled_pair(run: Cli, monkeypatch: pytest.MonkeyPatc
         seen.update(arms={arm.name: arm for arm in arms}, tasks=tasks)
         return {arm.name: [result] * (len(tasks) - 1) for arm in arms}
 
-    monkeypatch.setattr(benching, "run_in_turns", turns)
+    monkeypatch.setattr(bench, "run_in_turns", turns)
     done = run("bench", "--techniques", "--depths", "100", "--tokens", 8, "--repeats", 2)
     assert done.code == 0, done.err
     assert {"baseline", "speculative", "quantized", "all"} <= set(seen["arms"])
@@ -185,9 +180,9 @@ def test_techniques_of_the_bundled_pair(run: Cli, monkeypatch: pytest.MonkeyPatc
 def test_random_weights_take_acceptance_from_the_bundled_pair(
     run: Cli, monkeypatch: pytest.MonkeyPatch, converted: Converter
 ) -> None:
-    header = benching.read_model_header(converted())
-    header.metadata[benching.RANDOM_KEY] = True
-    monkeypatch.setattr(benching, "read_model_header", lambda path: header)
+    header = bench.read_model_header(converted())
+    header.metadata[bench.RANDOM_KEY] = True
+    monkeypatch.setattr(bench, "read_model_header", lambda path: header)
     result = ArmResult(8, 1.0, 1.0, 0.1, 1000, 100, 2000, 900, 400, 100, 50, drafted=10,
                        accepted=4, rounds=4, acceptance=0.75, guess_s=0.01,
                        steps=((1, 0.1), (4, 0.2)))  # fmt: skip
@@ -197,7 +192,7 @@ def test_random_weights_take_acceptance_from_the_bundled_pair(
         calls.append([arm.name for arm in arms])
         return {arm.name: [result] for arm in arms}
 
-    monkeypatch.setattr(benching, "run_in_turns", turns)
+    monkeypatch.setattr(bench, "run_in_turns", turns)
     done = run("bench", converted(), "--techniques", "--depths", "20", "--repeats", 1,
                "--tokens", 4, "--prompt-tokens", 4, "--json")  # fmt: skip
     assert done.code == 0, done.err

@@ -19,7 +19,12 @@ from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
 from infer_os.models.catalog import CATALOG
 from infer_os.native.gguf_file import read_gguf_header
-from infer_os.planning import (
+from infer_os.runtime.kv.schedule import KvSchedule, KvStage
+from infer_os.runtime.plan.choice import FLOOR, headroom
+from infer_os.runtime.plan.memory_plan import Budget, MemoryShortage
+from infer_os.runtime.prepare import plan_file
+from infer_os.runtime.settings import EngineSettings
+from infer_os.store.planning import (
     RANKED,
     PlanRequest,
     RankedModel,
@@ -28,12 +33,6 @@ from infer_os.planning import (
     rank,
     recommend,
 )
-from infer_os.runtime.choice import FLOOR, headroom
-from infer_os.runtime.errors import MemoryShortage
-from infer_os.runtime.kv_schedule import KvSchedule, KvStage
-from infer_os.runtime.plan import Budget
-from infer_os.runtime.prepare import plan_file
-from infer_os.runtime.settings import EngineSettings
 from infer_os.terminal.render_plan import run_command
 
 PLAN_KEYS = {

@@ -16,12 +16,13 @@ from helpers import BUNDLED, PARALLEL, Converter, copy_checkpoint
 from hub_fixtures import REPOSITORY, Desk, client_environment, environment, make_repository
 from in_process import Cli, runner
 
-from infer_os import entry, files
+from infer_os import files
 from infer_os.convert import pipeline
+from infer_os.terminal import signals
 
 MODEL = next(folder for folder in BUNDLED if folder.name == "austen-6m")
 ENDS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
-HANDLED = (signal.SIGINT, *entry.ENDING)
+HANDLED = (signal.SIGINT, *signals.ENDING)
 FAST = ["--threads", "1", "--temperature", "0"]
 #: As the command, but that the process gets a signal once a conversion is half through.
 AT_HALF = """
@@ -199,8 +200,8 @@ def test_a_second_signal_does_not_disturb_the_first(converted: Converter, tmp_pa
 def test_what_is_ignored_stays_ignored(tmp_path: Path) -> None:
     script = (
         "import os, signal\n"
-        "from infer_os import entry\n"
-        "with entry.ending_in_order(): os.kill(os.getpid(), signal.SIGHUP)\n"
+        "from infer_os.terminal import signals\n"
+        "with signals.ending_in_order(): os.kill(os.getpid(), signal.SIGHUP)\n"
         "print('on')"
     )
     done = subprocess.run(
@@ -257,7 +258,7 @@ def test_a_signal_that_python_drops_is_taken_all_the_same(number: signal.Signals
             os.kill(os.getpid(), number)
             time.sleep(0.001)
 
-    with pytest.raises((SystemExit, KeyboardInterrupt)) as ended, entry.ending_in_order():
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as ended, signals.ending_in_order():
         odd = Odd()
         del odd
         time.sleep(30)
@@ -276,7 +277,7 @@ def test_other_failures_that_python_drops_are_reported(
         def __del__(self) -> None:
             raise ZeroDivisionError
 
-    with entry.ending_in_order():
+    with signals.ending_in_order():
         odd = Odd()
         del odd
     assert seen == [ZeroDivisionError]

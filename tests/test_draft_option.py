@@ -9,8 +9,9 @@ from helpers import Converter
 
 from infer_os.convert.errors import UnreachableError
 from infer_os.runtime.settings import EngineSettings
-from infer_os.store import loading
-from infer_os.store.files import ModelWish, Reporter
+from infer_os.store import opening
+from infer_os.store.fetch import Reporter
+from infer_os.store.resolve import ModelWish
 
 
 class Asked:
@@ -20,7 +21,7 @@ class Asked:
         self.names: list[str] = []
         self.failure = failure
         self.notes: list[str] = []
-        monkeypatch.setattr(loading, "model_file", self.find)
+        monkeypatch.setattr(opening, "model_file", self.find)
 
     def find(self, wish: ModelWish, settings: EngineSettings, report: Reporter) -> Path:
         assert settings.draft == "none"
@@ -32,7 +33,7 @@ class Asked:
     def draft(self, option: str, model: str, path: Path) -> str:
         report = Reporter(self.notes.append, lambda label: pytest.fail("nothing is fetched"))
         settings = EngineSettings(draft=option)
-        return loading.draft_file(settings, ModelWish(model), path, report)[0]
+        return opening.draft_file(settings, ModelWish(model), path, report)[0]
 
 
 @pytest.mark.parametrize("option", ["none", "lookup"])
@@ -73,7 +74,7 @@ def test_no_rate_is_claimed_before_the_first_guess() -> None:
     from types import SimpleNamespace
     from typing import Any
 
-    from infer_os.runtime.speculative.report import DrafterReport, SpeculationReport
+    from infer_os.runtime.speculative.figures import DrafterReport, SpeculationReport
     from infer_os.terminal.render import speculation_line
 
     def line(*drafters: DrafterReport) -> str:

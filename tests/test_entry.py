@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from infer_os import entry
 from infer_os.convert.errors import OutputError
 from infer_os.convert.locks import locked_in_turn
+from infer_os.runtime.chat.session_place import SessionPlace
 from infer_os.runtime.errors import SessionError
-from infer_os.runtime.session_keeper import SessionPlace
-from infer_os.terminal import console
+from infer_os.terminal import console, signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -44,11 +43,11 @@ def test_a_closed_stream_is_no_failure(closed: str) -> None:
 
 
 def test_handlers_are_restored() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, *entry.ENDING)]
-    with pytest.raises(SystemExit) as ended, entry.ending_in_order():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, *signals.ENDING)]
+    with pytest.raises(SystemExit) as ended, signals.ending_in_order():
         os.kill(os.getpid(), signal.SIGTERM)
     assert ended.value.code == 128 + signal.SIGTERM
-    assert [signal.getsignal(number) for number in (signal.SIGINT, *entry.ENDING)] == before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, *signals.ENDING)] == before
 
 
 def test_a_lock_that_can_never_be_made_ends() -> None:

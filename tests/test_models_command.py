@@ -24,8 +24,8 @@ from infer_os.convert.settings import ConvertSettings
 from infer_os.convert.source import HubSource
 from infer_os.models.catalog import CATALOG, find_model
 from infer_os.native.gguf_file import read_gguf_header
-from infer_os.planning import PlanRequest, make_answer
 from infer_os.runtime.settings import EngineSettings
+from infer_os.store.planning import PlanRequest, make_answer
 from infer_os.store.removal import cached_models, remove_model
 
 SMALL = EngineSettings(context=64, threads=1)
@@ -246,7 +246,7 @@ def test_pull_fetches_and_says_where(desk: Desk, run: Cli) -> None:
 def test_pull_needs_no_memory_for_the_model(
     desk: Desk, run: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from infer_os import planning
+    from infer_os.store import planning
 
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("a plan was made")

@@ -10,11 +10,11 @@ from typing import Any
 import gguf
 
 from infer_os.convert import gguf_writer
-from infer_os.convert.tokenizer import Vocabulary, fit_to_rows, read_tokens
+from infer_os.convert.tokenizer import GgufVocabulary, fit_to_rows, read_tokens
 from infer_os.native.model import Model
 
 
-def read(folder: Path) -> Vocabulary:
+def read(folder: Path) -> GgufVocabulary:
     """The folder's vocabulary, for an embedding with as many rows as it has tokens."""
     path = folder / "config.json"
     config = json.loads(path.read_text()) if path.exists() else {}
@@ -22,7 +22,7 @@ def read(folder: Path) -> Vocabulary:
     return fit_to_rows(vocabulary, len(vocabulary.tokens))
 
 
-def write_gguf(vocabulary: Vocabulary, target: Path, graph: str = "gptneox") -> Path:
+def write_gguf(vocabulary: GgufVocabulary, target: Path, graph: str = "gptneox") -> Path:
     """A file with the vocabulary and no weights."""
     writer = gguf.GGUFWriter(target, graph)
     numbers: dict[str, Any] = {

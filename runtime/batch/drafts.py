@@ -12,11 +12,11 @@ from infer_os.models.shape import ModelShape
 from infer_os.native.graph_check import read_model_header
 
 from ..engine import LlamaEngine
+from ..plan.shapes import header_shape
 from ..settings import EngineSettings
-from ..shapes import header_shape
 from ..speculative.draft import Drafter
 from ..speculative.lookup import LookupDrafter
-from ..speculative.model import ModelDrafter
+from ..speculative.model_drafter import ModelDrafter
 from ..speculative.vocabularies import shared_tokens
 
 

@@ -1,19 +1,19 @@
 """Guessed tokens for the sequences of a batch, each with drafters of its own.
 
-A step of the batch engine has at least :data:`~.scheduler.LEAST_ROWS` rows. Where there are fewer
-sequences than that, the others are fillers: guesses take their place, so that verifying them costs
-nothing, and a draft model only has to pay for its own time. With more sequences a step is bound by
-arithmetic, and guesses would displace tokens that are certain: then there are none.
+A step of the batch engine has at least :data:`~..plan.step_rows.LEAST_ROWS` rows. Where there are
+fewer sequences than that, the others are fillers: guesses take their place, so that verifying them
+costs nothing, and a draft model only has to pay for its own time. With more sequences a step is
+bound by arithmetic, and guesses would displace tokens that are certain: then there are none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ..plan.step_rows import LEAST_ROWS
 from ..speculative.costs import StepCosts
 from ..speculative.draft import Drafter
 from ..speculative.speculation import Proposal, Speculation
-from .scheduler import LEAST_ROWS
 
 MakeDrafters = Callable[[], list[tuple[Drafter, bool]]]
 

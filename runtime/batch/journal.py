@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from infer_os.files import lock_handle, new_file
 from infer_os.native.owner import Owner
 
-from ..errors import OutputError, SettingsError
+from ..errors import ResultsUnwritten, SettingsError
 from .reading import parquet_module
 from .records import Result
 
@@ -175,7 +175,7 @@ class Journal(Owner):
         """Append a result.
 
         Raises:
-            OutputError: the disk is full, or fails otherwise; half a line does not stay.
+            ResultsUnwritten: the disk is full, or fails otherwise; half a line does not stay.
         """
         data = memoryview(line_of(result))
         try:
@@ -207,7 +207,7 @@ class Journal(Owner):
         """The run is over: sync, and write the table if that is what was asked for.
 
         Raises:
-            OutputError: the disk is full, or fails otherwise; the journal stays.
+            ResultsUnwritten: the disk is full, or fails otherwise; the journal stays.
         """
         if self.is_complete:
             return
@@ -225,12 +225,12 @@ class Journal(Owner):
         except OSError as error:
             raise self._failure(target, error) from None
 
-    def _failure(self, path: Path, error: OSError) -> OutputError:
+    def _failure(self, path: Path, error: OSError) -> ResultsUnwritten:
         try:
             os.ftruncate(self._handle, self._size)
         except OSError:  # a device
             pass
-        return OutputError(f"{path}: {error.strerror}; --resume continues with what is there")
+        return ResultsUnwritten(f"{path}: {error.strerror}; --resume continues with what is there")
 
     def _read_lines(self) -> Iterator[dict[str, Any]]:
         with self._lines.open("rb") as handle:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..engine import Vocabulary
-from ..frame import Frame, Message
-from ..framing import choose_frame
+from ..chat.frame import Frame, Message
+from ..chat.framing import choose_frame
+from ..interface import Vocabulary
 from ..prompt import check_length, tokenize
 from .records import Record
 from .settings import BatchSettings

@@ -1,8 +1,8 @@
 """A batch on more than one machine: blocks of records to Ray Data actors, an engine on each node.
 
 Goes in: the address of a running Ray cluster, and how a node opens its engine. It answers records
-as :class:`~.engine.BatchEngine` does, so that files, journal and order are the same. A block whose
-worker is lost is computed again elsewhere; what was told already is not told twice.
+as :class:`~.batch_engine.BatchEngine` does, so that files, journal and order are the same. A block
+whose worker is lost is computed again elsewhere; an answer that was given is not given twice.
 
 Ray is imported here alone, and only when it is asked for.
 """
@@ -27,11 +27,11 @@ from infer_os.native.library import llama_version
 from infer_os.native.owner import Owner
 from infer_os.native.residency import peak_rss_bytes
 
+from ..chat.session_file import model_hash
 from ..errors import ClusterError, SettingsError
-from ..plan import PROCESS_BYTES
-from ..session_file import model_hash
+from ..plan.memory_plan import PROCESS_BYTES
 from ..settings import SamplingSettings, StopSettings
-from .engine import BatchEngine, BatchStatistics, SampleKey
+from .batch_engine import BatchEngine, BatchStatistics, SampleKey
 from .journal import DoneKey, key_of, line_of
 from .records import BadRecord, Record, RecordParser, Result, result_of, value_of
 

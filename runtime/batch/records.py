@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
+from ..chat.frame import Message
 from ..errors import RuntimeFailure, SettingsError
-from ..frame import Message
 from ..settings import SamplingSettings, StopSettings
 from .settings import MOST_SAMPLES
 

@@ -17,33 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-#: From 8 rows on llama.cpp takes its tiled matrix kernels, from 2 on its blocked ones.
-LEAST_ROWS = 8
-#: Repacked weights take four rows at once, and what is left over by another kernel.
-ROWS_STEP = 4
-#: Sequences of a batch that can have guesses: with more, a step has no row to spare.
-MOST_GUESSING = LEAST_ROWS // 2
-#: From 64 rows of a sequence on it takes its tiled attention.
-MOST_ROWS_OF_SLOT = 56
+from ..interface import shared_prefix
+from ..plan.step_rows import LEAST_ROWS, STOCK, Bounds, decode_width, whole_height
+
 #: Tokens of a common beginning that are worth waiting for, or copying a sequence for.
 WORTH_SHARING = 16
 #: What a step costs besides its rows, in rows; decides between few wide and many narrow steps.
 _STEP_COST = 12
 FILLER = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """Of a step: the fewest rows, what they are a multiple of, and the most of one sequence."""
-
-    least_rows: int
-    rows_step: int
-    most_of_slot: int
-
-
-#: Within which llama.cpp's kernels compute a row alike, and where ours compute everything.
-STOCK = Bounds(LEAST_ROWS, ROWS_STEP, MOST_ROWS_OF_SLOT)
-UNBOUND = Bounds(1, 1, 256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +129,10 @@ class Scheduler:
         if not free:
             return None
         most = len(prompt) - 1  # the last token's logits are wanted
-        kept = {i: min(most, common_prefix(s.held, prompt)) for i, s in enumerate(self._slots)}
+        kept = {i: min(most, shared_prefix(s.held, prompt)) for i, s in enumerate(self._slots)}
         coming = max(
             (
-                min(most, common_prefix([*s.held, *s.todo[: s.n_prefill]], prompt))
+                min(most, shared_prefix([*s.held, *s.todo[: s.n_prefill]], prompt))
                 for s in self._slots if s.n_prefill
             ),
             default=0,
@@ -258,14 +239,14 @@ class Scheduler:
         height = max(len(self._slots[i].todo) for i in ready)
         # neighbours as fillers, as far as there are any
         n_slots = self._limits.n_slots
-        wanted = _decode_width(last - first + 1, height, n_slots, self._limits.bounds)
+        wanted = decode_width(last - first + 1, height, n_slots, self._limits.bounds)
         last = min(n_slots - 1, first + wanted - 1)
         first = max(0, last + 1 - wanted)
         return self._rectangle(list(range(first, last + 1)), height, outputs=True)
 
     def _rectangle(self, run: list[int], height: int, *, outputs: bool) -> Step:
         n_ctx = self._limits.n_ctx
-        height = _whole_height(height, len(run), self._limits.bounds)
+        height = whole_height(height, len(run), self._limits.bounds)
         rows = []
         for i in run:
             slot = self._slots[i]
@@ -290,55 +271,3 @@ class Scheduler:
             counts.fillers += len(rows.tokens) - rows.n_real
             counts.decoded += rows.n_wanted
             counts.prefilled += rows.n_real - rows.n_wanted
-
-
-def _decode_width(span: int, height: int, n_slots: int, bounds: Bounds) -> int:
-    """Slots of a decode step whose ready ones are ``span`` wide and feed ``height`` tokens."""
-    # several rows each make up for a width that is no multiple
-    whole = -(-span // bounds.rows_step) * bounds.rows_step if height == 1 else span
-    return min(n_slots, max(-(-bounds.least_rows // height), whole))
-
-
-def _whole_height(height: int, width: int, bounds: Bounds) -> int:
-    """Rows of each of ``width`` slots, so that the step keeps to the bounds."""
-    height = max(height, -(-bounds.least_rows // width))
-    while height * width % bounds.rows_step:
-        height += 1
-    return height
-
-
-def output_rows(n_slots: int) -> int:
-    """The most rows, all with logits, of any decode step with so many slots.
-
-    Exact over both bounds; with guesses, of which :meth:`Scheduler.spare_rows` allows so many that
-    the ready slots and their guesses are no more than :data:`LEAST_ROWS` rows. What a context
-    reserves and a plan counts.
-    """
-    most = 0
-    for bounds in (STOCK, UNBOUND):
-        for span in range(1, n_slots + 1):
-            for height in range(1, max(1, LEAST_ROWS // span) + 1):
-                width = _decode_width(span, height, n_slots, bounds)
-                most = max(most, width * _whole_height(height, width, bounds))
-    return most
-
-
-def _rounded(n: int) -> int:
-    return -(-n // ROWS_STEP) * ROWS_STEP
-
-
-def slots_for(parallel: int) -> int:
-    """Slots for so many sequences: where there are more than 8, full steps of four."""
-    return parallel if parallel <= LEAST_ROWS else _rounded(parallel)
-
-
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """Number of leading tokens that both have; by halving, since slices compare in C."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

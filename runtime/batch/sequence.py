@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from infer_os.native.model import Vocab
 
-from ..frame import Frame
+from ..chat.frame import Frame
 from ..generate import FinishReason
 from ..sampler import LlamaSampler
 from ..settings import SamplingSettings

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..engine import Engine
 from ..settings import MOST_GUESSES
 
 #: Sizes of a batch that are measured at start.
 MEASURED = (1, 2, 3, 4, 6, 8)
-_REPEATS = 3
 #: Weights of a new measurement: for all sizes (the text grows, machines get busy), by whether it is
 #: of a single step, and for its own size beside the others.
 _ALL_SINGLE, _ALL, _OWN = 0.25, 0.02, 0.1
@@ -109,25 +105,3 @@ class GuessCosts:
     def seconds(self, n: int) -> float:
         """Seconds of ``n`` guesses."""
         return self.first + self.more * (n - 1) if n else 0.0
-
-
-def measure_steps(
-    engine: Engine, largest: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[int, float]:
-    """Seconds of a batch of each size up to ``largest``, behind what the engine holds.
-
-    The text is computed on for a moment and cut off again; the logits of its last token are gone
-    then. Sizes take turns, so that a busy moment does not hit one of them alone.
-    """
-    held = list(engine.tokens)
-    room = min(engine.room, engine.n_ctx - len(held))
-    sizes = [n for n in MEASURED if n <= min(largest, room)]
-    times: dict[int, list[float]] = {n: [] for n in sizes}
-    filler = [held[-1]] * max(sizes, default=0)
-    for _ in range(_REPEATS):
-        for n in sizes:
-            started = clock()
-            engine.extend(filler[:n])
-            times[n].append(clock() - started)
-            engine.trim(len(held))
-    return {n: statistics.median(seconds) for n, seconds in times.items()}

@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from infer_os.native.sampler import Distribution
+from infer_os.native.sampler_chain import Distribution
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from itertools import islice
 from .acceptance import Acceptance
 from .costs import GuessCosts, StepCosts
 from .draft import Drafted, Drafter
+from .figures import DrafterReport, SpeculationReport
 from .length import best_length, expected_gain, pays_to_guess
-from .report import DrafterReport, SpeculationReport
 from .stored import CostStore
 
 #: Guesses that are only compared, not verified, before a drafter is trusted or left for a while.

@@ -13,8 +13,8 @@ from pathlib import Path
 from infer_os.files import write_file
 from infer_os.native.backend import kernel_status
 
-from ..bandwidth import machine_fingerprint
-from ..machine import read_cpu, read_memory
+from ..plan.bandwidth import machine_fingerprint
+from ..plan.machine import read_cpu, read_memory
 from ..settings import EngineSettings
 
 _FILE = "speculative.json"

@@ -16,11 +16,11 @@ from infer_os.convert.calibrate import collect_importance
 from infer_os.convert.errors import SourceError
 from infer_os.convert.imatrix import ImportanceMatrix, read_imatrix
 from infer_os.native.errors import GgufError
-from infer_os.native.evaluate import Divergence, Subject, WindowSettings, compare_models
 from infer_os.native.ggml_types import ggml_type_named
 from infer_os.native.gguf_file import read_gguf_header, tensor_array
 from infer_os.native.model import Model
 from infer_os.native.quantize import quantize_rows
+from infer_os.native.scoring import Divergence, Subject, WindowSettings, compare_models
 
 GOLDEN = TESTS / "reference" / "imatrix"
 HELD_OUT = REPOSITORY / "models" / "bundled" / "held-out.txt"

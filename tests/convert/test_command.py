@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from helpers import PARALLEL
 
-from infer_os import cli, planning
+from infer_os import cli
 from infer_os.convert.source import HubSource
-from infer_os.planning import finest_type
+from infer_os.store import planning
+from infer_os.store.planning import finest_type
 
 Run = Callable[..., tuple[object, str, str]]
 

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from infer_os.convert import hub as client
 from infer_os.convert import hub_checkpoint, pipeline
 from infer_os.convert.errors import DownloadError, OutputError, SourceError
-from infer_os.convert.journal import Journal
+from infer_os.convert.shard_journal import ShardJournal
 from infer_os.convert.source import HubSource
 
 FIRST, SECOND, THIRD, FOURTH = (f"model-{i:05}-of-00004.safetensors" for i in range(1, 5))
@@ -357,7 +357,7 @@ def test_a_local_conversion_does_not_continue_it(desk: Desk) -> None:
     "text", ["", "[]", "null", '{"fingerprint": "f", "done": [1], "notes": {}}', "{" * 100_000]
 )
 def test_a_journal_that_cannot_be_read_counts_as_none(tmp_path: Path, text: str) -> None:
-    journal = Journal(tmp_path / "m.gguf")
+    journal = ShardJournal(tmp_path / "m.gguf")
     journal.path.write_text(text)
     assert journal.load("f") is None
     assert journal.done == frozenset()
@@ -380,7 +380,7 @@ MOMENTS = {
         "def write(*a):\n    calls.append(1)\n    real(*a) if len(calls) < 9 else os._exit(9)\n"
         "pipeline.GgufOutput.write = write"
     ),
-    "between a shard and its record": "journal.Journal.record = lambda *a: os._exit(9)",
+    "between a shard and its record": "journal.ShardJournal.record = lambda *a: os._exit(9)",
     "in the middle of a record": (
         "real = os.replace\n"
         "os.replace = lambda *a: os._exit(9) if str(a[0]).endswith('.new') else real(*a)"

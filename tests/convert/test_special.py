@@ -11,7 +11,7 @@ from tokenizer_folders import read, write_gguf
 
 from infer_os.convert.errors import FileFormatError, UnsupportedError
 from infer_os.convert.special import with_end
-from infer_os.convert.vocabulary import TokenType, Vocabulary
+from infer_os.convert.vocabulary import GgufVocabulary, TokenType
 from infer_os.native.gguf_file import read_gguf_header
 from infer_os.native.model import Model
 
@@ -34,7 +34,7 @@ def write(folder: Path, name: str, value: Any) -> None:
     (folder / f"{name}.json").write_text(json.dumps(value))
 
 
-def ends(vocabulary: Vocabulary, folder: Path) -> list[str]:
+def ends(vocabulary: GgufVocabulary, folder: Path) -> list[str]:
     """What ends a generation, to llama.cpp."""
     with Model(write_gguf(vocabulary, folder / "m.gguf"), vocab_only=True) as model:
         found = [i for i in range(model.vocab.n_tokens) if model.vocab.is_end(i)]
@@ -197,7 +197,7 @@ def test_an_end_where_none_is_named(kinds: str, end: int | None) -> None:
         "C": TokenType.CONTROL, "N": TokenType.NORMAL, "U": TokenType.UNUSED,
         "D": TokenType.USER_DEFINED,
     }  # fmt: skip
-    vocabulary = Vocabulary("gpt-2", ("a", "b", "c", "d"), tuple(letters[k] for k in kinds))
+    vocabulary = GgufVocabulary("gpt-2", ("a", "b", "c", "d"), tuple(letters[k] for k in kinds))
     found = with_end(vocabulary)
     assert found.special == ({} if end is None else {"eos": end})
     assert "no end token named" in found.notes[0]
@@ -205,8 +205,8 @@ def test_an_end_where_none_is_named(kinds: str, end: int | None) -> None:
 
 def test_the_usual_end_goes_first() -> None:
     kinds = (TokenType.CONTROL, TokenType.CONTROL, TokenType.NORMAL)
-    assert with_end(Vocabulary("gpt-2", ("<s>", "</s>", "x"), kinds)).special == {"eos": 1}
-    named = Vocabulary("gpt-2", ("<s>", "</s>", "x"), kinds, special={"eos": 2})
+    assert with_end(GgufVocabulary("gpt-2", ("<s>", "</s>", "x"), kinds)).special == {"eos": 1}
+    named = GgufVocabulary("gpt-2", ("<s>", "</s>", "x"), kinds, special={"eos": 2})
     assert with_end(named) is named
 
 

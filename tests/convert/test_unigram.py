@@ -17,7 +17,7 @@ from tokenizer_folders import read, write_gguf
 
 from infer_os.convert.errors import ConvertError, FileFormatError, UnsupportedError
 from infer_os.convert.sentencepiece_file import read_sentencepiece
-from infer_os.convert.vocabulary import TokenType, Vocabulary, fit_to_rows
+from infer_os.convert.vocabulary import GgufVocabulary, TokenType, fit_to_rows
 from infer_os.native.gguf_file import read_gguf_header
 from infer_os.native.model import Model
 from infer_os.runtime.text import TextStream
@@ -122,7 +122,7 @@ def test_types_and_notes() -> None:
     assert all(any("end token" in note for note in v.notes) for v in (words, with_bytes))
 
 
-def types_index(vocabulary: Vocabulary, text: str) -> int:
+def types_index(vocabulary: GgufVocabulary, text: str) -> int:
     return vocabulary.tokens.index(text)
 
 
@@ -181,7 +181,7 @@ def spiece(folder: Path, data: bytes) -> Path:
     return folder
 
 
-def pieces_of(vocabulary: Vocabulary, text: str, target: Path) -> list[str]:
+def pieces_of(vocabulary: GgufVocabulary, text: str, target: Path) -> list[str]:
     with Model(write_gguf(vocabulary, target), vocab_only=True) as model:
         return [vocabulary.tokens[i] for i in model.vocab.tokenize(text)]
 

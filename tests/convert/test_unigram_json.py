@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from infer_os.convert.errors import ConvertError, FileFormatError, UnsupportedError
 from infer_os.convert.sentencepiece_file import read_sentencepiece
-from infer_os.convert.vocabulary import Vocabulary
+from infer_os.convert.vocabulary import GgufVocabulary
 from infer_os.native.model import Model
 
 WORDS = TESTS / "reference" / "tokenizers" / "words"
@@ -35,7 +35,7 @@ def rows() -> list[dict[str, Any]]:
     return value
 
 
-def pieces_of(vocabulary: Vocabulary, text: str, target: Path) -> list[str]:
+def pieces_of(vocabulary: GgufVocabulary, text: str, target: Path) -> list[str]:
     """The texts of a text's tokens."""
     with Model(write_gguf(vocabulary, target), vocab_only=True) as model:
         return [vocabulary.tokens[i] for i in model.vocab.tokenize(text)]

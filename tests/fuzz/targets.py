@@ -33,7 +33,7 @@ from infer_os.native.grammar import compiled
 from infer_os.native.graph_check import read_model_header
 from infer_os.native.kv_state import KvFormat, KvGeometry, read_layout, reencode_state
 from infer_os.native.text_rules import read_text_rules
-from infer_os.native.unigram import CharsMap, check_unigram
+from infer_os.native.unigram_tokenizer import CharsMap, check_unigram
 from infer_os.runtime.batch.journal import Journal
 from infer_os.runtime.batch.reading import read_stream, read_values
 from infer_os.runtime.batch.records import BadRecord, RecordParser

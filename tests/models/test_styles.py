@@ -6,7 +6,7 @@ import pytest
 
 from infer_os.models.catalog import CATALOG, find_model
 from infer_os.models.styles import STYLES, PromptStyle
-from infer_os.runtime.engine import EngineInfo
+from infer_os.runtime.interface import EngineInfo
 
 
 def test_every_style_of_the_catalog_exists() -> None:

@@ -20,7 +20,7 @@ from helpers import REFERENCES, TESTS, Converter
 
 from infer_os.native.errors import GgufError
 from infer_os.native.graph_check import read_model_header
-from infer_os.native.unigram import check_unigram
+from infer_os.native.unigram_tokenizer import check_unigram
 
 #: One checkpoint for every graph.
 GRAPHS = ("bloom", "gpt2", "gptj", "neox-parallel")

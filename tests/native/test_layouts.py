@@ -26,7 +26,7 @@ from infer_os.native.layouts import (
     run_trial,
 )
 from infer_os.native.model import Model
-from infer_os.runtime.batch.engine import BatchEngine
+from infer_os.runtime.batch.batch_engine import BatchEngine
 from infer_os.runtime.batch.settings import BatchSettings
 from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.settings import EngineSettings

@@ -18,7 +18,7 @@ from infer_os.models.bundled import TARGET
 from infer_os.native.context import Context, ContextParams
 from infer_os.native.model import LOAD_MODES, Model
 from infer_os.native.residency import context_buffers, resident_bytes
-from infer_os.runtime.loading import drop_pages, prefetch
+from infer_os.runtime.pages import drop_pages, prefetch
 from infer_os.runtime.settings import LOADS
 
 MIB = 1 << 20
@@ -103,7 +103,7 @@ def test_prefetching_stops_when_it_is_told_to(file: Path) -> None:
 def test_what_cannot_be_known_is_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = file.stat().st_size
     assert prefetch(file) == 0
-    monkeypatch.setattr("infer_os.runtime.loading.tells_residency", lambda path: False)
+    monkeypatch.setattr("infer_os.runtime.pages.tells_residency", lambda path: False)
     assert prefetch(file) == size
     assert drop_pages(file) is None
 
@@ -156,7 +156,7 @@ from infer_os.native.model import Model
 from infer_os.models.bundled import TARGET
 from infer_os.native.context import Context, ContextParams
 from infer_os.native.residency import resident_bytes
-from infer_os.runtime.loading import drop_pages, locked_bytes
+from infer_os.runtime.pages import drop_pages, locked_bytes
 from infer_os.runtime.memory import parse_smaps
 path, load = Path(sys.argv[1]), sys.argv[2]
 before, locked = drop_pages(path), locked_bytes()

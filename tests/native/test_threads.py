@@ -17,7 +17,7 @@ import ctypes, json, resource, sys
 import numpy as np
 from infer_os.native.cpu import multiply_rate, read_bandwidth
 from infer_os.native.errors import EvaluateError, NativeError, QuantizeError, StateError
-from infer_os.native.evaluate import score_rows
+from infer_os.native.scoring import score_rows
 from infer_os.native.ggml_types import ggml_type_named
 from infer_os.native.kv_state import _Part, _reencode_function
 from infer_os.native.library import load_library

@@ -213,7 +213,7 @@ WAYS = {
         """,
     "batch": """
         from infer_os.native.errors import ModelChanged
-        from infer_os.runtime.batch.engine import BatchEngine
+        from infer_os.runtime.batch.batch_engine import BatchEngine
         from infer_os.runtime.batch.records import Record
         from infer_os.runtime.batch.settings import BatchSettings
         from infer_os.runtime.settings import EngineSettings, SamplingSettings, StopSettings

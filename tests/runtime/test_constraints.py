@@ -14,7 +14,7 @@ from helpers import BUNDLED, Converter
 
 from infer_os.native.constraint import TokenConstraint, constraint_bytes
 from infer_os.native.errors import ConstraintFailed
-from infer_os.runtime.batch.engine import BatchEngine
+from infer_os.runtime.batch.batch_engine import BatchEngine
 from infer_os.runtime.batch.records import BadRecord, Record, RecordParser, value_of
 from infer_os.runtime.batch.settings import BatchSettings
 from infer_os.runtime.engine import LlamaEngine

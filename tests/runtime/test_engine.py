@@ -21,8 +21,9 @@ from infer_os.native.errors import DecodeError, Interrupted
 from infer_os.native.interrupt import interruptible
 from infer_os.native.library import load_library
 from infer_os.native.model import Model
-from infer_os.runtime.engine import LlamaEngine, shared_prefix
+from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.errors import PromptError
+from infer_os.runtime.interface import shared_prefix
 from infer_os.runtime.settings import EngineSettings
 
 TOKENS = [int(t) for t in np.random.default_rng(1).integers(1, 290, 60)]

@@ -12,8 +12,9 @@ from infer_os.native.errors import GgufError
 from infer_os.native.gguf_file import GgufHeader, read_gguf_header
 from infer_os.native.residency import peak_rss_bytes
 from infer_os.runtime.engine import LlamaEngine
-from infer_os.runtime.errors import MemoryShortage, SettingsError
+from infer_os.runtime.errors import SettingsError
 from infer_os.runtime.memory import MemoryUse, parse_smaps
+from infer_os.runtime.plan.memory_plan import MemoryShortage
 from infer_os.runtime.prepare import choose_context, plan_file
 from infer_os.runtime.settings import EngineSettings
 

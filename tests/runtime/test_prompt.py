@@ -10,9 +10,9 @@ import pytest
 
 from infer_os.models.styles import DIALOGUE
 from infer_os.runtime import prompt
+from infer_os.runtime.chat.session import Session
 from infer_os.runtime.errors import PromptError
 from infer_os.runtime.fake import END_TEXT, ByteVocabulary, FakeEngine
-from infer_os.runtime.session import Session
 from infer_os.runtime.settings import SamplingSettings, StopSettings
 
 

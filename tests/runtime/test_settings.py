@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from infer_os.measure.quality import QualitySettings
+from infer_os.measure.settings import BenchSettings
 from infer_os.runtime.batch.settings import BatchSettings
-from infer_os.runtime.benchmark.quality import QualitySettings
-from infer_os.runtime.benchmark.settings import BenchSettings
 from infer_os.runtime.errors import SettingsError
 from infer_os.runtime.settings import EngineSettings, SamplingSettings, StopSettings
 

@@ -10,9 +10,9 @@ from helpers import BUNDLED, Converter
 
 from infer_os.models.styles import STYLES
 from infer_os.native.context import Context
+from infer_os.runtime.chat.session import Session
+from infer_os.runtime.chat.session_file import load_session, save_session
 from infer_os.runtime.engine import LlamaEngine
-from infer_os.runtime.session import Session
-from infer_os.runtime.session_file import load_session, save_session
 from infer_os.runtime.settings import EngineSettings, SamplingSettings, StopSettings
 
 GREEDY = SamplingSettings(temperature=0)
@@ -98,7 +98,7 @@ def test_a_session_of_a_template_goes_on(
 ) -> None:
     from dataclasses import replace
 
-    from infer_os.runtime.framing import make_frame
+    from infer_os.runtime.chat.framing import make_frame
 
     template = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"

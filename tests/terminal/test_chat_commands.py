@@ -9,9 +9,9 @@ import pytest
 from helpers import REPOSITORY
 
 from infer_os.models.styles import STYLE_NAMES, STYLES
+from infer_os.runtime.chat.session import Session
 from infer_os.runtime.errors import PromptError, SettingsError
 from infer_os.runtime.fake import FakeEngine, saying
-from infer_os.runtime.session import Session
 from infer_os.runtime.settings import SamplingSettings, StopSettings
 from infer_os.terminal.chat_commands import COMMANDS, Chat, ChatEnd, completions, obey
 

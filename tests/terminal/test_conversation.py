@@ -9,10 +9,10 @@ import pytest
 
 from infer_os.models.styles import STYLES
 from infer_os.native.errors import StateError
-from infer_os.runtime import session_file
+from infer_os.runtime.chat import session_file
+from infer_os.runtime.chat.session import Session
 from infer_os.runtime.errors import SettingsError
 from infer_os.runtime.fake import FakeEngine, saying
-from infer_os.runtime.session import Session
 from infer_os.runtime.settings import SamplingSettings, StopSettings
 from infer_os.terminal import chat_commands, console, conversation
 from infer_os.terminal.line_editor import Entry

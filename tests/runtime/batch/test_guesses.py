@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 from helpers import BUNDLED, REPOSITORY, Converter
 
-from infer_os.runtime.batch.engine import BatchEngine
+from infer_os.runtime.batch.batch_engine import BatchEngine
 from infer_os.runtime.batch.records import Record, Result
-from infer_os.runtime.batch.scheduler import LEAST_ROWS, Limits, Scheduler
+from infer_os.runtime.batch.scheduler import Limits, Scheduler
 from infer_os.runtime.batch.settings import BatchSettings
 from infer_os.runtime.engine import LlamaEngine
-from infer_os.runtime.errors import MemoryShortage, SettingsError
+from infer_os.runtime.errors import SettingsError
 from infer_os.runtime.generate import complete
+from infer_os.runtime.plan.memory_plan import MemoryShortage
+from infer_os.runtime.plan.step_rows import LEAST_ROWS
 from infer_os.runtime.settings import EngineSettings, SamplingSettings, StopSettings
 
 TEXT = (REPOSITORY / "models" / "bundled" / "held-out.txt").read_text()

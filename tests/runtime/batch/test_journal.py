@@ -7,15 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from infer_os.runtime.batch.journal import (
-    Journal,
-    check_output,
-    journal_path,
-    line_of,
-    table_rows,
-)
+from infer_os.runtime.batch.journal import Journal, check_output, journal_path, line_of, table_rows
 from infer_os.runtime.batch.records import Result, TokenLogprobs
-from infer_os.runtime.errors import OutputError, SettingsError
+from infer_os.runtime.errors import ResultsUnwritten, SettingsError
 
 ONE = Result("a", 1, "text ü", (1, 2), "end")
 TWO = Result("b", 2, "x", (3,), "length", index=1)
@@ -111,7 +105,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Journal(path, resume=False) as journal:
         journal.write(ONE)
         monkeypatch.setattr(os, "write", full)
-        with pytest.raises(OutputError, match="No space left on device; --resume") as caught:
+        with pytest.raises(ResultsUnwritten, match="No space left on device; --resume") as caught:
             journal.write(TWO)
     assert caught.value.exit_code == 1
     assert path.read_bytes() == line_of(ONE)

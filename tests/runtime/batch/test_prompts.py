@@ -12,10 +12,10 @@ from infer_os.runtime.batch.prompts import ModelInfo, Prompts
 from infer_os.runtime.batch.records import Record, RecordParser
 from infer_os.runtime.batch.sequence import Sequence
 from infer_os.runtime.batch.settings import BatchSettings
+from infer_os.runtime.chat.frame import StyleFrame
+from infer_os.runtime.chat.framing import choose_frame
 from infer_os.runtime.errors import SettingsError, TemplateFailure
 from infer_os.runtime.fake import END, END_TEXT, ByteVocabulary, FakeEngine, saying
-from infer_os.runtime.frame import StyleFrame
-from infer_os.runtime.framing import choose_frame
 from infer_os.runtime.generate import FinishReason
 from infer_os.runtime.settings import SamplingSettings, StopSettings
 from infer_os.runtime.text import TextStream

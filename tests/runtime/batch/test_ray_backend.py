@@ -21,13 +21,7 @@ from helpers import BUNDLED, Converter
 from infer_os.runtime.batch import ray_backend
 from infer_os.runtime.batch.journal import line_of
 from infer_os.runtime.batch.ray_backend import LARGEST_BLOCK, block_size, cut_blocks
-from infer_os.runtime.batch.records import (
-    RecordParser,
-    Result,
-    TokenLogprobs,
-    result_of,
-    value_of,
-)
+from infer_os.runtime.batch.records import RecordParser, Result, TokenLogprobs, result_of, value_of
 from infer_os.runtime.settings import SamplingSettings, StopSettings
 
 BUNDLED_MODEL = next(folder for folder in BUNDLED if folder.name == "austen-6m")
@@ -222,7 +216,7 @@ def test_no_cluster_is_one_line(model: Path, tmp_path: Path) -> None:
 
 
 def test_nodes_with_different_models_are_refused() -> None:
-    from infer_os.runtime.batch.engine import BatchStatistics
+    from infer_os.runtime.batch.batch_engine import BatchStatistics
     from infer_os.runtime.batch.ray_backend import RayBatch
     from infer_os.runtime.errors import ClusterError
 

@@ -7,17 +7,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from infer_os.runtime.batch.scheduler import (
+from infer_os.runtime.batch.scheduler import Limits, Scheduler, Step
+from infer_os.runtime.interface import shared_prefix
+from infer_os.runtime.plan.step_rows import (
     LEAST_ROWS,
     MOST_ROWS_OF_SLOT,
     ROWS_STEP,
     STOCK,
     UNBOUND,
     Bounds,
-    Limits,
-    Scheduler,
-    Step,
-    common_prefix,
     output_rows,
     slots_for,
 )
@@ -176,9 +174,9 @@ def test_several_rows_of_a_sequence_with_logits() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 5, 63, 64, 100])
-def test_common_prefix(length: int) -> None:
+def test_shared_prefix(length: int) -> None:
     one = list(range(100))
-    assert common_prefix(one, [*one[:length], -1, *one[length:]]) == length
+    assert shared_prefix(one, [*one[:length], -1, *one[length:]]) == length
 
 
 def test_slots_come_in_steps() -> None:

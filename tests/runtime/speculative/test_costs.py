@@ -10,7 +10,8 @@ import pytest
 
 from infer_os.runtime.fake import FakeEngine, saying
 from infer_os.runtime.speculative.acceptance import Acceptance
-from infer_os.runtime.speculative.costs import GuessCosts, StepCosts, measure_steps
+from infer_os.runtime.speculative.costs import GuessCosts, StepCosts
+from infer_os.runtime.speculative.rounds import measure_steps
 
 
 def test_sizes_between_are_interpolated() -> None:

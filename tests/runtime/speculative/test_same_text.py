@@ -11,9 +11,10 @@ from helpers import BUNDLED, REPOSITORY, Converter
 from random_models import FAMILIES, random_model
 
 from infer_os.runtime.engine import LlamaEngine
-from infer_os.runtime.errors import MemoryShortage, SettingsError
+from infer_os.runtime.errors import SettingsError
 from infer_os.runtime.generate import FinishReason, Generation, stream_text, token_source
 from infer_os.runtime.open import open_engine
+from infer_os.runtime.plan.memory_plan import MemoryShortage
 from infer_os.runtime.settings import EngineSettings, SamplingSettings, StopSettings
 from infer_os.runtime.speculative.costs import StepCosts
 

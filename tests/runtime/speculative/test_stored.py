@@ -12,7 +12,7 @@ from helpers import Converter
 from infer_os.runtime.generate import Generation, stream_text
 from infer_os.runtime.open import open_engine
 from infer_os.runtime.settings import EngineSettings, SamplingSettings, StopSettings
-from infer_os.runtime.speculative import source
+from infer_os.runtime.speculative import rounds
 from infer_os.runtime.speculative.stored import CostStore, cost_store
 
 COSTS = {1: 0.5, 4: 0.75}
@@ -66,9 +66,9 @@ def test_the_second_start_does_not_measure(
     converted: Converter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = []
-    measure = source.measure_steps
+    measure = rounds.measure_steps
     monkeypatch.setattr(
-        source, "measure_steps", lambda *given: measured.append(1) or measure(*given)
+        rounds, "measure_steps", lambda *given: measured.append(1) or measure(*given)
     )
     for _ in range(2):
         with open_engine(converted(), SETTINGS, cache=tmp_path) as engine:

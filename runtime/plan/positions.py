@@ -1,0 +1,36 @@
+"""How many tokens of context a model can have, and when a user should be warned."""
+
+from __future__ import annotations
+
+from ..errors import SettingsError
+
+_DEFAULT_CONTEXT = 4096
+#: Graphs whose positions are a table: past its end there is nothing to read.
+_LEARNED_POSITIONS = ("gpt2",)
+#: Graphs without any notion of a trained length (ALiBi).
+_NO_TRAINED_LENGTH = ("bloom",)
+
+
+def context_for(graph: str, name: str, trained: int, asked: int) -> tuple[int, tuple[str, ...]]:
+    """The context to allocate, and a warning if it is longer than what the model learned.
+
+    Args:
+        graph: llama.cpp's architecture.
+        name: of the model, for the error.
+        trained: tokens that it was trained for.
+        asked: tokens that the user wants; 0 for what suits the model.
+
+    Raises:
+        SettingsError: the model has no positions that far.
+    """
+    if not asked:
+        return min(trained, _DEFAULT_CONTEXT), ()
+    if asked <= trained or graph in _NO_TRAINED_LENGTH:
+        return asked, ()
+    if graph in _LEARNED_POSITIONS:
+        raise SettingsError(
+            f"--context {asked}: {name} has {trained} learned positions and none beyond"
+        )
+    return asked, (
+        f"--context {asked}: the model was trained for {trained} tokens; expect nonsense beyond",
+    )

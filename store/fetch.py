@@ -1,0 +1,207 @@
+"""From whatever a user calls a model to the GGUF file to load, converted once into the cache.
+
+A model that is there is used without asking the hub, so that it starts at once and offline; the
+commit is in the file's metadata. One process converts at a time; the others wait and take what it
+made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..convert.errors import OutputError, SourceError, UnreachableError
+from ..convert.locks import locked_in_turn, make_folder
+from ..convert.source import HubSource, cache_folder
+from ..files import write_file
+from ..models.catalog import near_names
+from .planning import check_conversion
+from .resolve import ModelWish, find_model_source
+from .shelves import DEFAULT_TYPE, LOCK, ORIGIN, Shelf, remove_files, shelf_of, states, tidy
+
+if TYPE_CHECKING:
+    from ..runtime.settings import EngineSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Reporter:
+    """Where the store tells what it does: lines, and a bar of bytes done and in all."""
+
+    note: Callable[[str], None]
+    bar: Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]
+
+
+def model_file(wish: ModelWish, settings: EngineSettings | None, report: Reporter) -> Path:
+    """The GGUF file of what the user calls a model, converted first if need be.
+
+    Args:
+        wish: a file, a folder, a name of the catalog or a hub id; and the type.
+        settings: how it will be loaded: what cannot fit then is not downloaded. None if it is not
+            to be loaded here and now.
+        report: is told what happens; silent for a file.
+
+    Raises:
+        SourceError: no such model (names near ones), or nothing in the cache and no network.
+        SettingsError: a type for what is a file already.
+        MemoryShortage: it would not fit into memory.
+        ConvertError, ConfigError: it cannot be converted. After a DownloadError and
+            KeyboardInterrupt, the next call continues.
+    """
+    source = find_model_source(wish.text)
+    if isinstance(source, Path) and not source.is_dir():
+        _check_file(source, wish)
+        return source
+    shelf = shelf_of(source)
+    kind = wish.type or next(iter(shelf.types()), DEFAULT_TYPE)
+    path = shelf.file(kind)
+    damage = _damage(path)
+    if path.exists() and damage is None:
+        asked = "" if isinstance(source, Path) else "; the hub was not asked"
+        report.note(f"{shelf.title}: {kind.lower()} from the cache{asked}")
+        return path
+    if damage is not None:
+        report.note(f"note: {damage}; it is converted again")
+    try:
+        _convert(shelf, kind, settings, report)
+    except UnreachableError as error:
+        others = [other for other in shelf.types() if shelf.file(other) != path]
+        there = f" (but {', '.join(f'--type {other}' for other in others)} is)" if others else ""
+        raise SourceError(f"{error}; {kind} of it is not in the cache{there}") from error
+    except SourceError as error:
+        if (
+            isinstance(source, Path)
+            or source.model is not None
+            or "no such model" not in str(error)
+        ):
+            raise
+        raise SourceError(f"{error}{near_names(source.repository)}") from None
+    return path
+
+
+def cached_file(wish: ModelWish) -> Path:
+    """The GGUF file of what the user calls a model, if it is there. Nothing is made or downloaded.
+
+    Raises:
+        SourceError: no such model, or nothing of it, or not of that type, is in the cache.
+        SettingsError: a type for what is a file already.
+    """
+    source = find_model_source(wish.text)
+    if isinstance(source, Path) and not source.is_dir():
+        _check_file(source, wish)
+        return source
+    shelf = shelf_of(source)
+    types = shelf.types()
+    kind = wish.type.lower() or next(iter(types), "")
+    if kind not in types:
+        what = f"{kind} of it is" if kind else "it is"
+        there = f" (but {', '.join(f'--type {other}' for other in types)} is)" if types else ""
+        asked = f" --type {kind}" if kind else ""
+        raise SourceError(
+            f"{shelf.title}: {what} not in the cache{there}; infer-os pull {wish.text}{asked} "
+            "puts it there"
+        )
+    return shelf.file(kind)
+
+
+def _check_file(path: Path, wish: ModelWish) -> None:
+    if wish.type:
+        from ..runtime.errors import SettingsError
+
+        raise SettingsError(
+            f"{path}: a GGUF file keeps its type and cannot be opened as {wish.type}; leave the "
+            "type out"
+        )
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a file of the cache; None if nothing is, or if it is not there."""
+    from ..native.errors import GgufError
+    from ..native.gguf_file import read_gguf_header
+
+    if not path.exists():
+        return None
+    try:
+        read_gguf_header(path)
+    except GgufError as error:
+        return str(error)
+    return None
+
+
+def _convert(shelf: Shelf, kind: str, settings: EngineSettings | None, report: Reporter) -> None:
+    """Convert into the cache, unless another process has done so meanwhile."""
+    path = shelf.file(kind)
+    hub = isinstance(shelf.source, HubSource)
+    if isinstance(shelf.source, HubSource):
+        from ..convert.hub_checkpoint import find_repository
+
+        find_repository(shelf.source, cache_folder())  # before anything is said or made
+    if settings is not None and not _is_offline_and_unknown(shelf.source):
+        check_conversion(shelf.title, kind, settings)
+
+    def tell_wait() -> None:
+        report.note(f"{shelf.title}: another process converts it; waiting")
+
+    with locked_in_turn(shelf.folder / LOCK, tell_wait):
+        try:
+            if path.exists() and _damage(path) is None:
+                return
+            verb = "downloading and converting" if hub else "converting"
+            report.note(f"{shelf.title}: {verb} to {kind.lower()}, once, into {path.parent}")
+            _run_conversion(shelf, kind, report)
+        except (KeyboardInterrupt, SystemExit):
+            if hub:
+                report.note("interrupted; the same command continues where it stopped")
+            raise
+        finally:
+            tidy(shelf.folder)
+
+
+def _is_offline_and_unknown(source: HubSource | Path) -> bool:
+    """Whether even the config of a model can only come from what is on the disk."""
+    if isinstance(source, Path) or source.model is not None:
+        return False
+    from ..convert.hub import is_offline
+
+    return is_offline()
+
+
+def _run_conversion(shelf: Shelf, kind: str, report: Reporter) -> None:
+    from ..convert.pipeline import convert
+    from ..convert.settings import ConvertSettings
+
+    path = shelf.file(kind)
+    make_folder(path.parent)
+    settings = ConvertSettings(shelf.source, path, kind, force=True)
+    with report.bar(f"{shelf.name} to {kind.lower()}") as progress:
+        made = convert(settings, progress)
+    for note in made.notes:
+        report.note(f"note: {note}")
+    if isinstance(shelf.source, Path):
+        origin = shelf.folder / ORIGIN
+        try:
+            write_file(origin, os.fsencode(shelf.source))
+        except OSError as error:
+            raise OutputError(f"{origin}: cannot be written: {error.strerror}") from error
+        _drop_older(shelf, report)
+
+
+def _drop_older(shelf: Shelf, report: Reporter) -> None:
+    """Remove the conversions of what a folder was before, unless they are in use."""
+
+    freed = 0
+    for state in states(shelf.folder):
+        if state == shelf.state:
+            continue
+        try:
+            freed += remove_files(sorted((shelf.folder / state).iterdir()))
+        except OutputError:
+            continue
+    if freed:
+        report.note(
+            f"note: {freed / 1e6:.1f} MB of conversions of an earlier state of {shelf.title} were "
+            "removed"
+        )

@@ -1,0 +1,118 @@
+"""From what a user calls a model to an engine that runs it.
+
+Goes in: a wish, settings, and where to tell what happens. Comes out: a loaded engine. The command
+line, the Python API and the nodes of a cluster load through here.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .fetch import Reporter, model_file
+from .resolve import ModelWish, first_work
+
+if TYPE_CHECKING:
+    from ..runtime.batch.batch_engine import BatchEngine
+    from ..runtime.batch.settings import BatchSettings
+    from ..runtime.engine import LlamaEngine
+    from ..runtime.settings import EngineSettings, Extra
+
+_logger = logging.getLogger("infer_os")
+
+
+def find_files(
+    wish: ModelWish, settings: EngineSettings, report: Reporter
+) -> tuple[Path, EngineSettings]:
+    """The file of a model, and the settings with that of its draft; converted first if need be.
+
+    Raises:
+        As :func:`~infer_os.store.fetch.model_file`.
+    """
+    work = first_work(wish.text, wish.type)
+    path = model_file(wish, settings, report)
+    draft, more = draft_file(settings, wish, path, report)
+    return path, replace(settings, draft=draft, extras=settings.extras | work | more)
+
+
+def open_file(path: Path, settings: EngineSettings, report: Reporter) -> LlamaEngine:
+    """Load a GGUF file for one sequence; both arguments are as :func:`find_files` gives them.
+
+    Raises:
+        As :func:`~infer_os.runtime.open.open_engine`.
+    """
+    from ..convert.source import cache_folder
+    from ..runtime.open import open_engine
+
+    if not settings.prefetch:
+        return open_engine(path, settings, cache=cache_folder())
+    with report.bar("prefetching") as warmed:
+        return open_engine(path, settings, warmed=warmed, cache=cache_folder())
+
+
+def open_batch(
+    wish: ModelWish, settings: EngineSettings, batch: BatchSettings, report: Reporter
+) -> BatchEngine:
+    """Load a model for many sequences, converted into the cache first if need be.
+
+    Raises:
+        As :func:`~infer_os.store.fetch.model_file`, and BatchEngine.
+    """
+    path, settings = find_files(wish, settings, report)
+    from ..runtime.batch.batch_engine import BatchEngine
+
+    if not settings.prefetch:
+        return BatchEngine(path, settings, batch)
+    with report.bar("prefetching") as warmed:
+        return BatchEngine(path, settings, batch, warmed=warmed)
+
+
+def open_on_node(wish: ModelWish, settings: EngineSettings, batch: BatchSettings) -> BatchEngine:
+    """:func:`open_batch` on a node of a cluster, where only a log is kept of what happens.
+
+    ``settings.memory`` is what the node's worker may take, Ray's own libraries included.
+    """
+    from ..runtime.batch.ray_backend import overhead_bytes
+
+    if settings.memory:
+        settings = replace(settings, memory=max(1, settings.memory - overhead_bytes()))
+    return open_batch(wish, settings, batch, Reporter(_logger.info, lambda label: nullcontext()))
+
+
+def draft_file(
+    settings: EngineSettings, wish: ModelWish, model: Path, report: Reporter
+) -> tuple[str, frozenset[Extra]]:
+    """``--draft`` as the engine takes it: ``none``, ``lookup``, or the file of a draft model.
+
+    With it, what making that file did.
+
+    ``auto`` is the catalog's partner of the model; where there is none, or it is neither in the
+    cache nor to be had, a note says so and what the text repeats is all that is looked up.
+
+    Raises:
+        SourceError: a draft that was named is not to be found.
+    """
+    from ..convert.errors import ConvertError
+    from ..models.catalog import find_model, model_of
+    from ..native.graph_check import read_model_header
+
+    draft = settings.draft
+    if draft in ("none", "lookup"):
+        return draft, frozenset()
+    alone = replace(settings, draft="none")
+    if draft != "auto":
+        work = first_work(draft)
+        return str(model_file(ModelWish(draft), alone, report)), work
+    known = find_model(wish.text) or model_of(read_model_header(model).metadata)
+    if known is None or known.draft is None:
+        report.note("note: --draft auto: no draft is known for this model; lookup is used")
+        return "lookup", frozenset()
+    try:
+        work = first_work(known.draft)
+        return str(model_file(ModelWish(known.draft), alone, report)), work
+    except ConvertError as error:
+        report.note(f"note: --draft auto: {error}; lookup is used")
+        return "lookup", frozenset()

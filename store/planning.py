@@ -1,0 +1,298 @@
+"""What the commands ``plan`` and ``system`` do: a model's sizes and the machine's, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..convert.checkpoint import read_config
+from ..convert.errors import SourceError
+from ..convert.hub import list_repository, read_start
+from ..convert.plain_file import parse_object
+from ..convert.source import HubSource, cache_folder, find_source
+from ..convert.weight_options import weight_options
+from ..models import describe
+from ..models.catalog import CatalogModel, find_model, near_names
+from ..models.shape import ModelShape, network_shape
+from ..native.backend import KernelStatus, kernel_status, repacking
+from ..native.graph_check import read_model_header
+from ..native.layouts import Layouts, Repacking, llama_layouts
+from ..runtime.errors import SettingsError
+from ..runtime.plan.bandwidth import Bandwidth, known_bandwidth, measured_now
+from ..runtime.plan.choice import Wish, advise, choose, type_table
+from ..runtime.plan.machine import (
+    Cpu,
+    Disk,
+    Extensions,
+    Memory,
+    read_cpu,
+    read_disk,
+    read_extensions,
+    read_memory,
+)
+from ..runtime.plan.memory_plan import Budget, MemoryShortage, Plan
+from ..runtime.plan.shapes import header_shape
+from ..runtime.plan.sizes import size_text
+from ..runtime.plan.use import Use, make_planner
+from ..runtime.settings import EngineSettings
+from .resolve import first_work
+
+_LARGEST_CONFIG = 1 << 20
+_MOST_PARALLEL = 256
+#: One text at a time, with the finest cache that fits.
+_ANY_CACHE = EngineSettings(kv="auto")
+#: The models of the ranking, the largest first.
+RANKED = (
+    "gpt-neox-20b", "bloom-7b1", "gpt-j-6B", "DialoGPT-large", "gpt2-large", "gpt2-medium",
+    "distilgpt2",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What ``plan`` was asked: ``load`` empty and ``type`` None are to be chosen.
+
+    ``parallel`` is a batch's; None is one text at a time.
+    """
+
+    model: str
+    engine: EngineSettings
+    load: str = ""
+    type: str | None = None
+    draft: str = "none"
+    parallel: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.parallel is not None and not 1 <= self.parallel <= _MOST_PARALLEL:
+            raise SettingsError(f"--parallel {self.parallel}: expected 1 to {_MOST_PARALLEL}")
+
+
+@dataclass(frozen=True, slots=True)
+class PlanAnswer:
+    """The chosen plan, the same for every type, and notes for the user."""
+
+    plan: Plan
+    types: tuple[Plan, ...]
+    draft: str | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RankedModel:
+    """A known model on this machine: its best plan, and every type that fits.
+
+    ``advised`` is the plan to run, if there is one; see :func:`~..runtime.plan.choice.advise`.
+    """
+
+    model: CatalogModel
+    plan: Plan
+    fitting: tuple[str, ...]
+    advised: Plan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """What to run on this machine; ``fast`` says that it can reach the floor of speed."""
+
+    model: CatalogModel
+    plan: Plan
+    fast: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SystemReport:
+    """Everything that ``system`` says."""
+
+    memory: Memory
+    cpu: Cpu
+    extensions: Extensions
+    kernels: KernelStatus
+    layouts: Layouts
+    bandwidth: Bandwidth
+    disk: Disk
+    ranking: tuple[RankedModel, ...]
+
+    @property
+    def recommended(self) -> Recommendation | None:
+        """See :func:`recommend`."""
+        return recommend(self.ranking)
+
+
+def recommend(ranking: Sequence[RankedModel]) -> Recommendation | None:
+    """The largest model that leaves memory to others and is fast enough; None if none fits.
+
+    Where there is no such model it is the fastest that fits.
+    """
+    for ranked in ranking:
+        if ranked.advised is not None:
+            return Recommendation(ranked.model, ranked.advised, True)
+    fitting = [ranked for ranked in ranking if ranked.plan.fits]
+    if not fitting:
+        return None
+    best = max(fitting, key=lambda ranked: ranked.plan.tokens_per_s or 0.0)
+    return Recommendation(best.model, best.plan, False)
+
+
+def make_answer(request: PlanRequest, *, rates: bool = True) -> PlanAnswer:
+    """Plan a model; reads headers and configs only, and downloads no more than a config.
+
+    Without ``rates``, the machine's bandwidth is not asked for: no plan says how fast it is then.
+
+    Raises:
+        SourceError: no such model; names those that are spelled nearly so.
+        SettingsError: options that do not go together or do not suit the model.
+    """
+    shape = find_shape(request.model)
+    if request.type is not None and all(o.type != request.type for o in shape.options):
+        known = ", ".join(option.type for option in shape.options)
+        raise SettingsError(f"--type {request.type}: {shape.name} can have {known}")
+    memory, cpu = read_memory(), read_cpu()
+    draft = _draft_shape(request.draft, request.model)
+    work = first_work(request.model, request.type or "")
+    engine = replace(request.engine, draft=request.draft, extras=request.engine.extras | work)
+    measured = known_bandwidth(cache_folder(), cpu, memory) if rates else None
+    layouts = repacking(kernel_status(engine.native))
+    budget = _budget(engine.memory or memory.usable, layouts, measured)
+    planner, schedule, notes = make_planner(
+        shape, Use(engine, request.parallel or 0, draft), budget
+    )
+    plan = choose(planner, Wish(request.type, schedule, request.load or None))
+    return PlanAnswer(plan, type_table(planner, plan), draft.name if draft else None, notes)
+
+
+def _budget(limit: int, layouts: Repacking, known: Bandwidth | None) -> Budget:
+    if known is None:
+        return Budget(limit, repacked=layouts)
+    return Budget(limit, known.all_cores, layouts, known.cached)
+
+
+def find_shape(text: str) -> ModelShape:
+    """The sizes of a GGUF file, a checkpoint folder, a name of the catalog or a model on the hub.
+
+    Raises:
+        SourceError: no such model; names those that are spelled nearly so.
+        GgufError, ConfigError: a file or a config that cannot be used.
+    """
+    path = Path(text)
+    if path.is_file():
+        return header_shape(read_model_header(path))
+    try:
+        source = find_source(text)
+    except SourceError as error:
+        raise SourceError(f"{error}{near_names(text)}") from None
+    if isinstance(source, Path):
+        if not source.exists():
+            raise SourceError(f"{text}: no such file or folder{near_names(text)}")
+        return _config_shape(source.resolve().name, read_config(source))
+    if source.model is not None:
+        return _config_shape(source.model.name, source.model.config)
+    return _config_shape(source.name, _hub_config(source))
+
+
+def check_conversion(model: str, kind: str, settings: EngineSettings) -> None:
+    """See, before anything is downloaded, that a model of this type will fit when it is loaded.
+
+    Raises:
+        MemoryShortage: it will not; carries the plan, and names the finest type that would fit.
+        SourceError, ConfigError, UnreachableError: as :func:`find_shape`.
+    """
+    request = PlanRequest(model, settings, settings.load, kind.lower(), settings.draft)
+    plan = make_answer(request, rates=False).plan
+    if plan.fits:
+        return
+    free = make_answer(replace(request, type=None), rates=False).plan
+    instead = f"--type {free.weights.type} would fit" if free.fits else "no type would fit"
+    over = f"{size_text(plan.total, up=True)}, and {size_text(plan.limit)} may be used"
+    raise MemoryShortage(
+        f"{model}: as {kind} it needs {over}; {instead}; nothing was downloaded", plan
+    )
+
+
+def finest_type(source: str, revision: str | None = None) -> str:
+    """The finest type whose plan fits into this machine's memory, for ``convert --type auto``.
+
+    The sizes are those of ``revision``, if the model is on the hub.
+
+    Raises:
+        MemoryShortage: not even the smallest fits.
+        SourceError: no such model.
+    """
+    found = find_source(source, revision) if revision is not None else None
+    if isinstance(found, HubSource):
+        shape = _config_shape(found.name, _hub_config(found))
+    else:
+        shape = find_shape(source)
+    memory, cpu = read_memory(), read_cpu()
+    bandwidth = known_bandwidth(cache_folder(), cpu, memory)
+    budget = _budget(memory.usable, repacking(kernel_status(True)), bandwidth)
+    planner, _, _ = make_planner(shape, Use(_ANY_CACHE), budget)
+    plan = choose(planner, Wish())
+    if not plan.fits:
+        raise MemoryShortage(
+            f"{source}: no type fits into this machine's {size_text(plan.limit)}; "
+            f"see infer-os plan {source}"
+        )
+    return plan.weights.type
+
+
+def _config_shape(name: str, config: dict[str, object]) -> ModelShape:
+    network = describe(config)
+    return network_shape(name, network, weight_options(network))
+
+
+def _hub_config(source: HubSource) -> dict[str, object]:
+    """The config of a model on the hub; nothing else is fetched."""
+    try:
+        repository = list_repository(source)
+    except SourceError as error:
+        raise SourceError(f"{error}{near_names(source.repository)}") from None
+    file = repository.files.get("config.json")
+    if file is None or file.size > _LARGEST_CONFIG:
+        raise SourceError(f"{source.repository}: not a checkpoint: it has no config.json")
+    data = read_start(repository, file, file.size)
+    return parse_object(f"{source.repository}/config.json", data)
+
+
+def _draft_shape(draft: str, target: str) -> ModelShape | None:
+    if draft in ("none", "lookup"):  # looking up needs no second model
+        return None
+    if draft == "auto":
+        known = find_model(target)
+        return find_shape(known.draft) if known and known.draft else None
+    return find_shape(draft)
+
+
+def make_report() -> SystemReport:
+    """Look at the machine, measure its bandwidth anew, and rank the known models on it."""
+    memory, cpu = read_memory(), read_cpu()
+    bandwidth = measured_now(cache_folder(), cpu, memory)
+    extensions = read_extensions()
+    kernels = kernel_status(True)
+    budget = _budget(memory.usable, repacking(kernels), bandwidth)
+    return SystemReport(
+        memory=memory,
+        cpu=cpu,
+        extensions=extensions,
+        kernels=kernels,
+        layouts=llama_layouts(),
+        bandwidth=bandwidth,
+        disk=read_disk(cache_folder()),
+        ranking=tuple(rank(budget)),
+    )
+
+
+def rank(budget: Budget) -> list[RankedModel]:
+    """The best plan of each known model, the largest model first."""
+    ranking = []
+    for name in RANKED:
+        model = find_model(name)
+        if model is None:
+            raise SourceError(f"{name}: not in the catalog")
+        shape = _config_shape(model.name, model.config)
+        settings = replace(_ANY_CACHE, extras=first_work(model.id))
+        planner, _, _ = make_planner(shape, Use(settings), budget)
+        plan = choose(planner, Wish())
+        fitting = tuple(p.weights.type for p in type_table(planner, plan) if p.fits)
+        ranking.append(RankedModel(model, plan, fitting, advise(planner)))
+    return ranking

@@ -1,0 +1,182 @@
+"""The cache of models as folders: where each model's conversions lie, and what is there. ::
+
+    {cache}/models/hub/{owner}--{name}/{revision}/{name}-{type}.gguf
+    {cache}/models/folders/{name}-{hash of its path}/{hash of its files}/{name}-{type}.gguf
+
+A folder counts as another one when the name, size or time of one of its files changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..convert.errors import OutputError, SourceError
+from ..convert.source import HubSource, cache_folder
+from ..files import lock_handle
+from ..models.catalog import find_model
+
+#: What a name becomes if nothing of it is in the cache: what ``convert`` makes, and what computes
+#: fastest on a CPU.
+DEFAULT_TYPE = "q4_0"
+
+
+LOCK = ".lock"
+
+
+#: Tells of a converted folder where it was.
+ORIGIN = "source.txt"
+
+
+_HASHED = 16  # hexadecimal digits
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """The place of one model in the cache; ``state`` is a revision, or the hash of a folder."""
+
+    source: HubSource | Path
+    folder: Path
+    state: str
+
+    @property
+    def title(self) -> str:
+        """What messages call the model: its hub id, or its folder."""
+        return self.source.repository if isinstance(self.source, HubSource) else str(self.source)
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return self.source.name
+
+    def file(self, kind: str) -> Path:
+        """Where its conversion to a type is, or will be."""
+        return self.folder / self.state / f"{self.name}-{kind.lower()}.gguf"
+
+    def types(self) -> list[str]:
+        """The types that are there, the default one first, then the largest."""
+        files = [p for p in (self.folder / self.state).glob("*.gguf") if not p.name.startswith(".")]
+        kinds = {type_of(path, self.name): path.stat().st_size for path in files}
+        return sorted(kinds, key=lambda kind: (kind != DEFAULT_TYPE, -kinds[kind]))
+
+
+def shelf_of(source: HubSource | Path) -> Shelf:
+    """Where the conversions of a model are kept; a folder must be there, for its files to count."""
+    models = cache_folder() / "models"
+    if isinstance(source, HubSource):
+        # the hub allows no "--" in a name, nor a revision of "." or ".."
+        folder = models / "hub" / source.repository.replace("/", "--")
+        return Shelf(source, folder, source.revision.replace("/", "--"))
+    digest = hashlib.sha256(str(source).encode("utf-8", "surrogateescape")).hexdigest()
+    folder = models / "folders" / f"{source.name}-{digest[:_HASHED]}"
+    return Shelf(source, folder, _state_of(source))
+
+
+def shelves() -> Iterator[Shelf]:
+    """Everything that the cache holds, hub models first; of a folder one shelf per state."""
+    models = cache_folder() / "models"
+    for folder in sorted(models.glob("hub/*--*")):
+        for state in states(folder):
+            # an id has one slash: what follows it may hold dashes of its own
+            repository = folder.name.replace("--", "/", 1)
+            yield Shelf(HubSource(repository, state, find_model(repository)), folder, state)
+    for folder in sorted(models.glob("folders/*")):
+        try:
+            origin = Path((folder / ORIGIN).read_text("utf-8", "surrogateescape"))
+        except OSError:
+            continue
+        for state in states(folder):
+            yield Shelf(origin, folder, state)
+
+
+def states(folder: Path) -> list[str]:
+    """The revisions of a hub model, or the hashes of a folder, that have a place."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+
+
+def type_of(path: Path, name: str) -> str:
+    """The type that a file of the cache was converted to, from its name."""
+    return path.stem.removeprefix(f"{name}-")
+
+
+def _state_of(folder: Path) -> str:
+    """A hash of the names, sizes and times of the files that a conversion may read."""
+    from ..convert.hub_checkpoint import SMALL_FILES
+
+    facts = []
+    try:
+        for path in sorted(folder.iterdir()):
+            weights = path.suffix in (".safetensors", ".bin", ".json", ".jinja")
+            if (weights or path.name in SMALL_FILES) and path.is_file():
+                status = path.stat()
+                facts.append(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}")
+    except OSError as error:
+        raise SourceError(f"{folder}: cannot be read: {error.strerror}") from error
+    text = "\n".join(facts).encode("utf-8", "surrogateescape")
+    return hashlib.sha256(text).hexdigest()[:_HASHED]
+
+
+def tidy(folder: Path) -> None:
+    """Remove what is empty of a model's place; the caller holds its lock."""
+    for state in states(folder):
+        try:
+            (folder / state).rmdir()
+        except OSError:
+            continue
+    left = {path.name for path in folder.iterdir()}
+    if left <= {LOCK, ORIGIN}:
+        (folder / ORIGIN).unlink(missing_ok=True)
+        (folder / LOCK).unlink(missing_ok=True)
+        for emptied in (folder, folder.parent, folder.parent.parent):
+            try:
+                emptied.rmdir()
+            except OSError:
+                return
+
+
+def disk_bytes(path: Path) -> int:
+    """Bytes that a file takes on its disk, which is less than its size while it is being filled."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0
+    return min(status.st_size, status.st_blocks * 512) if path.is_file() else 0
+
+
+def remove_files(paths: list[Path]) -> int:
+    """Remove files of the cache, all or none; returns the bytes that they took.
+
+    Raises:
+        OutputError: a process uses one of them, or one cannot be removed.
+    """
+    with _unused([path for path in paths if path.suffix == ".gguf"]):
+        freed = 0
+        for path in paths:
+            n_bytes = disk_bytes(path)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise OutputError(f"{path}: cannot be removed: {error.strerror}") from error
+            freed += n_bytes
+    return freed
+
+
+@contextmanager
+def _unused(paths: list[Path]) -> Iterator[None]:
+    """Hold files so that no engine takes them: each holds a shared lock on its own."""
+    with ExitStack() as stack:
+        for path in paths:
+            try:
+                handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise OutputError(f"{path}: cannot be opened: {error.strerror}") from error
+            stack.callback(os.close, handle)
+            if not lock_handle(handle):
+                raise OutputError(f"{path}: a process uses it; end that first, nothing was removed")
+        yield
