@@ -15,7 +15,7 @@ def inspect(
 
     With the types and sizes, and the bits per weight. Nothing is downloaded or converted.
 
-    Example: infer-os inspect gpt2-large
+    Example: infer-os inspect gpt-j-6B
     """  # fmt: skip
     from ..native.graph_check import read_model_header
 
