@@ -13,31 +13,31 @@ from infer_os.runtime.chat.session import Session
 from infer_os.runtime.errors import PromptError, SettingsError
 from infer_os.runtime.fake import FakeEngine, saying
 from infer_os.runtime.settings import SamplingSettings, StopSettings
-from infer_os.terminal.chat_commands import COMMANDS, Chat, ChatEnd, completions, obey
+from infer_os.terminal.chat_commands import COMMANDS, ChatEnd, ChatState, completions, obey
 
 Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Chat:
+def chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ChatState:
     monkeypatch.setenv("INFER_OS_CACHE", str(tmp_path))
     session = Session(FakeEngine(saying(" fine"), 500), STYLES["dialogue"], "Be kind.")
-    return Chat(session, SamplingSettings(), StopSettings(20))
+    return ChatState(session, SamplingSettings(), StopSettings(20))
 
 
-def talk(chat: Chat, *messages: str) -> None:
+def talk(chat: ChatState, *messages: str) -> None:
     for message in messages:
         "".join(chat.session.reply(message, chat.sampling, chat.stops))
 
 
-def told(capsys: Capture, chat: Chat, line: str) -> str:
+def told(capsys: Capture, chat: ChatState, line: str) -> str:
     assert obey(chat, line) is None
     out, err = capsys.readouterr()
     assert out == ""
     return err
 
 
-def test_help_names_every_command(chat: Chat, capsys: Capture) -> None:
+def test_help_names_every_command(chat: ChatState, capsys: Capture) -> None:
     lines = told(capsys, chat, "/help").splitlines()
     for command in COMMANDS:
         (line,) = [line for line in lines if line.startswith(f"{command.name} ")]
@@ -68,7 +68,7 @@ def test_the_guide_has_every_command_setting_and_style() -> None:
     ],
 )
 def test_a_wrong_command_changes_nothing(
-    chat: Chat, capsys: Capture, line: str, answer: str
+    chat: ChatState, capsys: Capture, line: str, answer: str
 ) -> None:
     talk(chat, "a")
     before = chat.session.record()
@@ -84,13 +84,13 @@ def test_a_wrong_command_changes_nothing(
         ("/set  repeat_penalty  1.3", "repeat_penalty", 1.3), ("/set seed 5", "seed", 5),
     ],
 )  # fmt: skip
-def test_set(chat: Chat, capsys: Capture, line: str, field: str, value: float) -> None:
+def test_set(chat: ChatState, capsys: Capture, line: str, field: str, value: float) -> None:
     assert told(capsys, chat, line) == f"{field} {value}\n"
     assert getattr(chat.sampling, field) == value
     assert told(capsys, chat, f"/set {field}") == f"{field} {value}\n"
 
 
-def test_set_seed_random_and_max_tokens(chat: Chat, capsys: Capture) -> None:
+def test_set_seed_random_and_max_tokens(chat: ChatState, capsys: Capture) -> None:
     told(capsys, chat, "/set seed 5")
     assert told(capsys, chat, "/set seed random") == "seed random\n"
     assert chat.sampling.seed is None
@@ -100,7 +100,7 @@ def test_set_seed_random_and_max_tokens(chat: Chat, capsys: Capture) -> None:
     assert len(chat.session.last.tokens) == 3
 
 
-def test_set_alone_shows_all(chat: Chat, capsys: Capture) -> None:
+def test_set_alone_shows_all(chat: ChatState, capsys: Capture) -> None:
     lines = told(capsys, chat, "/set").splitlines()
     assert [tuple(line.split()) for line in lines] == [
         ("temperature", "0.8"), ("top_k", "40"), ("top_p", "0.95"), ("min_p", "0.05"),
@@ -128,7 +128,7 @@ def test_set_alone_shows_all(chat: Chat, capsys: Capture) -> None:
     ],
 )
 def test_a_wrong_value_is_one_line_and_changes_nothing(
-    chat: Chat, line: str, complaint: str
+    chat: ChatState, line: str, complaint: str
 ) -> None:
     sampling, stops = chat.sampling, chat.stops
     with pytest.raises(SettingsError) as caught:
@@ -138,14 +138,14 @@ def test_a_wrong_value_is_one_line_and_changes_nothing(
     assert (chat.sampling, chat.stops) == (sampling, stops)
 
 
-def test_undo(chat: Chat, capsys: Capture) -> None:
+def test_undo(chat: ChatState, capsys: Capture) -> None:
     assert told(capsys, chat, "/undo") == "There is no turn to undo.\n"
     talk(chat, "one", "two\nlines " + "x" * 90)
     assert told(capsys, chat, "/undo") == f"Forgotten: two lines {'x' * 47}...\n"
     assert [turn.message for turn in chat.session.record().turns] == ["one"]
 
 
-def test_retry_asks_for_the_same_message(chat: Chat, capsys: Capture) -> None:
+def test_retry_asks_for_the_same_message(chat: ChatState, capsys: Capture) -> None:
     assert told(capsys, chat, "/retry") == "There is no turn to answer again.\n"
     talk(chat, "one", "two")
     assert obey(chat, "/retry") == "two"
@@ -157,7 +157,7 @@ def test_retry_asks_for_the_same_message(chat: Chat, capsys: Capture) -> None:
     assert "temperature 0 gives the same reply again" in capsys.readouterr().err
 
 
-def test_system(chat: Chat, capsys: Capture) -> None:
+def test_system(chat: ChatState, capsys: Capture) -> None:
     assert told(capsys, chat, "/system") == "The system prompt: Be kind.\n"
     assert told(capsys, chat, "/system Be brief,\nplease.") == "The system prompt is set.\n"
     assert chat.session.system == "Be brief,\nplease."
@@ -168,12 +168,12 @@ def test_system(chat: Chat, capsys: Capture) -> None:
     assert told(capsys, chat, "/system") == "There is no system prompt.\n"
 
 
-def test_quit(chat: Chat) -> None:
+def test_quit(chat: ChatState) -> None:
     with pytest.raises(ChatEnd):
         obey(chat, "/quit")
 
 
-def test_stats_and_kv(chat: Chat, capsys: Capture) -> None:
+def test_stats_and_kv(chat: ChatState, capsys: Capture) -> None:
     assert "no reply yet" in told(capsys, chat, "/stats")
     talk(chat, "one")
     assert "| end]" in told(capsys, chat, "/stats")
