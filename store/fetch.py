@@ -19,7 +19,6 @@ from ..convert.locks import locked_in_turn, make_folder
 from ..convert.source import HubSource, cache_folder
 from ..files import write_file
 from ..models.catalog import near_names
-from .planning import check_conversion
 from .resolve import ModelWish, find_model_source
 from .shelves import DEFAULT_TYPE, LOCK, ORIGIN, Shelf, remove_files, shelf_of, states, tidy
 
@@ -133,6 +132,8 @@ def _damage(path: Path) -> str | None:
 
 def _convert(shelf: Shelf, kind: str, settings: EngineSettings | None, report: Reporter) -> None:
     """Convert into the cache, unless another process has done so meanwhile."""
+    from .planning import check_conversion
+
     path = shelf.file(kind)
     hub = isinstance(shelf.source, HubSource)
     if isinstance(shelf.source, HubSource):

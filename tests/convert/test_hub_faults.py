@@ -367,7 +367,7 @@ def test_a_journal_that_cannot_be_read_counts_as_none(tmp_path: Path, text: str)
 
 SCRIPT = """
 import os, random, sys
-from infer_os.convert import gguf_writer, hub_checkpoint, journal, pipeline
+from infer_os.convert import gguf_writer, hub_checkpoint, pipeline, shard_journal
 {patch}
 from infer_os.cli import main
 main()
@@ -380,7 +380,7 @@ MOMENTS = {
         "def write(*a):\n    calls.append(1)\n    real(*a) if len(calls) < 9 else os._exit(9)\n"
         "pipeline.GgufOutput.write = write"
     ),
-    "between a shard and its record": "journal.ShardJournal.record = lambda *a: os._exit(9)",
+    "between a shard and its record": "shard_journal.ShardJournal.record = lambda *a: os._exit(9)",
     "in the middle of a record": (
         "real = os.replace\n"
         "os.replace = lambda *a: os._exit(9) if str(a[0]).endswith('.new') else real(*a)"

@@ -286,9 +286,9 @@ _ANSWERS = [
 
 
 def _answers(data: bytes) -> list[bytes]:
-    """The whole lines that are answers."""
+    """The lines that are answers; the last one may lack its end."""
     found = []
-    for line in data.split(b"\n")[:-1]:
+    for line in data.split(b"\n"):
         with suppress(ValueError, RecursionError):
             value = json.loads(line)
             if isinstance(value, dict) and {"id", "text", "tokens", "error"} <= value.keys():

@@ -179,7 +179,7 @@ def test_outputs_that_cannot_be_written(tmp_path: Path) -> None:
     assert not (tmp_path / "rows").exists()
     assert (tmp_path / "new" / "deep").is_dir()
     with pytest.raises(BenchError, match="cannot be written"):
-        report_page.write_report(tmp_path / "gone", ALL, PLACE, [])
+        write_report(tmp_path / "gone", ALL, PLACE, [])
 
 
 def test_rows_are_appended(tmp_path: Path) -> None:
