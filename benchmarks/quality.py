@@ -20,10 +20,10 @@ _CACHES = ("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q8_0/q4_0", "
            "f16:128,q4_0:512", "f16:128,q8_0:256,q4_0:512")  # fmt: skip
 _HEAD = """# Types, sizes and quality
 
-Made by one command, `python benchmarks/quality.py`: the bundled model (5.8 M parameters) on its
-held-out text, against its own weights as F32 with an F16 cache. Each window has {window} tokens, of
-which the second half is scored. KL divergence is in nats per token, mean and the value that 99 of
-100 tokens stay below; *same top* is the share of tokens whose likeliest token is the reference's.
+`python benchmarks/quality.py` makes this page: the bundled model (5.8 M parameters) on its held-out
+text, against its own weights as F32 with an F16 cache. Each window has {window} tokens, of which
+the second half is scored. KL divergence is in nats per token: the mean, and the value that 99 of
+100 tokens stay below. *Same top* is the share of tokens whose likeliest token is the reference's.
 
 Run with infer-os {version}, {llama}, {threads} threads.
 """

@@ -61,15 +61,15 @@ def models_page() -> str:
     """The catalog as a table."""
     heads = ("name", "hub id", "family", "parameters", "q8_0", "q4_0", "draft partner", "style")
     rows = [_model_row(model) for model in sorted(CATALOG, key=_order)]
-    return f"""# The models that are known by name
+    return f"""# Models known by name
 
-Wherever a command says MODEL, a name of this table will do, and so will its hub id; capitals do
-not matter. Any other checkpoint of the four architectures works by its hub id or from a folder.
-Sizes are those of the tensors of the converted file; what a model needs while it runs is more, and
-depends on the context: `infer-os plan MODEL` and `infer-os models` say how much on your machine.
+Wherever a command says MODEL, you can use a name from this table or its hub id; case does not
+matter. Any other checkpoint of the four architectures works by its hub id or from a folder. Sizes
+are those of the tensors of the converted file. A running model needs more, depending on the
+context: `infer-os plan MODEL` and `infer-os models` say how much on your machine.
 
-*Draft partner* is what `--draft auto` takes ([drafts.md](drafts.md)), *style* how its conversations
-are framed ([chat.md](chat.md)).
+*Draft partner* is the model that `--draft auto` takes ([drafts.md](drafts.md)); *style* says how
+its conversations are framed ([chat.md](chat.md)).
 
 {_table(heads, rows, numbers=range(3, 6))}
 """
@@ -109,12 +109,12 @@ def types_page() -> str:
         )
         for name, recipe in RECIPES.items()
     ]  # fmt: skip
-    return f"""# The types of weights
+    return f"""# Types of weights
 
-`--type` of `convert`, `run` and every command that converts. Norms, biases and position embeddings
-stay F32 in all of them. Where a row does not divide into a type's blocks, the tensor takes the
-next type that fits, and the report says so. The mixtures (`q5_k_m`, `q4_k_m`, `q4_k_s`, `q3_k_m`,
-`iq4_nl`, `iq3_s`) keep some tensors a step finer than most.
+These are the types that `--type` takes, in `convert`, `run` and every command that converts. Norms,
+biases and position embeddings always stay F32. If a row does not divide into a type's blocks, the
+tensor takes the next type that fits, and the report says so. The mixtures (`q5_k_m`, `q4_k_m`,
+`q4_k_s`, `q3_k_m`, `iq4_nl`, `iq3_s`) keep some tensors a step finer than the rest.
 
 {_table(heads, rows, numbers=range(3, 8))}
 
@@ -124,7 +124,7 @@ its own F32 weights; KL divergence in nats per token. [quality.md](quality.md) h
 per weight, the KV caches, and the command that measures them;
 `infer-os eval MODEL --types all --text FILE` measures another model.
 
-- `q4_0` computes fastest and is the default; `q8_0` can hardly be told from the original.
+- `q4_0` computes fastest and is the default; `q8_0` is nearly identical to the original.
 - `q4_k_m` and `q5_k_m` lose less than `q4_0` and `q5_0`, for a little more memory.
 - `auto` takes the finest type that fits into this machine's memory.
 - `--calibrate TEXT` lowers the loss of the small types ([convert.md](convert.md)).

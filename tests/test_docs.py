@@ -18,7 +18,7 @@ from infer_os.cli import app
 
 DOCS = REPOSITORY / "docs"
 PAGES = sorted([*REPOSITORY.glob("README*.md"), *DOCS.glob("*.md")])
-REMEDY = "differs from what the code says; write it anew: python docs/make_pages.py"
+REMEDY = "differs from what the code says; regenerate it: python docs/make_pages.py"
 ROOT: Any = typer.main.get_command(app)
 
 
