@@ -7,7 +7,6 @@ llama.cpp shows every node of a graph to an evaluation callback; ours is C++
 from __future__ import annotations
 
 import ctypes
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,27 +14,16 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
+from .abi import Status, inferos_activation_sums
 from .errors import EvaluateError
 from .library import load_library
 from .owner import Owner
 
-
-class _Sums(ctypes.Structure):
-    """``inferos_activation_sums`` of native/src/inferos.h."""
-
-    _fields_ = (
-        ("name", ctypes.c_char_p),
-        ("sum_squares", ctypes.POINTER(ctypes.c_double)),
-        ("n_columns", ctypes.c_int64),
-        ("n_rows", ctypes.c_int64),
-    )
-
-
-# enum inferos_status
 _COMPLAINTS = {
-    2: "{name}: its input changed its width between two graphs",
-    5: "not enough memory to sum the activations",
-    6: "{name}: an activation is NaN or infinite; the weights are damaged, or too large for F16",
+    Status.BAD_SHAPE: "{name}: its input changed its width between two graphs",
+    Status.NO_MEMORY: "not enough memory to sum the activations",
+    Status.NOT_FINITE: "{name}: an activation is NaN or infinite; the weights are damaged, or too "
+    "large for F16",
 }
 
 
@@ -52,23 +40,6 @@ class ActivationSums:
         return self.sum_squares / max(1, self.n_rows)
 
 
-@functools.cache
-def _functions() -> Any:
-    library = load_library()
-    handle = ctypes.c_void_p
-    for name, result, arguments in (
-        ("create", handle, []),
-        ("destroy", None, [handle]),
-        ("status", ctypes.c_int32, [handle]),
-        ("culprit", ctypes.c_char_p, [handle]),
-        ("n_entries", ctypes.c_int64, [handle]),
-        ("entry", ctypes.c_int32, [handle, ctypes.c_int64, ctypes.POINTER(_Sums)]),
-    ):
-        function = getattr(library, f"inferos_activations_{name}")
-        function.restype, function.argtypes = result, arguments
-    return library
-
-
 class ActivationCollector(Owner):
     """Sums squares for one context at a time, over all that it decodes. A context manager.
 
@@ -76,10 +47,10 @@ class ActivationCollector(Owner):
     """
 
     def __init__(self) -> None:
-        self._library = _functions()
+        self._library = load_library()
         self._pointer: int | None = self._library.inferos_activations_create()
         if not self._pointer:
-            raise EvaluateError(_COMPLAINTS[5])
+            raise EvaluateError(_COMPLAINTS[Status.NO_MEMORY])
 
     @property
     def callback(self) -> Any:
@@ -115,7 +86,7 @@ class ActivationCollector(Owner):
         """
         self.check()
         found: dict[str, ActivationSums] = {}
-        sums = _Sums()
+        sums = inferos_activation_sums()
         for index in range(self._library.inferos_activations_n_entries(self.user_data)):
             self._library.inferos_activations_entry(self.user_data, index, ctypes.byref(sums))
             values = np.ctypeslib.as_array(sums.sum_squares, (sums.n_columns,)).copy()

@@ -6,7 +6,6 @@ Where they cannot be used, llama.cpp's own kernels compute everything and the re
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -70,10 +69,6 @@ def start_kernels() -> KernelStatus:
     complaint = build_complaint(build_info(library))
     if complaint:
         return KernelStatus("", complaint)
-    library.inferos_kernels_start.argtypes = []
-    library.inferos_kernels_start.restype = ctypes.c_char_p
-    library.inferos_kernels_name.argtypes = []
-    library.inferos_kernels_name.restype = ctypes.c_char_p
     reason = library.inferos_kernels_start().decode()
     if reason:
         return KernelStatus("", reason)
@@ -94,7 +89,6 @@ def taken_types(status: KernelStatus) -> frozenset[str]:
 
 def _types_of(takes: Any) -> frozenset[str]:
     """Names of the ggml types for which a function of the library's says yes."""
-    takes.argtypes, takes.restype = [ctypes.c_int32], ctypes.c_int32
     return frozenset(kind.name for kind in ggml_types().values() if takes(kind.id))
 
 
@@ -108,14 +102,8 @@ def own_kernels(status: KernelStatus, geometry: KvGeometry) -> OwnKernels | None
         taken_types(status),
         _CACHES if good else frozenset(),
         _types_of(load_library().inferos_kernels_takes_columns),
-        _most_columns(),
+        load_library().inferos_kernels_most_columns(),
     )
-
-
-def _most_columns() -> int:
-    most = load_library().inferos_kernels_most_columns
-    most.argtypes, most.restype = [], ctypes.c_int32
-    return int(most())
 
 
 def repacking(status: KernelStatus) -> Repacking:
@@ -152,7 +140,6 @@ def kernels_for(status: KernelStatus, c_params: Any, *, by_column: bool = False)
         by_column: let a few tokens be computed as single ones are, see :class:`OwnKernels`.
     """
     switch = load_library().inferos_kernels_switch
-    switch.argtypes, switch.restype = [ctypes.c_int32], None
     if status.in_use:
         # left to itself, llama.cpp drops it where another device than the cache's computes it
         c_params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED

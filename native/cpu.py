@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import llama_cpp
 
@@ -52,17 +51,6 @@ def repacked_types(features: Sequence[str]) -> frozenset[str]:
     return frozenset(types)
 
 
-@functools.cache
-def _probes() -> tuple[Any, Any]:
-    library = load_library()
-    read, multiply = library.inferos_read_bandwidth, library.inferos_multiply_rate
-    rate = ctypes.POINTER(ctypes.c_double)
-    read.argtypes = [ctypes.c_uint64, ctypes.c_int32, ctypes.c_double, rate]
-    multiply.argtypes = [ctypes.c_int32, ctypes.c_double, ctypes.c_int32, rate]
-    read.restype = multiply.restype = ctypes.c_int32
-    return read, multiply
-
-
 def read_bandwidth(n_threads: int, *, n_bytes: int = 256 << 20, seconds: float = 0.5) -> float:
     """Measured bytes per second that so many threads together read from memory.
 
@@ -70,7 +58,7 @@ def read_bandwidth(n_threads: int, *, n_bytes: int = 256 << 20, seconds: float =
         NativeError: no memory for the ``n_bytes`` that are read over and over.
     """
     rate = ctypes.c_double()
-    status = _probes()[0](n_bytes, n_threads, seconds, ctypes.byref(rate))
+    status = load_library().inferos_read_bandwidth(n_bytes, n_threads, seconds, ctypes.byref(rate))
     if status != 0:
         raise NativeError(
             f"cannot measure the memory's bandwidth with {n_bytes} bytes and {n_threads} threads"
@@ -88,7 +76,7 @@ def multiply_rate(n_threads: int, *, seconds: float = 0.1, scaled: bool = False)
         NativeError: our kernels have no instructions for this CPU, or there are no such threads.
     """
     rate = ctypes.c_double()
-    status = _probes()[1](n_threads, seconds, scaled, ctypes.byref(rate))
+    status = load_library().inferos_multiply_rate(n_threads, seconds, scaled, ctypes.byref(rate))
     if status != 0:
         raise NativeError(f"cannot measure how fast {n_threads} threads multiply bytes here")
     return float(rate.value)
@@ -100,6 +88,4 @@ def possible_threads(n_threads: int) -> int:
 
     OpenMP, which llama.cpp and our kernels compute with, ends the process where one fails to start.
     """
-    function = load_library().inferos_possible_threads
-    function.argtypes, function.restype = [ctypes.c_int32], ctypes.c_int32
-    return int(function(n_threads))
+    return int(load_library().inferos_possible_threads(n_threads))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from dataclasses import dataclass
 
@@ -32,14 +31,6 @@ _TYPE_COUNT = 43
 def ggml_types() -> dict[int, GgmlType]:
     """Every type of the loaded ggml by number; removed ones (a block of 0) are left out."""
     library = load_library()
-    for function, result in (
-        ("ggml_type_name", ctypes.c_char_p),
-        ("ggml_blck_size", ctypes.c_int64),
-        ("ggml_type_size", ctypes.c_size_t),
-        ("ggml_is_quantized", ctypes.c_bool),
-    ):
-        getattr(library, function).argtypes = [ctypes.c_int]
-        getattr(library, function).restype = result
     types: dict[int, GgmlType] = {}
     for number in range(_TYPE_COUNT):
         name = library.ggml_type_name(number)

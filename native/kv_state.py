@@ -17,16 +17,15 @@ A quantized K (V) whose head size 64 divides is stored multiplied by a Walsh-Had
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .abi import Status, inferos_kv_part
 from .errors import StateError
 from .ggml_types import GgmlType, ggml_type_named
 from .gguf_file import GgufHeader
@@ -177,33 +176,10 @@ def _expected_parts(geometry: KvGeometry, form: KvFormat) -> Iterator[tuple[Ggml
             yield kind, row_bytes
 
 
-class _Part(ctypes.Structure):
-    """``inferos_kv_part`` of native/src/inferos.h."""
-
-    _fields_ = (
-        ("src", ctypes.c_void_p),
-        ("dst", ctypes.c_void_p),
-        ("n_rows", ctypes.c_int64),
-        ("n_per_row", ctypes.c_int64),
-        ("src_type", ctypes.c_int32),
-        ("dst_type", ctypes.c_int32),
-        ("src_rotation", ctypes.c_int32),
-        ("dst_rotation", ctypes.c_int32),
-    )
-
-
-@functools.cache
-def _reencode_function() -> Any:
-    function = load_library().inferos_kv_reencode
-    function.argtypes = [ctypes.POINTER(_Part), ctypes.c_int64, ctypes.c_int32]
-    function.restype = ctypes.c_int32
-    return function
-
-
 _REFUSALS: Final = {
-    1: "a type that no KV cache has",
-    2: "rows that the types' blocks or the rotation do not divide",
-    5: "not enough memory",
+    Status.BAD_TYPE: "a type that no KV cache has",
+    Status.BAD_SHAPE: "rows that the types' blocks or the rotation do not divide",
+    Status.NO_MEMORY: "not enough memory",
 }
 
 
@@ -236,17 +212,17 @@ def reencode_state(
     at = _HEAD.size + n_cells * _CELL_BYTES + _LAYERS.size
     result[:at] = state[:at]
     widths, turns = geometry.widths, (source.rotations(geometry), target.rotations(geometry))
-    parts = (_Part * (2 * geometry.n_layer))()
+    parts = (inferos_kv_part * (2 * geometry.n_layer))()
     for i, (kind, row_bytes) in enumerate(_expected_parts(geometry, target)):
         which = int(i >= geometry.n_layer)
         _PART.pack_into(result.data, at, kind.id, row_bytes)
         at += _PART.size
-        parts[i] = _Part(
+        parts[i] = inferos_kv_part(
             state.ctypes.data + old.parts[i], result.ctypes.data + at, n_cells, widths[which],
             source.types[which].id, kind.id, turns[0][which], turns[1][which],
         )  # fmt: skip
         at += n_cells * row_bytes
-    status = _reencode_function()(parts, len(parts), n_threads)
+    status = load_library().inferos_kv_reencode(parts, len(parts), n_threads)
     if status != 0:
         reason = _REFUSALS.get(status, f"status {status}")
         raise StateError(

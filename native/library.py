@@ -8,30 +8,20 @@ from pathlib import Path
 
 import llama_cpp
 
+from .abi import HEADER_HASH, declare, header_hash, inferos_build_info
 from .errors import LibraryMismatch
 
 _REINSTALL = "pip install --force-reinstall --no-deps infer-os"
-
-
-class BuildInfo(ctypes.Structure):
-    """``inferos_build_info`` of native/src/inferos.h."""
-
-    _fields_ = (
-        ("ggml_version_built", ctypes.c_char_p),
-        ("ggml_version_loaded", ctypes.c_char_p),
-        ("libllama_path", ctypes.c_char_p),
-        ("sizeof_model_params", ctypes.c_uint64),
-        ("sizeof_context_params", ctypes.c_uint64),
-        ("sizeof_batch", ctypes.c_uint64),
-    )
+_REBUILD = "pip install --no-deps --editable ."
 
 
 @functools.cache
 def load_library() -> ctypes.CDLL:
-    """The native library, loaded once.
+    """The native library, loaded once, with the types of its functions (see ``abi.py``).
 
     Raises:
-        LibraryMismatch: it is not installed, or its llama.cpp is not to be found.
+        LibraryMismatch: it is not installed, was built from another version of its source than
+            this Python code, or its llama.cpp is not to be found.
     """
     import infer_os
 
@@ -39,21 +29,30 @@ def load_library() -> ctypes.CDLL:
     candidates = [Path(root) / "native" / "libinferos.so" for root in infer_os.__path__]
     for path in candidates:
         if path.is_file():
-            try:
-                return ctypes.CDLL(str(path))
-            except OSError as error:
-                raise LibraryMismatch(
-                    f"{path}: cannot be loaded ({error}); it was built for another llama.cpp. "
-                    f"Reinstall: {_REINSTALL}"
-                ) from error
+            return _load(path)
     raise LibraryMismatch(f"libinferos.so is not installed; reinstall: {_REINSTALL}")
 
 
-def build_info(library: ctypes.CDLL) -> BuildInfo:
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise LibraryMismatch(
+            f"{path}: cannot be loaded ({error}); it was built for another llama.cpp. "
+            f"Reinstall: {_REINSTALL}"
+        ) from error
+    if header_hash(library) != HEADER_HASH:
+        raise LibraryMismatch(
+            f"{path}: it was built from another version of infer-os than this Python code. "
+            f"Reinstall: {_REINSTALL}, or, in a checkout: {_REBUILD}"
+        )
+    declare(library)
+    return library
+
+
+def build_info(library: ctypes.CDLL) -> inferos_build_info:
     """What the library was built against and what it found in this process."""
-    info = BuildInfo()
-    library.inferos_get_build_info.argtypes = [ctypes.POINTER(BuildInfo)]
-    library.inferos_get_build_info.restype = None
+    info = inferos_build_info()
     library.inferos_get_build_info(ctypes.byref(info))
     return info
 
@@ -75,7 +74,7 @@ def check_build(library: ctypes.CDLL) -> None:
         raise LibraryMismatch(f"{complaint}. Reinstall: {_REINSTALL}")
 
 
-def build_complaint(info: BuildInfo) -> str | None:
+def build_complaint(info: inferos_build_info) -> str | None:
     """Why the libraries do not belong together; None if they do."""
     built, loaded = info.ggml_version_built.decode(), info.ggml_version_loaded.decode()
     if built != loaded:

@@ -78,7 +78,4 @@ def route_last_words() -> None:
     Memory that the system promised and then does not give, within a graph that is being built, is
     an assertion of ggml: no caller can go on from there.
     """
-    library = load_library()  # whose ggml is the one that computes
-    library.ggml_set_abort_callback.argtypes = [ctypes.c_void_p]
-    library.ggml_set_abort_callback.restype = ctypes.c_void_p
-    library.ggml_set_abort_callback(_on_abort)
+    load_library().ggml_set_abort_callback(_on_abort)  # of the ggml that computes

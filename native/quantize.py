@@ -3,45 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .abi import Status, inferos_quantize_error, inferos_quantize_job
 from .errors import QuantizeError
 from .ggml_types import GgmlType, ggml_type_named
 from .library import load_library
-
-
-class _Job(ctypes.Structure):
-    """``inferos_quantize_job`` of native/src/inferos.h."""
-
-    _fields_ = (
-        ("src", ctypes.c_void_p),
-        ("row_order", ctypes.c_void_p),
-        ("importance", ctypes.c_void_p),
-        ("dst", ctypes.c_void_p),
-        ("n_rows", ctypes.c_int64),
-        ("n_src_rows", ctypes.c_int64),
-        ("n_per_row", ctypes.c_int64),
-        ("src_type", ctypes.c_int32),
-        ("dst_type", ctypes.c_int32),
-        ("n_threads", ctypes.c_int32),
-        ("kernel", ctypes.c_int32),
-    )
-
-
-class _Error(ctypes.Structure):
-    """``inferos_quantize_error`` of native/src/inferos.h."""
-
-    _fields_ = (
-        ("sum_squared_error", ctypes.c_double),
-        ("sum_squared_value", ctypes.c_double),
-        ("max_abs_error", ctypes.c_double),
-        ("n_not_finite", ctypes.c_int64),
-    )
 
 
 @dataclass(slots=True)
@@ -74,30 +45,19 @@ class QuantizeStats:
 # enum inferos_kernel, in its order
 KERNELS = ("best", "ggml", "baseline", "avx2", "avx512")
 
-# enum inferos_status
 _REFUSALS = {
-    1: "no quantizer from {source} to {target}",
-    2: "rows of {width} values do not divide into {target}'s blocks of {block}",
-    3: "a row index lies outside the source",
-    4: "{target} needs importance weights (an importance matrix)",
-    5: "not enough memory for the scratch buffers",
-    7: "no {kernel} kernel for {target} on this CPU",
+    Status.BAD_TYPE: "no quantizer from {source} to {target}",
+    Status.BAD_SHAPE: "rows of {width} values do not divide into {target}'s blocks of {block}",
+    Status.BAD_ROW: "a row index lies outside the source",
+    Status.NEEDS_IMPORTANCE: "{target} needs importance weights (an importance matrix)",
+    Status.NO_MEMORY: "not enough memory for the scratch buffers",
+    Status.NO_KERNEL: "no {kernel} kernel for {target} on this CPU",
 }
-
-
-@functools.cache
-def _quantize_function() -> Any:
-    function = load_library().inferos_quantize_rows
-    function.argtypes = [ctypes.POINTER(_Job), ctypes.POINTER(_Error)]
-    function.restype = ctypes.c_int32
-    return function
 
 
 def best_kernel() -> str:
     """Which of ``KERNELS`` "best" stands for: "ggml" if the one loaded rounds unlike ours."""
-    function = load_library().inferos_best_kernel
-    function.restype = ctypes.c_int32
-    return KERNELS[function()]
+    return KERNELS[load_library().inferos_best_kernel()]
 
 
 def _source_type(rows: NDArray[Any]) -> GgmlType:
@@ -138,41 +98,44 @@ def quantize_rows(
         QuantizeError: types, shape or row indices that do not go together, or a kernel that this
             CPU or type does not have.
     """
-    if rows.ndim != 2 or not rows.flags.c_contiguous:
-        raise QuantizeError("expected a contiguous matrix of rows")
-    source = _source_type(rows)
+    source = _check_rows(rows, importance)
     n_src_rows, width = rows.shape
-    if importance is not None and importance.shape != (width,):
-        raise QuantizeError(f"{importance.shape[0]} importance weights for rows of {width} values")
     order = None if row_order is None else np.ascontiguousarray(row_order, np.int64)
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
     n_rows = n_src_rows if order is None else len(order)
     result = np.empty((n_rows, target.row_bytes(width)), np.uint8)
-    job = _Job(
+    job = inferos_quantize_job(
         rows.ctypes.data,
         None if order is None else order.ctypes.data,
         None if weights is None else weights.ctypes.data,
         result.ctypes.data,
         n_rows, n_src_rows, width, source.id, target.id, n_threads, KERNELS.index(kernel),
     )  # fmt: skip
-    error = _Error()
-    status = _quantize_function()(ctypes.byref(job), ctypes.byref(error) if measure else None)
-    if status != 0:
-        reason = _REFUSALS.get(status, f"status {status}")
-        raise QuantizeError(
-            reason.format(
-                source=source.name,
-                target=target.name,
-                width=width,
-                block=target.block,
-                kernel=kernel,
-            )
+    error = inferos_quantize_error()
+    status = load_library().inferos_quantize_rows(
+        ctypes.byref(job), ctypes.byref(error) if measure else None
+    )
+    if status != Status.OK:
+        reason = _REFUSALS.get(status, f"status {status}").format(
+            source=source.name, target=target.name, width=width, block=target.block, kernel=kernel
         )
-    stats = QuantizeStats(
-        n_rows * width if measure else 0,
+        raise QuantizeError(reason)
+    n_values = n_rows * width if measure else 0
+    return result, QuantizeStats(
+        n_values,
         error.sum_squared_error,
         error.sum_squared_value,
         error.max_abs_error,
         error.n_not_finite,
     )
-    return result, stats
+
+
+def _check_rows(rows: NDArray[Any], importance: NDArray[np.float32] | None) -> GgmlType:
+    """The type of what is to be quantized."""
+    if rows.ndim != 2 or not rows.flags.c_contiguous:
+        raise QuantizeError("expected a contiguous matrix of rows")
+    source = _source_type(rows)
+    width = rows.shape[1]
+    if importance is not None and importance.shape != (width,):
+        raise QuantizeError(f"{importance.shape[0]} importance weights for rows of {width} values")
+    return source

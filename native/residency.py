@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import resource
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from .abi import inferos_buffers
 from .context import Context
 from .errors import NativeError
 from .library import load_library
 
 _STATUS = Path("/proc/self/status")
-
-
-class _Buffers(ctypes.Structure):
-    """``inferos_buffers`` of native/src/inferos.h."""
-
-    _fields_ = (
-        ("model", ctypes.c_uint64),
-        ("context", ctypes.c_uint64),
-        ("compute", ctypes.c_uint64),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,28 +27,15 @@ class Buffers:
     compute: int
 
 
-@functools.cache
-def _functions() -> tuple[Any, Any]:
-    library = load_library()
-    buffers, residency = library.inferos_context_buffers, library.inferos_file_residency
-    buffers.argtypes = [ctypes.c_void_p, ctypes.POINTER(_Buffers)]
-    buffers.restype = ctypes.c_int32
-    residency.argtypes = [
-        ctypes.c_char_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.POINTER(ctypes.c_uint64),
-    ]  # fmt: skip
-    residency.restype = ctypes.c_int32
-    return buffers, residency
-
-
 def context_buffers(context: Context) -> Buffers:
     """The buffers of a context and its model.
 
     Raises:
         NativeError: no memory to ask.
     """
-    result = _Buffers()
+    result = inferos_buffers()
     pointer = ctypes.cast(context.pointer, ctypes.c_void_p)
-    if _functions()[0](pointer, ctypes.byref(result)) != 0:
+    if load_library().inferos_context_buffers(pointer, ctypes.byref(result)) != 0:
         raise NativeError("not enough memory to read llama.cpp's buffer sizes")
     return Buffers(result.model, result.context, result.compute)
 
@@ -89,7 +65,9 @@ def resident_bytes(path: Path, offset: int = 0, length: int | None = None) -> in
     if length <= 0:
         return 0
     found = ctypes.c_uint64()
-    error = _functions()[1](os.fsencode(path), offset, length, ctypes.byref(found))
+    error = load_library().inferos_file_residency(
+        os.fsencode(path), offset, length, ctypes.byref(found)
+    )
     if error:
         raise OSError(error, os.strerror(error), str(path))
     return int(found.value)

@@ -7,7 +7,6 @@ so that memory does not grow with the text, nor beyond two batches with the voca
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
+from .abi import Status, inferos_row_score, inferos_score_job
 from .context import Context, ContextParams
 from .errors import EvaluateError
 from .interrupt import interruptible
@@ -284,44 +284,11 @@ def _score(
     return scores
 
 
-#: ``inferos_row_score`` of native/src/inferos.h.
-_SCORE = np.dtype(
-    [
-        ("reference_log_prob", "<f8"),
-        ("candidate_log_prob", "<f8"),
-        ("kl", "<f8"),
-        ("reference_top", "<i4"),
-        ("candidate_top", "<i4"),
-    ]
-)
-
-
-class _Job(ctypes.Structure):
-    """``inferos_score_job`` of native/src/inferos.h."""
-
-    _fields_ = (
-        ("reference", ctypes.c_void_p),
-        ("candidate", ctypes.c_void_p),
-        ("targets", ctypes.c_void_p),
-        ("n_rows", ctypes.c_int64),
-        ("n_vocab", ctypes.c_int64),
-        ("n_threads", ctypes.c_int32),
-    )
-
-
-# enum inferos_status
+_SCORE = np.dtype(inferos_row_score)
 _REFUSALS = {
-    3: "a token lies outside the vocabulary",
-    5: "not enough memory to score the logits",
+    Status.BAD_ROW: "a token lies outside the vocabulary",
+    Status.NO_MEMORY: "not enough memory to score the logits",
 }
-
-
-@functools.cache
-def _score_function() -> Any:
-    function = load_library().inferos_score_rows
-    function.argtypes = [ctypes.POINTER(_Job), ctypes.c_void_p]
-    function.restype = ctypes.c_int32
-    return function
 
 
 def score_rows(
@@ -349,13 +316,15 @@ def score_rows(
     if wanted.shape != (n_rows,):
         raise EvaluateError(f"{wanted.size} tokens for {n_rows} rows of logits")
     scores = np.empty(n_rows, _SCORE)
-    job = _Job(
+    job = inferos_score_job(
         rows[0].ctypes.data,
         rows[1].ctypes.data if len(rows) > 1 else None,
         wanted.ctypes.data,
         n_rows, n_vocab, n_threads,
     )  # fmt: skip
-    status = _score_function()(ctypes.byref(job), scores.ctypes.data)
+    status = load_library().inferos_score_rows(
+        ctypes.byref(job), scores.ctypes.data_as(ctypes.POINTER(inferos_row_score))
+    )
     if status != 0:
         raise EvaluateError(_REFUSALS.get(status, f"status {status}"))
     return scores

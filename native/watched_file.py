@@ -8,24 +8,11 @@ what it has cut off would end the process with SIGBUS. A watch turns that into z
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 from pathlib import Path
-from typing import Any
 
 from .library import load_library
 from .owner import Owner
-
-
-@functools.cache
-def _functions() -> tuple[Any, Any, Any]:
-    library = load_library()
-    watch, damaged = library.inferos_guard_watch, library.inferos_guard_damaged
-    release = library.inferos_guard_release
-    watch.argtypes, watch.restype = [ctypes.c_int32], ctypes.c_int32
-    damaged.argtypes, damaged.restype = [ctypes.c_int32], ctypes.c_void_p
-    release.argtypes, release.restype = [ctypes.c_int32], None
-    return watch, damaged, release
 
 
 class WatchedFile(Owner):
@@ -44,11 +31,11 @@ class WatchedFile(Owner):
         self.path = path
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._before = os.fstat(self._file)
-        watch, damaged, _ = _functions()
+        library = load_library()
         # without /proc, or with hundreds of files at once, only its size and time are watched
-        self._watch: int = watch(self._file)
+        self._watch: int = library.inferos_guard_watch(self._file)
         self._damaged = (
-            ctypes.c_int32.from_address(damaged(self._watch))
+            library.inferos_guard_damaged(self._watch).contents
             if self._watch >= 0
             else ctypes.c_int32(0)
         )
@@ -84,4 +71,4 @@ class WatchedFile(Owner):
             self._file = -1
             self._damaged = ctypes.c_int32(0)
             if self._watch >= 0:
-                _functions()[2](self._watch)
+                load_library().inferos_guard_release(self._watch)

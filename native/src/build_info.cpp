@@ -5,6 +5,10 @@
 #include "ggml.h"
 #include "llama.h"
 
+INFEROS_API const char * inferos_header_hash(void) {
+    return INFEROS_HEADER_HASH;
+}
+
 INFEROS_API void inferos_get_build_info(inferos_build_info * info) {
     Dl_info where = {};
     const bool found = dladdr(reinterpret_cast<const void *>(&llama_decode), &where) != 0;

@@ -9,6 +9,11 @@
 
 // ---- build_info.cpp -------------------------------------------------------------------------
 
+// The start of the SHA-256 of this file, as it was when the library was built. Python calls nothing
+// else before it has compared it with the hash of the header that native/abi.py was written for;
+// this function never changes.
+INFEROS_API const char * inferos_header_hash(void);
+
 // What this library was compiled against and what it found in the process. The Python side
 // compares the two halves before it calls anything else.
 struct inferos_build_info {

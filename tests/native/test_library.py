@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import shutil
 import subprocess
 import sys
@@ -10,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from infer_os.native import library
+from infer_os.native import abi, library
+from infer_os.native.abi import inferos_build_info
 from infer_os.native.errors import LibraryMismatch
 from infer_os.native.library import (
-    BuildInfo,
     build_complaint,
     build_info,
     check_build,
@@ -22,12 +21,12 @@ from infer_os.native.library import (
 
 
 @pytest.fixture
-def info() -> BuildInfo:
+def info() -> inferos_build_info:
     """What the installed library says; a copy, to be doctored."""
     return build_info(load_library())
 
 
-def test_the_installed_libraries_belong_together(info: BuildInfo) -> None:
+def test_the_installed_libraries_belong_together(info: inferos_build_info) -> None:
     assert build_complaint(info) is None
     check_build(load_library())
 
@@ -44,7 +43,7 @@ def test_the_installed_libraries_belong_together(info: BuildInfo) -> None:
     ],
 )
 def test_each_mismatch_is_told(
-    info: BuildInfo,
+    info: inferos_build_info,
     monkeypatch: pytest.MonkeyPatch,
     field: str,
     value: object,
@@ -109,5 +108,50 @@ def test_two_copies_of_libllama_are_noticed(tmp_path: Path) -> None:
     assert str(tmp_path) in done.stderr
 
 
-def test_the_struct_is_the_one_of_the_header() -> None:
-    assert ctypes.sizeof(BuildInfo) == 6 * 8
+# what an installed library can be, when the Python beside it is newer
+_OTHER_BUILDS = {
+    "of another header": 'extern "C" const char * inferos_header_hash(void) { return "0123"; }',
+    "without a hash": 'extern "C" void inferos_get_build_info(char * info) { info[0] = 1; }',
+}
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+@pytest.mark.parametrize("build", _OTHER_BUILDS)
+def test_a_library_of_another_version_of_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: str
+) -> None:
+    import infer_os
+
+    (tmp_path / "native").mkdir()
+    path = tmp_path / "native" / "libinferos.so"
+    command = ["c++", "-shared", "-fPIC", "-x", "c++", "-", "-o", str(path)]
+    subprocess.run(command, input=_OTHER_BUILDS[build].encode(), check=True)
+    monkeypatch.setattr(infer_os, "__path__", [str(tmp_path)])
+    with pytest.raises(LibraryMismatch) as caught:
+        load_library.__wrapped__()
+    line = str(caught.value)
+    assert line.startswith(f"{path}: it was built from another version of infer-os")
+    assert "pip install" in line
+    assert "\n" not in line
+
+
+def test_the_command_says_so_in_one_line(tmp_path: Path) -> None:
+    """Python code for another header than the installed library's."""
+    script = (
+        "import importlib.util, sys\n"
+        "import infer_os\n"
+        "name = 'infer_os.native.abi'\n"
+        f"spec = importlib.util.spec_from_file_location(name, {abi.__file__!r})\n"
+        "newer = sys.modules[name] = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(newer)\n"
+        "newer.HEADER_HASH = '0123456789abcdef'\n"
+        "from infer_os.entry import main\n"
+        "sys.argv = ['infer-os', 'system']\n"
+        "sys.exit(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "was built from another version of infer-os than this Python code" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -12,24 +12,14 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 
+from infer_os.native.abi import Status, inferos_mul_mat
 from infer_os.native.ggml_types import ggml_type_named
 from infer_os.native.library import load_library
 
 TYPES = ("q4_0", "q8_0", "q4_k", "q5_k", "q6_k")
 VARIANTS = ("avx2", "avxvnni", "avx512vnni", "neon")
-BAD_TYPE = 1
 #: Bytes of a block of each type that hold float16 numbers.
 HALVES = {"q4_0": (0,), "q8_0": (0,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,)}
-
-
-class Job(ctypes.Structure):
-    """``inferos_mul_mat`` of native/src/inferos.h."""
-
-    _fields_ = (
-        ("weights", ctypes.c_void_p), ("x", ctypes.c_void_p), ("out", ctypes.c_void_p),
-        ("n_rows", ctypes.c_int64), ("n_per_row", ctypes.c_int64), ("n_columns", ctypes.c_int64),
-        ("row_bytes", ctypes.c_int64), ("type", ctypes.c_int32), ("n_threads", ctypes.c_int32),
-    )  # fmt: skip
 
 
 def product(
@@ -37,12 +27,12 @@ def product(
 ) -> NDArray[np.float32] | None:
     """(n_columns, n_rows); None where this CPU has no such variant."""
     out = np.full((len(x), len(weights)), 7, np.float32)
-    job = Job(
+    job = inferos_mul_mat(
         weights.ctypes.data, x.ctypes.data, out.ctypes.data, len(weights), x.shape[1], len(x),
         weights.shape[1], ggml_type_named(kind).id, threads,
     )  # fmt: skip
     status = load_library().inferos_kernels_mul_mat(variant.encode(), ctypes.byref(job))
-    if status == BAD_TYPE:
+    if status == Status.BAD_TYPE:
         return None
     assert status == 0
     return out
@@ -78,8 +68,6 @@ def same_bits(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
 
 def test_a_variant_runs_here_or_the_backend_says_why() -> None:
     library = load_library()
-    library.inferos_kernels_complaint.restype = ctypes.c_char_p
-    library.inferos_kernels_name.restype = ctypes.c_char_p
     runs = variants()
     assert (library.inferos_kernels_complaint() == b"") == bool(runs)
     assert library.inferos_kernels_name().decode() == (runs[-1] if runs else "")
@@ -169,12 +157,16 @@ def test_a_column_does_not_depend_on_those_beside_it(kind: str) -> None:
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
     x = random_columns(1, 512)
-    job = Job(0, x.ctypes.data, x.ctypes.data, 15, 512, 1, 288, 2, 1)
+    job = inferos_mul_mat(0, x.ctypes.data, x.ctypes.data, 15, 512, 1, 288, 2, 1)
     library = load_library()
     for variant in variants():
-        assert library.inferos_kernels_mul_mat(variant.encode(), ctypes.byref(job)) == 2
+        assert (
+            library.inferos_kernels_mul_mat(variant.encode(), ctypes.byref(job)) == Status.BAD_SHAPE
+        )
         job.type = 0  # float32
-        assert library.inferos_kernels_mul_mat(variant.encode(), ctypes.byref(job)) == BAD_TYPE
+        assert (
+            library.inferos_kernels_mul_mat(variant.encode(), ctypes.byref(job)) == Status.BAD_TYPE
+        )
         job.type = 2
 
 

@@ -15,11 +15,11 @@ from helpers import Converter
 _CALLS = """
 import ctypes, json, resource, sys
 import numpy as np
+from infer_os.native.abi import inferos_kv_part
 from infer_os.native.cpu import multiply_rate, read_bandwidth
 from infer_os.native.errors import EvaluateError, NativeError, QuantizeError, StateError
 from infer_os.native.scoring import score_rows
 from infer_os.native.ggml_types import ggml_type_named
-from infer_os.native.kv_state import _Part, _reencode_function
 from infer_os.native.library import load_library
 from infer_os.native.quantize import quantize_rows
 
@@ -27,14 +27,14 @@ rows = np.random.default_rng(1).standard_normal((4096, 256)).astype(np.float32)
 half = rows.astype(np.float16)
 back = np.empty_like(rows)
 targets = np.arange(4096, dtype=np.int32) % 256
-part = _Part(half.ctypes.data, back.ctypes.data, 4096, 256, 1, 0, 0, 64)
+part = inferos_kv_part(half.ctypes.data, back.ctypes.data, 4096, 256, 1, 0, 0, 64)
 
 def score():
     return score_rows([rows], targets, 8)["reference_log_prob"].tobytes()
 
 def reencode():
     back[:] = 0
-    status = _reencode_function()(ctypes.byref(part), 1, 8)
+    status = load_library().inferos_kv_reencode(ctypes.byref(part), 1, 8)
     if status:
         raise NativeError(str(status))
     return back.tobytes()
