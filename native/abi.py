@@ -24,7 +24,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 #: The start of the SHA-256 of the header that this file was written for.
-HEADER_HASH: Final = "ede19eaf49588b9e"
+HEADER_HASH: Final = "9ebbbb6d857e6275"
 
 
 class Status(IntEnum):
@@ -38,6 +38,7 @@ class Status(IntEnum):
     NO_MEMORY = 5
     NOT_FINITE = 6
     NO_KERNEL = 7
+    UNKNOWN_LLAMA = 8
 
 
 class inferos_build_info(ctypes.Structure):

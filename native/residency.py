@@ -10,12 +10,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .abi import inferos_buffers
+from .abi import Status, inferos_buffers
 from .context import Context
 from .errors import NativeError
 from .library import load_library
 
 _STATUS = Path("/proc/self/status")
+_REFUSALS = {
+    Status.NO_MEMORY: "not enough memory to read llama.cpp's buffer sizes",
+    Status.UNKNOWN_LLAMA: "this llama.cpp does not say the sizes of its buffers as the one that "
+    "infer-os was made for",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +36,13 @@ def context_buffers(context: Context) -> Buffers:
     """The buffers of a context and its model.
 
     Raises:
-        NativeError: no memory to ask.
+        NativeError: no memory to ask, or this llama.cpp does not say it as the pinned one does.
     """
     result = inferos_buffers()
     pointer = ctypes.cast(context.pointer, ctypes.c_void_p)
-    if load_library().inferos_context_buffers(pointer, ctypes.byref(result)) != 0:
-        raise NativeError("not enough memory to read llama.cpp's buffer sizes")
+    status = load_library().inferos_context_buffers(pointer, ctypes.byref(result))
+    if status != Status.OK:
+        raise NativeError(_REFUSALS.get(status, f"status {status}"))
     return Buffers(result.model, result.context, result.compute)
 
 

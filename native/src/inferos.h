@@ -80,6 +80,7 @@ enum inferos_status {
     INFEROS_NO_MEMORY        = 5,
     INFEROS_NOT_FINITE       = 6,  // a computed value is NaN or infinite
     INFEROS_NO_KERNEL        = 7,  // this build or CPU lacks the kernel, or it the target type
+    INFEROS_UNKNOWN_LLAMA    = 8,  // what llama.cpp says of itself is missing or cannot be true
 };
 
 INFEROS_API int32_t inferos_quantize_rows(const inferos_quantize_job * job,
@@ -169,6 +170,7 @@ struct inferos_buffers {
     uint64_t compute;  // intermediate values of the largest graph
 };
 
+// INFEROS_UNKNOWN_LLAMA: this llama.cpp does not say them, or not as the pinned one does.
 INFEROS_API int32_t inferos_context_buffers(const llama_context * context,
                                             inferos_buffers * buffers);
 

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "cpu_features.h"
 #include "ggml.h"
 #include "inferos.h"
 
@@ -10,13 +11,13 @@ namespace {
 
 #if defined(__x86_64__) || defined(__i386__)
 bool has(int32_t kernel) {
+    const inferos::CpuFeatures & cpu = inferos::cpu_features();
     switch (kernel) {
         case INFEROS_KERNEL_BASELINE: return true;
-        case INFEROS_KERNEL_AVX2: return __builtin_cpu_supports("avx2");
+        case INFEROS_KERNEL_AVX2: return cpu.avx2;
         // what CMakeLists.txt compiles the file for
         case INFEROS_KERNEL_AVX512:
-            return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+            return cpu.avx512f && cpu.avx512bw && cpu.avx512dq && cpu.avx512vl;
         default: return false;
     }
 }

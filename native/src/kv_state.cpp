@@ -1,5 +1,6 @@
 // Rows of a KV cache from one type to another: widen to float32, undo or apply llama.cpp's
 // Walsh-Hadamard rotation, narrow with the same functions that llama.cpp's own cache writes with.
+#include "cpu_features.h"
 #include "inferos.h"
 #include "parallel.h"
 
@@ -14,14 +15,7 @@
 #include "ggml.h"
 #include "ggml-cpu.h"
 
-// the wide vectors of newer processors, where the compiler can choose at load time
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define INFEROS_CLONES __attribute__((target_clones("avx2", "default"), noinline))
-#else
-#define INFEROS_CLONES __attribute__((noinline))
-#endif
-
-namespace inferos_kv {
+namespace {
 
 // a power of two, so that a head is a whole number of rotations
 constexpr int32_t LARGEST_ROTATION = 1 << 16;
@@ -31,7 +25,7 @@ constexpr int64_t CHUNK_VALUES = 64 * 1024;
 
 // Multiplies every run of `size` values by the orthonormal Hadamard matrix of natural order, which
 // is its own inverse: the matrix of ggml_gen_hadamard in llama-kv-cache.cpp.
-INFEROS_CLONES void rotate(float * values, int64_t n, int32_t size) {
+[[gnu::always_inline]] inline void rotate_runs(float * values, int64_t n, int32_t size) {
     const float scale = 1.0f / std::sqrt(float(size));
     for (float * run = values; run < values + n; run += size) {
         // steps of 1, 2 and 4, in registers
@@ -58,6 +52,22 @@ INFEROS_CLONES void rotate(float * values, int64_t n, int32_t size) {
             }
         }
     }
+}
+
+void rotate_anywhere(float * values, int64_t n, int32_t size) {
+    rotate_runs(values, n, size);
+}
+
+#if defined(__x86_64__)
+[[gnu::target("avx2")]] void rotate_avx2(float * values, int64_t n, int32_t size) {
+    rotate_runs(values, n, size);
+}
+#else
+constexpr auto rotate_avx2 = rotate_anywhere;
+#endif
+
+void rotate(float * values, int64_t n, int32_t size) {
+    (inferos::cpu_features().avx2 ? rotate_avx2 : rotate_anywhere)(values, n, size);
 }
 
 bool is_known(int32_t type) {
@@ -159,11 +169,10 @@ void run(const std::vector<Chunk> & chunks, std::atomic<size_t> & next, float * 
     }
 }
 
-}  // namespace inferos_kv
+}  // namespace
 
 INFEROS_API int32_t inferos_kv_reencode(const inferos_kv_part * parts, int64_t n_parts,
                                         int32_t n_threads) {
-    using namespace inferos_kv;
     int64_t widest = 1;
     for (int64_t i = 0; i < n_parts; i++) {
         const int32_t status = check(parts[i]);

@@ -12,26 +12,35 @@
 
 #include "llama.h"
 
-// From llama.cpp's src/llama-ext.h, which is not installed: exported by libllama of the version that
-// this package pins. A libllama without it cannot be loaded beside this library.
+// llama.h has no call for the bytes of a context's buffers: only a line of its log has them, rounded to
+// hundredths of a MiB. What follows is from llama.cpp's src/llama-ext.h, which is not installed, and
+// exported by the libllama of the version that this package pins. It is weak, so that a libllama
+// without it can be used, and what it returns is compared with what llama.h does say, so that one
+// with other fields gives an error.
 struct llama_memory_breakdown_data {
     size_t model   = 0;
     size_t context = 0;
     size_t compute = 0;
 };
 using llama_memory_breakdown = std::map<ggml_backend_buffer_type_t, llama_memory_breakdown_data>;
-LLAMA_API llama_memory_breakdown llama_get_memory_breakdown(const struct llama_context * ctx);
+__attribute__((weak)) LLAMA_API llama_memory_breakdown llama_get_memory_breakdown(const struct llama_context * ctx);
 
 INFEROS_API int32_t inferos_context_buffers(const llama_context * context,
                                             inferos_buffers * buffers) {
+    *buffers = {};
+    if (llama_get_memory_breakdown == nullptr) {
+        return INFEROS_UNKNOWN_LLAMA;
+    }
     try {
-        *buffers = {};
         for (const auto & [type, bytes] : llama_get_memory_breakdown(context)) {
             buffers->model   += bytes.model;
             buffers->context += bytes.context;
             buffers->compute += bytes.compute;
         }
-        return INFEROS_OK;
+        // the model's buffers hold its tensors, and no context computes without one of its own
+        const uint64_t tensors = llama_model_size(llama_get_model(context));
+        const bool     likely  = buffers->model >= tensors && buffers->compute > 0;
+        return likely ? INFEROS_OK : INFEROS_UNKNOWN_LLAMA;
     } catch (const std::bad_alloc &) {
         return INFEROS_NO_MEMORY;
     }

@@ -1,3 +1,4 @@
+#include "cpu_features.h"
 #include "inferos.h"
 #include "kernels/kernels.h"
 #include "parallel.h"
@@ -8,17 +9,9 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
-#include <thread>
 #include <vector>
 
 #include <sys/mman.h>
-
-// the widest loads there are: what lies in a cache is read faster than narrow ones can
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
-#define INFEROS_READ_CLONES __attribute__((target_clones("default", "avx2", "avx512f"), optimize("O3")))
-#else
-#define INFEROS_READ_CLONES
-#endif
 
 namespace {
 
@@ -36,8 +29,7 @@ constexpr size_t kPiece = (size_t{1} << 20) / sizeof(uint64_t);
 constexpr double kWindow = 0.02;
 
 // Independent sums: the loads are limited by the memory, not by one addition after another.
-INFEROS_READ_CLONES
-uint64_t read_all(const uint64_t * data, size_t n) {
+[[gnu::always_inline]] inline uint64_t sum_all(const uint64_t * data, size_t n) {
     constexpr size_t kSums = 32;
     uint64_t         sums[kSums] = {};
     for (size_t i = 0; i + kSums <= n; i += kSums) {
@@ -53,6 +45,30 @@ uint64_t read_all(const uint64_t * data, size_t n) {
         total += sum;
     }
     return total;
+}
+
+using Read = uint64_t (*)(const uint64_t * data, size_t n);
+
+uint64_t read_anywhere(const uint64_t * data, size_t n) {
+    return sum_all(data, n);
+}
+
+#if defined(__x86_64__)
+[[gnu::target("avx2")]] uint64_t read_avx2(const uint64_t * data, size_t n) {
+    return sum_all(data, n);
+}
+
+[[gnu::target("avx512f")]] uint64_t read_avx512(const uint64_t * data, size_t n) {
+    return sum_all(data, n);
+}
+#else
+constexpr Read read_avx2 = read_anywhere, read_avx512 = read_anywhere;
+#endif
+
+// The widest loads there are: what lies in a cache is read faster than narrow ones can.
+Read widest_read() {
+    const inferos::CpuFeatures & cpu = inferos::cpu_features();
+    return cpu.avx512f ? read_avx512 : cpu.avx2 ? read_avx2 : read_anywhere;
 }
 
 // The largest rate that pass() gives in so many seconds.
@@ -113,17 +129,18 @@ double now() {
 Reading read_for(const uint64_t * data, size_t n, double seconds) {
     Reading found;
     found.pieces.reserve(static_cast<size_t>(seconds * 1e5) + 16);
-    uint64_t total = 0;
+    const Read read  = widest_read();
+    uint64_t   total = 0;
     found.begin    = now();
     while (found.end() - found.begin < seconds) {
         for (size_t first = 0; first < n; first += kPiece) {
-            size_t read = 0;
+            size_t done = 0;
             // a small part is read several times between two looks at the clock
             do {
-                total += read_all(data + first, std::min(kPiece, n - first));
-                read += std::min(kPiece, n - first);
-            } while (read < kPiece);
-            found.pieces.push_back({now(), static_cast<double>(read)});
+                total += read(data + first, std::min(kPiece, n - first));
+                done += std::min(kPiece, n - first);
+            } while (done < kPiece);
+            found.pieces.push_back({now(), static_cast<double>(done)});
         }
     }
     sink.fetch_add(total, std::memory_order_relaxed);
@@ -214,29 +231,20 @@ INFEROS_API int32_t inferos_multiply_rate(int32_t n_threads, double seconds, int
 }
 
 INFEROS_API int32_t inferos_possible_threads(int32_t n_threads) {
-    std::mutex               mutex;
-    std::condition_variable  changed;
-    bool                     over  = false;
-    int32_t                  count = 1;
-    std::vector<std::thread> threads;
-    try {
-        threads.reserve(static_cast<size_t>(std::max(n_threads, 1)));
-        for (; count < n_threads; count++) {
-            threads.emplace_back([&] {
-                std::unique_lock<std::mutex> lock(mutex);
-                changed.wait(lock, [&over] { return over; });
-            });
-        }
-    } catch (const std::exception &) {
-        // no more to be had
-    }
+    std::mutex              mutex;
+    std::condition_variable changed;
+    bool                    over = false;
+    // all at once: each waits until no more can be started
+    const auto wait = [&](int64_t) noexcept {
+        std::unique_lock<std::mutex> lock(mutex);
+        changed.wait(lock, [&over] { return over; });
+    };
+    inferos::Threads threads;
+    const int64_t    count = threads.start(1, n_threads, wait);
     {
         const std::lock_guard<std::mutex> lock(mutex);
         over = true;
     }
     changed.notify_all();
-    for (std::thread & thread : threads) {
-        thread.join();
-    }
-    return count;
+    return static_cast<int32_t>(count);
 }

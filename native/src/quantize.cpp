@@ -2,11 +2,11 @@
 // to float32 in a scratch of its own, hands it to ggml_quantize_chunk, and, if asked, reads the
 // result back to measure the error while both are still in cache. The K-quants of kquants.h take
 // the place of ggml's where they have its bytes.
+#include "cpu_features.h"
 #include "inferos.h"
 #include "parallel.h"
 
 #if defined(__x86_64__) || defined(__i386__)
-#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
@@ -41,14 +41,6 @@ bool is_target_type(int32_t type) {
 #if defined(__x86_64__) || defined(__i386__)
 #define FOR_AVX2 __attribute__((target("avx2,f16c")))
 
-// not every compiler's __builtin_cpu_supports knows f16c
-bool has_f16c() {
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
-}
-
-const bool HAS_AVX2 = __builtin_cpu_supports("avx2") && has_f16c();
-
 // ggml's own widens one value at a time
 FOR_AVX2 void widen_halves(const ggml_fp16_t * src, float * dst, int64_t n) {
     int64_t i = 0;
@@ -59,20 +51,21 @@ FOR_AVX2 void widen_halves(const ggml_fp16_t * src, float * dst, int64_t n) {
     ggml_fp16_to_fp32_row(src + i, dst + i, n - i);
 }
 #else
-#define FOR_AVX2
-constexpr bool HAS_AVX2 = false;
-
 void widen_halves(const ggml_fp16_t * src, float * dst, int64_t n) {
     ggml_fp16_to_fp32_row(src, dst, n);
 }
 #endif
+
+bool has_avx2() {
+    return inferos::cpu_features().avx2 && inferos::cpu_features().f16c;
+}
 
 void widen_row(const char * src, int32_t type, float * dst, int64_t n) {
     if (type == GGML_TYPE_F32) {
         memcpy(dst, src, n * sizeof(float));
     } else if (type == GGML_TYPE_F16) {
         const auto * halves = reinterpret_cast<const ggml_fp16_t *>(src);
-        (HAS_AVX2 ? widen_halves : ggml_fp16_to_fp32_row)(halves, dst, n);
+        (has_avx2() ? widen_halves : ggml_fp16_to_fp32_row)(halves, dst, n);
     } else {
         ggml_bf16_to_fp32_row(reinterpret_cast<const ggml_bf16_t *>(src), dst, n);
     }
@@ -149,7 +142,7 @@ int64_t add_error_avx2(ErrorSums &, const float *, const float *, int64_t) { ret
 
 void add_error(inferos_quantize_error & error, const float * was, const float * is, int64_t n) {
     ErrorSums sums;
-    int64_t   i = HAS_AVX2 ? add_error_avx2(sums, was, is, n) : 0;
+    int64_t   i = has_avx2() ? add_error_avx2(sums, was, is, n) : 0;
     for (; i + ERROR_LANES <= n; i += ERROR_LANES) {
         for (int lane = 0; lane < ERROR_LANES; lane++) {
             sums.add(lane, was[i + lane], is[i + lane]);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -145,6 +146,43 @@ def test_the_buffers_of_a_context(converted: Converter) -> None:
     assert large.kv == 2 * small.kv
     assert large.compute > small.compute > 0
     assert small.weights == large.weights > 0
+
+
+# a llama.cpp whose private function says something else than the pinned one's
+_OTHER_LLAMA = """
+#include <map>
+struct llama_context;
+struct bytes { unsigned long model, context, compute; };
+__attribute__((visibility("default")))
+std::map<void *, bytes> llama_get_memory_breakdown(const llama_context *) {
+    return {{nullptr, {1, 2, 3}}};
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_sizes_that_cannot_be_true_are_refused(converted: Converter, tmp_path: Path) -> None:
+    library = tmp_path / "other_llama.so"
+    command = ["c++", "-std=c++17", "-shared", "-fPIC", "-x", "c++", "-", "-o", str(library)]
+    subprocess.run(command, input=_OTHER_LLAMA.encode(), check=True)
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from infer_os.native.context import Context, ContextParams\n"
+        "from infer_os.native.errors import NativeError\n"
+        "from infer_os.native.model import Model\n"
+        "from infer_os.native.residency import context_buffers\n"
+        "with Model(Path(sys.argv[1])) as model, Context(model, ContextParams(64, 1)) as context:\n"
+        "    try:\n"
+        "        print(context_buffers(context))\n"
+        "    except NativeError as error:\n"
+        "        print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(converted())], capture_output=True, text=True,
+        check=True, env={**os.environ, "LD_PRELOAD": str(library)},
+    )  # fmt: skip
+    assert done.stdout.startswith("this llama.cpp does not say the sizes of its buffers")
 
 
 # ---- load modes: each in a process of its own, which says what it sees

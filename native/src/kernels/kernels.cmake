@@ -5,9 +5,10 @@ find_package(OpenMP COMPONENTS CXX)
 set(KERNELS ${CMAKE_CURRENT_LIST_DIR})
 set(KERNEL_SOURCES
   ${KERNELS}/attention_op.cpp
-  ${KERNELS}/cpu_features.cpp
+  ${KERNELS}/../cpu_features.cpp
   ${KERNELS}/mul_mat.cpp
-  ${KERNELS}/portable.cpp)
+  ${KERNELS}/portable.cpp
+  ${KERNELS}/variants.cpp)
 
 # a fused multiply-add is one only where the code says so: all variants must round alike
 set(AVX2_FLAGS -mavx2 -mfma -mf16c -ffp-contract=off)
@@ -43,9 +44,9 @@ if(INFEROS_FUZZ)
       ${CMAKE_CURRENT_SOURCE_DIR}/tests/fuzz/native/${target}.cpp)
     list(APPEND FUZZERS fuzz_${target})
   endforeach()
-  target_sources(fuzz_kv_reencode PRIVATE native/src/kv_state.cpp)
+  target_sources(fuzz_kv_reencode PRIVATE native/src/kv_state.cpp native/src/cpu_features.cpp)
   target_sources(fuzz_quantize PRIVATE native/src/quantize.cpp native/src/kquants.cpp
-    native/src/kquants_baseline.cpp)
+    native/src/kquants_baseline.cpp native/src/cpu_features.cpp)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     target_sources(fuzz_quantize PRIVATE native/src/kquants_avx2.cpp native/src/kquants_avx512.cpp)
   endif()
@@ -75,7 +76,7 @@ if(INFEROS_KERNELS_CHECK)
     set_source_files_properties(${CHECKS}/variant_avx512vl.cpp
       PROPERTIES COMPILE_OPTIONS "${AVX2_FLAGS};${VNNI_FLAGS}")
   endif()
-  target_include_directories(kernels_check PRIVATE ${KERNELS})
+  target_include_directories(kernels_check PRIVATE native/src ${KERNELS})
   target_compile_options(kernels_check PRIVATE -Wall -Wextra -Wno-maybe-uninitialized)
   target_link_libraries(kernels_check PRIVATE llama OpenMP::OpenMP_CXX)
 endif()

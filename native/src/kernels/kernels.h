@@ -128,7 +128,7 @@ struct Variant {
 };
 
 // Each is compiled for its own kind of processor. Whether the CPU can run it is asked in
-// cpu_features.cpp.
+// variants.cpp.
 const Variant * variant_avx2();
 const Variant * variant_avxvnni();
 const Variant * variant_avx512vnni();

@@ -1,0 +1,82 @@
+// Which of the compiled variants this CPU, and its operating system, can run.
+#include <cstring>
+
+#include "cpu_features.h"
+#include "kernels.h"
+
+namespace inferos::kernels {
+namespace {
+
+#if defined(__x86_64__)
+
+// The best first.
+const Variant * runnable(int n) {
+    const CpuFeatures & has    = cpu_features();
+    const bool          avx2   = has.avx2 && has.fma && has.f16c;
+    const bool          avx512 = avx2 && has.avx512f && has.avx512bw && has.avx512vl;
+    switch (n) {
+        case 0: return avx512 && has.avx512vnni ? variant_avx512vnni() : nullptr;
+        case 1: return avx2 && has.avxvnni ? variant_avxvnni() : nullptr;
+        case 2: return avx2 ? variant_avx2() : nullptr;
+        default: return nullptr;
+    }
+}
+
+constexpr int  kVariants = 3;
+constexpr auto kNeeded   = "this CPU has no AVX2 with FMA and F16C";
+
+#elif defined(__aarch64__)
+
+const Variant * runnable(int) {
+    return cpu_features().dot_products ? variant_neon() : nullptr;
+}
+
+constexpr int  kVariants = 1;
+constexpr auto kNeeded   = "this CPU has no dot products of bytes (FEAT_DotProd of ARMv8.2)";
+
+#else
+
+const Variant * runnable(int) {
+    return nullptr;
+}
+
+constexpr int  kVariants = 0;
+constexpr auto kNeeded   = "there are no kernels for this kind of CPU";
+
+#endif
+
+}  // namespace
+
+const Variant * best_variant() {
+    for (int i = 0; i < kVariants; i++) {
+        if (const Variant * variant = runnable(i)) {
+            return variant;
+        }
+    }
+    return nullptr;
+}
+
+const Variant * variant_named(const char * name) {
+    for (int i = 0; i < kVariants; i++) {
+        const Variant * variant = runnable(i);
+        if (variant != nullptr && std::strcmp(variant->name, name) == 0) {
+            return variant;
+        }
+    }
+    return nullptr;
+}
+
+const WeightType * find_type(const Variant & variant, int32_t type) {
+    for (int32_t i = 0; i < variant.n_types; i++) {
+        if (variant.types[i].type == type) {
+            return &variant.types[i];
+        }
+    }
+    return nullptr;
+}
+
+const char * missing_features() {
+    return best_variant() != nullptr ? "" : kNeeded;
+}
+
+}  // namespace inferos::kernels
