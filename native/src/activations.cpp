@@ -16,7 +16,7 @@
 namespace {
 
 // far above any real network; keeps a collector bounded whatever it is shown
-constexpr size_t MOST_ENTRIES = 1 << 16;
+constexpr size_t kMostEntries = 1 << 16;
 
 struct Entry {
     std::string         name;
@@ -69,7 +69,7 @@ struct inferos_activations {
         if (named != by_name.end()) {
             index = named->second;
         } else {
-            if (entries.size() >= MOST_ENTRIES) {
+            if (entries.size() >= kMostEntries) {
                 return nullptr;
             }
             entries.push_back({weight->name, std::vector<double>(n_columns, 0.0), 0});

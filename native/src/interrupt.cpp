@@ -8,8 +8,8 @@ namespace {
 // lock-free, so it may be written from a signal handler
 std::atomic<int32_t> interrupt_flag{0};
 
-constexpr int    ending_signals[] = {SIGINT, SIGTERM, SIGHUP};
-constexpr size_t n_signals        = sizeof(ending_signals) / sizeof(ending_signals[0]);
+constexpr int    kEndingSignals[] = {SIGINT, SIGTERM, SIGHUP};
+constexpr size_t n_signals        = sizeof(kEndingSignals) / sizeof(kEndingSignals[0]);
 struct sigaction previous_actions[n_signals] = {};
 bool             installed[n_signals]        = {};
 
@@ -17,7 +17,7 @@ void on_interrupt(int signal_number, siginfo_t * info, void * context) {
     interrupt_flag.store(1, std::memory_order_relaxed);
     for (size_t i = 0; i < n_signals; ++i) {
         const struct sigaction & previous = previous_actions[i];
-        if (ending_signals[i] != signal_number) {
+        if (kEndingSignals[i] != signal_number) {
             continue;
         }
         if (previous.sa_flags & SA_SIGINFO) {
@@ -49,13 +49,13 @@ INFEROS_API int32_t inferos_interrupt_install(void) {
         action.sa_sigaction = on_interrupt;
         action.sa_flags     = SA_SIGINFO;
         sigemptyset(&action.sa_mask);
-        if (sigaction(ending_signals[i], nullptr, &previous_actions[i]) != 0) {
+        if (sigaction(kEndingSignals[i], nullptr, &previous_actions[i]) != 0) {
             return -1;
         }
-        if (is_left_alone(previous_actions[i], ending_signals[i])) {
+        if (is_left_alone(previous_actions[i], kEndingSignals[i])) {
             continue;
         }
-        if (sigaction(ending_signals[i], &action, &previous_actions[i]) != 0) {
+        if (sigaction(kEndingSignals[i], &action, &previous_actions[i]) != 0) {
             return -1;
         }
         installed[i] = true;
@@ -68,7 +68,7 @@ INFEROS_API int32_t inferos_interrupt_restore(void) {
     for (size_t i = 0; i < n_signals; ++i) {
         if (installed[i]) {
             installed[i] = false;
-            result |= sigaction(ending_signals[i], &previous_actions[i], nullptr);
+            result |= sigaction(kEndingSignals[i], &previous_actions[i], nullptr);
         }
     }
     return result;

@@ -57,10 +57,10 @@ std::vector<float> trial_values(int64_t n) {
 }
 
 bool agrees(ggml_type type, const std::vector<float> & x) {
-    const int64_t        n_blocks = int64_t(x.size()) / KQUANT_BLOCK;
+    const int64_t        n_blocks = int64_t(x.size()) / kSuperBlock;
     std::vector<uint8_t> ours(ggml_row_size(type, int64_t(x.size()))), theirs(ours.size());
     function_of(widest())({x.data(), ours.data(), nullptr, n_blocks, 1, kquant_bits(type)});
-    ggml_quantize_chunk(type, x.data(), theirs.data(), 0, n_blocks, KQUANT_BLOCK, nullptr);
+    ggml_quantize_chunk(type, x.data(), theirs.data(), 0, n_blocks, kSuperBlock, nullptr);
     return ours == theirs;
 }
 
@@ -69,7 +69,7 @@ bool agrees(ggml_type type, const std::vector<float> & x) {
 // is rare, so that they are judged by these two. Takes some milliseconds, once.
 bool ggml_rounds_alike() {
     static const bool alike = [] {
-        const std::vector<float> x = trial_values(256 * KQUANT_BLOCK);
+        const std::vector<float> x = trial_values(256 * kSuperBlock);
         return agrees(GGML_TYPE_Q5_K, x) && agrees(GGML_TYPE_Q4_K, x);
     }();
     return alike;

@@ -5,12 +5,12 @@
 #include <stdint.h>
 
 // Values of a super-block, the unit of these formats.
-constexpr int KQUANT_BLOCK = 256;
+constexpr int kSuperBlock = 256;
 
 struct KquantRows {
-    const float * x;           // (n_blocks * KQUANT_BLOCK,)
+    const float * x;           // (n_blocks * kSuperBlock,)
     uint8_t     * out;         // n_blocks super-blocks
-    const float * importance;  // (blocks_per_row * KQUANT_BLOCK,) or null
+    const float * importance;  // (blocks_per_row * kSuperBlock,) or null
     int64_t       n_blocks;
     int64_t       blocks_per_row;
     int           bits;  // 3 for q3_K, and so on

@@ -8,7 +8,7 @@
 namespace {
 
 // Byte places in the block. q4_K has no high bits.
-constexpr int AFFINE_SCALES = 4, AFFINE_HIGH = 16;
+constexpr int kAffineScales = 4, kAffineHigh = 16;
 
 // The 6-bit scales and offsets of eight sub-blocks in twelve bytes.
 inline void pack_scales(const uint8_t * scale, const uint8_t * offset, uint8_t * out) {
@@ -29,36 +29,36 @@ inline void unpack_scales(const uint8_t * packed, uint8_t * scale, uint8_t * off
 }
 
 // Levels of the chosen 6-bit scales, and the bytes.
-template <int BITS>
+template <int kBits>
 inline void finish_affine(Group & group, int block, uint8_t * out) {
-    constexpr float MOST = (1 << BITS) - 1;
+    constexpr float kMost = (1 << kBits) - 1;
     uint8_t         scale[8], offset[8];
-    unpack_scales(out + AFFINE_SCALES, scale, offset);
+    unpack_scales(out + kAffineScales, scale, offset);
     const float   unit = get_half(out), unit_offset = get_half(out + 2);
     uint8_t     * level = group.level;
-    const float * x     = group.x + block * KQUANT_BLOCK;
+    const float * x     = group.x + block * kSuperBlock;
     for (int j = 0; j < 8; j++) {
         const float d = unit * scale[j], dm = unit_offset * offset[j];
         if (d != 0) {
             put_levels(x + 32 * j, 32, level + 32 * j, [=](FloatRegister v) {
-                return clamp(nearest((v + dm) / d), 0, MOST);
+                return clamp(nearest((v + dm) / d), 0, kMost);
             });
         } else {
             const float per_unit = group.per_unit[block * 8 + j], from = group.from[block * 8 + j];
             put_levels(x + 32 * j, 32, level + 32 * j, [=](FloatRegister v) {
-                return clamp(nearest(per_unit * (v - from)), 0, MOST);
+                return clamp(nearest(per_unit * (v - from)), 0, kMost);
             });
         }
     }
-    uint8_t * high = out + AFFINE_HIGH;
-    uint8_t * low  = BITS == 5 ? high + 32 : high;
+    uint8_t * high = out + kAffineHigh;
+    uint8_t * low  = kBits == 5 ? high + 32 : high;
     for (int pair = 0; pair < 4; pair++) {
         const uint8_t * even = level + 64 * pair, * odd = even + 32;
         for (int i = 0; i < 32; i++) {
             low[32 * pair + i] = uint8_t((even[i] & 15) | odd[i] << 4);
         }
     }
-    for (int i = 0; BITS == 5 && i < 32; i++) {
+    for (int i = 0; kBits == 5 && i < 32; i++) {
         int bits = 0;
         for (int j = 0; j < 8; j++) {
             bits |= level[32 * j + i] >> 4 << j;
@@ -88,11 +88,11 @@ inline void round_affine_scales(const Group & group, int block, uint8_t * out) {
     }
     put_half(out, most_scale / 63.0f);
     put_half(out + 2, most_offset / 63.0f);
-    pack_scales(scales, offsets, out + AFFINE_SCALES);
+    pack_scales(scales, offsets, out + kAffineScales);
 }
 
 // With importance: searched as the levels are.
-template <int BITS>
+template <int kBits>
 inline void search_affine_scales(Group & group, uint8_t * out, int block_bytes) {
     Floats value[8], weight[8], level[2][8], unit[2];
     by_block<8>(group.weight, weight);
@@ -108,27 +108,27 @@ inline void search_affine_scales(Group & group, uint8_t * out, int block_bytes) 
     for (int b = 0; b < group.n_blocks; b++) {
         uint8_t scales[8], offsets[8];
         for (int j = 0; j < 8; j++) {
-            scales[j]  = uint8_t(levels[j * LANES + b]);
-            offsets[j] = uint8_t(levels[(8 + j) * LANES + b]);
+            scales[j]  = uint8_t(levels[j * kLanes + b]);
+            offsets[j] = uint8_t(levels[(8 + j) * kLanes + b]);
             // ggml bounds q5_K's alone
-            if (BITS == 5) {
+            if (kBits == 5) {
                 scales[j]  = scales[j] < 63 ? scales[j] : 63;
                 offsets[j] = offsets[j] < 63 ? offsets[j] : 63;
             }
         }
         put_half(out + b * block_bytes, units[b]);
-        put_half(out + b * block_bytes + 2, units[LANES + b]);
-        pack_scales(scales, offsets, out + b * block_bytes + AFFINE_SCALES);
+        put_half(out + b * block_bytes + 2, units[kLanes + b]);
+        pack_scales(scales, offsets, out + b * block_bytes + kAffineScales);
     }
 }
 
-template <int BITS>
+template <int kBits>
 inline void quantize_affine(const KquantRows & rows, Group & group, uint8_t * out) {
-    constexpr int   BLOCK_BYTES = BITS == 5 ? 176 : 144;
-    constexpr int   MOST        = (1 << BITS) - 1;
-    constexpr Steps PLAIN       = BITS == 5 ? Steps{-0.5f, 0.1f, 15} : Steps{-1.0f, 0.1f, 20};
-    constexpr Steps WEIGHTED    = {-0.9f, 0.05f, 36};
-    float           variance[LANES];
+    constexpr int   kBlockBytes = kBits == 5 ? 176 : 144;
+    constexpr int   kMost        = (1 << kBits) - 1;
+    constexpr Steps kPlain       = kBits == 5 ? Steps{-0.5f, 0.1f, 15} : Steps{-1.0f, 0.1f, 20};
+    constexpr Steps kWeighted    = {-0.9f, 0.05f, 36};
+    float           variance[kLanes];
     if (rows.importance) {
         variances(group, variance);
     }
@@ -149,7 +149,7 @@ inline void quantize_affine(const KquantRows & rows, Group & group, uint8_t * ou
                 w[i] = typical + magnitude(x[i]);
             }
         }
-        const Affine found = search_affine<32>(x, w, MOST, rows.importance ? WEIGHTED : PLAIN);
+        const Affine found = search_affine<32>(x, w, kMost, rows.importance ? kWeighted : kPlain);
         store(group.scale + first, found.scale);
         store(group.least + first, found.least);
         store(group.per_unit + first, found.per_unit);
@@ -157,13 +157,13 @@ inline void quantize_affine(const KquantRows & rows, Group & group, uint8_t * ou
         store(group.weight + first, sum);
     });
     if (rows.importance) {
-        search_affine_scales<BITS>(group, out, BLOCK_BYTES);
+        search_affine_scales<kBits>(group, out, kBlockBytes);
     }
     for (int b = 0; b < group.n_blocks; b++) {
         if (!rows.importance) {
-            round_affine_scales(group, b, out + b * BLOCK_BYTES);
+            round_affine_scales(group, b, out + b * kBlockBytes);
         }
-        finish_affine<BITS>(group, b, out + b * BLOCK_BYTES);
+        finish_affine<kBits>(group, b, out + b * kBlockBytes);
     }
 }
 

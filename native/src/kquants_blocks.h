@@ -7,13 +7,13 @@
 namespace {
 
 inline void quantize_blocks(const KquantRows & rows) {
-    static const int BLOCK_BYTES[] = {0, 0, 0, 110, 144, 176, 210};
+    static const int kBlockBytes[] = {0, 0, 0, 110, 144, 176, 210};
     Group            group         = {};
-    for (group.first = 0; group.first < rows.n_blocks; group.first += LANES) {
+    for (group.first = 0; group.first < rows.n_blocks; group.first += kLanes) {
         const int64_t left = rows.n_blocks - group.first;
-        group.n_blocks     = left < LANES ? int(left) : LANES;
-        group.x            = rows.x + group.first * KQUANT_BLOCK;
-        uint8_t * out      = rows.out + group.first * BLOCK_BYTES[rows.bits];
+        group.n_blocks     = left < kLanes ? int(left) : kLanes;
+        group.x            = rows.x + group.first * kSuperBlock;
+        uint8_t * out      = rows.out + group.first * kBlockBytes[rows.bits];
         if (rows.bits == 3) {
             (rows.importance ? quantize_q3_weighted : quantize_q3_plain)(rows, group, out);
         } else if (rows.bits == 4) {

@@ -1,5 +1,5 @@
 // A group of super-blocks on its way through the stages: scales of sub-blocks, scales of those,
-// levels, bytes. LANES super-blocks go through each stage together.
+// levels, bytes. kLanes super-blocks go through each stage together.
 #pragma once
 
 #include "ggml.h"
@@ -8,28 +8,28 @@
 
 namespace {
 
-constexpr int MOST_SUBS = 16;  // sub-blocks of a super-block
+constexpr int kMostSubs = 16;  // sub-blocks of a super-block
 
 // Index of what is per sub-block: super-block * sub-blocks of each + sub-block.
 struct Group {
     const float * x;
     int           n_blocks;
     int64_t       first;  // number of the first super-block
-    alignas(64) float scale[LANES * MOST_SUBS];
-    alignas(64) float least[LANES * MOST_SUBS];
-    alignas(64) float per_unit[LANES * MOST_SUBS];
-    alignas(64) float from[LANES * MOST_SUBS];
-    alignas(64) float weight[LANES * MOST_SUBS];  // summed over the sub-block
-    uint8_t level[LANES * KQUANT_BLOCK];
+    alignas(64) float scale[kLanes * kMostSubs];
+    alignas(64) float least[kLanes * kMostSubs];
+    alignas(64) float per_unit[kLanes * kMostSubs];
+    alignas(64) float from[kLanes * kMostSubs];
+    alignas(64) float weight[kLanes * kMostSubs];  // summed over the sub-block
+    uint8_t level[kLanes * kSuperBlock];
 };
 
-// (LANES, N) by pointers to (N, LANES); registers may be written as the floats that they hold.
+// (kLanes, N) by pointers to (N, kLanes); registers may be written as the floats that they hold.
 template <int N> inline void transpose(const float * const * rows, Floats * columns) {
     float * to = reinterpret_cast<float *>(columns);
-    for (int lane = 0; lane < LANES; lane++) {
+    for (int lane = 0; lane < kLanes; lane++) {
         const float * row = rows[lane];
         for (int i = 0; i < N; i++) {
-            to[i * LANES + lane] = row[i];
+            to[i * kLanes + lane] = row[i];
         }
     }
 }
@@ -40,37 +40,37 @@ inline void variances(const Group & group, float * variance) {
         const float * x[4];
         float         sum[4] = {};
         for (int k = 0; k < 4; k++) {
-            x[k] = group.x + (b + k < group.n_blocks ? b + k : b) * KQUANT_BLOCK;
+            x[k] = group.x + (b + k < group.n_blocks ? b + k : b) * kSuperBlock;
         }
-        for (int i = 0; i < KQUANT_BLOCK; i++) {
+        for (int i = 0; i < kSuperBlock; i++) {
             for (int k = 0; k < 4; k++) {
                 sum[k] += x[k][i] * x[k][i];
             }
         }
         for (int k = 0; k < 4 && b + k < group.n_blocks; k++) {
-            variance[b + k] = 2 * sum[k] / KQUANT_BLOCK;
+            variance[b + k] = 2 * sum[k] / kSuperBlock;
         }
     }
 }
 
-// Calls search(first sub-block, x, importance, variance) for LANES sub-blocks of N at a time, each
+// Calls search(first sub-block, x, importance, variance) for kLanes sub-blocks of N at a time, each
 // laid out as (N,) lanes. Past the group's end the last one fills the lanes.
 template <int N, class Search>
 inline void each_sub_block(const KquantRows & rows, const Group & group, const float * variance,
                            Search search) {
-    constexpr int SUBS  = KQUANT_BLOCK / N;
-    const int     n_sub = group.n_blocks * SUBS;
-    for (int first = 0; first < n_sub; first += LANES) {
-        const float * x_rows[LANES], * importance_rows[LANES];
-        alignas(64) float lane_variance[LANES] = {};
-        for (int lane = 0; lane < LANES; lane++) {
+    constexpr int kSubs  = kSuperBlock / N;
+    const int     n_sub = group.n_blocks * kSubs;
+    for (int first = 0; first < n_sub; first += kLanes) {
+        const float * x_rows[kLanes], * importance_rows[kLanes];
+        alignas(64) float lane_variance[kLanes] = {};
+        for (int lane = 0; lane < kLanes; lane++) {
             const int sub = first + lane < n_sub ? first + lane : n_sub - 1;
             x_rows[lane]  = group.x + sub * N;
             if (rows.importance) {
-                const int64_t column = (group.first + sub / SUBS) % rows.blocks_per_row;
+                const int64_t column = (group.first + sub / kSubs) % rows.blocks_per_row;
                 importance_rows[lane] =
-                    rows.importance + column * KQUANT_BLOCK + sub % SUBS * N;
-                lane_variance[lane] = variance ? variance[sub / SUBS] : 0;
+                    rows.importance + column * kSuperBlock + sub % kSubs * N;
+                lane_variance[lane] = variance ? variance[sub / kSubs] : 0;
             }
         }
         Floats x[N], importance[N];
@@ -82,21 +82,21 @@ inline void each_sub_block(const KquantRows & rows, const Group & group, const f
     }
 }
 
-// LANES super-blocks' scales, or the like, from (LANES, SUBS) to (SUBS, LANES).
-template <int SUBS> inline void by_block(const float * values, Floats * columns) {
-    const float * rows[LANES];
-    for (int lane = 0; lane < LANES; lane++) {
-        rows[lane] = values + lane * SUBS;
+// kLanes super-blocks' scales, or the like, from (kLanes, kSubs) to (kSubs, kLanes).
+template <int kSubs> inline void by_block(const float * values, Floats * columns) {
+    const float * rows[kLanes];
+    for (int lane = 0; lane < kLanes; lane++) {
+        rows[lane] = values + lane * kSubs;
     }
-    transpose<SUBS>(rows, columns);
+    transpose<kSubs>(rows, columns);
 }
 
-typedef uint8_t ByteRegister __attribute__((vector_size(REGISTER_LANES)));
+typedef uint8_t ByteRegister __attribute__((vector_size(kRegisterLanes)));
 
 // Levels of n values (a multiple of a register's lanes), from what `level_of` makes of a register.
 template <class LevelOf>
 inline void put_levels(const float * x, int n, uint8_t * out, LevelOf level_of) {
-    for (int i = 0; i < n; i += REGISTER_LANES) {
+    for (int i = 0; i < n; i += kRegisterLanes) {
         const FloatRegister level = level_of(load_register(x + i));
         const IntRegister   whole = __builtin_convertvector(level, IntRegister);
         const ByteRegister  bytes = __builtin_convertvector(whole, ByteRegister);

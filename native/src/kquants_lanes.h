@@ -14,18 +14,18 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int REGISTER_LANES = 16;
+constexpr int kRegisterLanes = 16;
 #elif defined(__AVX2__)
-constexpr int REGISTER_LANES = 8;
+constexpr int kRegisterLanes = 8;
 #else
-constexpr int REGISTER_LANES = 4;
+constexpr int kRegisterLanes = 4;
 #endif
-constexpr int LANES = 2 * REGISTER_LANES;
+constexpr int kLanes = 2 * kRegisterLanes;
 
-typedef float   FloatRegister __attribute__((vector_size(REGISTER_LANES * 4)));
-typedef int32_t IntRegister __attribute__((vector_size(REGISTER_LANES * 4)));
+typedef float   FloatRegister __attribute__((vector_size(kRegisterLanes * 4)));
+typedef int32_t IntRegister __attribute__((vector_size(kRegisterLanes * 4)));
 
-// LANES values. Copied register by register: GCC copies a plain structure through memory, in parts.
+// kLanes values. Copied register by register: GCC copies a plain structure through memory, in parts.
 template <class Register> struct Lanes {
     Register low, high;
 
@@ -50,11 +50,11 @@ inline FloatRegister load_register(const float * from) {
     return v;
 }
 inline Floats load(const float * from) {
-    return {load_register(from), load_register(from + REGISTER_LANES)};
+    return {load_register(from), load_register(from + kRegisterLanes)};
 }
 inline void store(float * to, Floats v) {
     memcpy(to, &v.low, sizeof v.low);
-    memcpy(to + REGISTER_LANES, &v.high, sizeof v.high);
+    memcpy(to + kRegisterLanes, &v.high, sizeof v.high);
 }
 
 inline Floats operator+(Floats a, Floats b) { return {a.low + b.low, a.high + b.high}; }
@@ -86,14 +86,14 @@ inline bool any(Ints where) {
 // a < b ? a : b, lane by lane, and a > b ? a : b: what x86's instructions do, ties and all
 #if defined(__AVX512F__)
 // (the forms without a mask start from a register that GCC 12 warns of)
-constexpr __mmask16 EVERY = 0xffff;
+constexpr __mmask16 kEvery = 0xffff;
 inline FloatRegister minimum(FloatRegister a, FloatRegister b) {
-    return _mm512_maskz_min_ps(EVERY, a, b);
+    return _mm512_maskz_min_ps(kEvery, a, b);
 }
 inline FloatRegister maximum(FloatRegister a, FloatRegister b) {
-    return _mm512_maskz_max_ps(EVERY, a, b);
+    return _mm512_maskz_max_ps(kEvery, a, b);
 }
-inline FloatRegister square_root(FloatRegister a) { return _mm512_maskz_sqrt_ps(EVERY, a); }
+inline FloatRegister square_root(FloatRegister a) { return _mm512_maskz_sqrt_ps(kEvery, a); }
 #elif defined(__AVX2__)
 inline FloatRegister minimum(FloatRegister a, FloatRegister b) { return _mm256_min_ps(a, b); }
 inline FloatRegister maximum(FloatRegister a, FloatRegister b) { return _mm256_max_ps(a, b); }
@@ -106,7 +106,7 @@ inline FloatRegister square_root(FloatRegister a) { return _mm_sqrt_ps(a); }
 inline FloatRegister minimum(FloatRegister a, FloatRegister b) { return a < b ? a : b; }
 inline FloatRegister maximum(FloatRegister a, FloatRegister b) { return a > b ? a : b; }
 inline FloatRegister square_root(FloatRegister a) {
-    for (int i = 0; i < REGISTER_LANES; i++) {
+    for (int i = 0; i < kRegisterLanes; i++) {
         a[i] = __builtin_sqrtf(a[i]);
     }
     return a;
@@ -128,13 +128,13 @@ inline Floats magnitude(Floats a) { return {magnitude(a.low), magnitude(a.high)}
 // The nearest whole number, ties to even, as ggml finds it: 1.5 * 2^23 pushes the fraction out of
 // the mantissa, whose 23 bits, less 2^22, are then the number. Beyond +-2^22 that wraps around, in
 // ggml as here: exponent and sign are set to what they are within.
-constexpr float   ROUNDER       = 12582912.0f;
-constexpr int32_t MANTISSA      = 0x007fffff;
-constexpr int32_t ROUNDED_UPPER = 0x4b000000;  // sign and exponent of the floats from 2^23 to 2^24
+constexpr float   kRounder       = 12582912.0f;
+constexpr int32_t kMantissa      = 0x007fffff;
+constexpr int32_t kRoundedUpper = 0x4b000000;  // sign and exponent of the floats from 2^23 to 2^24
 
 inline FloatRegister nearest(FloatRegister a) {
-    const IntRegister bits = (IntRegister)(a + ROUNDER);
-    return (FloatRegister)((bits & MANTISSA) | ROUNDED_UPPER) - ROUNDER;
+    const IntRegister bits = (IntRegister)(a + kRounder);
+    return (FloatRegister)((bits & kMantissa) | kRoundedUpper) - kRounder;
 }
 inline Floats nearest(Floats a) { return {nearest(a.low), nearest(a.high)}; }
 
@@ -146,10 +146,10 @@ inline Floats clamp(Floats a, float least, float most) {
 }
 
 inline int32_t nearest(float a) {
-    const float shifted = a + ROUNDER;
+    const float shifted = a + kRounder;
     int32_t     bits;
     memcpy(&bits, &shifted, sizeof bits);
-    return (bits & MANTISSA) - 0x00400000;
+    return (bits & kMantissa) - 0x00400000;
 }
 
 inline int32_t clamp(int32_t a, int32_t least, int32_t most) {

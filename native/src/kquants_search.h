@@ -9,7 +9,7 @@
 namespace {
 
 // below this, ggml takes a block for zeros
-constexpr float NOTHING = 1e-15f;
+constexpr float kNothing = 1e-15f;
 
 // Candidate scales: nmax + first + by * i levels span the values, for i from 0 to last.
 struct Steps {
@@ -103,7 +103,7 @@ template <int N> inline Floats extreme_of(const Floats * x, Ints & nothing) {
         largest             = select(larger, size, largest);
         extreme             = select(larger, x[i], extreme);
     }
-    nothing = largest < all(NOTHING);
+    nothing = largest < all(kNothing);
     return extreme;
 }
 
@@ -203,7 +203,7 @@ inline Floats search_positive(const Floats * x, const Floats * w, int nmax, Floa
     for (int i = 0; i < N; i++) {
         max = maximum(max, x[i]);
     }
-    const Ints nothing  = max < all(NOTHING);
+    const Ints nothing  = max < all(kNothing);
     Floats     per_unit = most / max;
     auto       error_of = [&](Floats unit, bool bounded) {
         const Floats scale = all(1) / unit;

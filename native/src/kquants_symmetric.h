@@ -8,13 +8,13 @@
 namespace {
 
 // Levels counted from 0: of the rounded scales, or the search's where those are 0.
-template <int NMAX>
+template <int kMaxLevel>
 inline void put_symmetric_levels(const Group & group, int block, int sub, float d,
                                  uint8_t * level) {
-    const float * x = group.x + block * KQUANT_BLOCK + 16 * sub;
+    const float * x = group.x + block * kSuperBlock + 16 * sub;
     if (d != 0) {
         put_levels(x, 16, level, [=](FloatRegister v) {
-            return clamp(nearest(v / d), -NMAX, NMAX - 1) + float(NMAX);
+            return clamp(nearest(v / d), -kMaxLevel, kMaxLevel - 1) + float(kMaxLevel);
         });
         return;
     }
@@ -24,7 +24,7 @@ inline void put_symmetric_levels(const Group & group, int block, int sub, float 
         return;
     }
     put_levels(x, 16, level, [=](FloatRegister v) {
-        return clamp(nearest(per_unit * v), -NMAX, NMAX - 1) + float(NMAX);
+        return clamp(nearest(per_unit * v), -kMaxLevel, kMaxLevel - 1) + float(kMaxLevel);
     });
 }
 
@@ -42,21 +42,21 @@ inline float extreme_scale(const float * scale) {
 }
 
 inline void finish_q6(Group & group, int block, uint8_t * out) {
-    constexpr int HIGH = 128, SCALES = 192, UNIT = 208, BYTES = 210;
+    constexpr int kHigh = 128, kScales = 192, kUnit = 208, kBytes = 210;
     const float * scale   = group.scale + block * 16;
     const float   extreme = extreme_scale(scale);
-    if ((extreme < 0 ? -extreme : extreme) < NOTHING) {
-        memset(out, 0, BYTES);
+    if ((extreme < 0 ? -extreme : extreme) < kNothing) {
+        memset(out, 0, kBytes);
         return;
     }
     const float per_unit = -128.0f / extreme;
-    put_half(out + UNIT, 1 / per_unit);
-    const float unit  = get_half(out + UNIT);
+    put_half(out + kUnit, 1 / per_unit);
+    const float unit  = get_half(out + kUnit);
     uint8_t   * level = group.level;
     for (int j = 0; j < 16; j++) {
         const int32_t whole = nearest(per_unit * scale[j]);
         const int8_t  kept  = int8_t(whole < 127 ? whole : 127);
-        out[SCALES + j]     = uint8_t(kept);
+        out[kScales + j]     = uint8_t(kept);
         put_symmetric_levels<32>(group, block, j, unit * kept, level + 16 * j);
     }
     for (int half = 0; half < 2; half++) {
@@ -64,7 +64,7 @@ inline void finish_q6(Group & group, int block, uint8_t * out) {
         for (int i = 0; i < 32; i++) {
             out[64 * half + i]      = uint8_t((l[i] & 15) | l[i + 64] << 4);
             out[64 * half + i + 32] = uint8_t((l[i + 32] & 15) | l[i + 96] << 4);
-            out[HIGH + 32 * half + i] = uint8_t(l[i] >> 4 | l[i + 32] >> 4 << 2 |
+            out[kHigh + 32 * half + i] = uint8_t(l[i] >> 4 | l[i + 32] >> 4 << 2 |
                                                 l[i + 64] >> 4 << 4 | l[i + 96] >> 4 << 6);
         }
     }
@@ -101,11 +101,11 @@ inline void pack_q3_scales(const uint8_t * scale, uint8_t * out) {
 // that refine_symmetric left in the group.
 inline void finish_q3(Group & group, int block, const uint8_t * scale, float unit, bool searched,
                       uint8_t * out) {
-    constexpr int LOW = 32, SCALES = 96, UNIT = 108;
-    put_half(out + UNIT, unit);
-    pack_q3_scales(scale, out + SCALES);
-    const float kept_unit = get_half(out + UNIT);
-    uint8_t   * level     = group.level + block * KQUANT_BLOCK;
+    constexpr int kLow = 32, kScales = 96, kUnit = 108;
+    put_half(out + kUnit, unit);
+    pack_q3_scales(scale, out + kScales);
+    const float kept_unit = get_half(out + kUnit);
+    uint8_t   * level     = group.level + block * kSuperBlock;
     for (int j = 0; j < 16; j++) {
         const float d = kept_unit * float(int(scale[j]) - 32);
         if (d != 0 || searched) {
@@ -122,7 +122,7 @@ inline void finish_q3(Group & group, int block, const uint8_t * scale, float uni
     for (int half = 0; half < 2; half++) {
         const uint8_t * l = level + 128 * half;
         for (int i = 0; i < 32; i++) {
-            out[LOW + 32 * half + i] = uint8_t((l[i] & 3) | (l[i + 32] & 3) << 2 |
+            out[kLow + 32 * half + i] = uint8_t((l[i] & 3) | (l[i + 32] & 3) << 2 |
                                                (l[i + 64] & 3) << 4 | (l[i + 96] & 3) << 6);
         }
     }
@@ -135,9 +135,9 @@ inline void quantize_q3_plain(const KquantRows & rows, Group & group, uint8_t * 
         Floats level[16];
         store(group.scale + first, refine_symmetric<16>(x, 4, level));
         const float * levels = reinterpret_cast<const float *>(level);
-        for (int lane = 0; lane < LANES && first + lane < group.n_blocks * 16; lane++) {
+        for (int lane = 0; lane < kLanes && first + lane < group.n_blocks * 16; lane++) {
             for (int i = 0; i < 16; i++) {
-                group.level[(first + lane) * 16 + i] = uint8_t(levels[i * LANES + lane]);
+                group.level[(first + lane) * 16 + i] = uint8_t(levels[i * kLanes + lane]);
             }
         }
     });
@@ -155,7 +155,7 @@ inline void quantize_q3_plain(const KquantRows & rows, Group & group, uint8_t * 
 }
 
 inline void quantize_q3_weighted(const KquantRows & rows, Group & group, uint8_t * out) {
-    float variance[LANES];
+    float variance[kLanes];
     variances(group, variance);
     each_sub_block<16>(rows, group, variance, [&](int first, const Floats * x,
                                                   const Floats * importance, Floats sigma2) {
@@ -181,7 +181,7 @@ inline void quantize_q3_weighted(const KquantRows & rows, Group & group, uint8_t
     for (int b = 0; b < group.n_blocks; b++) {
         uint8_t kept[16];
         for (int j = 0; j < 16; j++) {
-            kept[j] = uint8_t(levels[j * LANES + b]);
+            kept[j] = uint8_t(levels[j * kLanes + b]);
         }
         finish_q3(group, b, kept, units[b], true, out + b * 110);
     }

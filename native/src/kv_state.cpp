@@ -18,10 +18,10 @@
 namespace {
 
 // a power of two, so that a head is a whole number of rotations
-constexpr int32_t LARGEST_ROTATION = 1 << 16;
+constexpr int32_t kLargestRotation = 1 << 16;
 
 // Rows that a thread takes at a time: long enough to forget the cost of taking them.
-constexpr int64_t CHUNK_VALUES = 64 * 1024;
+constexpr int64_t kChunkValues = 64 * 1024;
 
 // Multiplies every run of `size` values by the orthonormal Hadamard matrix of natural order, which
 // is its own inverse: the matrix of ggml_gen_hadamard in llama-kv-cache.cpp.
@@ -90,7 +90,7 @@ bool divides(int32_t rotation, int64_t n) {
     if (rotation == 0) {
         return true;
     }
-    const bool power = rotation >= 8 && rotation <= LARGEST_ROTATION &&
+    const bool power = rotation >= 8 && rotation <= kLargestRotation &&
                        (rotation & (rotation - 1)) == 0;
     return power && n % rotation == 0;
 }
@@ -186,7 +186,7 @@ INFEROS_API int32_t inferos_kv_reencode(const inferos_kv_part * parts, int64_t n
     try {
         std::vector<Chunk> chunks;
         for (int64_t i = 0; i < n_parts; i++) {
-            const int64_t rows = std::max<int64_t>(1, CHUNK_VALUES / parts[i].n_per_row);
+            const int64_t rows = std::max<int64_t>(1, kChunkValues / parts[i].n_per_row);
             for (int64_t first = 0; first < parts[i].n_rows; first += rows) {
                 chunks.push_back({&parts[i], first, std::min(rows, parts[i].n_rows - first)});
             }

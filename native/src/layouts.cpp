@@ -15,15 +15,15 @@
 namespace {
 
 // a multiple of every block and tile there is
-constexpr int64_t N_PER_ROW = 512, N_ROWS = 64;
+constexpr int64_t kNPerRow = 512, kNRows = 64;
 // one column, two, and more than a tile has, with a rest: llama.cpp takes another way for each
-constexpr int64_t COLUMNS[] = {1, 2, 33};
-constexpr ggml_type TYPES[] = {
+constexpr int64_t kColumns[] = {1, 2, 33};
+constexpr ggml_type kTypes[] = {
     GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q8_0, GGML_TYPE_Q2_K, GGML_TYPE_Q4_K,
     GGML_TYPE_Q5_K, GGML_TYPE_Q6_K, GGML_TYPE_IQ4_NL, GGML_TYPE_IQ4_XS,
 };
 // Layouts round and add in their own order; a wrong product is off by its own size.
-constexpr double MOST_ERROR = 1e-3;
+constexpr double kMostError = 1e-3;
 
 struct Free {
     void operator()(ggml_context * c) const { ggml_free(c); }
@@ -48,12 +48,12 @@ std::vector<float> some_values(int64_t n, uint32_t seed) {
     return values;
 }
 
-// The products (n_columns, N_ROWS) with weights in a layout; empty if it does not take them.
+// The products (n_columns, kNRows) with weights in a layout; empty if it does not take them.
 std::vector<float> multiply(ggml_backend_t cpu, ggml_backend_buffer_type_t layout, ggml_type type,
                             const std::vector<uint8_t> & rows, int64_t n_columns) {
     Context       weights = new_context(1), others = new_context(2);
-    ggml_tensor * w = ggml_new_tensor_2d(weights.get(), type, N_PER_ROW, N_ROWS);
-    ggml_tensor * x = ggml_new_tensor_2d(others.get(), GGML_TYPE_F32, N_PER_ROW, n_columns);
+    ggml_tensor * w = ggml_new_tensor_2d(weights.get(), type, kNPerRow, kNRows);
+    ggml_tensor * x = ggml_new_tensor_2d(others.get(), GGML_TYPE_F32, kNPerRow, n_columns);
     ggml_tensor * y = ggml_mul_mat(others.get(), w, x);
     Buffer        empty(ggml_backend_buft_alloc_buffer(layout, 0));
     w->buffer        = empty.get();
@@ -68,12 +68,12 @@ std::vector<float> multiply(ggml_backend_t cpu, ggml_backend_buffer_type_t layou
         return {};
     }
     ggml_backend_tensor_set(w, rows.data(), 0, rows.size());
-    const std::vector<float> input = some_values(N_PER_ROW * n_columns, 7);
+    const std::vector<float> input = some_values(kNPerRow * n_columns, 7);
     ggml_backend_tensor_set(x, input.data(), 0, input.size() * sizeof(float));
     Context       nodes = new_context(0);
     ggml_cgraph * graph = ggml_new_graph(nodes.get());
     ggml_build_forward_expand(graph, y);
-    std::vector<float> output(N_ROWS * n_columns, NAN);
+    std::vector<float> output(kNRows * n_columns, NAN);
     if (ggml_backend_graph_compute(cpu, graph) == GGML_STATUS_SUCCESS) {
         ggml_backend_tensor_get(y, output.data(), 0, output.size() * sizeof(float));
     }
@@ -86,14 +86,14 @@ bool are_near(const std::vector<float> & got, const std::vector<float> & expecte
         off += std::pow(double(got[i]) - expected[i], 2);
         size += std::pow(double(expected[i]), 2);
     }
-    return off <= MOST_ERROR * size;  // false for NaN
+    return off <= kMostError * size;  // false for NaN
 }
 
 bool is_good(ggml_backend_t cpu, ggml_backend_buffer_type_t layout, ggml_type type) {
-    const std::vector<float> values = some_values(N_PER_ROW * N_ROWS, 3);
-    std::vector<uint8_t>     rows(ggml_row_size(type, N_PER_ROW) * N_ROWS);
-    ggml_quantize_chunk(type, values.data(), rows.data(), 0, N_ROWS, N_PER_ROW, nullptr);
-    for (const int64_t n : COLUMNS) {
+    const std::vector<float> values = some_values(kNPerRow * kNRows, 3);
+    std::vector<uint8_t>     rows(ggml_row_size(type, kNPerRow) * kNRows);
+    ggml_quantize_chunk(type, values.data(), rows.data(), 0, kNRows, kNPerRow, nullptr);
+    for (const int64_t n : kColumns) {
         const auto got = multiply(cpu, layout, type, rows, n);
         if (!got.empty() &&
             !are_near(got, multiply(cpu, ggml_backend_cpu_buffer_type(), type, rows, n))) {
@@ -116,7 +116,7 @@ INFEROS_API int32_t inferos_try_layouts(void) {
         ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device),
                                           "ggml_backend_dev_get_extra_bufts"));
     for (auto * layout = extra ? extra(device) : nullptr; layout && *layout; layout++) {
-        for (const ggml_type type : TYPES) {
+        for (const ggml_type type : kTypes) {
             if (!is_good(cpu.get(), *layout, type)) {
                 return INFEROS_NOT_FINITE;
             }

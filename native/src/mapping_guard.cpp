@@ -16,8 +16,8 @@
 
 namespace {
 
-constexpr int32_t MOST_WATCHES = 256;
-constexpr int32_t MOST_PATCHES = 64;
+constexpr int32_t kMostWatches = 256;
+constexpr int32_t kMostPatches = 64;
 
 // The file behind a mapping, as /proc/self/maps names it: on some file systems another device than
 // that of fstat.
@@ -46,9 +46,9 @@ struct Patch {
     uintptr_t start, end;
 };
 
-Watch            watches[MOST_WATCHES];
-Patch            patches[MOST_PATCHES];
-size_t           n_patches = 0;  // ever made; the last MOST_PATCHES are known
+Watch            watches[kMostWatches];
+Patch            patches[kMostPatches];
+size_t           n_patches = 0;  // ever made; the last kMostPatches are known
 std::atomic_flag patching  = ATOMIC_FLAG_INIT;
 struct sigaction previous_action = {};
 
@@ -136,7 +136,7 @@ bool find_mapping(uintptr_t address, Mapping & mapping) {
 }
 
 bool was_patched(uintptr_t address) {
-    const size_t n = n_patches < MOST_PATCHES ? n_patches : MOST_PATCHES;
+    const size_t n = n_patches < kMostPatches ? n_patches : kMostPatches;
     for (size_t i = 0; i < n; i++) {
         if (address >= patches[i].start && address < patches[i].end) {
             return true;
@@ -176,7 +176,7 @@ bool patch(uintptr_t address) {
     if (zeros == MAP_FAILED) {
         return false;
     }
-    patches[n_patches++ % MOST_PATCHES] = {start, mapping.end};
+    patches[n_patches++ % kMostPatches] = {start, mapping.end};
     return true;
 }
 
@@ -245,7 +245,7 @@ INFEROS_API int32_t inferos_guard_watch(int32_t file) {
     if (!install() || !identify(file, id)) {
         return -1;
     }
-    for (int32_t i = 0; i < MOST_WATCHES; i++) {
+    for (int32_t i = 0; i < kMostWatches; i++) {
         int32_t free = 0;
         if (watches[i].active.compare_exchange_strong(free, 1)) {
             watches[i].file = id;

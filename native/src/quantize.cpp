@@ -25,7 +25,7 @@
 namespace {
 
 // about 64 K values: 256 KB of float32 scratch, inside L2
-constexpr int64_t CHUNK_VALUES = 64 * 1024;
+constexpr int64_t kChunkValues = 64 * 1024;
 
 bool is_source_type(int32_t type) {
     return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
@@ -39,10 +39,8 @@ bool is_target_type(int32_t type) {
 }
 
 #if defined(__x86_64__) || defined(__i386__)
-#define FOR_AVX2 __attribute__((target("avx2,f16c")))
-
 // ggml's own widens one value at a time
-FOR_AVX2 void widen_halves(const ggml_fp16_t * src, float * dst, int64_t n) {
+[[gnu::target("avx2,f16c")]] void widen_halves(const ggml_fp16_t * src, float * dst, int64_t n) {
     int64_t i = 0;
     for (; i + 8 <= n; i += 8) {
         const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i *>(src + i));
@@ -95,12 +93,12 @@ float largest_value(ggml_type target) {
 
 // Independent lanes, which vectorize without leave to reorder sums. The AVX2 code below has the same
 // lanes and the same bits.
-constexpr int ERROR_LANES = 8;
+constexpr int kErrorLanes = 8;
 
 struct ErrorSums {
-    double squared_error[ERROR_LANES] = {};
-    double squared_value[ERROR_LANES] = {};
-    float  largest[ERROR_LANES]       = {};
+    double squared_error[kErrorLanes] = {};
+    double squared_value[kErrorLanes] = {};
+    float  largest[kErrorLanes]       = {};
 
     void add(int lane, float was, float is) {
         const float difference = was - is;
@@ -111,12 +109,12 @@ struct ErrorSums {
 };
 
 #if defined(__x86_64__) || defined(__i386__)
-FOR_AVX2 int64_t add_error_avx2(ErrorSums & sums, const float * was, const float * is, int64_t n) {
+[[gnu::target("avx2,f16c")]] int64_t add_error_avx2(ErrorSums & sums, const float * was, const float * is, int64_t n) {
     __m256d error_low = _mm256_setzero_pd(), error_high = error_low;
     __m256d value_low = error_low, value_high = error_low;
     __m256  largest = _mm256_setzero_ps();
     int64_t i       = 0;
-    for (; i + ERROR_LANES <= n; i += ERROR_LANES) {
+    for (; i + kErrorLanes <= n; i += kErrorLanes) {
         const __m256  before     = _mm256_loadu_ps(was + i);
         const __m256  difference = _mm256_sub_ps(before, _mm256_loadu_ps(is + i));
         const __m256d d_low      = _mm256_cvtps_pd(_mm256_castps256_ps128(difference));
@@ -143,15 +141,15 @@ int64_t add_error_avx2(ErrorSums &, const float *, const float *, int64_t) { ret
 void add_error(inferos_quantize_error & error, const float * was, const float * is, int64_t n) {
     ErrorSums sums;
     int64_t   i = has_avx2() ? add_error_avx2(sums, was, is, n) : 0;
-    for (; i + ERROR_LANES <= n; i += ERROR_LANES) {
-        for (int lane = 0; lane < ERROR_LANES; lane++) {
+    for (; i + kErrorLanes <= n; i += kErrorLanes) {
+        for (int lane = 0; lane < kErrorLanes; lane++) {
             sums.add(lane, was[i + lane], is[i + lane]);
         }
     }
     for (; i < n; i++) {
         sums.add(0, was[i], is[i]);
     }
-    for (int lane = 0; lane < ERROR_LANES; lane++) {
+    for (int lane = 0; lane < kErrorLanes; lane++) {
         error.sum_squared_error += sums.squared_error[lane];
         error.sum_squared_value += sums.squared_value[lane];
         error.max_abs_error = std::max(error.max_abs_error, double(sums.largest[lane]));
@@ -211,7 +209,7 @@ struct Worker {
             ggml_quantize_chunk(target, wide.get(), out, 0, rows, job.n_per_row, job.importance);
             return;
         }
-        const int64_t blocks = job.n_per_row / KQUANT_BLOCK;
+        const int64_t blocks = job.n_per_row / kSuperBlock;
         kquant({wide.get(), reinterpret_cast<uint8_t *>(out), job.importance, rows * blocks, blocks,
                 kquant_bits(target)});
     }
@@ -275,7 +273,7 @@ INFEROS_API int32_t inferos_quantize_rows(const inferos_quantize_job * job,
     ggml_quantize_init(static_cast<ggml_type>(job->dst_type));
 
     const int64_t chunk_rows =
-        std::max<int64_t>(1, std::min(job->n_rows, CHUNK_VALUES / job->n_per_row));
+        std::max<int64_t>(1, std::min(job->n_rows, kChunkValues / job->n_per_row));
     const int64_t n_chunks = (job->n_rows + chunk_rows - 1) / chunk_rows;
     const int64_t n_workers =
         std::max<int64_t>(1, std::min<int64_t>(job->n_threads, n_chunks));
