@@ -42,7 +42,7 @@ from infer_os.native.cpu import multiply_rate, read_bandwidth
 from infer_os.native.gguf_file import read_gguf_header
 from infer_os.native.layouts import llama_layouts
 from infer_os.native.library import llama_version
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 
 _SIDES = {"native": ("mmap", True), "stock": ("mmap", False), "repacked": ("fast", False)}
 
@@ -85,7 +85,7 @@ def sides(path: Path, names: list[str], params: ContextParams) -> Iterator[dict[
         contexts = {}
         for name in names:
             load, native = _SIDES[name]
-            model = stack.enter_context(Model(path, load=load, native=native))
+            model = stack.enter_context(LlamaModel(path, load=load, native=native))
             contexts[name] = stack.enter_context(Context(model, params))
         yield contexts
 

@@ -18,7 +18,7 @@ from infer_os.native.activations import ActivationCollector
 from infer_os.native.errors import EvaluateError
 from infer_os.native.gguf_file import read_gguf_header
 from infer_os.native.interrupt import interruptible
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 from infer_os.native.scoring import (
     Subject,
     WindowSettings,
@@ -63,7 +63,7 @@ def collect_importance(
         NativeError: the model cannot be loaded, or decoding failed or was interrupted.
     """
     data, name = _read_text(text, max_chunks * n_ctx * _BYTES_PER_TOKEN)
-    with Model(model) as loaded:
+    with LlamaModel(model) as loaded:
         chunk_size = min(n_ctx, loaded.n_ctx_train or n_ctx)
         tokens = loaded.vocab.tokenize(data, parse_special=False)
         try:

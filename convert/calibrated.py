@@ -16,7 +16,7 @@ from pathlib import Path
 
 from infer_os.files import sync_folder
 from infer_os.native.interrupt import interruptible
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 from infer_os.native.scoring import Divergence, Subject, WindowSettings, compare_models
 
 from .calibrate import collect_importance
@@ -173,7 +173,7 @@ def _held_out_tokens(model: Path, text: str, path: Path) -> list[int]:
     Raises:
         SourceError: there is too little of it.
     """
-    with Model(model, vocab_only=True) as loaded:
+    with LlamaModel(model, vocab_only=True) as loaded:
         tokens = loaded.vocab.tokenize(text, parse_special=False)
     if len(tokens) < _SMALLEST_WINDOW:
         raise SourceError(
@@ -190,7 +190,7 @@ def _quality(
     settings: ConvertSettings,
     progress: Progress | None,
 ) -> PlacedQuality:
-    with Model(reference) as fine, Model(candidate) as coarse, interruptible():
+    with LlamaModel(reference) as fine, LlamaModel(candidate) as coarse, interruptible():
         window = min(_WINDOW, fine.n_ctx_train or _WINDOW, len(tokens))
         windows = WindowSettings(settings.n_threads, window, _COMPARED_WINDOWS)
         result: Divergence = compare_models(

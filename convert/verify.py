@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from infer_os.native.context import Context, ContextParams
 from infer_os.native.errors import NativeError
 from infer_os.native.gguf_file import read_gguf_header
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 
 from .conversion_plan import ConversionPlan, Job
 from .errors import VerifyError
@@ -76,7 +76,7 @@ def verify_logits(path: Path, n_threads: int) -> int:
         VerifyError: it does not load, or its logits are no numbers, or all the same.
     """
     try:
-        with Model(path) as model:
+        with LlamaModel(path) as model:
             most = max(model.vocab.n_normal, 1)
             tokens = [most * i // _N_TOKENS for i in range(_N_TOKENS)]
             params = ContextParams(min(64, model.n_ctx_train), n_threads)

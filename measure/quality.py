@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from infer_os.fields import check_fields, whole
 from infer_os.native.gguf_file import GgufHeader, read_gguf_header
 from infer_os.native.interrupt import interruptible
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 from infer_os.native.scoring import (
     Divergence,
     Perplexity,
@@ -130,7 +130,7 @@ def read_tokens(path: Path, text: str, settings: QualitySettings) -> list[int]:
     Raises:
         EvaluateError: it does not fill a window, or the model's context is smaller than one.
     """
-    with Model(path, vocab_only=True) as model:
+    with LlamaModel(path, vocab_only=True) as model:
         tokens = model.vocab.tokenize(text, parse_special=False)
         cut_windows(model, tokens, settings.cut())
     return tokens
@@ -196,11 +196,11 @@ def _whole(
 ) -> Perplexity | Divergence:
     stage = schedule.stages[0]
     with ExitStack() as stack:
-        model = stack.enter_context(Model(path))
+        model = stack.enter_context(LlamaModel(path))
         subject = Subject(model, stage.type_k, stage.type_v)
         if reference is None:
             return evaluate_perplexity(subject, tokens, settings.cut(), progress)
-        other = stack.enter_context(Model(reference))
+        other = stack.enter_context(LlamaModel(reference))
         return compare_models(Subject(other), subject, tokens, settings.cut(), progress)
 
 
@@ -224,7 +224,7 @@ def _staged(
             )
             for one, spec in zip(paths[::-1], (kv, "f16"), strict=False)
         ][::-1]  # fmt: skip
-        with Model(path, vocab_only=True) as model:
+        with LlamaModel(path, vocab_only=True) as model:
             windows = cut_windows(model, tokens, cut)
         stack.enter_context(interruptible())
         scores = []

@@ -10,7 +10,7 @@ import numpy as np
 
 from infer_os.native.batch_context import BatchContext, BatchContextParams, Rows
 from infer_os.native.interrupt import interruptible
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 from infer_os.native.sampler_chain import SamplerChain
 from infer_os.runtime.plan.memory_plan import Sizes
 from infer_os.runtime.settings import EngineSettings
@@ -56,7 +56,7 @@ def measure_batches(
     found: list[Measurement] = []
     total, done = len(batches) * repeats, 0
     with (
-        Model(path, load=settings.load, native=settings.native) as model,
+        LlamaModel(path, load=settings.load, native=settings.native) as model,
         SamplerChain() as sampler,
         interruptible(),
     ):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .context import decode_failure
 from .errors import DecodeError
-from .model import Model
+from .model import LlamaModel
 from .new_context import ContextSizes, new_context
 from .owner import Owner
 from .sampler_chain import SamplerChain
@@ -58,7 +58,7 @@ class Rows:
 class BatchContext(Owner):
     """A KV cache for many sequences. A context manager; close it before its model."""
 
-    def __init__(self, model: Model, params: BatchContextParams) -> None:
+    def __init__(self, model: LlamaModel, params: BatchContextParams) -> None:
         """Allocate.
 
         Raises:

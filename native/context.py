@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .errors import ContextFull, DecodeError, Interrupted, StateError
 from .kv_state import State
 from .logs import forget_complaints, last_complaint
-from .model import Model
+from .model import LlamaModel
 from .new_context import ContextSizes, Observer, new_context
 from .owner import Owner
 from .sampler_chain import SamplerChain
@@ -58,7 +58,7 @@ class Context(Owner):
     """A KV cache with its compute buffers. A context manager; close it before its model."""
 
     def __init__(
-        self, model: Model, params: ContextParams, observer: Observer | None = None
+        self, model: LlamaModel, params: ContextParams, observer: Observer | None = None
     ) -> None:
         """Allocate.
 

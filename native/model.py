@@ -288,7 +288,7 @@ def _start_backend() -> None:
     llama_cpp.llama_backend_init()
 
 
-class Model(Owner):
+class LlamaModel(Owner):
     """A loaded model. A context manager; close its contexts first."""
 
     def __init__(

@@ -17,7 +17,7 @@ from .errors import ModelLoadError
 from .ggml_types import ggml_type_named
 from .interrupt import abort_callback
 from .logs import forget_complaints, last_complaint
-from .model import Model
+from .model import LlamaModel
 
 _SWITCH = "LLAMA_ATTN_ROT_DISABLE"
 
@@ -74,7 +74,7 @@ def rotation(wanted: bool) -> Iterator[bool]:
 
 
 def new_context(
-    model: Model, sizes: ContextSizes, what: str, observer: Observer | None = None
+    model: LlamaModel, sizes: ContextSizes, what: str, observer: Observer | None = None
 ) -> tuple[Any, bool]:
     """A ``llama_context *``, and whether it rotates.
 

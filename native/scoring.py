@@ -22,7 +22,7 @@ from .context import Context, ContextParams
 from .errors import EvaluateError
 from .interrupt import interruptible
 from .library import load_library
-from .model import Model
+from .model import LlamaModel
 from .new_context import Observer
 
 Progress = Callable[[int, int], None]
@@ -66,7 +66,7 @@ class WindowSettings:
 class Subject:
     """A model and the cache that it runs with."""
 
-    model: Model
+    model: LlamaModel
     type_k: str = "f16"
     type_v: str = "f16"
 
@@ -124,7 +124,7 @@ class Divergence:
 
 
 def cut_windows(
-    model: Model, tokens: Sequence[int] | NDArray[Any], settings: WindowSettings
+    model: LlamaModel, tokens: Sequence[int] | NDArray[Any], settings: WindowSettings
 ) -> NDArray[np.int32]:
     """Cut tokens into (n_windows, n_ctx), as llama-imatrix and llama-perplexity do.
 

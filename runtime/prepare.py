@@ -8,7 +8,7 @@ from pathlib import Path
 from infer_os.models.shape import ModelShape
 from infer_os.native.backend import kernel_status, layout_notes, repacking
 from infer_os.native.gguf_file import GgufHeader
-from infer_os.native.model import LOAD_MODES, Model
+from infer_os.native.model import LOAD_MODES, LlamaModel
 
 from .pages import check_lockable, check_locked, drop_pages, locked_bytes, prefetch
 from .plan.machine import read_memory
@@ -65,7 +65,7 @@ def load_model(
     *,
     progress: Callable[[float], None] | None = None,
     warmed: Callable[[int, int], None] | None = None,
-) -> Model:
+) -> LlamaModel:
     """Load the weights as ``--load``, ``--prefetch`` and ``--drop-pages`` say.
 
     Args:
@@ -86,7 +86,7 @@ def load_model(
     if settings.prefetch:
         prefetch(path, warmed)
     before = locked_bytes() if locked else 0
-    model = Model(path, load=settings.load, native=settings.native, progress=progress)
+    model = LlamaModel(path, load=settings.load, native=settings.native, progress=progress)
     try:
         if locked:
             check_locked(path, n_bytes, before)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
 from infer_os.native.context import Context, ContextParams
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def all_logits(
     gguf: Path, tokens: list[int], type_k: str = "f16", type_v: str = "f16"
 ) -> NDArray[np.float32]:
     """Logits after every token, (n_tokens, n_vocab), in one batch."""
-    with Model(gguf) as model:
+    with LlamaModel(gguf) as model:
         params = ContextParams(
             n_ctx=max(64, len(tokens)), n_threads=1, n_outputs_max=len(tokens),
             type_k=type_k, type_v=type_v,

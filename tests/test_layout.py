@@ -311,7 +311,7 @@ def test_a_wrong_arrow_is_seen(source: str, text: str) -> None:
     ("source", "text"),
     [
         ("convert/a.py", "import infer_os\nfrom infer_os import __version__"),
-        ("convert/a.py", "from infer_os.native.model import Model\nfrom .blocks import ahead"),
+        ("convert/a.py", "from infer_os.native.model import LlamaModel\nfrom .blocks import ahead"),
         ("runtime/a.py", "from ..models.styles import STYLES"),
         ("native/a.py", "import ctypes, llama_cpp\nfrom ..files import write_file"),
         ("runtime/batch/a.py", "from ..settings import EngineSettings"),

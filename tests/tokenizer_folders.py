@@ -11,7 +11,7 @@ import gguf
 
 from infer_os.convert import gguf_writer
 from infer_os.convert.tokenizer import GgufVocabulary, fit_to_rows, read_tokens
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 
 
 def read(folder: Path) -> GgufVocabulary:
@@ -45,5 +45,5 @@ def tokenize_all(
     folder: Path, texts: Sequence[str], target: Path, *, parse_special: bool = True
 ) -> list[list[int]]:
     """Token ids of each text through the folder's converted vocabulary."""
-    with Model(write_gguf(read(folder), target), vocab_only=True) as model:
+    with LlamaModel(write_gguf(read(folder), target), vocab_only=True) as model:
         return [model.vocab.tokenize(text, parse_special=parse_special) for text in texts]

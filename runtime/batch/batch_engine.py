@@ -22,7 +22,7 @@ from infer_os.native.constraint import constraint_bytes
 from infer_os.native.errors import ConstraintFailed, GrammarError
 from infer_os.native.graph_check import read_model_header
 from infer_os.native.interrupt import interruptible
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 from infer_os.native.owner import Owner
 
 from ..engine import kv_model
@@ -78,7 +78,7 @@ class BatchEngine(Owner):
         batch: BatchSettings | None = None,
         *,
         warmed: Callable[[int, int], None] | None = None,
-        model: Model | None = None,
+        model: LlamaModel | None = None,
     ) -> None:
         """Plan, check, load, allocate; with ``parallel`` 0 measure how many sequences are worth it.
 
@@ -183,7 +183,7 @@ class BatchEngine(Owner):
         return new
 
     @property
-    def model(self) -> Model:
+    def model(self) -> LlamaModel:
         """The loaded model."""
         return self._model
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from infer_os.native.context import Context, ContextParams
 from infer_os.native.errors import StateError
 from infer_os.native.kv_state import KvFormat, State, read_layout, reencode_state
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 from infer_os.native.owner import Owner
 
 from .schedule import KvModel, KvSchedule, KvStage, batch_tokens
@@ -80,7 +80,9 @@ class StagedCache(Owner):
     ``notes`` collects what a user should know about changes of stage.
     """
 
-    def __init__(self, model: Model, kv: KvModel, schedule: KvSchedule, n_outputs: int = 1) -> None:
+    def __init__(
+        self, model: LlamaModel, kv: KvModel, schedule: KvSchedule, n_outputs: int = 1
+    ) -> None:
         """Allocate the first stage.
 
         Args:

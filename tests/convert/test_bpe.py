@@ -24,7 +24,7 @@ from tokenizers import (
 
 from infer_os.convert.errors import ConvertError, FileFormatError, SourceError, UnsupportedError
 from infer_os.convert.vocabulary import TokenType
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 
 END = "<|endoftext|>"
 CONTROL, USER_DEFINED, NORMAL = TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.NORMAL
@@ -101,7 +101,7 @@ def write_json(path: Path, value: Any) -> None:
 def agrees(folder: Path, oracle: Tokenizer, marks: list[str]) -> None:
     """Convert the folder's tokenizer; its tokens and text must be the oracle's."""
     target = write_gguf(read(folder), folder / "m.gguf")
-    with Model(target, vocab_only=True) as model:
+    with LlamaModel(target, vocab_only=True) as model:
         for text in TEXTS + random_texts(marks):
             ids = oracle.encode(text).ids
             assert model.vocab.tokenize(text) == ids, text
@@ -203,7 +203,7 @@ def test_a_special_token_without_an_id_is_noted(pair: Path) -> None:
 def test_bos_before_each_text(pair: Path, tokenizer: Tokenizer) -> None:
     settings = {"add_bos_token": True, "bos_token": END}
     write_json(pair / "tokenizer_config.json", settings)
-    with Model(write_gguf(read(pair), pair / "m.gguf"), vocab_only=True) as model:
+    with LlamaModel(write_gguf(read(pair), pair / "m.gguf"), vocab_only=True) as model:
         first = tokenizer.token_to_id(END)
         assert model.vocab.tokenize("hello") == [first, *tokenizer.encode("hello").ids]
         assert model.vocab.tokenize("hello", add_special=False) == tokenizer.encode("hello").ids
@@ -372,7 +372,7 @@ def test_every_code_point_splits_alike(tmp_path: Path, name: str) -> None:
         _bloom(tokenizer)
     folder = saved(tokenizer, tmp_path / "json")
     # beyond, GPT-2's \p{L} and \p{N} differ in what Unicode 16 added: 4,382 code points
-    with Model(write_gguf(read(folder), folder / "m.gguf"), vocab_only=True) as model:
+    with LlamaModel(write_gguf(read(folder), folder / "m.gguf"), vocab_only=True) as model:
         codes = [*range(0xA1, 0x1C80), *range(0x1CD0, 0xA7C0), *range(0xF900, 0x10000)]
         for at in range(0, len(codes), 32):
             some = map(chr, codes[at : at + 32])

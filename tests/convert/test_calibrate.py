@@ -18,7 +18,7 @@ from infer_os.convert.imatrix import ImportanceMatrix, read_imatrix
 from infer_os.native.errors import GgufError
 from infer_os.native.ggml_types import ggml_type_named
 from infer_os.native.gguf_file import read_gguf_header, tensor_array
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 from infer_os.native.quantize import quantize_rows
 from infer_os.native.scoring import Divergence, Subject, WindowSettings, compare_models
 
@@ -62,7 +62,7 @@ def test_a_text_may_be_given_itself(converted: Converter) -> None:
 def test_chunks_do_not_see_each_other(converted: Converter) -> None:
     path = converted(PARALLEL, "f32")
     text = (GOLDEN / "text.txt").read_text()
-    with Model(path) as model:
+    with LlamaModel(path) as model:
         vocab = model.vocab
         tokens = vocab.tokenize(text, parse_special=False)
         second = vocab.detokenize(tokens[64:128]).decode()
@@ -164,11 +164,11 @@ def test_importance_brings_a_quantized_model_closer(converted: Converter, tmp_pa
     text = HELD_OUT.read_text()
     matrix = collect_importance(full, text[: len(text) // 2], n_threads=1, n_ctx=256, max_chunks=12)
     settings = WindowSettings(n_threads=1, n_ctx=256, max_windows=10)
-    with Model(full) as reference:
+    with LlamaModel(full) as reference:
         tokens = reference.vocab.tokenize(text[len(text) // 2 :])
 
         def divergence(path: Path) -> Divergence:
-            with Model(path) as candidate:
+            with LlamaModel(path) as candidate:
                 return compare_models(Subject(reference), Subject(candidate), tokens, settings)
 
         for kind in ("q4_0", "iq3_s"):

@@ -29,7 +29,7 @@ from infer_os.convert.pipeline import convert
 from infer_os.convert.report import ConversionReport
 from infer_os.convert.settings import ConvertSettings
 from infer_os.native.gguf_file import GgufArray, GgufHeader, read_gguf_header
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 
 
 def run(folder: Path, output: Path, kind: str = "f16") -> ConversionReport:
@@ -376,7 +376,7 @@ def test_a_vocabulary_smaller_than_the_embedding_is_padded(tmp_path: Path) -> No
     assert 5 not in types[:300]
     assert len(set(tokens)) == 320
     assert any("padded" in note for note in report.notes)
-    with Model(target) as model:
+    with LlamaModel(target) as model:
         assert (model.vocab.n_tokens, model.vocab.n_normal) == (320, 300)
 
 
@@ -393,7 +393,7 @@ def test_added_tokens_without_a_row_are_left_out(tmp_path: Path, checkpoint: Pat
     _fewer_rows(checkpoint, 298)
     report = run(checkpoint, tmp_path / "m.gguf")
     assert any("2 added tokens" in note for note in report.notes)
-    with Model(tmp_path / "m.gguf") as model:
+    with LlamaModel(tmp_path / "m.gguf") as model:
         assert model.vocab.n_tokens == 298
         assert max(model.vocab.tokenize("a      b")) < 298
 
@@ -428,7 +428,7 @@ def test_a_checkpoint_without_an_end_token_ends_at_a_special_one(
     report = run(checkpoint, tmp_path / "m.gguf")
     assert read_gguf_header(tmp_path / "m.gguf").metadata["tokenizer.ggml.eos_token_id"] == 0
     assert any("no end token named; '<|" in note for note in report.notes)
-    with Model(tmp_path / "m.gguf", vocab_only=True) as model:
+    with LlamaModel(tmp_path / "m.gguf", vocab_only=True) as model:
         assert [t for t in range(model.vocab.n_tokens) if model.vocab.is_end(t)] == [0]
 
 
@@ -460,7 +460,7 @@ def test_a_template_that_starts_each_text(tmp_path: Path, checkpoint: Path, bos:
     edit_json(checkpoint / "tokenizer.json", _bos_template)
     run(checkpoint, tmp_path / "m.gguf")
     oracle = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
-    with Model(tmp_path / "m.gguf", vocab_only=True) as model:
+    with LlamaModel(tmp_path / "m.gguf", vocab_only=True) as model:
         for text in ("", "hello"):
             assert model.vocab.tokenize(text) == oracle.encode(text).ids
             plain = oracle.encode(text, add_special_tokens=False).ids
@@ -488,7 +488,7 @@ def test_a_chat_template_comes_along(tmp_path: Path, checkpoint: Path, where: st
     else:
         (checkpoint / "chat_template.jinja").write_text(template, encoding="utf-8")
     run(checkpoint, tmp_path / "m.gguf")
-    with Model(tmp_path / "m.gguf", vocab_only=True) as model:
+    with LlamaModel(tmp_path / "m.gguf", vocab_only=True) as model:
         assert model.chat_template == template
 
 
@@ -496,5 +496,5 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     folder = copy_checkpoint(PARALLEL, tmp_path / os.fsdecode(b"gr\xfcn"))
     target = tmp_path / os.fsdecode(b"\xff.gguf")
     run(folder, target)
-    with Model(target) as model:
+    with LlamaModel(target) as model:
         assert model.vocab.n_tokens == 300

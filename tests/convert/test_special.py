@@ -13,7 +13,7 @@ from infer_os.convert.errors import FileFormatError, UnsupportedError
 from infer_os.convert.special import with_end
 from infer_os.convert.vocabulary import GgufVocabulary, TokenType
 from infer_os.native.gguf_file import read_gguf_header
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 
 WORDS = ["<unk>", "<s>", "</s>", "<pad>", "<sep>", "<cls>", "<mask>", "<a>", "<b>", "<c>", "<d>"]
 
@@ -36,7 +36,7 @@ def write(folder: Path, name: str, value: Any) -> None:
 
 def ends(vocabulary: GgufVocabulary, folder: Path) -> list[str]:
     """What ends a generation, to llama.cpp."""
-    with Model(write_gguf(vocabulary, folder / "m.gguf"), vocab_only=True) as model:
+    with LlamaModel(write_gguf(vocabulary, folder / "m.gguf"), vocab_only=True) as model:
         found = [i for i in range(model.vocab.n_tokens) if model.vocab.is_end(i)]
     return [vocabulary.tokens[i] for i in found]
 
@@ -115,7 +115,7 @@ def _template(*pieces: str | None) -> dict[str, Any]:
 def test_tokens_around_a_text(folder: Path, processor: Any, expected: list[int]) -> None:
     data = json.loads((folder / "tokenizer.json").read_text())
     write(folder, "tokenizer", {**data, "post_processor": processor})
-    with Model(write_gguf(read(folder), folder / "m.gguf"), vocab_only=True) as model:
+    with LlamaModel(write_gguf(read(folder), folder / "m.gguf"), vocab_only=True) as model:
         assert model.vocab.tokenize("x") == expected
         assert model.vocab.tokenize("x", add_special=False) == [11]
 
@@ -153,7 +153,7 @@ def test_named_chat_templates(folder: Path) -> None:
     assert list(metadata["tokenizer.chat_templates"]) == ["tool", "rag"]
     assert metadata["tokenizer.chat_template.tool"] == "T"
     assert metadata["tokenizer.chat_template.rag"] == "R"
-    with Model(path, vocab_only=True) as model:
+    with LlamaModel(path, vocab_only=True) as model:
         assert model.chat_template == "D"
 
 

@@ -19,7 +19,7 @@ from infer_os.convert.errors import ConvertError, FileFormatError, UnsupportedEr
 from infer_os.convert.sentencepiece_file import read_sentencepiece
 from infer_os.convert.vocabulary import GgufVocabulary, TokenType, fit_to_rows
 from infer_os.native.gguf_file import read_gguf_header
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 from infer_os.runtime.text import TextStream
 
 MODELS = sorted(path.parent for path in (TESTS / "reference" / "tokenizers").glob("*/spiece.model"))
@@ -44,7 +44,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("graph", ["gptneox", "gpt2"])
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.name)
 def test_tokens_of_the_real_library(path: Path, graph: str, tmp_path: Path) -> None:
-    with Model(write_gguf(read(path), tmp_path / "m.gguf", graph), vocab_only=True) as model:
+    with LlamaModel(write_gguf(read(path), tmp_path / "m.gguf", graph), vocab_only=True) as model:
         differing = {
             row["text"]
             for row in rows(path)
@@ -56,7 +56,7 @@ def test_tokens_of_the_real_library(path: Path, graph: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.name)
 def test_streamed_text_of_the_real_library(path: Path, tmp_path: Path) -> None:
-    with Model(write_gguf(read(path), tmp_path / "m.gguf"), vocab_only=True) as model:
+    with LlamaModel(write_gguf(read(path), tmp_path / "m.gguf"), vocab_only=True) as model:
         for row in rows(path):
             if 0 in row["ids"]:
                 continue  # the library writes " ⁇ " for the unknown token, we write nothing
@@ -67,7 +67,7 @@ def test_streamed_text_of_the_real_library(path: Path, tmp_path: Path) -> None:
 
 
 def test_bytes_of_a_character_arrive_together(tmp_path: Path) -> None:
-    with Model(write_gguf(read(BYTES), tmp_path / "m.gguf"), vocab_only=True) as model:
+    with LlamaModel(write_gguf(read(BYTES), tmp_path / "m.gguf"), vocab_only=True) as model:
         ids = model.vocab.tokenize("x😀y")
         assert len(ids) == 6
         stream = TextStream()
@@ -76,7 +76,7 @@ def test_bytes_of_a_character_arrive_together(tmp_path: Path) -> None:
 
 
 def test_special_tokens_in_text(tmp_path: Path) -> None:
-    with Model(write_gguf(read(BYTES), tmp_path / "m.gguf"), vocab_only=True) as model:
+    with LlamaModel(write_gguf(read(BYTES), tmp_path / "m.gguf"), vocab_only=True) as model:
         tokenize = model.vocab.tokenize
         assert tokenize("a</s>b") == [*tokenize("a"), 2, *tokenize("b")]
         # bytes on both sides, so that our own fallback cuts the text
@@ -87,21 +87,21 @@ def test_special_tokens_in_text(tmp_path: Path) -> None:
 
 
 def test_lower_case_spares_special_tokens(tmp_path: Path) -> None:
-    with Model(write_gguf(read(WORDS), tmp_path / "m.gguf"), vocab_only=True) as model:
+    with LlamaModel(write_gguf(read(WORDS), tmp_path / "m.gguf"), vocab_only=True) as model:
         tokens = [model.vocab.tokenize(text) for text in ("The CAT[SEP]It", "the cat[SEP]it")]
         assert tokens[0] == tokens[1]
         assert read(WORDS).tokens.index("[SEP]") in tokens[0]
 
 
 def test_nothing_is_added_around_a_text(tmp_path: Path) -> None:
-    with Model(write_gguf(read(WORDS), tmp_path / "m.gguf"), vocab_only=True) as model:
+    with LlamaModel(write_gguf(read(WORDS), tmp_path / "m.gguf"), vocab_only=True) as model:
         assert model.vocab.tokenize("") == []
         assert model.vocab.tokenize("it") == model.vocab.tokenize("it", add_special=False)
 
 
 def test_one_letter_of_many(tmp_path: Path) -> None:
     """The normalizer may write more tokens than the text has bytes."""
-    with Model(write_gguf(read(WORDS), tmp_path / "m.gguf"), vocab_only=True) as model:
+    with LlamaModel(write_gguf(read(WORDS), tmp_path / "m.gguf"), vocab_only=True) as model:
         alone = model.vocab.tokenize("\ufdfa", parse_special=False)
         assert len(model.vocab.tokenize("\ufdfa" * 50)) > 3 * len(alone)
 
@@ -128,7 +128,7 @@ def types_index(vocabulary: GgufVocabulary, text: str) -> int:
 
 def test_padding_is_never_matched(tmp_path: Path) -> None:
     vocabulary = fit_to_rows(read(BYTES), 600)
-    with Model(write_gguf(vocabulary, tmp_path / "m.gguf"), vocab_only=True) as model:
+    with LlamaModel(write_gguf(vocabulary, tmp_path / "m.gguf"), vocab_only=True) as model:
         assert max(model.vocab.tokenize("a[PAD590]b")) < 590
         assert model.vocab.n_normal == len(read(BYTES).tokens)
     assert len(vocabulary.scores) == 600
@@ -144,7 +144,7 @@ def test_added_tokens_beyond_the_pieces(folder: Path, tmp_path: Path) -> None:
     (folder / "added_tokens.json").write_text(json.dumps({"<extra_id_0>": size + 2}))
     vocabulary = read(folder)
     assert vocabulary.tokens[size:] == (f"[PAD{size}]", f"[PAD{size + 1}]", "<extra_id_0>")
-    with Model(write_gguf(vocabulary, tmp_path / "m.gguf"), vocab_only=True) as model:
+    with LlamaModel(write_gguf(vocabulary, tmp_path / "m.gguf"), vocab_only=True) as model:
         assert model.vocab.tokenize("it<extra_id_0>")[-1] == size + 2
 
 
@@ -182,7 +182,7 @@ def spiece(folder: Path, data: bytes) -> Path:
 
 
 def pieces_of(vocabulary: GgufVocabulary, text: str, target: Path) -> list[str]:
-    with Model(write_gguf(vocabulary, target), vocab_only=True) as model:
+    with LlamaModel(write_gguf(vocabulary, target), vocab_only=True) as model:
         return [vocabulary.tokens[i] for i in model.vocab.tokenize(text)]
 
 

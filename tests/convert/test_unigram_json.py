@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from infer_os.convert.errors import ConvertError, FileFormatError, UnsupportedError
 from infer_os.convert.sentencepiece_file import read_sentencepiece
 from infer_os.convert.vocabulary import GgufVocabulary
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 
 WORDS = TESTS / "reference" / "tokenizers" / "words"
 
@@ -37,7 +37,7 @@ def rows() -> list[dict[str, Any]]:
 
 def pieces_of(vocabulary: GgufVocabulary, text: str, target: Path) -> list[str]:
     """The texts of a text's tokens."""
-    with Model(write_gguf(vocabulary, target), vocab_only=True) as model:
+    with LlamaModel(write_gguf(vocabulary, target), vocab_only=True) as model:
         return [vocabulary.tokens[i] for i in model.vocab.tokenize(text)]
 
 
@@ -103,7 +103,7 @@ def test_tokenizer_json_against_the_tokenizers_library(
     vocabulary = read(only_json(folder, data))
     assert not vocabulary.add_eos
     assert any("end token" in note for note in vocabulary.notes)
-    with Model(write_gguf(vocabulary, tmp_path / "m.gguf"), vocab_only=True) as model:
+    with LlamaModel(write_gguf(vocabulary, tmp_path / "m.gguf"), vocab_only=True) as model:
         differing = set()
         for row in rows():
             # the settings say lower case, which this file's normalizer does not
@@ -153,7 +153,7 @@ def test_added_tokens_and_steps(
     words += ["A", "x", " ", "a ", "z", "q"]
     # the library's model makes this token of its letters, which a message must not
     words += ["</s>"] if parse_special else []
-    with Model(write_gguf(read(folder), tmp_path / "m.gguf"), vocab_only=True) as model:
+    with LlamaModel(write_gguf(read(folder), tmp_path / "m.gguf"), vocab_only=True) as model:
         wrong = []
         for _ in range(2000):
             # a space at an end is cut in another way, which a note says; runs of spaces are

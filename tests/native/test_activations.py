@@ -13,7 +13,7 @@ from infer_os.native.activations import ActivationCollector, ActivationSums
 from infer_os.native.context import Context, ContextParams
 from infer_os.native.errors import EvaluateError
 from infer_os.native.gguf_file import read_gguf_header, tensor_array
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 
 TOKENS = [int(token) for token in np.random.default_rng(5).integers(0, 300, 40)]
 TIED = next(path for path in REFERENCES if path.name == "gpt2")
@@ -28,7 +28,7 @@ def collect(
     """Decode batches one after the other in one sequence; the sums and the last one's logits."""
     params = ContextParams(n_ctx=128, n_threads=1, n_outputs_max=64)
     with (
-        Model(path) as model,
+        LlamaModel(path) as model,
         ActivationCollector() as collector,
         Context(model, params, collector) as context,
     ):
@@ -42,7 +42,7 @@ def collect(
 
 def plain_logits(path: Path, tokens: list[int]) -> NDArray[np.float32]:
     params = ContextParams(n_ctx=128, n_threads=1, n_outputs_max=64)
-    with Model(path) as model, Context(model, params) as context:
+    with LlamaModel(path) as model, Context(model, params) as context:
         context.decode(tokens, 0, outputs=len(tokens))
         return context.logits_rows(len(tokens)).copy()
 
@@ -137,7 +137,7 @@ def test_one_collector_serves_models_one_after_the_other(converted: Converter) -
     params = ContextParams(n_ctx=128, n_threads=1, n_outputs_max=64)
     with ActivationCollector() as collector:
         for path in (one, two):
-            with Model(path) as model, Context(model, params, collector) as context:
+            with LlamaModel(path) as model, Context(model, params, collector) as context:
                 context.decode(TOKENS, 0, outputs=len(TOKENS))
         both = collector.results()
     first, _ = collect(one, TOKENS)
@@ -152,7 +152,10 @@ def test_a_model_of_another_width_is_refused(converted: Converter) -> None:
     params = ContextParams(n_ctx=128, n_threads=1, n_outputs_max=64)
     with ActivationCollector() as collector:
         for folder in (PARALLEL, NARROW):
-            with Model(converted(folder)) as model, Context(model, params, collector) as context:
+            with (
+                LlamaModel(converted(folder)) as model,
+                Context(model, params, collector) as context,
+            ):
                 context.decode(TOKENS, 0, outputs=len(TOKENS))
         with pytest.raises(
             EvaluateError, match=r"blk\.0\.\w+\.weight: its input changed its width"
@@ -163,7 +166,7 @@ def test_a_model_of_another_width_is_refused(converted: Converter) -> None:
 def test_results_are_copies(converted: Converter) -> None:
     params = ContextParams(n_ctx=128, n_threads=1, n_outputs_max=64)
     with (
-        Model(converted()) as model,
+        LlamaModel(converted()) as model,
         ActivationCollector() as collector,
         Context(model, params, collector) as context,
     ):

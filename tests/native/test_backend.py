@@ -26,7 +26,7 @@ from infer_os.native.backend import (
 from infer_os.native.context import Context, ContextParams
 from infer_os.native.layouts import llama_layouts
 from infer_os.native.library import load_library
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.settings import EngineSettings
 
@@ -42,7 +42,7 @@ def logits(
     path: Path, native: bool, *, cache: str = "f16", width: int = 0, load: str = "mmap"
 ) -> NDArray[np.float32]:
     """After every one of 120 tokens; ``width`` at a time, 0 is all at once."""
-    with Model(path, native=native, load=load) as model:
+    with LlamaModel(path, native=native, load=load) as model:
         text = _HELD_OUT.read_text()[:2000]
         tokens = (model.vocab.tokenize(text) * _N)[:_N]
         params = ContextParams(256, 2, n_outputs_max=_N, type_k=cache, type_v=cache)
@@ -104,9 +104,9 @@ from pathlib import Path
 import numpy as np
 from infer_os.native.context import Context, ContextParams
 from infer_os.native.library import load_library
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 path, text, out, n = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
-with Model(Path(path)) as model:
+with LlamaModel(Path(path)) as model:
     tokens = (model.vocab.tokenize(Path(text).read_text()[:2000]) * n)[:n]
     with Context(model, ContextParams(256, 2, n_outputs_max=n)) as context:
         context.decode(tokens, 0, outputs=n)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from infer_os.native.batch_context import BatchContext, BatchContextParams, Rows
 from infer_os.native.context import Context, ContextParams
 from infer_os.native.errors import ContextFull, DecodeError, ModelLoadError
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 
 
 def rows(*items: tuple[int, int, int, int]) -> Rows:
@@ -24,18 +24,18 @@ def sequence(tokens: Sequence[int], number: int) -> list[tuple[int, int, int, in
 
 
 @pytest.fixture
-def model(converted: Converter) -> Iterator[Model]:
-    with Model(converted()) as loaded:
+def model(converted: Converter) -> Iterator[LlamaModel]:
+    with LlamaModel(converted()) as loaded:
         yield loaded
 
 
 @pytest.fixture
-def context(model: Model) -> Iterator[BatchContext]:
+def context(model: LlamaModel) -> Iterator[BatchContext]:
     with BatchContext(model, BatchContextParams(64, 4, 1, 64, n_outputs=64)) as made:
         yield made
 
 
-def alone(model: Model, tokens: Sequence[int]) -> NDArray[np.float32]:
+def alone(model: LlamaModel, tokens: Sequence[int]) -> NDArray[np.float32]:
     """Logits of every token, by the context of one sequence."""
     params = ContextParams(64, 1, n_outputs_max=64)
     with Context(model, params) as single:
@@ -43,7 +43,7 @@ def alone(model: Model, tokens: Sequence[int]) -> NDArray[np.float32]:
         return single.logits_rows(len(tokens)).copy()
 
 
-def test_sequences_do_not_see_each_other(model: Model, context: BatchContext) -> None:
+def test_sequences_do_not_see_each_other(model: LlamaModel, context: BatchContext) -> None:
     prompts = [[5, 6, 7, 8], [9, 3, 2, 1], [7, 7, 7, 7]]
     # shuffled among each other, each in its own order
     items = [item for n in range(4) for s in (2, 0, 1) for item in [sequence(prompts[s], s)[n]]]
@@ -54,7 +54,7 @@ def test_sequences_do_not_see_each_other(model: Model, context: BatchContext) ->
         np.testing.assert_allclose(logits[mine], alone(model, prompt), atol=5e-3)
 
 
-def test_only_rows_that_want_logits_get_them(model: Model, context: BatchContext) -> None:
+def test_only_rows_that_want_logits_get_them(model: LlamaModel, context: BatchContext) -> None:
     context.decode(rows((5, 0, 0, 0), (6, 1, 0, 1), (9, 0, 1, 0), (3, 1, 1, 1)))
     logits = context.logits(2)
     np.testing.assert_allclose(logits[0], alone(model, [5, 6])[1], atol=5e-3)
@@ -63,7 +63,7 @@ def test_only_rows_that_want_logits_get_them(model: Model, context: BatchContext
         context.logits(3)
 
 
-def test_a_copied_sequence_goes_on_as_its_source(model: Model, context: BatchContext) -> None:
+def test_a_copied_sequence_goes_on_as_its_source(model: LlamaModel, context: BatchContext) -> None:
     context.decode(rows(*sequence([5, 6, 7, 8], 0)))
     context.copy(0, 3)
     context.trim(3, 2)
@@ -83,12 +83,12 @@ def test_what_llama_cpp_refuses_is_an_error(context: BatchContext) -> None:
             context.decode(rows(*[(1, first + i, 0, 0) for i in range(64)]))
 
 
-def test_a_context_that_cannot_be(model: Model) -> None:
+def test_a_context_that_cannot_be(model: LlamaModel) -> None:
     with pytest.raises(ModelLoadError, match="300 sequences"):
         BatchContext(model, BatchContextParams(64, 300, 1))
 
 
-def test_more_rows_of_logits_than_there_is_room_for(model: Model) -> None:
+def test_more_rows_of_logits_than_there_is_room_for(model: LlamaModel) -> None:
     """llama.cpp asserts it, which would end the process."""
     with BatchContext(model, BatchContextParams(64, 2, 1, 64, n_outputs=3)) as context:
         with pytest.raises(DecodeError, match=r"4 rows of logits at once; .* room for 3"):

@@ -12,7 +12,7 @@ from random_schemas import Dice
 from infer_os.native.errors import GrammarError
 from infer_os.native.gbnf import lark_of_gbnf
 from infer_os.native.grammar import compiled
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 from infer_os.runtime.settings import SamplingSettings
 
 DOUBLING = "root ::= r0\n" + "".join(f'r{i} ::= r{i + 1} | r{i + 1} "a"\n' for i in range(40))
@@ -52,7 +52,7 @@ def test_what_cannot_be_read_is_one_line(text: str, complaint: str) -> None:
 @pytest.fixture(scope="module")
 def dice(converted: Converter) -> Dice:
     path: Path = converted(next(f for f in BUNDLED if f.name == "austen-6m"), "q8_0")
-    return Dice(Model(path, vocab_only=True).vocab)
+    return Dice(LlamaModel(path, vocab_only=True).vocab)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from infer_os.native.errors import GgufError, ModelLoadError
 from infer_os.native.gguf_file import read_gguf_header
 from infer_os.native.graph_check import check_graph
 from infer_os.native.logs import forget_complaints, last_complaint
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 
 
 @pytest.mark.parametrize("folder", REFERENCES, ids=lambda folder: folder.name)
@@ -119,21 +119,21 @@ def test_files_that_llama_cpp_asserts_on(
     parts = GgufParts.read(converted())
     change(parts)
     with pytest.raises(GgufError, match=words):
-        Model(parts.write(tmp_path / "bad.gguf"))
+        LlamaModel(parts.write(tmp_path / "bad.gguf"))
 
 
 def test_a_begin_that_is_no_token_is_refused(converted: Converter, tmp_path: Path) -> None:
     parts = GgufParts.read(converted())
     _set("add_bos_token", Key(7, True))(parts)
     _set("bos_token_id", Key(4, 1 << 20))(parts)
-    with Model(parts.write(tmp_path / "eleven.gguf")) as model:
+    with LlamaModel(parts.write(tmp_path / "eleven.gguf")) as model:
         assert model.vocab.tokenize("a")[0] == 11  # llama.cpp's own, where the named is none
     for key in ("tokens", "token_type"):
         del parts.keys[f"tokenizer.ggml.{key}"].value[9:]
     for name in ("token_embd.weight", "output.weight"):
         parts.tensor(name).shape[1] = 9
     with pytest.raises(GgufError, match="bos_token_id' from 0 to 8 is there"):
-        Model(parts.write(tmp_path / "none.gguf"))
+        LlamaModel(parts.write(tmp_path / "none.gguf"))
 
 
 def test_files_of_other_converters_are_taken(converted: Converter, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_files_of_other_converters_are_taken(converted: Converter, tmp_path: Pat
     parts.keys["general.tags"] = Key(8, ["phi"], True)
     parts.keys["tokenizer.ggml.fim_pad_token_id"] = Key(4, 1)
     parts.keys["tokenizer.ggml.padding_token_id"] = Key(4, (1 << 32) - 1)
-    with Model(parts.write(tmp_path / "split.gguf")) as model:
+    with LlamaModel(parts.write(tmp_path / "split.gguf")) as model:
         assert model.n_layer
     gpt2 = next(path for path in REFERENCES if path.name == "gpt2")
     parts = GgufParts.read(converted(gpt2))
@@ -167,7 +167,7 @@ def test_files_of_other_converters_are_taken(converted: Converter, tmp_path: Pat
     n_layer = parts.keys["gpt2.block_count"].value
     heads = parts.keys["gpt2.attention.head_count"].value
     parts.keys["gpt2.attention.head_count"] = Key(4, [heads] * n_layer, True)
-    with Model(parts.write(tmp_path / "untied.gguf")) as model:
+    with LlamaModel(parts.write(tmp_path / "untied.gguf")) as model:
         assert model.n_layer == n_layer
 
 
@@ -185,7 +185,7 @@ def test_a_model_with_wrong_sizes_does_not_reach_llama_cpp(
     path = tmp_path / "bad.gguf"
     path.write_bytes(data[:at] + (17).to_bytes(4, "little") + data[at + 4 :])
     with pytest.raises(GgufError, match="17 rotary"):
-        Model(path)
+        LlamaModel(path)
 
 
 def test_the_first_complaint_says_why(converted: Converter, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_the_first_complaint_says_why(converted: Converter, tmp_path: Path) -> N
     path.write_bytes(data.replace(b"gpt-2", b"gpt-9"))
     forget_complaints()
     with pytest.raises(ModelLoadError, match="unknown pre-tokenizer type: 'gpt-9'"):
-        Model(path)
+        LlamaModel(path)
     assert "gpt-9" in last_complaint()
 
 
@@ -205,4 +205,4 @@ def test_an_unknown_normalizer_is_refused(converted: Converter, tmp_path: Path) 
     path = tmp_path / "bad.gguf"
     path.write_bytes(data[:at] + b"XYZ" + data[at + 3 :])
     with pytest.raises(GgufError, match="'XYZ'"):
-        Model(path)
+        LlamaModel(path)

@@ -19,7 +19,7 @@ from random_schemas import Dice, random_schema, with_definitions_at_the_top
 from infer_os.native.errors import GrammarError
 from infer_os.native.grammar import compiled
 from infer_os.native.json_schema import ENFORCED, REFUSED, REMARKS
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 from infer_os.runtime.settings import SamplingSettings
 
 N_SCHEMAS = int(os.environ.get("INFER_OS_SCHEMAS", "200"))
@@ -116,7 +116,7 @@ KEYWORDS: dict[str, list[Any]] = {
 @pytest.fixture(scope="module")
 def dice(converted: Converter) -> Dice:
     path: Path = converted(next(f for f in BUNDLED if f.name == "austen-6m"), "q8_0")
-    return Dice(Model(path, vocab_only=True).vocab)
+    return Dice(LlamaModel(path, vocab_only=True).vocab)
 
 
 def judged(schema: Any, dice: Dice, seeds: range, most: int = 400) -> int:

@@ -25,7 +25,7 @@ from infer_os.native.layouts import (
     llama_layouts,
     run_trial,
 )
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 from infer_os.runtime.batch.batch_engine import BatchEngine
 from infer_os.runtime.batch.settings import BatchSettings
 from infer_os.runtime.engine import LlamaEngine
@@ -153,7 +153,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str, Layouts], boo
 
         monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", spy)
         monkeypatch.setattr(backend, "llama_layouts", lambda: found)
-        with Model(path, load=mode, native=False):
+        with LlamaModel(path, load=mode, native=False):
             return seen[0]
 
     return run

@@ -12,8 +12,8 @@ _ABORT = """
 import sys
 from pathlib import Path
 from infer_os.native.library import load_library
-from infer_os.native.model import Model
-model = Model(Path(sys.argv[1]))
+from infer_os.native.model import LlamaModel
+model = LlamaModel(Path(sys.argv[1]))
 said = b"GGML_ASSERT(%s) failed"
 load_library().ggml_abort(b"/a/b/ggml.c", 1644, said, b"ctx->mem_buffer != NULL")
 """

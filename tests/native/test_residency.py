@@ -17,7 +17,7 @@ from helpers import Converter
 
 from infer_os.models.bundled import TARGET
 from infer_os.native.context import Context, ContextParams
-from infer_os.native.model import LOAD_MODES, Model
+from infer_os.native.model import LOAD_MODES, LlamaModel
 from infer_os.native.residency import context_buffers, resident_bytes
 from infer_os.runtime.pages import drop_pages, prefetch
 from infer_os.runtime.settings import LOADS
@@ -137,7 +137,7 @@ def test_residency_is_told_to_owners_and_writers() -> None:
 
 def test_the_buffers_of_a_context(converted: Converter) -> None:
     """Two layers of width 64, 256 cells: 2 bytes, K and V."""
-    with Model(converted()) as model:
+    with LlamaModel(converted()) as model:
         with Context(model, ContextParams(n_ctx=256, n_threads=1)) as context:
             small = context_buffers(context)
         with Context(model, ContextParams(n_ctx=512, n_threads=1)) as context:
@@ -170,9 +170,10 @@ def test_sizes_that_cannot_be_true_are_refused(converted: Converter, tmp_path: P
         "from pathlib import Path\n"
         "from infer_os.native.context import Context, ContextParams\n"
         "from infer_os.native.errors import NativeError\n"
-        "from infer_os.native.model import Model\n"
+        "from infer_os.native.model import LlamaModel\n"
         "from infer_os.native.residency import context_buffers\n"
-        "with Model(Path(sys.argv[1])) as model, Context(model, ContextParams(64, 1)) as context:\n"
+        "path, params = Path(sys.argv[1]), ContextParams(64, 1)\n"
+        "with LlamaModel(path) as model, Context(model, params) as context:\n"
         "    try:\n"
         "        print(context_buffers(context))\n"
         "    except NativeError as error:\n"
@@ -190,7 +191,7 @@ def test_sizes_that_cannot_be_true_are_refused(converted: Converter, tmp_path: P
 LOOK = """
 import json, sys
 from pathlib import Path
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 from infer_os.models.bundled import TARGET
 from infer_os.native.context import Context, ContextParams
 from infer_os.native.residency import resident_bytes
@@ -198,7 +199,7 @@ from infer_os.runtime.pages import drop_pages, locked_bytes
 from infer_os.runtime.memory import parse_smaps
 path, load = Path(sys.argv[1]), sys.argv[2]
 before, locked = drop_pages(path), locked_bytes()
-with Model(path, load=load) as model, Context(model, ContextParams(64, 1)) as context:
+with LlamaModel(path, load=load) as model, Context(model, ContextParams(64, 1)) as context:
     context.decode([1, 2, 3], 0)
     _, _, mapped = parse_smaps(open("/proc/self/smaps").read(), str(path.resolve()))
     maps = open("/proc/self/maps").read().count(str(path.resolve()))

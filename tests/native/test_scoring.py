@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from infer_os.native import scoring
 from infer_os.native.errors import DecodeError, EvaluateError
 from infer_os.native.gguf_file import read_gguf_header
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 from infer_os.native.scoring import (
     Divergence,
     Subject,
@@ -36,14 +36,14 @@ def random_logits(n_rows: int, n_vocab: int, seed: int = 0) -> NDArray[np.float3
 
 
 @pytest.fixture(scope="module")
-def model(converted: Converter) -> Iterator[Model]:
-    with Model(converted(kind="f32")) as loaded:
+def model(converted: Converter) -> Iterator[LlamaModel]:
+    with LlamaModel(converted(kind="f32")) as loaded:
         yield loaded
 
 
 @pytest.fixture(scope="module")
-def coarse(converted: Converter) -> Iterator[Model]:
-    with Model(converted(kind="q4_0")) as loaded:
+def coarse(converted: Converter) -> Iterator[LlamaModel]:
+    with LlamaModel(converted(kind="q4_0")) as loaded:
         yield loaded
 
 
@@ -119,7 +119,7 @@ def test_rows_that_do_not_go_together_are_refused() -> None:
 # ---- models
 
 
-def test_perplexity_equals_numpy(model: Model) -> None:
+def test_perplexity_equals_numpy(model: LlamaModel) -> None:
     found = evaluate_perplexity(Subject(model), TOKENS, SETTINGS)
     expected = np.concatenate(
         [
@@ -135,7 +135,7 @@ def test_perplexity_equals_numpy(model: Model) -> None:
 
 
 def expected_divergence(
-    model: Model, coarse: Model, first: int
+    model: LlamaModel, coarse: LlamaModel, first: int
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """KL and equal argmax of every scored position, from all logits at once."""
     kls: list[NDArray[np.float64]] = []
@@ -150,7 +150,7 @@ def expected_divergence(
 
 
 @pytest.mark.parametrize("skip", [None, 0, 40])
-def test_divergence_equals_numpy(model: Model, coarse: Model, skip: int | None) -> None:
+def test_divergence_equals_numpy(model: LlamaModel, coarse: LlamaModel, skip: int | None) -> None:
     settings = WindowSettings(n_threads=1, n_ctx=64, skip=skip)
     found = compare_models(Subject(model), Subject(coarse), TOKENS, settings)
     kl, same_top = expected_divergence(model, coarse, 32 if skip is None else skip)
@@ -167,7 +167,7 @@ def test_divergence_equals_numpy(model: Model, coarse: Model, skip: int | None) 
 
 @pytest.mark.parametrize("skip", [0, 40])
 def test_small_batches_give_the_same_figures(
-    model: Model, coarse: Model, skip: int, monkeypatch: pytest.MonkeyPatch
+    model: LlamaModel, coarse: LlamaModel, skip: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = WindowSettings(n_threads=1, n_ctx=64, skip=skip)
 
@@ -184,7 +184,7 @@ def test_small_batches_give_the_same_figures(
     np.testing.assert_allclose(parts.reference.log_probs, whole.reference.log_probs, atol=2e-2)
 
 
-def test_a_batch_of_logits_is_bounded(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_of_logits_is_bounded(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = WindowSettings(n_threads=1, n_ctx=128)
     for limit, expected in ((1 << 30, 128), (300 * 4 * 70, 64), (0, 32)):
         monkeypatch.setattr(scoring, "_LOGIT_BYTES", limit)
@@ -192,14 +192,14 @@ def test_a_batch_of_logits_is_bounded(model: Model, monkeypatch: pytest.MonkeyPa
             assert (context.n_batch, context.params.n_outputs_max) == (expected, expected)
 
 
-def test_a_model_does_not_diverge_from_itself(model: Model) -> None:
+def test_a_model_does_not_diverge_from_itself(model: LlamaModel) -> None:
     found = compare_models(Subject(model), Subject(model), TOKENS, SETTINGS)
     assert found.kl.max() < 1e-13
     assert found.top1 == 1.0
     assert np.array_equal(found.reference.log_probs, found.candidate.log_probs)
 
 
-def test_caches_can_be_compared(model: Model) -> None:
+def test_caches_can_be_compared(model: LlamaModel) -> None:
     found = compare_models(
         Subject(model), Subject(model, type_k="q4_0", type_v="q4_0"), TOKENS, SETTINGS
     )
@@ -209,13 +209,13 @@ def test_caches_can_be_compared(model: Model) -> None:
     assert found.mean_kl > 4 * finer.mean_kl > 0
 
 
-def test_progress_counts_windows(model: Model) -> None:
+def test_progress_counts_windows(model: LlamaModel) -> None:
     seen: list[tuple[int, int]] = []
     evaluate_perplexity(Subject(model), TOKENS, SETTINGS, lambda *at: seen.append(at))
     assert seen == [(1, 2), (2, 2)]
 
 
-def test_windows(model: Model) -> None:
+def test_windows(model: LlamaModel) -> None:
     windows = cut_windows(model, TOKENS, SETTINGS)
     assert windows.tolist() == WINDOWS
     one = WindowSettings(n_threads=1, n_ctx=64, max_windows=1)
@@ -231,33 +231,33 @@ def test_a_model_that_wants_a_first_token_gets_it_in_every_window(
     path = tmp_path / "bos.gguf"
     path.write_bytes(data.replace(key + b"\0", key + b"\1"))
     tokens = [token or 1 for token in TOKENS]
-    with Model(path) as loaded:
+    with LlamaModel(path) as loaded:
         windows = cut_windows(loaded, tokens, SETTINGS)
         assert windows[:, 0].tolist() == [loaded.vocab.bos] * 2 == [0, 0]
     assert windows[:, 1:].tolist() == [tokens[1:64], tokens[65:128]]
 
 
-def test_too_few_tokens_are_refused(model: Model) -> None:
+def test_too_few_tokens_are_refused(model: LlamaModel) -> None:
     with pytest.raises(EvaluateError, match="too short: 63 tokens do not fill a window of 64"):
         evaluate_perplexity(Subject(model), TOKENS[:63], SETTINGS)
     with pytest.raises(EvaluateError, match="too short: 0 tokens"):
         evaluate_perplexity(Subject(model), [], SETTINGS)
 
 
-def test_windows_beyond_the_models_context_are_refused(model: Model) -> None:
+def test_windows_beyond_the_models_context_are_refused(model: LlamaModel) -> None:
     with pytest.raises(EvaluateError, match=r"windows of 129 tokens; f32.gguf was trained on 128"):
         evaluate_perplexity(Subject(model), TOKENS, WindowSettings(n_threads=1, n_ctx=129))
 
 
 @pytest.mark.parametrize("token", [-1, 300])
-def test_a_token_outside_the_vocabulary_is_refused(model: Model, token: int) -> None:
+def test_a_token_outside_the_vocabulary_is_refused(model: LlamaModel, token: int) -> None:
     with pytest.raises(EvaluateError, match="not in the vocabulary of 300 tokens"):
         evaluate_perplexity(Subject(model), [*TOKENS[:70], token, *TOKENS[71:]], SETTINGS)
 
 
-def test_other_vocabularies_are_refused(model: Model, converted: Converter) -> None:
+def test_other_vocabularies_are_refused(model: LlamaModel, converted: Converter) -> None:
     with (
-        Model(converted(SEQUENTIAL)) as other,
+        LlamaModel(converted(SEQUENTIAL)) as other,
         pytest.raises(EvaluateError, match=r"320 tokens .* has 300"),
     ):
         compare_models(Subject(model), Subject(other), TOKENS, SETTINGS)
@@ -272,7 +272,7 @@ def test_a_model_that_computes_no_numbers_is_refused(converted: Converter, tmp_p
         file.seek(header.data_offset + bias.offset)
         file.write(np.array([np.nan], "<f4").tobytes())
     with (
-        Model(path) as damaged,
+        LlamaModel(path) as damaged,
         pytest.raises(EvaluateError, match=r"damaged.gguf: .* no numbers"),
     ):
         evaluate_perplexity(Subject(damaged), TOKENS, SETTINGS)
@@ -292,7 +292,7 @@ def test_settings_check_themselves(options: dict[str, int], words: str) -> None:
         WindowSettings(n_threads=1, **options)
 
 
-def test_rows_of_logits_that_were_not_computed_are_refused(model: Model) -> None:
+def test_rows_of_logits_that_were_not_computed_are_refused(model: LlamaModel) -> None:
     with scoring.evaluation_context(Subject(model), SETTINGS) as context:
         context.decode(TOKENS[:10], 0, outputs=4)
         assert context.logits_rows(4).shape == (4, 300)

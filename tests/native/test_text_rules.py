@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, normalizers
 from infer_os.convert.errors import UnsupportedError
 from infer_os.native import text_rules
 from infer_os.native.errors import GgufError, ModelLoadError
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 from infer_os.native.normalizers import apply, read_step, read_steps
 
 Json = dict[str, Any]
@@ -225,7 +225,7 @@ def test_keys_that_are_refused(converted: Converter, tmp_path: Path, name: str) 
         else:
             parts.keys[key] = value
     with pytest.raises(GgufError, match="bad GGUF header") as caught:
-        Model(parts.write(tmp_path / "bad.gguf"))
+        LlamaModel(parts.write(tmp_path / "bad.gguf"))
     assert part in str(caught.value)
 
 
@@ -234,7 +234,7 @@ def test_what_grows_too_far_is_one_error(converted: Converter, tmp_path: Path) -
     steps = json.dumps([replace("a", "a" * 256)] * 8)
     parts.keys[text_rules.NORMALIZERS_KEY] = Key(STRING, steps)
     with (
-        Model(parts.write(tmp_path / "grows.gguf")) as model,
+        LlamaModel(parts.write(tmp_path / "grows.gguf")) as model,
         pytest.raises(ModelLoadError, match="a short text"),
     ):
         model.vocab.tokenize("aaaa")
@@ -242,11 +242,11 @@ def test_what_grows_too_far_is_one_error(converted: Converter, tmp_path: Path) -
 
 def test_a_file_without_the_keys_is_read_as_before(converted: Converter, tmp_path: Path) -> None:
     parts = GgufParts.read(converted())
-    with Model(converted()) as model:
+    with LlamaModel(converted()) as model:
         want = model.vocab.tokenize("a  b<|endoftext|>e\u0301")
     for key in (IDS, FLAG_KEY):
         del parts.keys[key]
-    with Model(parts.write(tmp_path / "older.gguf")) as model:
+    with LlamaModel(parts.write(tmp_path / "older.gguf")) as model:
         assert model.vocab.tokenize("a  b<|endoftext|>e\u0301") == want
 
 
@@ -255,7 +255,7 @@ def test_a_text_stored_as_a_special_token_is_text(tmp_path: Path) -> None:
     vocabulary = read(folder)
     assert any("stored as special tokens" in note for note in vocabulary.notes)
     assert any("lstrip" in note for note in vocabulary.notes)
-    with Model(write_gguf(vocabulary, tmp_path / "v.gguf"), vocab_only=True) as model:
+    with LlamaModel(write_gguf(vocabulary, tmp_path / "v.gguf"), vocab_only=True) as model:
         vocab = model.vocab
         (number,) = vocab.tokenize("<w>", parse_special=False)
         assert vocab.piece(number) == b"<w>"
@@ -272,7 +272,7 @@ def test_a_text_stored_as_a_special_token_is_text(tmp_path: Path) -> None:
 def test_the_fewest_tokens_of_what_is_shortened(tmp_path: Path) -> None:
     for name in ("flags", "flags and a space"):
         folder = changed(tmp_path / name, *FEATURES[name])
-        with Model(write_gguf(read(folder), tmp_path / "v.gguf"), vocab_only=True) as model:
+        with LlamaModel(write_gguf(read(folder), tmp_path / "v.gguf"), vocab_only=True) as model:
             text = "<both>" + " " * 100_000
             assert len(model.vocab.tokenize(text)) == 1
             assert model.vocab.fewest_tokens(text, 4) == 0

@@ -119,8 +119,8 @@ import resource, sys
 from pathlib import Path
 from infer_os.native.context import Context, ContextParams
 from infer_os.native.errors import ModelLoadError
-from infer_os.native.model import Model
-with Model(Path(sys.argv[1])) as model:
+from infer_os.native.model import LlamaModel
+with LlamaModel(Path(sys.argv[1])) as model:
     with Context(model, ContextParams(64, 2)) as context:
         context.decode([1, 2], 0)
     resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))

@@ -11,7 +11,7 @@ import pytest
 from helpers import BUNDLED, REFERENCES, Converter
 from tokenizers import Tokenizer
 
-from infer_os.native.model import Model, Vocab
+from infer_os.native.model import LlamaModel, Vocab
 
 NASTY = {
     "empty": "",
@@ -87,7 +87,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def vocab(folder: Path, converted: Converter) -> Iterator[Vocab]:
-    with Model(converted(folder), vocab_only=True) as model:
+    with LlamaModel(converted(folder), vocab_only=True) as model:
         yield model.vocab
 
 

@@ -12,7 +12,7 @@ from helpers import REFERENCES, Converter
 
 from infer_os.native import trial
 from infer_os.native.errors import ModelLoadError
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def starcoder(converted: Converter) -> GgufParts:
 
 
 def test_another_graph_loads(starcoder: GgufParts, tmp_path: Path) -> None:
-    with Model(starcoder.write(tmp_path / "good.gguf")) as model:
+    with LlamaModel(starcoder.write(tmp_path / "good.gguf")) as model:
         assert model.vocab.tokenize("a b")
 
 
@@ -55,7 +55,7 @@ def test_an_assertion_is_an_error(
     change(starcoder)
     path = starcoder.write(tmp_path / "bad.gguf")
     with pytest.raises(ModelLoadError, match=words) as caught:
-        Model(path)
+        LlamaModel(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -66,7 +66,7 @@ def test_what_llama_cpp_refuses_keeps_its_reason(starcoder: GgufParts, tmp_path:
         for t in starcoder.tensors
     ]
     with pytest.raises(ModelLoadError, match=r"output_norm\.bias"):
-        Model(starcoder.write(tmp_path / "renamed.gguf"))
+        LlamaModel(starcoder.write(tmp_path / "renamed.gguf"))
 
 
 def test_a_file_is_tried_once(
@@ -79,7 +79,7 @@ def test_a_file_is_tried_once(
     )
     path = starcoder.write(tmp_path / "good.gguf")
     for _ in range(2):
-        Model(path).close()
+        LlamaModel(path).close()
     assert len(calls) == 1
 
 
@@ -87,4 +87,4 @@ def test_our_own_graphs_need_no_child(
     converted: Converter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial.subprocess, "run", None)
-    Model(converted()).close()
+    LlamaModel(converted()).close()

@@ -15,7 +15,7 @@ from tokenizer_folders import read, write_gguf
 
 from infer_os.native.errors import GgufError
 from infer_os.native.gguf_file import read_gguf_header
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 from infer_os.native.text_rules import TextRules
 from infer_os.native.unigram_tokenizer import (
     CharsMap,
@@ -28,14 +28,14 @@ TOKENIZERS = TESTS / "reference" / "tokenizers"
 
 
 @pytest.fixture(params=["words", "bytes"])
-def loaded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, Model]]:
+def loaded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, LlamaModel]]:
     # without lower case: it is done before either tokenizer
     vocabulary = replace(read(TOKENIZERS / request.param), lowercase=False)
-    with Model(write_gguf(vocabulary, tmp_path / "m.gguf"), vocab_only=True) as model:
+    with LlamaModel(write_gguf(vocabulary, tmp_path / "m.gguf"), vocab_only=True) as model:
         yield request.param, model
 
 
-def test_the_stored_tokens(loaded: tuple[str, Model]) -> None:
+def test_the_stored_tokens(loaded: tuple[str, LlamaModel]) -> None:
     name, model = loaded
     tokenizer = UnigramTokenizer(read_unigram(model.header))
     rows = json.loads((TOKENIZERS / name / "expected.json").read_text())
@@ -46,7 +46,7 @@ def test_the_stored_tokens(loaded: tuple[str, Model]) -> None:
         assert tokenizer.encode(text, parse_special=False) == row["ids"], text
 
 
-def test_llama_cpps_tokens_on_random_text(loaded: tuple[str, Model]) -> None:
+def test_llama_cpps_tokens_on_random_text(loaded: tuple[str, LlamaModel]) -> None:
     """With all bytes taken out, both must write the unknown token alike."""
     _, model = loaded
     vocabulary = read_unigram(model.header)
@@ -64,7 +64,7 @@ def test_llama_cpps_tokens_on_random_text(loaded: tuple[str, Model]) -> None:
         assert tokenizer.encode(text, parse_special=False) == got, text
 
 
-def test_special_tokens_are_found_like_llama_cpps(loaded: tuple[str, Model]) -> None:
+def test_special_tokens_are_found_like_llama_cpps(loaded: tuple[str, LlamaModel]) -> None:
     _, model = loaded
     tokenizer = UnigramTokenizer(read_unigram(model.header))
     for text in ("</s>", "</s></s>a", " a </s> b", "<s>it</s>", "<unk>a", "[PAD]</s>[PAD]"):
@@ -73,7 +73,7 @@ def test_special_tokens_are_found_like_llama_cpps(loaded: tuple[str, Model]) -> 
 
 def test_bos_and_eos_around_a_fallback(tmp_path: Path) -> None:
     vocabulary = replace(read(TOKENIZERS / "bytes"), add_bos=True, add_eos=True)
-    with Model(write_gguf(vocabulary, tmp_path / "m.gguf"), vocab_only=True) as model:
+    with LlamaModel(write_gguf(vocabulary, tmp_path / "m.gguf"), vocab_only=True) as model:
         inner = model.vocab.tokenize("😀", add_special=False)
         assert len(inner) == 4
         assert model.vocab.tokenize("😀") == [1, *inner, 2]
@@ -139,7 +139,7 @@ def test_a_table_that_llama_cpp_would_end_on(tmp_path: Path, name: str) -> None:
         CharsMap(data)
     vocabulary = replace(read(TOKENIZERS / "words"), charsmap=data)
     with pytest.raises(GgufError, match="precompiled_charsmap"):
-        Model(write_gguf(vocabulary, tmp_path / "m.gguf"), vocab_only=True)
+        LlamaModel(write_gguf(vocabulary, tmp_path / "m.gguf"), vocab_only=True)
 
 
 def test_a_table_damaged_anywhere() -> None:
@@ -168,7 +168,7 @@ def test_a_table_that_is_no_array(tmp_path: Path) -> None:
     path.write_bytes(data[: at + 4] + struct.pack("<I", 7) + data[at + 8 :])
     read_gguf_header(path)
     with pytest.raises(GgufError, match="no array of bytes"):
-        Model(path, vocab_only=True)
+        LlamaModel(path, vocab_only=True)
 
 
 # ---- what is done to text before
@@ -187,7 +187,9 @@ def test_text_rules() -> None:
 @pytest.mark.parametrize(
     "text", ["it is ", " ", "\n", "a    ", "\ufdfa", "e\u0301", "\u3000", "😀"]
 )
-def test_the_fewest_tokens_are_no_more_than_there_are(loaded: tuple[str, Model], text: str) -> None:
+def test_the_fewest_tokens_are_no_more_than_there_are(
+    loaded: tuple[str, LlamaModel], text: str
+) -> None:
     """Of which blanks are none: sentencepiece keeps one of many."""
     vocab = loaded[1].vocab
     for most in (1, 64):

@@ -8,7 +8,7 @@ import pytest
 from gguf_parts import STRING, GgufParts, Key
 from helpers import REFERENCES, Converter
 
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.settings import EngineSettings
 
@@ -30,7 +30,7 @@ def test_the_split_of_the_graph(
     else:
         parts.keys[KEY].value = value
     path = parts.write(tmp_path / "no-split.gguf")
-    with Model(whole) as model, Model(path) as other:
+    with LlamaModel(whole) as model, LlamaModel(path) as other:
         assert model.notes == ()
         assert len(other.notes) == 1
         assert KEY in other.notes[0]
@@ -38,7 +38,7 @@ def test_the_split_of_the_graph(
         assert other.vocab.tokenize(TEXT) == tokens
     # llama.cpp's own choice would be another
     parts.keys[KEY] = Key(STRING, "default")
-    with Model(parts.write(tmp_path / "default.gguf")) as model:
+    with LlamaModel(parts.write(tmp_path / "default.gguf")) as model:
         assert model.vocab.tokenize(TEXT) != tokens
         assert model.notes == ()
 

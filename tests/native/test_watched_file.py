@@ -233,8 +233,8 @@ WAYS = {
     "evaluate": """
         from infer_os.native.context import Context, ContextParams
         from infer_os.native.errors import ModelChanged
-        from infer_os.native.model import Model
-        with Model(path, **options) as model, Context(model, ContextParams(64, 2)) as context:
+        from infer_os.native.model import LlamaModel
+        with LlamaModel(path, **options) as model, Context(model, ContextParams(64, 2)) as context:
             context.decode([1, 2, 3], 0)
             spoil()
             for decode in (lambda: context.decode([4, 5], 3), lambda: context.decode_one(6, 5)):
@@ -280,7 +280,7 @@ def test_a_model_that_is_cut_while_it_is_loaded(model: Path, load: str) -> None:
         return real(*arguments)
     module.llama_cpp.llama_model_load_from_file = load
     try:
-        module.Model(path, load={load!r})
+        module.LlamaModel(path, load={load!r})
     except ModelLoadError as error:
         print(error)
     """

@@ -46,10 +46,10 @@ def expected(folder: Path) -> dict[str, Any]:
 
 def check(folder: Path, wanted: dict[str, Any]) -> int:
     """How many of our texts and tokens differ; each is printed."""
-    from infer_os.native.model import Model
+    from infer_os.native.model import LlamaModel
 
     failures = 0
-    with Model(gguf_of(folder), vocab_only=True) as model:
+    with LlamaModel(gguf_of(folder), vocab_only=True) as model:
         for name, conversations in wanted.items():
             for key, (text, tokens) in conversations.items():
                 got = written(model.vocab, TEMPLATES[name], CONVERSATIONS[key])

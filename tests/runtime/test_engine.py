@@ -20,7 +20,7 @@ from infer_os.native.context import Context, ContextParams
 from infer_os.native.errors import DecodeError, Interrupted
 from infer_os.native.interrupt import interruptible
 from infer_os.native.library import load_library
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.errors import PromptError
 from infer_os.runtime.interface import shared_prefix
@@ -241,7 +241,7 @@ def test_engines_do_not_leak(converted: Converter) -> None:
 
 def test_batches_of_no_or_too_many_tokens(converted: Converter) -> None:
     params = ContextParams(n_ctx=64, n_threads=1, n_batch=32)
-    with Model(converted()) as model, Context(model, params) as context:
+    with LlamaModel(converted()) as model, Context(model, params) as context:
         for tokens in ([], list(range(33))):
             with pytest.raises(DecodeError, match="expected 1 to 32"):
                 context.decode(tokens, 0)
@@ -249,14 +249,14 @@ def test_batches_of_no_or_too_many_tokens(converted: Converter) -> None:
 
 @pytest.mark.parametrize("token", [-1, 300, 1 << 30])
 def test_a_token_that_the_vocabulary_lacks(converted: Converter, token: int) -> None:
-    with Model(converted()) as model, Context(model, ContextParams(64, 1)) as context:
+    with LlamaModel(converted()) as model, Context(model, ContextParams(64, 1)) as context:
         with pytest.raises(DecodeError, match="invalid batch"):
             context.decode([token], 0)
         context.decode([1], 0)
 
 
 def test_logits_of_a_row_that_was_not_computed(converted: Converter) -> None:
-    with Model(converted()) as model, Context(model, ContextParams(64, 1)) as context:
+    with LlamaModel(converted()) as model, Context(model, ContextParams(64, 1)) as context:
         context.decode([1, 2, 3], 0, outputs=1)
         assert context.logits(-1).shape == (300,)
         with pytest.raises(DecodeError, match="row 0"):
@@ -264,7 +264,7 @@ def test_logits_of_a_row_that_was_not_computed(converted: Converter) -> None:
 
 
 def test_trim_takes_tokens_back(converted: Converter) -> None:
-    with Model(converted()) as model, Context(model, ContextParams(64, 1)) as context:
+    with LlamaModel(converted()) as model, Context(model, ContextParams(64, 1)) as context:
         context.decode(TOKENS[:8], 0)
         expected = context.logits().copy()
         context.decode(TOKENS[30:40], 8)
@@ -278,7 +278,7 @@ def test_only_the_asked_rows_of_logits_are_reserved(converted: Converter) -> Non
     sizes = {}
     for n in (1, 512):
         params = ContextParams(512, 1, n_outputs_max=n)
-        with Model(converted()) as model, Context(model, params) as context:
+        with LlamaModel(converted()) as model, Context(model, params) as context:
             context.decode((TOKENS * 9)[:512], 0, outputs=n)
             sizes[n] = context.logits().copy()
     assert agree(sizes[1], sizes[512])

@@ -12,7 +12,7 @@ from tokenizer_folders import read, write_gguf
 from tokenizers import Tokenizer
 
 from infer_os.models.styles import STYLES
-from infer_os.native.model import Model, Vocab
+from infer_os.native.model import LlamaModel, Vocab
 from infer_os.runtime.chat.frame import Message, PieceTokenizer, StyleFrame, Turn, Typed
 from infer_os.runtime.fake import END, END_TEXT, ByteVocabulary
 
@@ -131,7 +131,7 @@ def marked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Vocab, To
             )
 
     edit_json(path, add)
-    with Model(write_gguf(read(folder), folder / "v.gguf"), vocab_only=True) as model:
+    with LlamaModel(write_gguf(read(folder), folder / "v.gguf"), vocab_only=True) as model:
         yield model.vocab, Tokenizer.from_file(str(path))
 
 
@@ -220,6 +220,6 @@ def test_a_model_without_special_tokens() -> None:
 
 
 def test_names_of_special_tokens(tmp_path: Path) -> None:
-    with Model(write_gguf(read(PARALLEL), tmp_path / "v.gguf"), vocab_only=True) as model:
+    with LlamaModel(write_gguf(read(PARALLEL), tmp_path / "v.gguf"), vocab_only=True) as model:
         assert model.vocab.special_texts() == ["<|endoftext|>"]
         assert model.vocab.special_text("eos") == "<|endoftext|>"

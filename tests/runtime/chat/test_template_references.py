@@ -13,7 +13,7 @@ import pytest
 from chat_templates import CONVERSATIONS, TEMPLATES, checkpoint_folder, gguf_of, written
 from helpers import REPOSITORY
 
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 
 WANTED = json.loads(
     (REPOSITORY / "tests/reference/chat_templates.json").read_text(encoding="utf-8")
@@ -23,7 +23,7 @@ WANTED = json.loads(
 @pytest.fixture(scope="module")
 def vocab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = checkpoint_folder(tmp_path_factory.mktemp("templates") / "checkpoint")
-    with Model(gguf_of(folder), vocab_only=True) as model:
+    with LlamaModel(gguf_of(folder), vocab_only=True) as model:
         yield model.vocab
 
 

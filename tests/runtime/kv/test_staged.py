@@ -18,7 +18,7 @@ from random_models import FAMILIES, random_model
 import infer_os.runtime.kv.staged as staged_module
 from infer_os.native.context import Context, ContextParams
 from infer_os.native.errors import Interrupted, ModelLoadError, StateError
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.errors import SettingsError
 from infer_os.runtime.settings import EngineSettings, SamplingSettings
@@ -69,7 +69,7 @@ def plain(
 ) -> NDArray[np.float32]:
     """The same with a bare context that has its type from the start."""
     params = ContextParams(n_ctx=N_CTX, n_threads=1, type_k=kind, type_v=kind)
-    with Model(path, native=True) as loaded, Context(loaded, params) as context:
+    with LlamaModel(path, native=True) as loaded, Context(loaded, params) as context:
         context.decode(tokens[:prompt], 0)
         rows = [context.logits().copy()]
         for position, token in enumerate(tokens[prompt:], prompt):
@@ -342,7 +342,7 @@ def test_refused_rows_are_computed_again(model: Path, monkeypatch: pytest.Monkey
 
 
 def test_llama_refuses_another_type(model: Path) -> None:
-    with Model(model, native=True) as loaded:
+    with LlamaModel(model, native=True) as loaded:
         params = ContextParams(n_ctx=64, n_threads=1, window=True)
         with Context(loaded, params) as context:
             context.decode(TOKENS[:10], 0)
@@ -360,7 +360,7 @@ def test_switch_is_restored(model: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     switch = "LLAMA_ATTN_ROT_DISABLE"
     params = ContextParams(n_ctx=64, n_threads=1, type_k="q8_0")
-    with Model(model, native=True) as loaded:
+    with LlamaModel(model, native=True) as loaded:
         for before, rotates in (
             (None, True),
             ("0", True),
@@ -381,7 +381,7 @@ def test_folded_rotation_switches_llamas_off(model: Path, monkeypatch: pytest.Mo
 
     made: list[ContextParams] = []
 
-    def spy(loaded: Model, params: ContextParams) -> Context:
+    def spy(loaded: LlamaModel, params: ContextParams) -> Context:
         made.append(params)
         return Context(loaded, params)
 

@@ -15,7 +15,7 @@ from infer_os.models.shape import ModelShape, network_shape
 from infer_os.native.context import Context, ContextParams
 from infer_os.native.gguf_file import read_gguf_header
 from infer_os.native.layouts import Repacking
-from infer_os.native.model import Model
+from infer_os.native.model import LlamaModel
 from infer_os.native.residency import context_buffers
 from infer_os.runtime.kv.schedule import KvSchedule, KvStage
 from infer_os.runtime.plan.choice import Wish, automatic_schedule, choose, type_table
@@ -171,7 +171,7 @@ def test_the_plan_is_what_llama_cpp_allocates(
         shape.options[0], whole(kind, 100), "mmap"
     )
     params = ContextParams(n_ctx=100, n_threads=1, type_k=kind, type_v=kind, window=True)
-    with Model(path) as model, Context(model, params) as context:
+    with LlamaModel(path) as model, Context(model, params) as context:
         found = context_buffers(context)
     assert planned.kv == found.kv
     assert planned.weights.n_bytes == pytest.approx(found.weights, rel=1e-3)
