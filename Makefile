@@ -4,10 +4,14 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
+# what clang-format sees
+CXX_SOURCES := $(wildcard $(foreach folder,native/src native/src/kernels tests/native tests/native/no_llama \
+    tests/fuzz/native benchmarks,$(folder)/*.cpp $(folder)/*.h))
+
 # what an editable install compiles or records; Python sources are used in place
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard native/src/*.cpp native/src/*.h native/src/*/*)
 
-.PHONY: demo test lint types fuzz fuzz-python fuzz-native sanitize arm-check reference-check wheel fresh-check clean
+.PHONY: demo test lint format types fuzz fuzz-python fuzz-native sanitize arm-check reference-check wheel fresh-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/infer-os demo
@@ -35,6 +39,12 @@ $(VENV)/.installed-lint: $(VENV)/.installed-test
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+# all that lint checks the form of
+format: $(VENV)/.installed-lint
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 # mypy sees the folders under the names that they are installed with
 types: $(VENV)/.installed-lint
