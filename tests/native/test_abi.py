@@ -103,7 +103,7 @@ def test_the_functions_of_ggml_are_declared_as_in_its_header() -> None:
         ("int32_t inferos_best_kernel(void)", "int64_t inferos_best_kernel(void)"),
         ("inferos_best_kernel(void)", "inferos_worst_kernel(void)"),
         ("uint64_t n_bytes, int32_t n_threads", "uint64_t n_bytes, int64_t n_threads"),
-        ("inferos_quantize_error * error);", "inferos_quantize_job * error);"),
+        ("const inferos_quantize_job * job", "const inferos_kv_part * job"),
         ("INFEROS_API int32_t inferos_best", "INFEROS_API bool inferos_new(void);\n"
          "INFEROS_API int32_t inferos_best"),
     ],
