@@ -28,24 +28,24 @@ int main(int argc, char ** argv) {
     llama_context_params cp = llama_context_default_params();
     cp.n_ctx                = n_ctx;
     cp.n_batch = cp.n_ubatch = n_ctx < 512 ? n_ctx : 512;
-    cp.n_outputs_max        = 1;
+    cp.n_outputs_max         = 1;
     cp.n_threads = cp.n_threads_batch = n_threads;
-    cp.no_perf              = true;
-    llama_context * ctx     = llama_init_from_model(model, cp);
+    cp.no_perf                        = true;
+    llama_context * ctx               = llama_init_from_model(model, cp);
     llama_sampler * sampler = llama_sampler_chain_init(llama_sampler_chain_default_params());
     llama_sampler_chain_add(sampler, llama_sampler_init_greedy());
-    llama_memory_t memory   = llama_get_memory(ctx);
+    llama_memory_t memory = llama_get_memory(ctx);
 
     char line[16];
     while (fgets(line, sizeof line, stdin)) {
         llama_memory_clear(memory, true);
         std::vector<llama_token> prompt = {1, 2, 3, 4, 5, 6, 7, 8};
-        llama_decode(ctx, llama_batch_get_one(prompt.data(), (int32_t) prompt.size()));
+        llama_decode(ctx, llama_batch_get_one(prompt.data(), (int32_t)prompt.size()));
         unsigned long long checksum = 0;
         const auto         start    = std::chrono::steady_clock::now();
         for (int i = 0; i < n_steps; i++) {
             llama_token token = llama_sampler_sample(sampler, ctx, -1);
-            checksum          = checksum * 31 + (unsigned) token;
+            checksum          = checksum * 31 + (unsigned)token;
             if (llama_decode(ctx, llama_batch_get_one(&token, 1)) != 0) {
                 return 1;
             }

@@ -24,7 +24,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 #: The start of the SHA-256 of the header that this file was written for.
-HEADER_HASH: Final = "9ebbbb6d857e6275"
+HEADER_HASH: Final = "4b37b88f2aba19aa"
 
 
 class Status(IntEnum):

@@ -86,7 +86,7 @@ struct inferos_activations {
             fail(INFEROS_BAD_SHAPE, weight);
             return;
         }
-        const char *                data   = static_cast<const char *>(input->data);
+        const char *                data = static_cast<const char *>(input->data);
         const ggml_backend_buffer_t buffer =
             input->view_src ? input->view_src->buffer : input->buffer;
         if (buffer && !ggml_backend_buffer_is_host(buffer)) {

@@ -59,10 +59,10 @@ CpuFeatures read_features() {
 #if defined(__linux__)
     found.dot_products = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #elif defined(__APPLE__)
-    int    has         = 0;
-    size_t size        = sizeof(has);
-    found.dot_products = sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 &&
-                         has != 0;
+    int    has  = 0;
+    size_t size = sizeof(has);
+    found.dot_products =
+        sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has != 0;
 #endif
     return found;
 }

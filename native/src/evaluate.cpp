@@ -28,7 +28,7 @@ struct Row {
 };
 
 void score_row(const inferos_score_job & job, int64_t row, inferos_row_score & score) {
-    const int64_t n = job.n_vocab;
+    const int64_t n      = job.n_vocab;
     const int32_t target = job.targets[row];
     Row           p(job.reference + row * n, n);
     score               = {};
@@ -51,7 +51,7 @@ void score_row(const inferos_score_job & job, int64_t row, inferos_row_score & s
         q.sum += q.exponential(i);
     }
     // sum p (log p - log q); rounding may leave a negative trace between equal rows
-    const double kl = difference / p.sum - std::log(p.sum) + std::log(q.sum);
+    const double kl          = difference / p.sum - std::log(p.sum) + std::log(q.sum);
     score.kl                 = kl < 0 ? 0 : kl;
     score.reference_log_prob = p.log_prob(target);
     score.candidate_log_prob = q.log_prob(target);
@@ -61,8 +61,7 @@ void score_row(const inferos_score_job & job, int64_t row, inferos_row_score & s
 }  // namespace
 
 INFEROS_API int32_t inferos_score_rows(const inferos_score_job * job, inferos_row_score * scores) {
-    if (job->n_rows < 0 || job->n_vocab < 1 ||
-        job->n_vocab > std::numeric_limits<int32_t>::max()) {
+    if (job->n_rows < 0 || job->n_vocab < 1 || job->n_vocab > std::numeric_limits<int32_t>::max()) {
         return INFEROS_BAD_SHAPE;
     }
     for (int64_t i = 0; i < job->n_rows; i++) {
@@ -71,7 +70,7 @@ INFEROS_API int32_t inferos_score_rows(const inferos_score_job * job, inferos_ro
         }
     }
     std::atomic<int64_t> next_row{0};
-    const auto run = [job, scores, &next_row] {
+    const auto           run = [job, scores, &next_row] {
         for (;;) {
             const int64_t row = next_row.fetch_add(1, std::memory_order_relaxed);
             if (row >= job->n_rows) {
@@ -82,9 +81,8 @@ INFEROS_API int32_t inferos_score_rows(const inferos_score_job * job, inferos_ro
     };
     try {
         // a share takes rows until there are none left
-        inferos::in_parallel(
-            std::max<int64_t>(1, std::min<int64_t>(job->n_threads, job->n_rows)),
-            [&run](int64_t) { run(); });
+        inferos::in_parallel(std::max<int64_t>(1, std::min<int64_t>(job->n_threads, job->n_rows)),
+                             [&run](int64_t) { run(); });
     } catch (const std::exception &) {
         return INFEROS_NO_MEMORY;
     }

@@ -35,23 +35,23 @@ INFEROS_API void inferos_get_build_info(inferos_build_info * info);
 // where the program handles them.
 INFEROS_API int32_t inferos_interrupt_install(void);
 INFEROS_API int32_t inferos_interrupt_restore(void);
-INFEROS_API void    inferos_interrupt_set(int32_t value);
-INFEROS_API bool    inferos_interrupt_requested(void * unused);
+INFEROS_API void inferos_interrupt_set(int32_t value);
+INFEROS_API bool inferos_interrupt_requested(void * unused);
 
 // ---- quantize.cpp ---------------------------------------------------------------------------
 
 struct inferos_quantize_job {
-    const void    * src;         // rows of src_type, contiguous, (n_src_rows, n_per_row)
+    const void *    src;         // rows of src_type, contiguous, (n_src_rows, n_per_row)
     const int64_t * row_order;   // output row i is source row row_order[i]; null: in order
-    const float   * importance;  // (n_per_row,) weight of each column's error, or null
-    void          * dst;         // (n_rows, ggml_row_size(dst_type, n_per_row))
+    const float *   importance;  // (n_per_row,) weight of each column's error, or null
+    void *          dst;         // (n_rows, ggml_row_size(dst_type, n_per_row))
     int64_t         n_rows;
     int64_t         n_src_rows;
     int64_t         n_per_row;
-    int32_t         src_type;    // GGML_TYPE_F32, GGML_TYPE_F16 or GGML_TYPE_BF16
-    int32_t         dst_type;    // any ggml type that ggml_quantize_chunk writes
+    int32_t         src_type;  // GGML_TYPE_F32, GGML_TYPE_F16 or GGML_TYPE_BF16
+    int32_t         dst_type;  // any ggml type that ggml_quantize_chunk writes
     int32_t         n_threads;
-    int32_t         kernel;      // inferos_kernel; all write the same bytes
+    int32_t         kernel;  // inferos_kernel; all write the same bytes
 };
 
 // What quantizes rows. The named ones exist for q3_K, q4_K, q5_K and q6_K, where the CPU has them.
@@ -84,7 +84,7 @@ enum inferos_status {
 };
 
 INFEROS_API int32_t inferos_quantize_rows(const inferos_quantize_job * job,
-                                          inferos_quantize_error * error);
+                                          inferos_quantize_error *     error);
 
 // ---- kquants.cpp ----------------------------------------------------------------------------
 
@@ -101,10 +101,10 @@ struct inferos_activations;
 
 // What entered one matrix. The pointers stay valid until the collector observes again or ends.
 struct inferos_activation_sums {
-    const char   * name;         // of the weight matrix
+    const char *   name;         // of the weight matrix
     const double * sum_squares;  // (n_columns,)
     int64_t        n_columns;
-    int64_t        n_rows;       // rows that were summed
+    int64_t        n_rows;  // rows that were summed
 };
 
 INFEROS_API inferos_activations * inferos_activations_create(void);  // null: no memory
@@ -124,8 +124,8 @@ INFEROS_API int32_t inferos_activations_entry(const inferos_activations * collec
 // ---- evaluate.cpp ---------------------------------------------------------------------------
 
 struct inferos_score_job {
-    const float   * reference;  // (n_rows, n_vocab) logits
-    const float   * candidate;  // likewise; null: score the reference alone
+    const float *   reference;  // (n_rows, n_vocab) logits
+    const float *   candidate;  // likewise; null: score the reference alone
     const int32_t * targets;    // (n_rows,) the token that truly follows
     int64_t         n_rows;
     int64_t         n_vocab;
@@ -135,8 +135,8 @@ struct inferos_score_job {
 struct inferos_row_score {
     double  reference_log_prob;  // of the target, natural logarithm
     double  candidate_log_prob;
-    double  kl;                  // KL(reference || candidate) in nats
-    int32_t reference_top;       // likeliest token
+    double  kl;             // KL(reference || candidate) in nats
+    int32_t reference_top;  // likeliest token
     int32_t candidate_top;
 };
 
@@ -172,7 +172,7 @@ struct inferos_buffers {
 
 // INFEROS_UNKNOWN_LLAMA: this llama.cpp does not say them, or not as the pinned one does.
 INFEROS_API int32_t inferos_context_buffers(const llama_context * context,
-                                            inferos_buffers * buffers);
+                                            inferos_buffers *     buffers);
 
 // Bytes of a part of a file that are in the page cache, by mincore(2). The kernel tells it only to
 // those who own the file or may write it; to others every page seems resident. Returns 0 or errno.
@@ -184,9 +184,9 @@ INFEROS_API int32_t inferos_file_residency(const char * path, uint64_t offset, u
 // Watches an open file: from now on, reading a mapping of it that has shrunk, or whose disk fails,
 // gives zeros and sets *inferos_guard_damaged(watch) to 1, where it would end the process with
 // SIGBUS. The descriptor may be closed. -1: it cannot be watched here.
-INFEROS_API int32_t         inferos_guard_watch(int32_t file);
+INFEROS_API int32_t inferos_guard_watch(int32_t file);
 INFEROS_API const int32_t * inferos_guard_damaged(int32_t watch);
-INFEROS_API void            inferos_guard_release(int32_t watch);
+INFEROS_API void inferos_guard_release(int32_t watch);
 
 // ---- layouts.cpp ----------------------------------------------------------------------------
 
@@ -200,7 +200,7 @@ INFEROS_API int32_t inferos_try_layouts(void);
 // multiplied by, run after run; 0 is none.
 struct inferos_kv_part {
     const void * src;  // (n_rows, ggml_row_size(src_type, n_per_row)), at even addresses
-    void       * dst;  // (n_rows, ggml_row_size(dst_type, n_per_row)), likewise
+    void *       dst;  // (n_rows, ggml_row_size(dst_type, n_per_row)), likewise
     int64_t      n_rows;
     int64_t      n_per_row;
     int32_t      src_type;  // F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1 or Q4_0
@@ -223,7 +223,7 @@ INFEROS_API const char * inferos_kernels_start(void);
 
 // The variant in use, by its instruction set, and whether it takes weights of a ggml type.
 INFEROS_API const char * inferos_kernels_name(void);
-INFEROS_API int32_t      inferos_kernels_takes(int32_t type);
+INFEROS_API int32_t inferos_kernels_takes(int32_t type);
 
 // Contexts that this thread creates from now on leave everything to llama.cpp (0), use the kernels
 // (1), or use them and compute products of other weights with a few columns as those with one (2).
@@ -236,9 +236,9 @@ INFEROS_API int32_t inferos_kernels_takes_columns(int32_t type);
 // One product, for tests and benchmarks: out (n_columns, n_rows) = x (n_columns, n_per_row) times
 // the transposed weights, rows of a ggml type.
 struct inferos_mul_mat {
-    const void  * weights;  // (n_rows, row_bytes)
+    const void *  weights;  // (n_rows, row_bytes)
     const float * x;
-    float       * out;
+    float *       out;
     int64_t       n_rows;  // at least 16
     int64_t       n_per_row;
     int64_t       n_columns;

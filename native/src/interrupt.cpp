@@ -8,8 +8,8 @@ namespace {
 // lock-free, so it may be written from a signal handler
 std::atomic<int32_t> interrupt_flag{0};
 
-constexpr int    kEndingSignals[] = {SIGINT, SIGTERM, SIGHUP};
-constexpr size_t n_signals        = sizeof(kEndingSignals) / sizeof(kEndingSignals[0]);
+constexpr int    kEndingSignals[]            = {SIGINT, SIGTERM, SIGHUP};
+constexpr size_t n_signals                   = sizeof(kEndingSignals) / sizeof(kEndingSignals[0]);
 struct sigaction previous_actions[n_signals] = {};
 bool             installed[n_signals]        = {};
 
@@ -46,8 +46,8 @@ INFEROS_API int32_t inferos_interrupt_install(void) {
             continue;
         }
         struct sigaction action = {};
-        action.sa_sigaction = on_interrupt;
-        action.sa_flags     = SA_SIGINFO;
+        action.sa_sigaction     = on_interrupt;
+        action.sa_flags         = SA_SIGINFO;
         sigemptyset(&action.sa_mask);
         if (sigaction(kEndingSignals[i], nullptr, &previous_actions[i]) != 0) {
             return -1;

@@ -9,7 +9,7 @@ constexpr int kSuperBlock = 256;
 
 struct KquantRows {
     const float * x;           // (n_blocks * kSuperBlock,)
-    uint8_t     * out;         // n_blocks super-blocks
+    uint8_t *     out;         // n_blocks super-blocks
     const float * importance;  // (blocks_per_row * kSuperBlock,) or null
     int64_t       n_blocks;
     int64_t       blocks_per_row;

@@ -29,20 +29,18 @@ inline void unpack_scales(const uint8_t * packed, uint8_t * scale, uint8_t * off
 }
 
 // Levels of the chosen 6-bit scales, and the bytes.
-template <int kBits>
-inline void finish_affine(Group & group, int block, uint8_t * out) {
+template <int kBits> inline void finish_affine(Group & group, int block, uint8_t * out) {
     constexpr float kMost = (1 << kBits) - 1;
     uint8_t         scale[8], offset[8];
     unpack_scales(out + kAffineScales, scale, offset);
     const float   unit = get_half(out), unit_offset = get_half(out + 2);
-    uint8_t     * level = group.level;
+    uint8_t *     level = group.level;
     const float * x     = group.x + block * kSuperBlock;
     for (int j = 0; j < 8; j++) {
         const float d = unit * scale[j], dm = unit_offset * offset[j];
         if (d != 0) {
-            put_levels(x + 32 * j, 32, level + 32 * j, [=](FloatRegister v) {
-                return clamp(nearest((v + dm) / d), 0, kMost);
-            });
+            put_levels(x + 32 * j, 32, level + 32 * j,
+                       [=](FloatRegister v) { return clamp(nearest((v + dm) / d), 0, kMost); });
         } else {
             const float per_unit = group.per_unit[block * 8 + j], from = group.from[block * 8 + j];
             put_levels(x + 32 * j, 32, level + 32 * j, [=](FloatRegister v) {
@@ -53,7 +51,7 @@ inline void finish_affine(Group & group, int block, uint8_t * out) {
     uint8_t * high = out + kAffineHigh;
     uint8_t * low  = kBits == 5 ? high + 32 : high;
     for (int pair = 0; pair < 4; pair++) {
-        const uint8_t * even = level + 64 * pair, * odd = even + 32;
+        const uint8_t *even = level + 64 * pair, *odd = even + 32;
         for (int i = 0; i < 32; i++) {
             low[32 * pair + i] = uint8_t((even[i] & 15) | odd[i] << 4);
         }
@@ -102,8 +100,8 @@ inline void search_affine_scales(Group & group, uint8_t * out, int block_bytes) 
     for (Floats & v : value) {
         v = -v;
     }
-    unit[1] = search_positive<8>(value, weight, 63, level[1]);
-    const float * units = reinterpret_cast<const float *>(unit);
+    unit[1]              = search_positive<8>(value, weight, 63, level[1]);
+    const float * units  = reinterpret_cast<const float *>(unit);
     const float * levels = reinterpret_cast<const float *>(level);
     for (int b = 0; b < group.n_blocks; b++) {
         uint8_t scales[8], offsets[8];
@@ -125,37 +123,38 @@ inline void search_affine_scales(Group & group, uint8_t * out, int block_bytes) 
 template <int kBits>
 inline void quantize_affine(const KquantRows & rows, Group & group, uint8_t * out) {
     constexpr int   kBlockBytes = kBits == 5 ? 176 : 144;
-    constexpr int   kMost        = (1 << kBits) - 1;
-    constexpr Steps kPlain       = kBits == 5 ? Steps{-0.5f, 0.1f, 15} : Steps{-1.0f, 0.1f, 20};
-    constexpr Steps kWeighted    = {-0.9f, 0.05f, 36};
+    constexpr int   kMost       = (1 << kBits) - 1;
+    constexpr Steps kPlain      = kBits == 5 ? Steps{-0.5f, 0.1f, 15} : Steps{-1.0f, 0.1f, 20};
+    constexpr Steps kWeighted   = {-0.9f, 0.05f, 36};
     float           variance[kLanes];
     if (rows.importance) {
         variances(group, variance);
     }
-    each_sub_block<32>(rows, group, variance, [&](int first, const Floats * x,
-                                                  const Floats * importance, Floats sigma2) {
-        Floats w[32], sum = all(0);
-        if (rows.importance) {
-            for (int i = 0; i < 32; i++) {
-                w[i] = importance[i] * square_root(sigma2 + x[i] * x[i]);
-                sum  = sum + w[i];
-            }
-        } else {
-            for (int i = 0; i < 32; i++) {
-                sum = sum + x[i] * x[i];
-            }
-            const Floats typical = square_root(sum / all(32));
-            for (int i = 0; i < 32; i++) {
-                w[i] = typical + magnitude(x[i]);
-            }
-        }
-        const Affine found = search_affine<32>(x, w, kMost, rows.importance ? kWeighted : kPlain);
-        store(group.scale + first, found.scale);
-        store(group.least + first, found.least);
-        store(group.per_unit + first, found.per_unit);
-        store(group.from + first, found.from);
-        store(group.weight + first, sum);
-    });
+    each_sub_block<32>(rows, group, variance,
+                       [&](int first, const Floats * x, const Floats * importance, Floats sigma2) {
+                           Floats w[32], sum = all(0);
+                           if (rows.importance) {
+                               for (int i = 0; i < 32; i++) {
+                                   w[i] = importance[i] * square_root(sigma2 + x[i] * x[i]);
+                                   sum  = sum + w[i];
+                               }
+                           } else {
+                               for (int i = 0; i < 32; i++) {
+                                   sum = sum + x[i] * x[i];
+                               }
+                               const Floats typical = square_root(sum / all(32));
+                               for (int i = 0; i < 32; i++) {
+                                   w[i] = typical + magnitude(x[i]);
+                               }
+                           }
+                           const Affine found =
+                               search_affine<32>(x, w, kMost, rows.importance ? kWeighted : kPlain);
+                           store(group.scale + first, found.scale);
+                           store(group.least + first, found.least);
+                           store(group.per_unit + first, found.per_unit);
+                           store(group.from + first, found.from);
+                           store(group.weight + first, sum);
+                       });
     if (rows.importance) {
         search_affine_scales<kBits>(group, out, kBlockBytes);
     }

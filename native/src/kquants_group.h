@@ -58,19 +58,18 @@ inline void variances(const Group & group, float * variance) {
 template <int N, class Search>
 inline void each_sub_block(const KquantRows & rows, const Group & group, const float * variance,
                            Search search) {
-    constexpr int kSubs  = kSuperBlock / N;
+    constexpr int kSubs = kSuperBlock / N;
     const int     n_sub = group.n_blocks * kSubs;
     for (int first = 0; first < n_sub; first += kLanes) {
-        const float * x_rows[kLanes], * importance_rows[kLanes];
+        const float *     x_rows[kLanes], *importance_rows[kLanes];
         alignas(64) float lane_variance[kLanes] = {};
         for (int lane = 0; lane < kLanes; lane++) {
             const int sub = first + lane < n_sub ? first + lane : n_sub - 1;
             x_rows[lane]  = group.x + sub * N;
             if (rows.importance) {
-                const int64_t column = (group.first + sub / kSubs) % rows.blocks_per_row;
-                importance_rows[lane] =
-                    rows.importance + column * kSuperBlock + sub % kSubs * N;
-                lane_variance[lane] = variance ? variance[sub / kSubs] : 0;
+                const int64_t column  = (group.first + sub / kSubs) % rows.blocks_per_row;
+                importance_rows[lane] = rows.importance + column * kSuperBlock + sub % kSubs * N;
+                lane_variance[lane]   = variance ? variance[sub / kSubs] : 0;
             }
         }
         Floats x[N], importance[N];

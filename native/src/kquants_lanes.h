@@ -41,8 +41,12 @@ template <class Register> struct Lanes {
 using Floats = Lanes<FloatRegister>;
 using Ints   = Lanes<IntRegister>;  // as truth values, 0 or -1
 
-inline FloatRegister broadcast(float value) { return FloatRegister{} + value; }
-inline Floats all(float value) { return {broadcast(value), broadcast(value)}; }
+inline FloatRegister broadcast(float value) {
+    return FloatRegister{} + value;
+}
+inline Floats all(float value) {
+    return {broadcast(value), broadcast(value)};
+}
 
 inline FloatRegister load_register(const float * from) {
     FloatRegister v;
@@ -57,17 +61,39 @@ inline void store(float * to, Floats v) {
     memcpy(to + kRegisterLanes, &v.high, sizeof v.high);
 }
 
-inline Floats operator+(Floats a, Floats b) { return {a.low + b.low, a.high + b.high}; }
-inline Floats operator-(Floats a, Floats b) { return {a.low - b.low, a.high - b.high}; }
-inline Floats operator*(Floats a, Floats b) { return {a.low * b.low, a.high * b.high}; }
-inline Floats operator/(Floats a, Floats b) { return {a.low / b.low, a.high / b.high}; }
-inline Floats operator-(Floats a) { return {-a.low, -a.high}; }
-inline Ints   operator<(Floats a, Floats b) { return {a.low < b.low, a.high < b.high}; }
-inline Ints   operator>(Floats a, Floats b) { return {a.low > b.low, a.high > b.high}; }
-inline Ints   operator==(Floats a, Floats b) { return {a.low == b.low, a.high == b.high}; }
-inline Ints   operator!=(Floats a, Floats b) { return {a.low != b.low, a.high != b.high}; }
-inline Ints   operator&(Ints a, Ints b) { return {a.low & b.low, a.high & b.high}; }
-inline Ints   operator|(Ints a, Ints b) { return {a.low | b.low, a.high | b.high}; }
+inline Floats operator+(Floats a, Floats b) {
+    return {a.low + b.low, a.high + b.high};
+}
+inline Floats operator-(Floats a, Floats b) {
+    return {a.low - b.low, a.high - b.high};
+}
+inline Floats operator*(Floats a, Floats b) {
+    return {a.low * b.low, a.high * b.high};
+}
+inline Floats operator/(Floats a, Floats b) {
+    return {a.low / b.low, a.high / b.high};
+}
+inline Floats operator-(Floats a) {
+    return {-a.low, -a.high};
+}
+inline Ints operator<(Floats a, Floats b) {
+    return {a.low < b.low, a.high < b.high};
+}
+inline Ints operator>(Floats a, Floats b) {
+    return {a.low > b.low, a.high > b.high};
+}
+inline Ints operator==(Floats a, Floats b) {
+    return {a.low == b.low, a.high == b.high};
+}
+inline Ints operator!=(Floats a, Floats b) {
+    return {a.low != b.low, a.high != b.high};
+}
+inline Ints operator&(Ints a, Ints b) {
+    return {a.low & b.low, a.high & b.high};
+}
+inline Ints operator|(Ints a, Ints b) {
+    return {a.low | b.low, a.high | b.high};
+}
 
 inline Floats select(Ints where, Floats a, Floats b) {
     return {where.low ? a.low : b.low, where.high ? a.high : b.high};
@@ -93,18 +119,36 @@ inline FloatRegister minimum(FloatRegister a, FloatRegister b) {
 inline FloatRegister maximum(FloatRegister a, FloatRegister b) {
     return _mm512_maskz_max_ps(kEvery, a, b);
 }
-inline FloatRegister square_root(FloatRegister a) { return _mm512_maskz_sqrt_ps(kEvery, a); }
+inline FloatRegister square_root(FloatRegister a) {
+    return _mm512_maskz_sqrt_ps(kEvery, a);
+}
 #elif defined(__AVX2__)
-inline FloatRegister minimum(FloatRegister a, FloatRegister b) { return _mm256_min_ps(a, b); }
-inline FloatRegister maximum(FloatRegister a, FloatRegister b) { return _mm256_max_ps(a, b); }
-inline FloatRegister square_root(FloatRegister a) { return _mm256_sqrt_ps(a); }
+inline FloatRegister minimum(FloatRegister a, FloatRegister b) {
+    return _mm256_min_ps(a, b);
+}
+inline FloatRegister maximum(FloatRegister a, FloatRegister b) {
+    return _mm256_max_ps(a, b);
+}
+inline FloatRegister square_root(FloatRegister a) {
+    return _mm256_sqrt_ps(a);
+}
 #elif defined(__SSE2__)
-inline FloatRegister minimum(FloatRegister a, FloatRegister b) { return _mm_min_ps(a, b); }
-inline FloatRegister maximum(FloatRegister a, FloatRegister b) { return _mm_max_ps(a, b); }
-inline FloatRegister square_root(FloatRegister a) { return _mm_sqrt_ps(a); }
+inline FloatRegister minimum(FloatRegister a, FloatRegister b) {
+    return _mm_min_ps(a, b);
+}
+inline FloatRegister maximum(FloatRegister a, FloatRegister b) {
+    return _mm_max_ps(a, b);
+}
+inline FloatRegister square_root(FloatRegister a) {
+    return _mm_sqrt_ps(a);
+}
 #else
-inline FloatRegister minimum(FloatRegister a, FloatRegister b) { return a < b ? a : b; }
-inline FloatRegister maximum(FloatRegister a, FloatRegister b) { return a > b ? a : b; }
+inline FloatRegister minimum(FloatRegister a, FloatRegister b) {
+    return a < b ? a : b;
+}
+inline FloatRegister maximum(FloatRegister a, FloatRegister b) {
+    return a > b ? a : b;
+}
 inline FloatRegister square_root(FloatRegister a) {
     for (int i = 0; i < kRegisterLanes; i++) {
         a[i] = __builtin_sqrtf(a[i]);
@@ -118,25 +162,31 @@ inline Floats minimum(Floats a, Floats b) {
 inline Floats maximum(Floats a, Floats b) {
     return {maximum(a.low, b.low), maximum(a.high, b.high)};
 }
-inline Floats square_root(Floats a) { return {square_root(a.low), square_root(a.high)}; }
+inline Floats square_root(Floats a) {
+    return {square_root(a.low), square_root(a.high)};
+}
 
 inline FloatRegister magnitude(FloatRegister a) {
     return (FloatRegister)((IntRegister)a & 0x7fffffff);
 }
-inline Floats magnitude(Floats a) { return {magnitude(a.low), magnitude(a.high)}; }
+inline Floats magnitude(Floats a) {
+    return {magnitude(a.low), magnitude(a.high)};
+}
 
 // The nearest whole number, ties to even, as ggml finds it: 1.5 * 2^23 pushes the fraction out of
 // the mantissa, whose 23 bits, less 2^22, are then the number. Beyond +-2^22 that wraps around, in
 // ggml as here: exponent and sign are set to what they are within.
-constexpr float   kRounder       = 12582912.0f;
-constexpr int32_t kMantissa      = 0x007fffff;
+constexpr float   kRounder      = 12582912.0f;
+constexpr int32_t kMantissa     = 0x007fffff;
 constexpr int32_t kRoundedUpper = 0x4b000000;  // sign and exponent of the floats from 2^23 to 2^24
 
 inline FloatRegister nearest(FloatRegister a) {
     const IntRegister bits = (IntRegister)(a + kRounder);
     return (FloatRegister)((bits & kMantissa) | kRoundedUpper) - kRounder;
 }
-inline Floats nearest(Floats a) { return {nearest(a.low), nearest(a.high)}; }
+inline Floats nearest(Floats a) {
+    return {nearest(a.low), nearest(a.high)};
+}
 
 inline FloatRegister clamp(FloatRegister a, float least, float most) {
     return maximum(minimum(a, broadcast(most)), broadcast(least));
@@ -161,6 +211,8 @@ inline FloatRegister as_byte(FloatRegister a) {
     const IntRegister whole = __builtin_convertvector(a, IntRegister);
     return __builtin_convertvector(whole & 0xff, FloatRegister);
 }
-inline Floats as_byte(Floats a) { return {as_byte(a.low), as_byte(a.high)}; }
+inline Floats as_byte(Floats a) {
+    return {as_byte(a.low), as_byte(a.high)};
+}
 
 }  // namespace

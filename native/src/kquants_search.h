@@ -56,7 +56,7 @@ inline Affine search_affine(const Floats * x, const Floats * w, int nmax, Steps 
     Affine best       = {all(1) / per_unit, min, per_unit, min};
     Floats best_error = affine_error<N>(x, w, level, best.scale, best.least);
     for (int step = 0; step <= steps.last; step++) {
-        per_unit = all(steps.first + steps.by * float(step) + float(nmax)) / (max - best.least);
+        per_unit     = all(steps.first + steps.by * float(step) + float(nmax)) / (max - best.least);
         Floats sum_l = all(0), sum_ll = all(0), sum_lx = all(0);
         for (int i = 0; i < N; i++) {
             const Floats l  = clamp(nearest(per_unit * (x[i] - best.least)), 0, float(nmax));
@@ -108,8 +108,7 @@ template <int N> inline Floats extreme_of(const Floats * x, Ints & nothing) {
 }
 
 // Weighted least squares with the largest value near level -nmax, on either side of it.
-template <int N>
-inline Symmetric search_symmetric(const Floats * x, const Floats * w, int nmax) {
+template <int N> inline Symmetric search_symmetric(const Floats * x, const Floats * w, int nmax) {
     Ints         nothing;
     const Floats extreme = extreme_of<N>(x, nothing);
     Floats       wx[N];
@@ -170,18 +169,18 @@ template <int N> inline Floats refine_symmetric(const Floats * x, int nmax, Floa
     for (int round = 0; round < 5; round++) {
         Ints changed = {IntRegister{}, IntRegister{}};
         for (int i = 0; i < N; i++) {
-            const Floats w = x[i] * x[i];
-            Floats       lx = sum_lx - w * x[i] * level[i];
-            Floats       ll = sum_ll - w * level[i] * level[i];
-            const Floats l  = clamp(nearest(x[i] * ll / lx), least, most);
+            const Floats w    = x[i] * x[i];
+            Floats       lx   = sum_lx - w * x[i] * level[i];
+            Floats       ll   = sum_ll - w * level[i] * level[i];
+            const Floats l    = clamp(nearest(x[i] * ll / lx), least, most);
             Ints         move = (lx > all(0)) & (l != level[i]);
             lx                = lx + w * x[i] * l;
             ll                = ll + w * l * l;
-            move = move & (ll > all(0)) & (lx * lx * sum_ll > sum_lx * sum_lx * ll);
-            level[i] = select(move, l, level[i]);
-            sum_lx   = select(move, lx, sum_lx);
-            sum_ll   = select(move, ll, sum_ll);
-            changed  = changed | move;
+            move              = move & (ll > all(0)) & (lx * lx * sum_ll > sum_lx * sum_lx * ll);
+            level[i]          = select(move, l, level[i]);
+            sum_lx            = select(move, lx, sum_lx);
+            sum_ll            = select(move, ll, sum_ll);
+            changed           = changed | move;
         }
         if (!any(changed)) {
             break;
@@ -209,8 +208,8 @@ inline Floats search_positive(const Floats * x, const Floats * w, int nmax, Floa
         const Floats scale = all(1) / unit;
         Floats       error = all(0);
         for (int i = 0; i < N; i++) {
-            const Floats whole = nearest(unit * x[i]);
-            const Floats l     = bounded ? minimum(whole, most) : as_byte(whole);
+            const Floats whole      = nearest(unit * x[i]);
+            const Floats l          = bounded ? minimum(whole, most) : as_byte(whole);
             const Floats difference = x[i] - scale * l;
             error                   = error + w[i] * difference * difference;
         }

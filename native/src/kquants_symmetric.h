@@ -52,35 +52,35 @@ inline void finish_q6(Group & group, int block, uint8_t * out) {
     const float per_unit = -128.0f / extreme;
     put_half(out + kUnit, 1 / per_unit);
     const float unit  = get_half(out + kUnit);
-    uint8_t   * level = group.level;
+    uint8_t *   level = group.level;
     for (int j = 0; j < 16; j++) {
         const int32_t whole = nearest(per_unit * scale[j]);
         const int8_t  kept  = int8_t(whole < 127 ? whole : 127);
-        out[kScales + j]     = uint8_t(kept);
+        out[kScales + j]    = uint8_t(kept);
         put_symmetric_levels<32>(group, block, j, unit * kept, level + 16 * j);
     }
     for (int half = 0; half < 2; half++) {
         const uint8_t * l = level + 128 * half;
         for (int i = 0; i < 32; i++) {
-            out[64 * half + i]      = uint8_t((l[i] & 15) | l[i + 64] << 4);
-            out[64 * half + i + 32] = uint8_t((l[i + 32] & 15) | l[i + 96] << 4);
+            out[64 * half + i]         = uint8_t((l[i] & 15) | l[i + 64] << 4);
+            out[64 * half + i + 32]    = uint8_t((l[i + 32] & 15) | l[i + 96] << 4);
             out[kHigh + 32 * half + i] = uint8_t(l[i] >> 4 | l[i + 32] >> 4 << 2 |
-                                                l[i + 64] >> 4 << 4 | l[i + 96] >> 4 << 6);
+                                                 l[i + 64] >> 4 << 4 | l[i + 96] >> 4 << 6);
         }
     }
 }
 
 inline void quantize_q6(const KquantRows & rows, Group & group, uint8_t * out) {
-    each_sub_block<16>(rows, group, nullptr, [&](int first, const Floats * x,
-                                                 const Floats * importance, Floats) {
-        Floats w[16];
-        for (int i = 0; i < 16; i++) {
-            w[i] = rows.importance ? importance[i] : x[i] * x[i];
-        }
-        const Symmetric found = search_symmetric<16>(x, w, 32);
-        store(group.scale + first, found.scale);
-        store(group.per_unit + first, found.per_unit);
-    });
+    each_sub_block<16>(rows, group, nullptr,
+                       [&](int first, const Floats * x, const Floats * importance, Floats) {
+                           Floats w[16];
+                           for (int i = 0; i < 16; i++) {
+                               w[i] = rows.importance ? importance[i] : x[i] * x[i];
+                           }
+                           const Symmetric found = search_symmetric<16>(x, w, 32);
+                           store(group.scale + first, found.scale);
+                           store(group.per_unit + first, found.per_unit);
+                       });
     for (int b = 0; b < group.n_blocks; b++) {
         finish_q6(group, b, out + b * 210);
     }
@@ -105,7 +105,7 @@ inline void finish_q3(Group & group, int block, const uint8_t * scale, float uni
     put_half(out + kUnit, unit);
     pack_q3_scales(scale, out + kScales);
     const float kept_unit = get_half(out + kUnit);
-    uint8_t   * level     = group.level + block * kSuperBlock;
+    uint8_t *   level     = group.level + block * kSuperBlock;
     for (int j = 0; j < 16; j++) {
         const float d = kept_unit * float(int(scale[j]) - 32);
         if (d != 0 || searched) {
@@ -123,24 +123,24 @@ inline void finish_q3(Group & group, int block, const uint8_t * scale, float uni
         const uint8_t * l = level + 128 * half;
         for (int i = 0; i < 32; i++) {
             out[kLow + 32 * half + i] = uint8_t((l[i] & 3) | (l[i + 32] & 3) << 2 |
-                                               (l[i + 64] & 3) << 4 | (l[i + 96] & 3) << 6);
+                                                (l[i + 64] & 3) << 4 | (l[i + 96] & 3) << 6);
         }
     }
 }
 
 // Without importance: levels refined one by one, scales as 32nds of the largest.
 inline void quantize_q3_plain(const KquantRows & rows, Group & group, uint8_t * out) {
-    each_sub_block<16>(rows, group, nullptr, [&](int first, const Floats * x, const Floats *,
-                                                 Floats) {
-        Floats level[16];
-        store(group.scale + first, refine_symmetric<16>(x, 4, level));
-        const float * levels = reinterpret_cast<const float *>(level);
-        for (int lane = 0; lane < kLanes && first + lane < group.n_blocks * 16; lane++) {
-            for (int i = 0; i < 16; i++) {
-                group.level[(first + lane) * 16 + i] = uint8_t(levels[i * kLanes + lane]);
+    each_sub_block<16>(
+        rows, group, nullptr, [&](int first, const Floats * x, const Floats *, Floats) {
+            Floats level[16];
+            store(group.scale + first, refine_symmetric<16>(x, 4, level));
+            const float * levels = reinterpret_cast<const float *>(level);
+            for (int lane = 0; lane < kLanes && first + lane < group.n_blocks * 16; lane++) {
+                for (int i = 0; i < 16; i++) {
+                    group.level[(first + lane) * 16 + i] = uint8_t(levels[i * kLanes + lane]);
+                }
             }
-        }
-    });
+        });
     for (int b = 0; b < group.n_blocks; b++) {
         const float * scale    = group.scale + b * 16;
         const float   extreme  = extreme_scale(scale);
@@ -157,18 +157,18 @@ inline void quantize_q3_plain(const KquantRows & rows, Group & group, uint8_t * 
 inline void quantize_q3_weighted(const KquantRows & rows, Group & group, uint8_t * out) {
     float variance[kLanes];
     variances(group, variance);
-    each_sub_block<16>(rows, group, variance, [&](int first, const Floats * x,
-                                                  const Floats * importance, Floats sigma2) {
-        Floats w[16], sum = all(0);
-        for (int i = 0; i < 16; i++) {
-            w[i] = importance[i] * square_root(sigma2 + x[i] * x[i]);
-            sum  = sum + w[i];
-        }
-        const Symmetric found = search_symmetric<16>(x, w, 4);
-        store(group.scale + first, found.scale);
-        store(group.per_unit + first, found.per_unit);
-        store(group.weight + first, sum);
-    });
+    each_sub_block<16>(rows, group, variance,
+                       [&](int first, const Floats * x, const Floats * importance, Floats sigma2) {
+                           Floats w[16], sum = all(0);
+                           for (int i = 0; i < 16; i++) {
+                               w[i] = importance[i] * square_root(sigma2 + x[i] * x[i]);
+                               sum  = sum + w[i];
+                           }
+                           const Symmetric found = search_symmetric<16>(x, w, 4);
+                           store(group.scale + first, found.scale);
+                           store(group.per_unit + first, found.per_unit);
+                           store(group.weight + first, sum);
+                       });
     Floats scale[16], weight[16], level[16];
     by_block<16>(group.scale, scale);
     by_block<16>(group.weight, weight);

@@ -30,7 +30,7 @@ constexpr int64_t kChunkValues = 64 * 1024;
     for (float * run = values; run < values + n; run += size) {
         // steps of 1, 2 and 4, in registers
         for (int32_t i = 0; i < size; i += 8) {
-            float * v = run + i;
+            float *     v  = run + i;
             const float a0 = v[0] + v[1], a1 = v[0] - v[1], a2 = v[2] + v[3], a3 = v[2] - v[3];
             const float a4 = v[4] + v[5], a5 = v[4] - v[5], a6 = v[6] + v[7], a7 = v[6] - v[7];
             const float b0 = a0 + a2, b1 = a1 + a3, b2 = a0 - a2, b3 = a1 - a3;
@@ -79,10 +79,8 @@ bool is_known(int32_t type) {
         case GGML_TYPE_Q5_1:
         case GGML_TYPE_Q5_0:
         case GGML_TYPE_Q4_1:
-        case GGML_TYPE_Q4_0:
-            return true;
-        default:
-            return false;
+        case GGML_TYPE_Q4_0: return true;
+        default: return false;
     }
 }
 
@@ -90,8 +88,8 @@ bool divides(int32_t rotation, int64_t n) {
     if (rotation == 0) {
         return true;
     }
-    const bool power = rotation >= 8 && rotation <= kLargestRotation &&
-                       (rotation & (rotation - 1)) == 0;
+    const bool power =
+        rotation >= 8 && rotation <= kLargestRotation && (rotation & (rotation - 1)) == 0;
     return power && n % rotation == 0;
 }
 
@@ -194,7 +192,7 @@ INFEROS_API int32_t inferos_kv_reencode(const inferos_kv_part * parts, int64_t n
         const int64_t n_workers =
             std::max<int64_t>(1, std::min<int64_t>(n_threads, int64_t(chunks.size())));
         std::unique_ptr<float[]> wide(new float[n_workers * widest]);
-        std::atomic<size_t>      next{0};
+        std::atomic<size_t> next{0};
         inferos::in_parallel(n_workers, [&chunks, &next, &wide, widest](int64_t i) {
             run(chunks, next, wide.get() + i * widest);
         });

@@ -17,9 +17,9 @@ namespace {
 // a multiple of every block and tile there is
 constexpr int64_t kNPerRow = 512, kNRows = 64;
 // one column, two, and more than a tile has, with a rest: llama.cpp takes another way for each
-constexpr int64_t kColumns[] = {1, 2, 33};
-constexpr ggml_type kTypes[] = {
-    GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q8_0, GGML_TYPE_Q2_K, GGML_TYPE_Q4_K,
+constexpr int64_t   kColumns[] = {1, 2, 33};
+constexpr ggml_type kTypes[]   = {
+    GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q8_0,   GGML_TYPE_Q2_K,   GGML_TYPE_Q4_K,
     GGML_TYPE_Q5_K, GGML_TYPE_Q6_K, GGML_TYPE_IQ4_NL, GGML_TYPE_IQ4_XS,
 };
 // Layouts round and add in their own order; a wrong product is off by its own size.
@@ -112,9 +112,9 @@ INFEROS_API int32_t inferos_try_layouts(void) {
     }
     ggml_backend_cpu_set_n_threads(cpu.get(), 1);
     ggml_backend_dev_t device = ggml_backend_get_device(cpu.get());
-    const auto         extra  = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(
-        ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device),
-                                          "ggml_backend_dev_get_extra_bufts"));
+    const auto         extra =
+        reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(ggml_backend_reg_get_proc_address(
+            ggml_backend_dev_backend_reg(device), "ggml_backend_dev_get_extra_bufts"));
     for (auto * layout = extra ? extra(device) : nullptr; layout && *layout; layout++) {
         for (const ggml_type type : kTypes) {
             if (!is_good(cpu.get(), *layout, type)) {

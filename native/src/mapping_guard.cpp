@@ -48,20 +48,20 @@ struct Patch {
 
 Watch            watches[kMostWatches];
 Patch            patches[kMostPatches];
-size_t           n_patches = 0;  // ever made; the last kMostPatches are known
-std::atomic_flag patching  = ATOMIC_FLAG_INIT;
+size_t           n_patches       = 0;  // ever made; the last kMostPatches are known
+std::atomic_flag patching        = ATOMIC_FLAG_INIT;
 struct sigaction previous_action = {};
 
 // Reads /proc/self/maps with nothing but system calls and its own stack: a handler may do no more.
 class MapsReader {
-public:
+  public:
     MapsReader() : file_(open("/proc/self/maps", O_RDONLY | O_CLOEXEC)) {}
     ~MapsReader() {
         if (file_ >= 0) {
             close(file_);
         }
     }
-    MapsReader(const MapsReader &) = delete;
+    MapsReader(const MapsReader &)             = delete;
     MapsReader & operator=(const MapsReader &) = delete;
 
     // start-end perms offset major:minor inode [path], in hexadecimal but for the inode
@@ -92,7 +92,7 @@ public:
         return true;
     }
 
-private:
+  private:
     int get() {
         if (at_ == size_) {
             ssize_t n;
@@ -114,7 +114,7 @@ private:
         int c = get();
         for (; c >= 0 && c != end && c != '\n'; c = get()) {
             const uint64_t digit = c <= '9' ? c - '0' : c - 'a' + 10;
-            value = value * base + digit;
+            value                = value * base + digit;
         }
         return c == end || (c == '\n' && base == 10);
     }
@@ -215,8 +215,8 @@ void on_bus_error(int signal_number, siginfo_t * info, void * context) {
 bool install() {
     static const bool good = [] {
         struct sigaction action = {};
-        action.sa_sigaction = on_bus_error;
-        action.sa_flags     = SA_SIGINFO | SA_ONSTACK;
+        action.sa_sigaction     = on_bus_error;
+        action.sa_flags         = SA_SIGINFO | SA_ONSTACK;
         sigemptyset(&action.sa_mask);
         return sigaction(SIGBUS, nullptr, &previous_action) == 0 &&
                sigaction(SIGBUS, &action, nullptr) == 0;

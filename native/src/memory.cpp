@@ -23,17 +23,18 @@ struct llama_memory_breakdown_data {
     size_t compute = 0;
 };
 using llama_memory_breakdown = std::map<ggml_backend_buffer_type_t, llama_memory_breakdown_data>;
-__attribute__((weak)) LLAMA_API llama_memory_breakdown llama_get_memory_breakdown(const struct llama_context * ctx);
+__attribute__((weak)) LLAMA_API llama_memory_breakdown
+llama_get_memory_breakdown(const struct llama_context * ctx);
 
 INFEROS_API int32_t inferos_context_buffers(const llama_context * context,
-                                            inferos_buffers * buffers) {
+                                            inferos_buffers *     buffers) {
     *buffers = {};
     if (llama_get_memory_breakdown == nullptr) {
         return INFEROS_UNKNOWN_LLAMA;
     }
     try {
         for (const auto & [type, bytes] : llama_get_memory_breakdown(context)) {
-            buffers->model   += bytes.model;
+            buffers->model += bytes.model;
             buffers->context += bytes.context;
             buffers->compute += bytes.compute;
         }
@@ -48,8 +49,8 @@ INFEROS_API int32_t inferos_context_buffers(const llama_context * context,
 
 INFEROS_API int32_t inferos_file_residency(const char * path, uint64_t offset, uint64_t length,
                                            uint64_t * resident) {
-    *resident       = 0;
-    const int file  = open(path, O_RDONLY | O_CLOEXEC);
+    *resident      = 0;
+    const int file = open(path, O_RDONLY | O_CLOEXEC);
     if (file < 0) {
         return errno;
     }
@@ -60,9 +61,9 @@ INFEROS_API int32_t inferos_file_residency(const char * path, uint64_t offset, u
     try {
         std::vector<unsigned char> pages(chunk / page);
         for (uint64_t at = offset / page * page; at < end && error == 0; at += chunk) {
-            const uint64_t size   = std::min(chunk, end - at);
-            void *         mapped = mmap(nullptr, size, PROT_READ, MAP_SHARED, file,
-                                         static_cast<off_t>(at));
+            const uint64_t size = std::min(chunk, end - at);
+            void *         mapped =
+                mmap(nullptr, size, PROT_READ, MAP_SHARED, file, static_cast<off_t>(at));
             if (mapped == MAP_FAILED) {
                 error = errno;
                 break;

@@ -15,7 +15,7 @@ namespace inferos {
 // Threads that are joined at the end of their block.
 class Threads {
   public:
-    Threads() = default;
+    Threads()                = default;
     Threads(const Threads &) = delete;
     ~Threads() {
         for (std::thread & thread : threads_) {
@@ -25,8 +25,7 @@ class Threads {
 
     // Starts run(i), which must throw nothing, for every i from first to end - 1; returns the first
     // that could not be started, or end.
-    template <typename Run>
-    int64_t start(int64_t first, int64_t end, const Run & run) {
+    template <typename Run> int64_t start(int64_t first, int64_t end, const Run & run) {
         try {
             for (; first < end; first++) {
                 threads_.emplace_back(run, first);
@@ -43,8 +42,7 @@ class Threads {
 
 // Calls work(i) once for every i of 0 to n - 1, at the same time as far as threads can be had; the
 // caller does share 0, then those that nobody took.
-template <typename Work>
-void in_parallel(int64_t n, const Work & work) {
+template <typename Work> void in_parallel(int64_t n, const Work & work) {
     std::atomic<bool>  failed{false};
     std::exception_ptr thrown;
     const auto         run = [&work, &failed, &thrown](int64_t i) noexcept {

@@ -30,7 +30,7 @@ constexpr double kWindow = 0.02;
 
 // Independent sums: the loads are limited by the memory, not by one addition after another.
 [[gnu::always_inline]] inline uint64_t sum_all(const uint64_t * data, size_t n) {
-    constexpr size_t kSums = 32;
+    constexpr size_t kSums       = 32;
     uint64_t         sums[kSums] = {};
     for (size_t i = 0; i + kSums <= n; i += kSums) {
         for (size_t line = 0; line < kSums; line += 8) {
@@ -72,8 +72,7 @@ Read widest_read() {
 }
 
 // The largest rate that pass() gives in so many seconds.
-template <typename Pass>
-double best_rate(double seconds, double amount, Pass pass) {
+template <typename Pass> double best_rate(double seconds, double amount, Pass pass) {
     double     best = 0.0;
     const auto end  = Clock::now() + std::chrono::duration<double>(seconds);
     do {
@@ -87,12 +86,10 @@ double best_rate(double seconds, double amount, Pass pass) {
 
 // Runs work(first, count) on every thread's share of n words; where there are fewer threads than
 // that, the rate says so.
-template <typename Work>
-void share(size_t n, int32_t n_threads, Work work) {
+template <typename Work> void share(size_t n, int32_t n_threads, Work work) {
     const size_t part = n / static_cast<size_t>(n_threads) / 8 * 8;
-    inferos::in_parallel(n_threads, [part, &work](int64_t t) {
-        work(part * static_cast<size_t>(t), part);
-    });
+    inferos::in_parallel(n_threads,
+                         [part, &work](int64_t t) { work(part * static_cast<size_t>(t), part); });
 }
 
 struct Piece {
@@ -131,7 +128,7 @@ Reading read_for(const uint64_t * data, size_t n, double seconds) {
     found.pieces.reserve(static_cast<size_t>(seconds * 1e5) + 16);
     const Read read  = widest_read();
     uint64_t   total = 0;
-    found.begin    = now();
+    found.begin      = now();
     while (found.end() - found.begin < seconds) {
         for (size_t first = 0; first < n; first += kPiece) {
             size_t done = 0;
@@ -173,22 +170,23 @@ double best_together(const std::vector<Reading> & readings) {
 
 INFEROS_API int32_t inferos_read_bandwidth(uint64_t n_bytes, int32_t n_threads, double seconds,
                                            double * bytes_per_s) {
-    if (n_threads < 1 || n_bytes / 64 < static_cast<uint64_t>(n_threads) || bytes_per_s == nullptr) {
+    if (n_threads < 1 || n_bytes / 64 < static_cast<uint64_t>(n_threads) ||
+        bytes_per_s == nullptr) {
         return INFEROS_BAD_SHAPE;
     }
-    void * memory = mmap(nullptr, n_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void * memory =
+        mmap(nullptr, n_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) {
         return INFEROS_NO_MEMORY;
     }
     madvise(memory, n_bytes, MADV_HUGEPAGE);
     auto *       data    = static_cast<uint64_t *>(memory);
     const size_t n_words = n_bytes / sizeof(uint64_t);
-    int32_t status = INFEROS_OK;
+    int32_t      status  = INFEROS_OK;
     try {
         // each thread writes its own part first: its pages then lie in its own socket's memory
-        share(n_words, n_threads, [data](size_t first, size_t count) {
-            std::fill_n(data + first, count, first | 1);
-        });
+        share(n_words, n_threads,
+              [data](size_t first, size_t count) { std::fill_n(data + first, count, first | 1); });
         std::vector<Reading> readings(static_cast<size_t>(n_threads));
         const size_t         part = n_words / static_cast<size_t>(n_threads) / 8 * 8;
         share(n_words, n_threads, [&](size_t first, size_t count) {

@@ -109,7 +109,8 @@ struct ErrorSums {
 };
 
 #if defined(__x86_64__) || defined(__i386__)
-[[gnu::target("avx2,f16c")]] int64_t add_error_avx2(ErrorSums & sums, const float * was, const float * is, int64_t n) {
+[[gnu::target("avx2,f16c")]] int64_t add_error_avx2(ErrorSums & sums, const float * was,
+                                                    const float * is, int64_t n) {
     __m256d error_low = _mm256_setzero_pd(), error_high = error_low;
     __m256d value_low = error_low, value_high = error_low;
     __m256  largest = _mm256_setzero_ps();
@@ -121,10 +122,10 @@ struct ErrorSums {
         const __m256d d_high     = _mm256_cvtps_pd(_mm256_extractf128_ps(difference, 1));
         const __m256d b_low      = _mm256_cvtps_pd(_mm256_castps256_ps128(before));
         const __m256d b_high     = _mm256_cvtps_pd(_mm256_extractf128_ps(before, 1));
-        error_low  = _mm256_add_pd(error_low, _mm256_mul_pd(d_low, d_low));
-        error_high = _mm256_add_pd(error_high, _mm256_mul_pd(d_high, d_high));
-        value_low  = _mm256_add_pd(value_low, _mm256_mul_pd(b_low, b_low));
-        value_high = _mm256_add_pd(value_high, _mm256_mul_pd(b_high, b_high));
+        error_low                = _mm256_add_pd(error_low, _mm256_mul_pd(d_low, d_low));
+        error_high               = _mm256_add_pd(error_high, _mm256_mul_pd(d_high, d_high));
+        value_low                = _mm256_add_pd(value_low, _mm256_mul_pd(b_low, b_low));
+        value_high               = _mm256_add_pd(value_high, _mm256_mul_pd(b_high, b_high));
         largest = _mm256_max_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), difference), largest);
     }
     _mm256_storeu_pd(sums.squared_error, error_low);
@@ -135,7 +136,9 @@ struct ErrorSums {
     return i;
 }
 #else
-int64_t add_error_avx2(ErrorSums &, const float *, const float *, int64_t) { return 0; }
+int64_t add_error_avx2(ErrorSums &, const float *, const float *, int64_t) {
+    return 0;
+}
 #endif
 
 void add_error(inferos_quantize_error & error, const float * was, const float * is, int64_t n) {
@@ -166,8 +169,8 @@ struct Worker {
     std::unique_ptr<float[]>     read_back;  // (n_per_row,)
     inferos_quantize_error       error = {};
 
-    Worker(const inferos_quantize_job & job, KquantFunction kquant,
-           std::atomic<int64_t> & next_row, int64_t chunk_rows, bool measure)
+    Worker(const inferos_quantize_job & job, KquantFunction kquant, std::atomic<int64_t> & next_row,
+           int64_t chunk_rows, bool measure)
         : job(job), kquant(kquant), next_row(next_row), chunk_rows(chunk_rows), measure(measure),
           wide(new float[chunk_rows * job.n_per_row]),
           read_back(measure ? new float[job.n_per_row] : nullptr) {}
@@ -264,7 +267,7 @@ int32_t check(const inferos_quantize_job & job) {
 }  // namespace
 
 INFEROS_API int32_t inferos_quantize_rows(const inferos_quantize_job * job,
-                                          inferos_quantize_error * error) {
+                                          inferos_quantize_error *     error) {
     const int32_t status = check(*job);
     if (status != INFEROS_OK) {
         return status;
@@ -274,13 +277,12 @@ INFEROS_API int32_t inferos_quantize_rows(const inferos_quantize_job * job,
 
     const int64_t chunk_rows =
         std::max<int64_t>(1, std::min(job->n_rows, kChunkValues / job->n_per_row));
-    const int64_t n_chunks = (job->n_rows + chunk_rows - 1) / chunk_rows;
-    const int64_t n_workers =
-        std::max<int64_t>(1, std::min<int64_t>(job->n_threads, n_chunks));
+    const int64_t n_chunks  = (job->n_rows + chunk_rows - 1) / chunk_rows;
+    const int64_t n_workers = std::max<int64_t>(1, std::min<int64_t>(job->n_threads, n_chunks));
     std::atomic<int64_t> next_row{0};
     try {
         const KquantFunction kquant = kquant_function(job->kernel, job->dst_type);
-        std::vector<Worker> workers;
+        std::vector<Worker>  workers;
         workers.reserve(n_workers);
         for (int64_t i = 0; i < n_workers; i++) {
             workers.emplace_back(*job, kquant, next_row, chunk_rows, error != nullptr);

@@ -7,7 +7,9 @@ namespace {
 std::atomic<long> left{-1};  // negative: never fails
 }
 
-extern "C" __attribute__((visibility("default"))) void fail_after(long n) { left = n; }
+extern "C" __attribute__((visibility("default"))) void fail_after(long n) {
+    left = n;
+}
 
 __attribute__((visibility("default"))) void * operator new(std::size_t size) {
     if (left >= 0 && left.fetch_sub(1) <= 0) {
@@ -20,8 +22,18 @@ __attribute__((visibility("default"))) void * operator new(std::size_t size) {
     }
     return memory;
 }
-__attribute__((visibility("default"))) void * operator new[](std::size_t size) { return operator new(size); }
-__attribute__((visibility("default"))) void operator delete(void * memory) noexcept { std::free(memory); }
-__attribute__((visibility("default"))) void operator delete[](void * memory) noexcept { std::free(memory); }
-__attribute__((visibility("default"))) void operator delete(void * memory, std::size_t) noexcept { std::free(memory); }
-__attribute__((visibility("default"))) void operator delete[](void * memory, std::size_t) noexcept { std::free(memory); }
+__attribute__((visibility("default"))) void * operator new[](std::size_t size) {
+    return operator new(size);
+}
+__attribute__((visibility("default"))) void operator delete(void * memory) noexcept {
+    std::free(memory);
+}
+__attribute__((visibility("default"))) void operator delete[](void * memory) noexcept {
+    std::free(memory);
+}
+__attribute__((visibility("default"))) void operator delete(void * memory, std::size_t) noexcept {
+    std::free(memory);
+}
+__attribute__((visibility("default"))) void operator delete[](void * memory, std::size_t) noexcept {
+    std::free(memory);
+}

@@ -50,8 +50,8 @@ std::vector<uint8_t> random_bytes(size_t n) {
 
 // Any bits but for the scales, which sit at `halves` of every block.
 std::vector<uint8_t> random_rows(const WeightType & type, int64_t n_rows, int64_t n_per_row) {
-    auto bytes = random_bytes(static_cast<size_t>(n_rows * n_per_row / type.unit_values *
-                                                  type.unit_bytes));
+    auto bytes =
+        random_bytes(static_cast<size_t>(n_rows * n_per_row / type.unit_values * type.unit_bytes));
     const size_t at = type.type == GGML_TYPE_Q6_K ? 208 : 0;
     for (size_t i = 0; i < bytes.size(); i += static_cast<size_t>(type.unit_bytes)) {
         for (size_t j = 0; j < (type.unit_values == 256 && at == 0 ? 4 : 2); j += 2) {
@@ -79,7 +79,11 @@ void check_product(const Variant & variant, const WeightType & type, int64_t n_r
         value = normal();
     }
     if (extreme) {
-        const float limits[] = {0.0f, -0.0f, 1e-41f, 3e38f, 65504.0f,
+        const float limits[] = {0.0f,
+                                -0.0f,
+                                1e-41f,
+                                3e38f,
+                                65504.0f,
                                 std::numeric_limits<float>::quiet_NaN(),
                                 -std::numeric_limits<float>::infinity()};
         for (size_t i = 0; i < x.size(); i += 37) {
@@ -88,9 +92,11 @@ void check_product(const Variant & variant, const WeightType & type, int64_t n_r
     }
     std::vector<float> wanted(static_cast<size_t>(n_rows * n_columns)), got(wanted.size());
     MulMat             job = {
-        weights.data(), static_cast<size_t>(n_per_row / type.unit_values * type.unit_bytes), n_rows,
-        n_per_row, x.data(), static_cast<size_t>(n_per_row), wanted.data(),
-        static_cast<size_t>(n_rows), n_columns,
+        weights.data(), static_cast<size_t>(n_per_row / type.unit_values * type.unit_bytes),
+        n_rows,         n_per_row,
+        x.data(),       static_cast<size_t>(n_per_row),
+        wanted.data(),  static_cast<size_t>(n_rows),
+        n_columns,
     };
     check(mul_mat_portable(type.type, job), "portable", variant.name, type.type, 0, 0);
     job.out = got.data();
@@ -101,9 +107,9 @@ void check_product(const Variant & variant, const WeightType & type, int64_t n_r
 }
 
 ggml_tensor tensor(int type, const void * data, int64_t a, int64_t b, int64_t c, size_t row) {
-    ggml_tensor made = {};
-    made.type        = static_cast<ggml_type>(type);
-    made.data        = const_cast<void *>(data);
+    ggml_tensor made   = {};
+    made.type          = static_cast<ggml_type>(type);
+    made.data          = const_cast<void *>(data);
     const int64_t ne[] = {a, b, c, 1};
     const size_t  nb[] = {ggml_type_size(made.type), row, row * static_cast<size_t>(b),
                           row * static_cast<size_t>(b * c)};
@@ -139,8 +145,8 @@ Rows cache_rows(int type, int64_t n_rows, int64_t n) {
 void check_attention(const Variant & variant, int k_type, int v_type, int64_t head,
                      int64_t n_tokens, int64_t n_positions, int n_threads) {
     const int64_t      n_heads = 2;
-    const Rows         k = cache_rows(k_type, n_heads * n_positions, head);
-    const Rows         v = cache_rows(v_type, n_heads * n_positions, head);
+    const Rows         k       = cache_rows(k_type, n_heads * n_positions, head);
+    const Rows         v       = cache_rows(v_type, n_heads * n_positions, head);
     std::vector<float> q(static_cast<size_t>(n_heads * n_tokens * head)), out(q.size());
     for (auto & value : q) {
         value = normal();
@@ -153,18 +159,20 @@ void check_attention(const Variant & variant, int k_type, int v_type, int64_t he
                 ggml_fp32_to_fp16(seen ? 0.0f : -std::numeric_limits<float>::infinity());
         }
     }
-    const auto  size = [head](int type) { return ggml_row_size(static_cast<ggml_type>(type), head); };
-    ggml_tensor tq   = tensor(GGML_TYPE_F32, q.data(), head, n_tokens, n_heads, size(GGML_TYPE_F32));
-    ggml_tensor tk   = tensor(k_type, k.bytes.data(), head, n_positions, n_heads, size(k_type));
-    ggml_tensor tv   = tensor(v_type, v.bytes.data(), head, n_positions, n_heads, size(v_type));
-    ggml_tensor tm   = tensor(GGML_TYPE_F16, mask.data(), n_positions, n_tokens, 1,
-                              static_cast<size_t>(2 * n_positions));
-    ggml_tensor op   = tensor(GGML_TYPE_F32, out.data(), head, n_heads, n_tokens,
-                              size(GGML_TYPE_F32));
-    op.src[0] = &tq;
-    op.src[1] = &tk;
-    op.src[2] = &tv;
-    op.src[3] = &tm;
+    const auto size = [head](int type) {
+        return ggml_row_size(static_cast<ggml_type>(type), head);
+    };
+    ggml_tensor tq = tensor(GGML_TYPE_F32, q.data(), head, n_tokens, n_heads, size(GGML_TYPE_F32));
+    ggml_tensor tk = tensor(k_type, k.bytes.data(), head, n_positions, n_heads, size(k_type));
+    ggml_tensor tv = tensor(v_type, v.bytes.data(), head, n_positions, n_heads, size(v_type));
+    ggml_tensor tm = tensor(GGML_TYPE_F16, mask.data(), n_positions, n_tokens, 1,
+                            static_cast<size_t>(2 * n_positions));
+    ggml_tensor op =
+        tensor(GGML_TYPE_F32, out.data(), head, n_heads, n_tokens, size(GGML_TYPE_F32));
+    op.src[0]                = &tq;
+    op.src[1]                = &tk;
+    op.src[2]                = &tv;
+    op.src[3]                = &tm;
     const float parameters[] = {1.0f / std::sqrt(static_cast<float>(head)), 0.0f, 0.0f};
     std::memcpy(op.op_params, parameters, sizeof(parameters));
     check(takes_attention(variant, &op), "takes", variant.name, k_type, v_type, head);
@@ -202,12 +210,12 @@ void check_attention(const Variant & variant, int k_type, int v_type, int64_t he
 
 // Scores that are far apart, the first of them masked out.
 void check_softmax(const Variant & variant, int64_t n_masked) {
-    constexpr int64_t n     = 128;
-    constexpr float   slope = 0.5f, scale = 0.25f, nothing = -std::numeric_limits<float>::infinity();
-    float             scores[n];
-    ggml_fp16_t       mask[n];
-    float             seen_scores[n], largest = nothing;
-    double            wanted[n], sum = 0;
+    constexpr int64_t n   = 128;
+    constexpr float slope = 0.5f, scale = 0.25f, nothing = -std::numeric_limits<float>::infinity();
+    float           scores[n];
+    ggml_fp16_t     mask[n];
+    float           seen_scores[n], largest = nothing;
+    double          wanted[n], sum          = 0;
     for (int64_t i = 0; i < n; i++) {
         scores[i]        = 300.0f * normal();
         const float bias = i < n_masked ? nothing : static_cast<float>(-(i % 7));

@@ -36,7 +36,7 @@ void softmax(float * scores, int64_t n_positions, float scale, const uint16_t * 
         auto s = Isa::mul(Isa::load_floats(scores + i), Isa::set(scale));
         if (mask != nullptr) {
             const auto m = Isa::load_half_run(mask + i);
-            s = Isa::where_equal(m, infinite, infinite, Isa::fma(m, Isa::set(slope), s));
+            s            = Isa::where_equal(m, infinite, infinite, Isa::fma(m, Isa::set(slope), s));
         }
         Isa::store_floats(scores + i, s);
         largest = Isa::max(s, largest);
@@ -44,12 +44,11 @@ void softmax(float * scores, int64_t n_positions, float scale, const uint16_t * 
     }
     largest = Isa::max_across(largest);
     // NaN alone has no largest, and must not pass for nothing
-    largest     = any != 0 ? Isa::where_equal(largest, infinite, Isa::zero(), largest) : largest;
-    auto sum    = Isa::zero();
+    largest  = any != 0 ? Isa::where_equal(largest, infinite, Isa::zero(), largest) : largest;
+    auto sum = Isa::zero();
     for (int64_t i = 0; i < n_positions; i += Isa::lanes) {
-        const auto p = any != 0
-                           ? exponential<Isa>(Isa::sub(Isa::load_floats(scores + i), largest))
-                           : Isa::zero();
+        const auto p = any != 0 ? exponential<Isa>(Isa::sub(Isa::load_floats(scores + i), largest))
+                                : Isa::zero();
         Isa::store_floats(scores + i, p);
         sum = Isa::add(sum, p);
     }
@@ -67,14 +66,13 @@ template <class Isa> void merge(Seen * into, const Seen * later, int32_t n_block
     const bool  is_first = into->largest == nothing;
     const float largest =
         is_first || later->largest > into->largest ? later->largest : into->largest;
-    const auto before = is_first ? Isa::zero()
-                                 : exponential<Isa>(Isa::set(into->largest - largest));
-    const auto after  = exponential<Isa>(Isa::set(later->largest - largest));
+    const auto before =
+        is_first ? Isa::zero() : exponential<Isa>(Isa::set(into->largest - largest));
+    const auto after = exponential<Isa>(Isa::set(later->largest - largest));
     for (int32_t i = 0; i < n_blocks * kBlock; i += Isa::lanes) {
         const auto old = is_first ? Isa::zero() : Isa::load_floats(into->values + i);
-        Isa::store_floats(into->values + i,
-                          Isa::fma(Isa::load_floats(later->values + i), after,
-                                   Isa::mul(old, before)));
+        Isa::store_floats(into->values + i, Isa::fma(Isa::load_floats(later->values + i), after,
+                                                     Isa::mul(old, before)));
     }
     float factors[2][Isa::lanes];
     Isa::store_floats(factors[0], before);
@@ -96,9 +94,9 @@ struct KeysF16 {
 template <class Isa, int C>
 void float_scores(const uint8_t * panel, size_t row_stride, int64_t n_units, const uint8_t * tile,
                   float * out, size_t out_stride, const uint8_t *) {
-    const auto *        queries = reinterpret_cast<const float *>(tile);
-    const int64_t       n       = n_units * kBlock;
-    alignas(64) float   products[C][Isa::lanes][Isa::lanes];
+    const auto *      queries = reinterpret_cast<const float *>(tile);
+    const int64_t     n       = n_units * kBlock;
+    alignas(64) float products[C][Isa::lanes][Isa::lanes];
     for (int row = 0; row < Isa::lanes; row++) {
         typename Isa::Float sums[C];
         for (auto & sum : sums) {
@@ -235,13 +233,16 @@ template <class Isa, class K> constexpr int32_t offset_of() {
 
 template <class Isa, class K, class V> constexpr CacheType cache_type() {
     return {
-        K::type, K::bytes, V::scaled, offset_of<Isa, K>(),
+        K::type,
+        K::bytes,
+        V::scaled,
+        offset_of<Isa, K>(),
         {scores_kernel<Isa, K, 1>(), scores_kernel<Isa, K, 2>(), scores_kernel<Isa, K, 3>(),
          scores_kernel<Isa, K, 4>(), scores_kernel<Isa, K, 5>(), scores_kernel<Isa, K, 6>(),
          scores_kernel<Isa, K, 7>(), scores_kernel<Isa, K, 8>()},
-        {add_values<Isa, V, 1>, add_values<Isa, V, 2>, add_values<Isa, V, 3>,
-         add_values<Isa, V, 4>, add_values<Isa, V, 5>, add_values<Isa, V, 6>,
-         add_values<Isa, V, 7>, add_values<Isa, V, 8>},
+        {add_values<Isa, V, 1>, add_values<Isa, V, 2>, add_values<Isa, V, 3>, add_values<Isa, V, 4>,
+         add_values<Isa, V, 5>, add_values<Isa, V, 6>, add_values<Isa, V, 7>,
+         add_values<Isa, V, 8>},
     };
 }
 

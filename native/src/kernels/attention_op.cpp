@@ -47,8 +47,8 @@ float alibi_slope(float max_bias, int64_t head, int64_t n_head) {
         power *= 2;
     }
     const bool  beyond = head >= power;
-    const float base   = std::pow(2.0f, -(beyond ? max_bias / 2.0f : max_bias) /
-                                            static_cast<float>(power));
+    const float base =
+        std::pow(2.0f, -(beyond ? max_bias / 2.0f : max_bias) / static_cast<float>(power));
     return std::pow(base, static_cast<float>(beyond ? 2 * (head - power) + 1 : head + 1));
 }
 
@@ -90,11 +90,11 @@ class Attention {
     void read_queries(const Tile & tile, Desk & desk) const {
         const int64_t n = q_->ne[0];
         for (int32_t c = 0; c < tile.width; c++) {
-            const auto * query = reinterpret_cast<const float *>(
-                static_cast<const uint8_t *>(q_->data) +
-                static_cast<size_t>(tile.first + c) * q_->nb[1] +
-                static_cast<size_t>(tile.head) * q_->nb[2] +
-                static_cast<size_t>(tile.sequence) * q_->nb[3]);
+            const auto * query =
+                reinterpret_cast<const float *>(static_cast<const uint8_t *>(q_->data) +
+                                                static_cast<size_t>(tile.first + c) * q_->nb[1] +
+                                                static_cast<size_t>(tile.head) * q_->nb[2] +
+                                                static_cast<size_t>(tile.sequence) * q_->nb[3]);
             if (k_type_.quantized) {
                 variant_.quantize(query, n / kBlock, k_type_.offset, false, tile.width, c,
                                   desk.tile);
@@ -222,9 +222,8 @@ bool takes_attention(const Variant & variant, const ggml_tensor * op) {
            ggml_is_contiguous(op) && is_cache(variant, k) && is_cache(variant, v) &&
            q->ne[0] == k->ne[0] && k->ne[1] == v->ne[1] && q->ne[2] % k->ne[2] == 0 &&
            q->ne[2] % v->ne[2] == 0 && q->ne[3] == k->ne[3] && q->ne[3] == v->ne[3] &&
-           (mask == nullptr ||
-            (mask->type == GGML_TYPE_F16 && mask->nb[0] == sizeof(uint16_t) &&
-             mask->ne[0] >= k->ne[1] && mask->ne[1] >= q->ne[1])) &&
+           (mask == nullptr || (mask->type == GGML_TYPE_F16 && mask->nb[0] == sizeof(uint16_t) &&
+                                mask->ne[0] >= k->ne[1] && mask->ne[1] >= q->ne[1])) &&
            op->src[4] == nullptr && parameters_of(op).softcap == 0.0f;
 }
 
@@ -232,12 +231,11 @@ bool compute_attention(const Variant & variant, const ggml_tensor * op, int n_th
                        Scratch & scratch) {
     const Attention attention(variant, op);
     const int64_t   n_units = attention.n_units(), n_parts = attention.n_parts();
-    const bool      split   = n_parts > 1 && n_units < kUnitsEach * n_threads;
-    const size_t    n_seen  = split ? static_cast<size_t>(n_units * n_parts * kTile) : 0;
-    uint8_t *       memory  = nullptr;
+    const bool      split  = n_parts > 1 && n_units < kUnitsEach * n_threads;
+    const size_t    n_seen = split ? static_cast<size_t>(n_units * n_parts * kTile) : 0;
+    uint8_t *       memory = nullptr;
     try {
-        memory = scratch.get(static_cast<size_t>(n_threads) * sizeof(Desk) +
-                             n_seen * sizeof(Seen));
+        memory = scratch.get(static_cast<size_t>(n_threads) * sizeof(Desk) + n_seen * sizeof(Seen));
     } catch (const std::bad_alloc &) {
         return false;
     }
@@ -260,9 +258,9 @@ bool compute_attention(const Variant & variant, const ggml_tensor * op, int n_th
     {
         int thread = 0, count = 1;
         team_place(thread, count);
-        Desk &    desk    = desks[thread];
-        Reading * reading = &desk.readings[0], * coming = &desk.readings[1];
-        Step      step = following({});
+        Desk &   desk    = desks[thread];
+        Reading *reading = &desk.readings[0], *coming = &desk.readings[1];
+        Step     step = following({});
         if (step.is_any) {
             attention.look_up(step, *reading);
             for (int64_t i = 0; i < reading->ahead(); i++) {

@@ -52,10 +52,10 @@ struct Rows {
 struct Reading {
     Tile     tile;
     Rows     keys, values;
-    int32_t  rows;             // of a panel
+    int32_t  rows;  // of a panel
     int64_t  n_panels;
-    int64_t  n_positions;      // to the end of the last panel
-    int64_t  panels[kPart];    // their first rows
+    int64_t  n_positions;    // to the end of the last panel
+    int64_t  panels[kPart];  // their first rows
     uint16_t masks[kTile][kPart];
 
     // The masks of every query, and with them the panels. Positions past the end are masked out.
@@ -63,10 +63,11 @@ struct Reading {
         const int64_t n = keys.n, n_padded = (n + rows - 1) / rows * rows;
         for (int32_t c = 0; c < tile.width; c++) {
             if (mask != nullptr) {
-                const uint8_t * row = static_cast<const uint8_t *>(mask->data) +
-                                      static_cast<size_t>(tile.first + c) * mask->nb[1] +
-                                      static_cast<size_t>(tile.head % mask->ne[2]) * mask->nb[2] +
-                                      static_cast<size_t>(tile.sequence % mask->ne[3]) * mask->nb[3];
+                const uint8_t * row =
+                    static_cast<const uint8_t *>(mask->data) +
+                    static_cast<size_t>(tile.first + c) * mask->nb[1] +
+                    static_cast<size_t>(tile.head % mask->ne[2]) * mask->nb[2] +
+                    static_cast<size_t>(tile.sequence % mask->ne[3]) * mask->nb[3];
                 std::memcpy(masks[c], row + static_cast<size_t>(first) * sizeof(uint16_t),
                             static_cast<size_t>(n) * sizeof(uint16_t));
             } else {

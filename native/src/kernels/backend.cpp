@@ -73,12 +73,18 @@ bool takes_columns(const ggml_tensor * op) {
 }
 
 bool compute_mul_mat(const ggml_tensor * op, Instance & instance) {
-    const ggml_tensor * w = op->src[0];
-    const ggml_tensor * x = op->src[1];
+    const ggml_tensor * w   = op->src[0];
+    const ggml_tensor * x   = op->src[1];
     const MulMat        job = {
-        static_cast<const uint8_t *>(w->data), w->nb[1], w->ne[1], w->ne[0],
-        static_cast<const float *>(x->data), x->nb[1] / sizeof(float),
-        static_cast<float *>(op->data), op->nb[1] / sizeof(float), x->ne[1],
+        static_cast<const uint8_t *>(w->data),
+        w->nb[1],
+        w->ne[1],
+        w->ne[0],
+        static_cast<const float *>(x->data),
+        x->nb[1] / sizeof(float),
+        static_cast<float *>(op->data),
+        op->nb[1] / sizeof(float),
+        x->ne[1],
     };
     if (!takes_mul_mat(op)) {
         return mul_columns(w->type, job, instance.n_threads, instance.scratch);
@@ -118,8 +124,8 @@ enum ggml_status backend_compute(abi::Backend * backend, ggml_cgraph * graph) {
         switch (node->op) {
             case GGML_OP_MUL_MAT: done = compute_mul_mat(node, instance); break;
             case GGML_OP_FLASH_ATTN_EXT:
-                done = compute_attention(*best_variant(), node, instance.n_threads,
-                                         instance.scratch);
+                done =
+                    compute_attention(*best_variant(), node, instance.n_threads, instance.scratch);
                 break;
             default: return GGML_STATUS_FAILED;
         }
@@ -204,10 +210,10 @@ abi::Device * device_for(Use use) {
 }
 
 abi::Backend * init_backend(abi::Device *, const char *) {
-    static ggml_guid guid = {0x69, 0x6e, 0x66, 0x65, 0x72, 0x2d, 0x6f, 0x73,
-                             0x2d, 0x6b, 0x65, 0x72, 0x6e, 0x65, 0x6c, 0x73};
-    auto * backend  = new (std::nothrow) abi::Backend{};
-    auto * instance = new (std::nothrow) Instance;
+    static ggml_guid guid     = {0x69, 0x6e, 0x66, 0x65, 0x72, 0x2d, 0x6f, 0x73,
+                                 0x2d, 0x6b, 0x65, 0x72, 0x6e, 0x65, 0x6c, 0x73};
+    auto *           backend  = new (std::nothrow) abi::Backend{};
+    auto *           instance = new (std::nothrow) Instance;
     if (backend == nullptr || instance == nullptr) {
         delete backend;
         delete instance;
@@ -225,7 +231,8 @@ abi::Backend * init_backend(abi::Device *, const char *) {
 // ---- the registry
 
 void set_n_threads(ggml_backend_t backend, int n_threads) {
-    instance_of(reinterpret_cast<abi::Backend *>(backend)).n_threads = n_threads < 1 ? 1 : n_threads;
+    instance_of(reinterpret_cast<abi::Backend *>(backend)).n_threads =
+        n_threads < 1 ? 1 : n_threads;
 }
 void set_abort_callback(ggml_backend_t backend, ggml_abort_callback callback, void * data) {
     Instance & instance = instance_of(reinterpret_cast<abi::Backend *>(backend));
@@ -322,13 +329,19 @@ INFEROS_API int32_t inferos_kernels_takes_columns(int32_t type) {
     return inferos::kernels::has_dot_product(static_cast<ggml_type>(type));
 }
 
-INFEROS_API int32_t inferos_kernels_mul_mat(const char * variant_name,
+INFEROS_API int32_t inferos_kernels_mul_mat(const char *            variant_name,
                                             const inferos_mul_mat * job) {
     using namespace inferos::kernels;
     const MulMat work = {
-        static_cast<const uint8_t *>(job->weights), static_cast<size_t>(job->row_bytes),
-        job->n_rows, job->n_per_row, job->x, static_cast<size_t>(job->n_per_row), job->out,
-        static_cast<size_t>(job->n_rows), job->n_columns,
+        static_cast<const uint8_t *>(job->weights),
+        static_cast<size_t>(job->row_bytes),
+        job->n_rows,
+        job->n_per_row,
+        job->x,
+        static_cast<size_t>(job->n_per_row),
+        job->out,
+        static_cast<size_t>(job->n_rows),
+        job->n_columns,
     };
     if (std::strcmp(variant_name, "portable") == 0) {
         return mul_mat_portable(job->type, work) ? INFEROS_OK : INFEROS_BAD_TYPE;
@@ -338,11 +351,10 @@ INFEROS_API int32_t inferos_kernels_mul_mat(const char * variant_name,
     if (type == nullptr) {
         return INFEROS_BAD_TYPE;
     }
-    if (job->n_rows < kMostRows || job->n_per_row % type->unit_values != 0 ||
-        job->n_columns < 1 || job->n_threads < 1) {
+    if (job->n_rows < kMostRows || job->n_per_row % type->unit_values != 0 || job->n_columns < 1 ||
+        job->n_threads < 1) {
         return INFEROS_BAD_SHAPE;
     }
     Scratch scratch;
-    return mul_mat(*variant, *type, work, job->n_threads, scratch) ? INFEROS_OK
-                                                                   : INFEROS_NO_MEMORY;
+    return mul_mat(*variant, *type, work, job->n_threads, scratch) ? INFEROS_OK : INFEROS_NO_MEMORY;
 }

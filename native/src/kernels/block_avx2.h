@@ -27,11 +27,11 @@ class Avx2Block {
         const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
         __m256i       largest   = _mm256_setzero_si256();
         for (const __m256 & v : values_) {
-            largest = _mm256_max_epi32(largest,
-                                       _mm256_and_si256(_mm256_castps_si256(v), magnitude));
+            largest =
+                _mm256_max_epi32(largest, _mm256_and_si256(_mm256_castps_si256(v), magnitude));
         }
-        __m128i top = _mm_max_epi32(_mm256_castsi256_si128(largest),
-                                    _mm256_extracti128_si256(largest, 1));
+        __m128i top =
+            _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
         top = _mm_max_epi32(top, _mm_shuffle_epi32(top, 0x4e));
         top = _mm_max_epi32(top, _mm_shuffle_epi32(top, 0xb1));
         return _mm_cvtss_f32(_mm_castsi128_ps(top));
@@ -49,8 +49,8 @@ class Avx2Block {
         const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(ints[0], ints[1]),
                                                   _mm256_packs_epi32(ints[2], ints[3]));
         // -128 has no negative, which AVX2 without VNNI needs
-        const __m256i bytes  = _mm256_permutevar8x32_epi32(
-            _mm256_max_epi8(packed, _mm256_set1_epi8(-127)), order);
+        const __m256i bytes =
+            _mm256_permutevar8x32_epi32(_mm256_max_epi8(packed, _mm256_set1_epi8(-127)), order);
         _mm256_storeu_si256(reinterpret_cast<__m256i *>(quants), bytes);
         const __m256i ones  = _mm256_set1_epi16(1);
         const __m256i first = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(bytes));

@@ -20,10 +20,9 @@ bool mul_columns(ggml_type type, const MulMat & job, int n_threads, Scratch & sc
     const ggml_type column_type = traits->vec_dot_type;
     const bool      is_float    = column_type == GGML_TYPE_F32;
     const auto      from_float  = ggml_get_type_traits_cpu(column_type)->from_float;
-    const size_t    n_bytes     = is_float ? 0
-                                           : (ggml_row_size(column_type, job.n_per_row) + kLine - 1) /
-                                          kLine * kLine;
-    uint8_t *       quantized   = nullptr;
+    const size_t    n_bytes =
+        is_float ? 0 : (ggml_row_size(column_type, job.n_per_row) + kLine - 1) / kLine * kLine;
+    uint8_t * quantized = nullptr;
     try {
         quantized = scratch.get(static_cast<size_t>(job.n_columns) * n_bytes + kLine);
     } catch (const std::bad_alloc &) {

@@ -15,8 +15,7 @@ const char * file_of(const void * address) {
     return dladdr(address, &where) != 0 ? where.dli_fname : nullptr;
 }
 
-template <typename Function>
-bool lies_in(Function * function, const char * file) {
+template <typename Function> bool lies_in(Function * function, const char * file) {
     const char * found = file_of(reinterpret_cast<const void *>(function));
     return found != nullptr && std::strcmp(found, file) == 0;
 }
@@ -59,9 +58,9 @@ const char * abi_complaint() {
     }
     const auto * ours = reinterpret_cast<const Backend *>(backend);
     const bool   same = ours->device == theirs && lies_in(ours->calls.get_name, file) &&
-                      lies_in(ours->calls.graph_compute, file) &&
-                      std::strcmp(ours->calls.get_name(const_cast<Backend *>(ours)),
-                                  ggml_backend_name(backend)) == 0;
+                        lies_in(ours->calls.graph_compute, file) &&
+                        std::strcmp(ours->calls.get_name(const_cast<Backend *>(ours)),
+                                    ggml_backend_name(backend)) == 0;
     ggml_backend_free(backend);
     return same ? nullptr : "llama.cpp's backends are laid out differently";
 }

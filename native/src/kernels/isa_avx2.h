@@ -12,9 +12,9 @@
 namespace {
 
 struct Avx2 {
-    using Int   = __m256i;
-    using Float = __m256;
-    using Block = Avx2Block;
+    using Int                  = __m256i;
+    using Float                = __m256;
+    using Block                = Avx2Block;
     static constexpr int lanes = 8, registers = 16;
 #if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
     static constexpr bool wide_offset = true;  // dot() takes all 8 bits of a weight, unsigned

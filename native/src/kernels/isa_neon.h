@@ -12,10 +12,10 @@
 namespace {
 
 struct Neon {
-    using Int   = int32x4_t;
-    using Float = float32x4_t;
-    using Block = NeonBlock;
-    static constexpr int  lanes       = 4, registers = 32;
+    using Int                   = int32x4_t;
+    using Float                 = float32x4_t;
+    using Block                 = NeonBlock;
+    static constexpr int  lanes = 4, registers = 32;
     static constexpr bool wide_offset = false;  // wide weights stay signed
 
     static Int load(const void * p) { return bytes_at(p); }

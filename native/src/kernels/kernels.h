@@ -18,13 +18,13 @@
 
 namespace inferos::kernels {
 
-constexpr size_t kLine         = 64;   // bytes of a cache line
-constexpr int    kTile         = 8;
-constexpr int    kBlock        = 32;
-constexpr size_t kColumnBytes  = 48;   // of a column's share of a tile, per block
-constexpr int    kMostRows     = 16;   // of a panel, in any instruction set
-constexpr int    kMostHead     = 256;  // values of a head
-constexpr int    kMaxUnpacked  = 2 * 64 + 512;  // bytes of a panel's block, unpacked: at most
+constexpr size_t kLine        = 64;  // bytes of a cache line
+constexpr int    kTile        = 8;
+constexpr int    kBlock       = 32;
+constexpr size_t kColumnBytes = 48;            // of a column's share of a tile, per block
+constexpr int    kMostRows    = 16;            // of a panel, in any instruction set
+constexpr int    kMostHead    = 256;           // values of a head
+constexpr int    kMaxUnpacked = 2 * 64 + 512;  // bytes of a panel's block, unpacked: at most
 
 // Fetches a line of memory into the second cache. The empty statement keeps the compiler from
 // taking a function that does nothing else for one without effect, and leaving its calls out.
@@ -35,9 +35,9 @@ constexpr int    kMaxUnpacked  = 2 * 64 + 512;  // bytes of a panel's block, unp
 
 // One tile against a panel in the file's layout; out[column * out_stride + row]. ahead: what follows
 // in memory, as long as a panel without gaps, which is fetched meanwhile; null for nothing.
-using FewKernel = void (*)(const uint8_t * panel, size_t row_stride, int64_t n_units,
-                           const uint8_t * tile, float * out, size_t out_stride,
-                           const uint8_t * ahead);
+using FewKernel    = void (*)(const uint8_t * panel, size_t row_stride, int64_t n_units,
+                              const uint8_t * tile, float * out, size_t out_stride,
+                              const uint8_t * ahead);
 using UnpackKernel = void (*)(const uint8_t * panel, size_t row_stride, int64_t n_units,
                               uint8_t * unpacked);
 // What is to be unpacked next: a part of some rows, fetched a few lines per block.
@@ -59,9 +59,9 @@ struct WeightType {
     int32_t      type;  // ggml_type
     int32_t      unit_values;
     int32_t      unit_bytes;
-    int32_t      offset;  // what the unpacked, unsigned quants exceed the signed ones by
-    bool         split;   // a scale per 16 values: two starts per block
-    FewKernel    few[kTile];   // [width - 1]
+    int32_t      offset;      // what the unpacked, unsigned quants exceed the signed ones by
+    bool         split;       // a scale per 16 values: two starts per block
+    FewKernel    few[kTile];  // [width - 1]
     UnpackKernel unpack;
     ManyKernel   many[kTile];
     size_t       unpacked_bytes;  // per block of a panel

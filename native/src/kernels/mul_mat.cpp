@@ -32,11 +32,11 @@ struct Plan {
     int64_t            n_blocks;
     int64_t            n_units;
     int64_t            n_panels;
-    uint8_t *          columns;      // all tiles, one after another
-    uint8_t *          private_part; // of each thread
+    uint8_t *          columns;       // all tiles, one after another
+    uint8_t *          private_part;  // of each thread
     size_t             private_bytes;
-    int64_t            part_units;   // that are unpacked at once
-    int64_t            group;        // panels that are unpacked together
+    int64_t            part_units;  // that are unpacked at once
+    int64_t            group;       // panels that are unpacked together
 
     const uint8_t * panel(int64_t i) const {
         return job.weights + static_cast<size_t>(first_row(i)) * job.row_stride;
@@ -50,7 +50,9 @@ struct Plan {
     }
     bool overlaps(int64_t i) const { return i * variant.rows != first_row(i); }
     // rows follow each other without gaps, so that a panel is one run of bytes
-    bool is_dense() const { return job.row_stride == static_cast<size_t>(n_units * type.unit_bytes); }
+    bool is_dense() const {
+        return job.row_stride == static_cast<size_t>(n_units * type.unit_bytes);
+    }
 };
 
 // How the columns are shared out for quantizing: by tiles, since neighbouring columns of a tile lie in
@@ -110,10 +112,10 @@ void fetch_panel(const Plan & plan, int64_t i) {
 }
 
 void run_few(const Plan & plan, Queue & queue, Run run, float * tail) {
-    const MulMat &  job     = plan.job;
-    const int32_t   width   = plan.tiles.width(0);
-    const FewKernel kernel  = plan.type.few[width - 1];
-    const bool      dense   = plan.is_dense();
+    const MulMat &  job    = plan.job;
+    const int32_t   width  = plan.tiles.width(0);
+    const FewKernel kernel = plan.type.few[width - 1];
+    const bool      dense  = plan.is_dense();
     while (run.is_any) {
         // known before the last panel of this run, so that it can be fetched
         const Run next = Run::claim(queue);
@@ -122,8 +124,8 @@ void run_few(const Plan & plan, Queue & queue, Run run, float * tail) {
             const auto *  ahead     = following >= 0 && dense ? plan.panel(following) : nullptr;
             float *       out       = job.out + plan.first_row(i);
             const bool    partial   = plan.overlaps(i);
-            kernel(plan.panel(i), job.row_stride, plan.n_units, plan.columns,
-                   partial ? tail : out, partial ? kMostRows : job.out_stride, ahead);
+            kernel(plan.panel(i), job.row_stride, plan.n_units, plan.columns, partial ? tail : out,
+                   partial ? kMostRows : job.out_stride, ahead);
             if (partial) {
                 copy_tail(plan, i, tail, width, out);
             }
@@ -145,16 +147,20 @@ Fetch fetch_part(const Plan & plan, Group group, int64_t u, int64_t n_blocks) {
     // rows begin anywhere in a line
     const auto    n_lines = static_cast<int32_t>(n_bytes / static_cast<int64_t>(kLine) + 2);
     const int64_t total   = n_lines * n_rows;
-    return {plan.panel(group.first) + u * plan.type.unit_bytes, plan.job.row_stride, n_lines, 0,
-            total, (total + n_blocks - 1) / n_blocks};
+    return {plan.panel(group.first) + u * plan.type.unit_bytes,
+            plan.job.row_stride,
+            n_lines,
+            0,
+            total,
+            (total + n_blocks - 1) / n_blocks};
 }
 
 // A group against all tiles; `next` is fetched at the end, if it is any.
 void run_group(const Plan & plan, Group group, Group next, uint8_t * unpacked, float * tails) {
-    const MulMat & job         = plan.job;
-    const int64_t  per_unit    = plan.type.unit_values / kBlock;
-    const size_t   panel_bytes = static_cast<size_t>(plan.part_units * per_unit) *
-                               plan.type.unpacked_bytes;
+    const MulMat & job      = plan.job;
+    const int64_t  per_unit = plan.type.unit_values / kBlock;
+    const size_t   panel_bytes =
+        static_cast<size_t>(plan.part_units * per_unit) * plan.type.unpacked_bytes;
     for (int64_t u = 0; u < plan.n_units; u += plan.part_units) {
         const int64_t n_units = std::min(plan.part_units, plan.n_units - u);
         const auto    part    = [&](int64_t i) {
@@ -181,7 +187,7 @@ void run_group(const Plan & plan, Group group, Group next, uint8_t * unpacked, f
                 const bool partial = plan.overlaps(i);
                 float *    out     = partial ? tails + column * kMostRows
                                              : job.out + plan.first_row(i) +
-                                             static_cast<size_t>(column) * job.out_stride;
+                                                   static_cast<size_t>(column) * job.out_stride;
                 plan.type.many[width - 1](part(i), n_blocks, tile, out,
                                           partial ? kMostRows : job.out_stride, u == 0, &fetch);
             }
@@ -221,10 +227,11 @@ bool mul_mat(const Variant & variant, const WeightType & type, const MulMat & jo
     const auto    lines      = [](size_t n) { return (n + kLine - 1) / kLine * kLine; };
 
     const size_t column_bytes = lines(static_cast<size_t>(job.n_columns * n_blocks) * kColumnBytes);
-    const size_t tail_bytes   = lines(static_cast<size_t>(job.n_columns) * kMostRows * sizeof(float));
-    const size_t unpacked     = is_few ? 0
-                                       : static_cast<size_t>(group * part_units * type.unit_values /
-                                                     kBlock) * type.unpacked_bytes;
+    const size_t tail_bytes = lines(static_cast<size_t>(job.n_columns) * kMostRows * sizeof(float));
+    const size_t unpacked =
+        is_few ? 0
+               : static_cast<size_t>(group * part_units * type.unit_values / kBlock) *
+                     type.unpacked_bytes;
     const size_t private_bytes = tail_bytes + lines(unpacked);
     uint8_t *    memory        = nullptr;
     try {
@@ -232,9 +239,10 @@ bool mul_mat(const Variant & variant, const WeightType & type, const MulMat & jo
     } catch (const std::bad_alloc &) {
         return false;
     }
-    const Plan plan = {variant, type,     job,    tiles, n_blocks, n_units, n_panels,
-                       memory,  memory + column_bytes, private_bytes, part_units,
-                       group};
+    const Plan    plan     = {variant,       type,       job,
+                              tiles,         n_blocks,   n_units,
+                              n_panels,      memory,     memory + column_bytes,
+                              private_bytes, part_units, group};
     const int64_t n_groups = (n_panels + group - 1) / group;
     Queue         queue(is_few ? n_panels : n_groups, n_threads, is_few ? INT64_MAX : 1);
 

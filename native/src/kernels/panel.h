@@ -32,7 +32,7 @@ INLINE void add_dots(const Unpacked<Isa> & w, typename Isa::Float scale, const u
     for (int i = first; i < end; i++) {
         for (int c = 0; c < C; c++) {
             Int & dot = two && i % 2 == 1 ? others[c] : dots[c];
-            dot = Isa::template dot_word<W::wide>(dot, w.quants[i], block + kBlock * c, i);
+            dot       = Isa::template dot_word<W::wide>(dot, w.quants[i], block + kBlock * c, i);
         }
     }
     const uint8_t * scales = block + kBlock * C;
@@ -132,8 +132,7 @@ void many(const uint8_t * unpacked, int64_t n_blocks, const uint8_t * tile, floa
     const auto *        w = reinterpret_cast<const Unpacked<Isa> *>(unpacked);
     typename Isa::Float sums[C];
     for (int c = 0; c < C; c++) {
-        sums[c] = first ? Isa::zero()
-                        : Isa::load_floats(out + static_cast<size_t>(c) * out_stride);
+        sums[c] = first ? Isa::zero() : Isa::load_floats(out + static_cast<size_t>(c) * out_stride);
     }
     Fetch next = *fetch;
     for (int64_t i = 0; i < n_blocks; i++) {
@@ -155,7 +154,10 @@ void many(const uint8_t * unpacked, int64_t n_blocks, const uint8_t * tile, floa
 
 template <class Isa, class W> constexpr WeightType weight_type() {
     return {
-        W::type, W::values, W::bytes, needs_start<Isa, W>() ? W::offset : 0,
+        W::type,
+        W::values,
+        W::bytes,
+        needs_start<Isa, W>() ? W::offset : 0,
         W::other == Other::split,
         {few<Isa, W, 1>, few<Isa, W, 2>, few<Isa, W, 3>, few<Isa, W, 4>, few<Isa, W, 5>,
          few<Isa, W, 6>, few<Isa, W, 7>, few<Isa, W, 8>},

@@ -38,7 +38,7 @@ Column quantize(const float * x) {
     for (int i = 0; i < kBlock; i++) {
         const float scaled = x[i] * inverse;
         // what a conversion of no number gives is of no account, as long as it is small
-        const bool  fits = scaled >= -127.5f && scaled <= 127.5f;
+        const bool fits  = scaled >= -127.5f && scaled <= 127.5f;
         column.quants[i] = fits ? static_cast<int>(std::nearbyint(scaled)) : -127;
     }
     return column;
@@ -64,7 +64,7 @@ void k_scale(const uint8_t * packed, int i, int & scale, int & minimum) {
 
 // Block i of a row; false: an unknown type.
 bool read_weights(int32_t type, const uint8_t * row, int64_t i, Weights & w) {
-    w = {};
+    w          = {};
     w.n_scales = 1;
     switch (type) {
         case GGML_TYPE_Q4_0: {
@@ -86,10 +86,10 @@ bool read_weights(int32_t type, const uint8_t * row, int64_t i, Weights & w) {
         }
         case GGML_TYPE_Q4_K:
         case GGML_TYPE_Q5_K: {
-            const bool      five = type == GGML_TYPE_Q5_K;
-            const int       sub  = static_cast<int>(i % 8);
-            const uint8_t * p    = row + (five ? 176 : 144) * (i / 8);
-            const uint8_t * low  = p + (five ? 48 : 16) + 32 * (sub / 2);
+            const bool      five  = type == GGML_TYPE_Q5_K;
+            const int       sub   = static_cast<int>(i % 8);
+            const uint8_t * p     = row + (five ? 176 : 144) * (i / 8);
+            const uint8_t * low   = p + (five ? 48 : 16) + 32 * (sub / 2);
             int             scale = 0, minimum = 0;
             k_scale(p + 4, sub, scale, minimum);
             for (int j = 0; j < 32; j++) {
@@ -102,15 +102,16 @@ bool read_weights(int32_t type, const uint8_t * row, int64_t i, Weights & w) {
         }
         case GGML_TYPE_Q6_K: {
             const int       half = static_cast<int>(i % 8) / 4, sub = static_cast<int>(i % 4);
-            const uint8_t * p    = row + 210 * (i / 8);
+            const uint8_t * p = row + 210 * (i / 8);
             for (int j = 0; j < 32; j++) {
                 const int low  = p[64 * half + 32 * (sub % 2) + j] >> (sub / 2 * 4) & 15;
                 const int high = p[128 + 32 * half + j] >> (2 * sub) & 3;
                 w.quants[j]    = (low | high << 4) - 32;
             }
             for (int j = 0; j < 2; j++) {
-                w.scale[j] = half_at(p + 208) *
-                             static_cast<float>(static_cast<int8_t>(p[192 + 8 * half + 2 * sub + j]));
+                w.scale[j] =
+                    half_at(p + 208) *
+                    static_cast<float>(static_cast<int8_t>(p[192 + 8 * half + 2 * sub + j]));
             }
             w.n_scales = 2;
             return true;
@@ -129,8 +130,8 @@ int dot(const int * a, const int * b, int first, int end) {
 
 float add_block(const Weights & w, const Column & column, bool has_minimum, float sum) {
     const int middle = w.n_scales == 2 ? kBlock / 2 : kBlock;
-    sum = std::fma(static_cast<float>(dot(w.quants, column.quants, 0, middle)),
-                   w.scale[0] * column.scale, sum);
+    sum              = std::fma(static_cast<float>(dot(w.quants, column.quants, 0, middle)),
+                                w.scale[0] * column.scale, sum);
     if (w.n_scales == 2) {
         sum = std::fma(static_cast<float>(dot(w.quants, column.quants, middle, kBlock)),
                        w.scale[1] * column.scale, sum);

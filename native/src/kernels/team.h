@@ -35,8 +35,7 @@ class Scratch {
         if (n_bytes > size_) {
             memory_.reset();
             size_ = 0;
-            memory_.reset(static_cast<uint8_t *>(
-                ::operator new(n_bytes, std::align_val_t{kLine})));
+            memory_.reset(static_cast<uint8_t *>(::operator new(n_bytes, std::align_val_t{kLine})));
             size_ = n_bytes;
         }
         return memory_.get();

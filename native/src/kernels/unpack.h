@@ -21,10 +21,10 @@ template <class Isa> struct Unpacked {
 // 128-bit lanes are enough, since load_rows has put every fourth row beside each other.
 template <class Isa>
 INLINE void transpose16(const uint8_t * p, size_t stride, typename Isa::Int * out) {
-    const auto a = Isa::load_rows(p, stride);
-    const auto b = Isa::load_rows(p + stride, stride);
-    const auto c = Isa::load_rows(p + 2 * stride, stride);
-    const auto d = Isa::load_rows(p + 3 * stride, stride);
+    const auto a      = Isa::load_rows(p, stride);
+    const auto b      = Isa::load_rows(p + stride, stride);
+    const auto c      = Isa::load_rows(p + 2 * stride, stride);
+    const auto d      = Isa::load_rows(p + 3 * stride, stride);
     const auto ab_low = Isa::unpack_low32(a, b), ab_high = Isa::unpack_high32(a, b);
     const auto cd_low = Isa::unpack_low32(c, d), cd_high = Isa::unpack_high32(c, d);
     out[0] = Isa::unpack_low64(ab_low, cd_low);
@@ -71,8 +71,8 @@ struct Q4_0 {
     static constexpr bool  wide = false, pairs = true;
     static constexpr Other other = Other::none;
 
-    template <class Isa> INLINE Unpacked<Isa> from(const typename Isa::Int * raw,
-                                                  typename Isa::Float scale) {
+    template <class Isa>
+    INLINE Unpacked<Isa> from(const typename Isa::Int * raw, typename Isa::Float scale) {
         Unpacked<Isa> w;
         for (int i = 0; i < 4; i++) {
             w.quants[i]     = Isa::and_bytes(raw[i], 0x0f);
@@ -100,8 +100,8 @@ struct Q8_0 {
     static constexpr bool  wide = true, pairs = true;
     static constexpr Other other = Other::none;
 
-    template <class Isa> INLINE Unpacked<Isa> from(const typename Isa::Int * raw,
-                                                  typename Isa::Float scale) {
+    template <class Isa>
+    INLINE Unpacked<Isa> from(const typename Isa::Int * raw, typename Isa::Float scale) {
         Unpacked<Isa> w;
         for (int i = 0; i < 8; i++) {
             w.quants[i] = Isa::wide_offset ? Isa::xor_bytes(raw[i], 0x80) : raw[i];
@@ -167,7 +167,7 @@ INLINE void unpack_k_scales(const uint8_t * p, size_t stride, Scales<Isa> * out)
 
 struct Q4_K {
     static constexpr int   type = 12, values = 256, bytes = 144, offset = 0;
-    static constexpr bool  wide  = false, pairs = false;
+    static constexpr bool  wide = false, pairs = false;
     static constexpr Other other = Other::minimum;
 
     template <class Isa, class Use> INLINE void unit(const uint8_t * p, size_t stride, Use use) {
@@ -195,7 +195,7 @@ struct Q4_K {
 
 struct Q5_K {
     static constexpr int   type = 13, values = 256, bytes = 176, offset = 0;
-    static constexpr bool  wide  = false, pairs = false;
+    static constexpr bool  wide = false, pairs = false;
     static constexpr Other other = Other::minimum;
 
     template <class Isa, class Use> INLINE void unit(const uint8_t * p, size_t stride, Use use) {
@@ -209,15 +209,15 @@ struct Q5_K {
             Unpacked<Isa> w;
             for (int j = 0; j < 8; j++) {
                 const auto fifth = Isa::and_bytes(Isa::template left<4>(high[j]), 0x10);
-                w.quants[j] = Isa::bits_or(Isa::and_bytes(raw[j], 0x0f), fifth);
+                w.quants[j]      = Isa::bits_or(Isa::and_bytes(raw[j], 0x0f), fifth);
             }
             w.scale = scales[i].scale;
             w.other = scales[i].other;
             use(w);
             for (int j = 0; j < 8; j++) {
                 const auto fifth = Isa::and_bytes(Isa::template left<3>(high[j]), 0x10);
-                w.quants[j] = Isa::bits_or(
-                    Isa::and_bytes(Isa::template right<4>(raw[j]), 0x0f), fifth);
+                w.quants[j] =
+                    Isa::bits_or(Isa::and_bytes(Isa::template right<4>(raw[j]), 0x0f), fifth);
                 high[j] = Isa::template right<2>(high[j]);
             }
             w.scale = scales[i + 1].scale;
@@ -229,7 +229,7 @@ struct Q5_K {
 
 struct Q6_K {
     static constexpr int   type = 14, values = 256, bytes = 210, offset = 32;
-    static constexpr bool  wide  = false, pairs = false;
+    static constexpr bool  wide = false, pairs = false;
     static constexpr Other other = Other::split;
 
     // what begins at bit `top`

@@ -12,30 +12,33 @@
 using namespace inferos::kernels;
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
-    Input             in = {data, size};
-    constexpr int32_t types[]   = {GGML_TYPE_Q4_0, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K,
-                                   GGML_TYPE_Q6_K};
+    Input             in      = {data, size};
+    constexpr int32_t types[] = {GGML_TYPE_Q4_0, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K,
+                                 GGML_TYPE_Q6_K};
     constexpr const char * names[] = {"avx512vnni", "avxvnni", "avx2", "neon"};
-    const int32_t     type_id   = in.pick(types);
-    const char *      name      = in.pick(names);
-    const Variant *   variant   = in.byte() % 2 != 0 ? best_variant() : variant_named(name);
-    const WeightType * type     = variant != nullptr ? find_type(*variant, type_id) : nullptr;
+    const int32_t          type_id = in.pick(types);
+    const char *           name    = in.pick(names);
+    const Variant *        variant = in.byte() % 2 != 0 ? best_variant() : variant_named(name);
+    const WeightType *     type    = variant != nullptr ? find_type(*variant, type_id) : nullptr;
     if (type == nullptr) {
         return 0;
     }
-    const int64_t n_per_row = type->unit_values * (1 + in.byte() % 3);
-    const int64_t n_rows    = kMostRows + in.byte() % 20;
-    const int64_t n_columns = 1 + in.byte() % 19;
-    const size_t  stride    = ggml_row_size(static_cast<ggml_type>(type_id), n_per_row);
+    const int64_t      n_per_row = type->unit_values * (1 + in.byte() % 3);
+    const int64_t      n_rows    = kMostRows + in.byte() % 20;
+    const int64_t      n_columns = 1 + in.byte() % 19;
+    const size_t       stride    = ggml_row_size(static_cast<ggml_type>(type_id), n_per_row);
     std::vector<float> x(static_cast<size_t>(n_columns * n_per_row));
     for (auto & value : x) {
         value = static_cast<float>(static_cast<int8_t>(in.byte())) / 8.0f;
     }
     const auto         weights = in.bytes(static_cast<size_t>(n_rows) * stride);
     std::vector<float> out(static_cast<size_t>(n_rows * n_columns)), expected(out.size());
-    MulMat job = {weights.data(), stride, n_rows, n_per_row, x.data(), static_cast<size_t>(n_per_row),
-                  out.data(), static_cast<size_t>(n_rows), n_columns};
-    Scratch scratch;
+    MulMat             job = {weights.data(), stride,
+                              n_rows,         n_per_row,
+                              x.data(),       static_cast<size_t>(n_per_row),
+                              out.data(),     static_cast<size_t>(n_rows),
+                              n_columns};
+    Scratch            scratch;
     if (!mul_mat(*variant, *type, job, 1, scratch)) {
         return 0;
     }
@@ -43,7 +46,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
     mul_mat_portable(type_id, job);
     for (size_t i = 0; i < out.size(); i++) {
         if (std::isfinite(expected[i]) && std::memcmp(&out[i], &expected[i], sizeof(float)) != 0) {
-            std::printf("%s type %d: %g, expected %g\n", variant->name, type_id, out[i], expected[i]);
+            std::printf("%s type %d: %g, expected %g\n", variant->name, type_id, out[i],
+                        expected[i]);
             std::abort();
         }
     }

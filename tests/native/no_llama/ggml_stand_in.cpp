@@ -38,13 +38,13 @@ uint16_t encode_half(float value) {
 
 float decode_half(uint16_t bits) {
     const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
-    double    size     = 0;
+    double    size = 0;
     if (exponent == 31) {
         size = mantissa != 0 ? std::numeric_limits<double>::quiet_NaN()
                              : std::numeric_limits<double>::infinity();
     } else {
-        size = exponent == 0 ? std::ldexp(mantissa, -24)
-                             : std::ldexp(1024 + mantissa, exponent - 25);
+        size =
+            exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
     }
     return static_cast<float>((bits & 0x8000) != 0 ? -size : size);
 }
@@ -98,9 +98,9 @@ void write_q4_0(const float * x, void * out, int64_t n) {
         const float scale = extreme(x + i) / -8;
         write_half(scale, p);
         for (int64_t j = 0; j < kValues / 2; j++) {
-            p[2 + j] = static_cast<uint8_t>(
-                (nearest(x[i + j], scale, -8, 7) + 8) |
-                (nearest(x[i + j + kValues / 2], scale, -8, 7) + 8) << 4);
+            p[2 + j] =
+                static_cast<uint8_t>((nearest(x[i + j], scale, -8, 7) + 8) |
+                                     (nearest(x[i + j + kValues / 2], scale, -8, 7) + 8) << 4);
         }
     }
 }
@@ -127,8 +127,8 @@ void read_f16(const void * in, float * x, int64_t n) {
     }
 }
 
-ggml_type_traits make_traits(const char * name, int64_t values, size_t bytes,
-                             ggml_to_float_t read, ggml_from_float_t write) {
+ggml_type_traits make_traits(const char * name, int64_t values, size_t bytes, ggml_to_float_t read,
+                             ggml_from_float_t write) {
     ggml_type_traits made = {};
     made.type_name        = name;
     made.blck_size        = values;
