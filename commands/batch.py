@@ -18,10 +18,12 @@ from . import loading, options
 from .groups import grouped
 
 if TYPE_CHECKING:
-    from ..runtime.batch.batch_engine import BatchEngine, BatchStatistics
+    from ..runtime.batch.batch_engine import BatchEngine
     from ..runtime.batch.journal import Journal
     from ..runtime.batch.ray_backend import RayBatch
     from ..runtime.batch.records import BadRecord, Record, Result
+    from ..runtime.batch.running import BatchStatistics
+    from ..runtime.batch.stopping import Stop
 
 _STREAM = Path("-")
 
@@ -51,8 +53,8 @@ def batch(
     Example: infer-os batch model.gguf -i prompts.jsonl -o answers.jsonl --resume
     """  # fmt: skip
     from ..native.errors import Interrupted
-    from ..runtime.batch.batch_engine import BatchEngine
     from ..runtime.batch.journal import Journal, check_output
+    from ..runtime.batch.stopping import Stop
 
     if output == _STREAM:
         if resume or force:
@@ -60,12 +62,10 @@ def batch(
             raise _settings_error(f"{option} has no effect without an --output file")
     else:
         check_output(output, resume=resume, force=force, source=input)
-    if ".parquet" in (input.suffix.lower(), output.suffix.lower()):
-        settings = replace(settings, extras=settings.extras | {Extra.PARQUET})
-    if batch_settings.style in ("", TEMPLATE):  # for conversations; what comes is not known yet
-        settings = replace(settings, extras=settings.extras | {Extra.TEMPLATE})
-    values, total = _open_input(input)
+    settings = _with_extras(settings, batch_settings, (input, output))
     with ExitStack() as stack:
+        stop = stack.enter_context(Stop())
+        values, total = _open_input(input, stop)
         journal = None
         if output != _STREAM:
             journal = stack.enter_context(Journal(output, resume=resume))
@@ -84,7 +84,7 @@ def batch(
             total = max(0, total - len(journal.done))
         try:
             with console.batch_bar(total) as bar:
-                _run(engine, records, journal, ordered=ordered, bar=bar)
+                _run(engine, records, stop, journal, ordered=ordered, bar=bar)
         except (Interrupted, KeyboardInterrupt, SystemExit) as end:
             if journal is not None:
                 console.note(f"interrupted; --resume continues {output}")
@@ -94,12 +94,21 @@ def batch(
         console.notes(_without_effect(batch_settings, kinds))
         if journal is not None and journal.done:
             console.note(_resumed(journal, engine.statistics.records))
-        if isinstance(engine, BatchEngine):
-            _show_statistics(engine, engine.statistics, as_json=as_json)
-        else:
-            _show_cluster(engine, engine.statistics, as_json=as_json)
+        _show(engine, as_json=as_json)
     if engine.statistics.failed:
         raise typer.Exit(1)
+
+
+def _with_extras(
+    settings: EngineSettings, batch: BatchSettings, files: tuple[Path, Path]
+) -> EngineSettings:
+    """The settings, with what the run does besides, which its plan counts."""
+    extras = set(settings.extras)
+    if ".parquet" in [path.suffix.lower() for path in files]:
+        extras.add(Extra.PARQUET)
+    if batch.style in ("", TEMPLATE):  # for conversations; what comes is not known yet
+        extras.add(Extra.TEMPLATE)
+    return replace(settings, extras=frozenset(extras))
 
 
 def _settings_error(text: str) -> Exception:
@@ -108,14 +117,14 @@ def _settings_error(text: str) -> Exception:
     return SettingsError(text)
 
 
-def _open_input(path: Path) -> tuple[Iterator[Any], int | None]:
+def _open_input(path: Path, stop: Stop) -> tuple[Iterator[Any], int | None]:
     from ..runtime.batch.reading import count_records, read_stream, read_values
 
     if path == _STREAM:
         if console.stdin_is_terminal():
             raise _settings_error("no records: give --input FILE, or pipe them in")
-        return read_stream(console.stdin_stream()), None
-    return read_values(path), count_records(path)
+        return read_stream(console.stdin_stream(), stop), None
+    return read_values(path, stop), count_records(path)
 
 
 def _completeness(output: Path, total: int | None) -> str:
@@ -182,11 +191,14 @@ def _without_effect(batch: BatchSettings, kinds: set[bool]) -> list[str]:
 def _run(
     engine: BatchEngine | RayBatch,
     records: Iterator[Record | BadRecord],
+    stop: Stop,
     journal: Journal | None,
     *,
     ordered: bool,
     bar: console.BatchProgress | None,
 ) -> None:
+    from ..runtime.batch.batch_engine import BatchEngine
+    from ..runtime.batch.feeding import ReadAhead
     from ..runtime.batch.journal import line_of
     from ..runtime.batch.order import InputOrder
 
@@ -204,9 +216,14 @@ def _run(
     else:
         to_stdout = console.answer_lines()
         write = lambda result: to_stdout(line_of(result))  # noqa: E731
-    with closing(engine.run(records, done)) as running:
-        results: Iterator[Result] = order.arrange(running) if order is not None else running
-        for result in results:
+    with ExitStack() as stack:
+        if isinstance(engine, BatchEngine):
+            reader = stack.enter_context(ReadAhead(records, stop))
+            running = engine.run(reader, done)
+        else:  # all is read before anything runs
+            running = engine.run(records, done)
+        stack.enter_context(closing(running))
+        for result in order.arrange(running) if order is not None else running:
             console.notes(engine.take_notes())
             write(result)
             if bar is not None:
@@ -214,6 +231,15 @@ def _run(
                 bar(now.records, now.completion_tokens, now.seconds)
     if journal is not None:
         journal.finish()
+
+
+def _show(engine: BatchEngine | RayBatch, *, as_json: bool) -> None:
+    from ..runtime.batch.batch_engine import BatchEngine
+
+    if isinstance(engine, BatchEngine):
+        _show_statistics(engine, engine.statistics, as_json=as_json)
+    else:
+        _show_cluster(engine, engine.statistics, as_json=as_json)
 
 
 def _show_statistics(engine: BatchEngine, now: BatchStatistics, *, as_json: bool) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -19,8 +18,7 @@ from numpy.typing import NDArray
 from .context import decode_failure
 from .errors import DecodeError
 from .model import LlamaModel
-from .new_context import ContextSizes, new_context
-from .owner import Owner
+from .new_context import ContextOwner, ContextSizes
 from .sampler_chain import SamplerChain
 
 
@@ -55,7 +53,7 @@ class Rows:
         return len(self.tokens)
 
 
-class BatchContext(Owner):
+class BatchContext(ContextOwner):
     """A KV cache for many sequences. A context manager; close it before its model."""
 
     def __init__(self, model: LlamaModel, params: BatchContextParams) -> None:
@@ -65,7 +63,6 @@ class BatchContext(Owner):
             ModelLoadError: llama.cpp cannot create it (usually: not enough memory).
         """
         self.params = params
-        self._model = model
         self._most_outputs = max(params.n_outputs, params.n_seq)
         # llama.cpp divides the cells among the sequences, rounded up to 256 each
         sizes = ContextSizes(
@@ -73,11 +70,7 @@ class BatchContext(Owner):
             params.n_threads, params.type_k, params.type_v, False, params.rotate, False,
         )  # fmt: skip
         what = f"a context of {params.n_seq} sequences of {params.n_ctx} tokens"
-        self._pointer, _ = new_context(model, sizes, what)
-        self._memory = llama_cpp.llama_get_memory(self._pointer)
-        self._n_vocab = model.vocab.n_tokens
-        self._n_threads = params.n_threads
-        self.n_batch = int(llama_cpp.llama_n_batch(self._pointer))
+        super().__init__(model, sizes, what)
         self._make_batch()
 
     def _make_batch(self) -> None:
@@ -107,12 +100,6 @@ class BatchContext(Owner):
             ),
             logits=self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
-
-    def use_threads(self, n_threads: int) -> None:
-        """Compute with so many threads from now on."""
-        if n_threads != self._n_threads:
-            llama_cpp.llama_set_n_threads(self._pointer, n_threads, n_threads)
-            self._n_threads = n_threads
 
     def decode(self, rows: Rows) -> None:
         """Compute rows, and the logits of those that ask for them.
@@ -176,14 +163,3 @@ class BatchContext(Owner):
         then, since a cut leaves the rows where they are.
         """
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-
-    @property
-    def pointer(self) -> Any:
-        """The ``llama_context *``."""
-        return self._pointer
-
-    def close(self) -> None:
-        """Free the context."""
-        if self._pointer:
-            llama_cpp.llama_free(self._pointer)
-            self._pointer = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -15,8 +14,7 @@ from .errors import ContextFull, DecodeError, Interrupted, StateError
 from .kv_state import State
 from .logs import forget_complaints, last_complaint
 from .model import LlamaModel
-from .new_context import ContextSizes, Observer, new_context
-from .owner import Owner
+from .new_context import ContextOwner, ContextSizes, Observer
 from .sampler_chain import SamplerChain
 
 
@@ -54,7 +52,7 @@ def decode_failure(code: int, full: str) -> DecodeError:
     return DecodeError(f"llama_decode failed with {code}: {reason}")
 
 
-class Context(Owner):
+class Context(ContextOwner):
     """A KV cache with its compute buffers. A context manager; close it before its model."""
 
     def __init__(
@@ -71,7 +69,6 @@ class Context(Owner):
             ModelLoadError: llama.cpp cannot create it (usually: not enough memory).
         """
         self.params = params
-        self._model = model
         n_seq = 1 + params.window
         self._most_outputs = max(params.n_outputs_max, n_seq)
         sizes = ContextSizes(
@@ -79,12 +76,8 @@ class Context(Owner):
             params.n_threads, params.type_k, params.type_v, params.window, params.rotate, True,
         )  # fmt: skip
         what = f"a context of {params.n_ctx} tokens"
-        self._pointer, self.rotates = new_context(model, sizes, what, observer)
-        self._memory = llama_cpp.llama_get_memory(self._pointer)
-        self._n_vocab = model.vocab.n_tokens
-        self._n_threads = params.n_threads
+        super().__init__(model, sizes, what, observer)
         self.n_ctx = int(llama_cpp.llama_n_ctx(self._pointer))
-        self.n_batch = int(llama_cpp.llama_n_batch(self._pointer))
         self._batch = llama_cpp.llama_batch_init(self.n_batch, 0, 1)
         self._tokens = np.ctypeslib.as_array(self._batch.token, (self.n_batch,))
         self._positions = np.ctypeslib.as_array(self._batch.pos, (self.n_batch,))
@@ -92,12 +85,6 @@ class Context(Owner):
         np.ctypeslib.as_array(self._batch.n_seq_id, (self.n_batch,))[:] = 1
         for i in range(self.n_batch):
             self._batch.seq_id[i][0] = 0
-
-    def use_threads(self, n_threads: int) -> None:
-        """Compute with so many threads from now on."""
-        if n_threads != self._n_threads:
-            llama_cpp.llama_set_n_threads(self._pointer, n_threads, n_threads)
-            self._n_threads = n_threads
 
     def decode_one(self, token: int, position: int) -> None:
         """Compute one token of sequence 0 and its logits.
@@ -219,14 +206,8 @@ class Context(Owner):
     def _failure(self, code: int) -> DecodeError:
         return decode_failure(code, f"no room in the context of {self.n_ctx} tokens")
 
-    @property
-    def pointer(self) -> Any:
-        """The ``llama_context *``."""
-        return self._pointer
-
     def close(self) -> None:
         """Free the batch and the context."""
         if self._pointer:
             llama_cpp.llama_batch_free(self._batch)
-            llama_cpp.llama_free(self._pointer)
-            self._pointer = None
+        super().close()

@@ -18,6 +18,7 @@ from .ggml_types import ggml_type_named
 from .interrupt import abort_callback
 from .logs import forget_complaints, last_complaint
 from .model import LlamaModel
+from .owner import Owner
 
 _SWITCH = "LLAMA_ATTN_ROT_DISABLE"
 
@@ -116,3 +117,35 @@ def new_context(
         reason = last_complaint() or "not enough memory?"
         raise ModelLoadError(f"{model.path}: llama.cpp cannot create {what}: {reason}")
     return pointer, rotates
+
+
+class ContextOwner(Owner):
+    """Owns a ``llama_context *``: what its owners of one sequence and of many have in common."""
+
+    def __init__(
+        self, model: LlamaModel, sizes: ContextSizes, what: str, observer: Observer | None = None
+    ) -> None:
+        """Allocate, see :func:`new_context`."""
+        self._pointer, self.rotates = new_context(model, sizes, what, observer)
+        self._model = model
+        self._memory = llama_cpp.llama_get_memory(self._pointer)
+        self._n_vocab = model.vocab.n_tokens
+        self._n_threads = sizes.n_threads
+        self.n_batch = int(llama_cpp.llama_n_batch(self._pointer))
+
+    @property
+    def pointer(self) -> Any:
+        """The ``llama_context *``."""
+        return self._pointer
+
+    def use_threads(self, n_threads: int) -> None:
+        """Compute with so many threads from now on."""
+        if n_threads != self._n_threads:
+            llama_cpp.llama_set_n_threads(self._pointer, n_threads, n_threads)
+            self._n_threads = n_threads
+
+    def close(self) -> None:
+        """Free the context."""
+        if self._pointer:
+            llama_cpp.llama_free(self._pointer)
+            self._pointer = None

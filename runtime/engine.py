@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from infer_os.models.catalog import style_for
 from infer_os.models.rotation import ROTATION_KEY
-from infer_os.native.backend import own_kernels
 from infer_os.native.context import Context
 from infer_os.native.errors import Interrupted, StateError
 from infer_os.native.gguf_file import GgufHeader
@@ -32,7 +31,7 @@ from .pages import drop_pages, in_use
 from .prepare import load_model, plan_file
 from .sampler import LlamaFilter, LlamaSampler, Sampler
 from .settings import MOST_GUESSES, EngineSettings, SamplingSettings
-from .speculative.rounding import Rounding
+from .speculative.rounding import rounding_of
 from .threads import ThreadCount
 
 if TYPE_CHECKING:
@@ -93,10 +92,7 @@ class LlamaEngine(Owner):
         self._dirty = False
         self.speculation: Speculation | None = None
         #: How batches round; see :meth:`rows_alike`.
-        self.rounding = Rounding(
-            frozenset(t.type.name for t in header.tensors if len(t.shape) > 1),
-            settings.load, own_kernels(model.kernels, kv.geometry),
-        )  # fmt: skip
+        self.rounding = rounding_of(header, settings.load, model.kernels)
         caches = ((stage.type_k, stage.type_v) for stage in plan.schedule.stages)
         self._threads = ThreadCount(
             settings.n_threads, fixed=bool(settings.threads) or not self.rounding.is_own(caches)

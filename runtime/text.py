@@ -61,20 +61,36 @@ def _longest_partial_stop(text: str, stops: Sequence[str]) -> int:
     return 0
 
 
+class Replacement:
+    """Puts ``new`` in the place of ``old`` in a text that comes in pieces, wherever they cut it."""
+
+    def __init__(self, old: str, new: str) -> None:
+        self._old, self._new = old, new
+        self._held = ""
+
+    def push(self, piece: str) -> str:
+        """Take a piece; return the text that is now certain."""
+        if self._old == self._new:
+            return piece
+        text = (self._held + piece).replace(self._old, self._new)
+        certain = len(text) - _longest_partial_stop(text, (self._old,))
+        self._held = text[certain:]
+        return text[:certain]
+
+    def finish(self) -> str:
+        """The text still held back."""
+        text, self._held = self._held, ""
+        return text
+
+
 def replaced(chunks: Iterable[str], old: str, new: str) -> Iterator[str]:
     """A stream of text with ``old`` replaced, wherever the chunks cut it."""
-    if old == new:
-        yield from chunks
-        return
-    held = ""
+    replacement = Replacement(old, new)
     for chunk in chunks:
-        held = (held + chunk).replace(old, new)
-        certain = len(held) - _longest_partial_stop(held, (old,))
-        if certain:
-            yield held[:certain]
-            held = held[certain:]
-    if held:
-        yield held
+        if text := replacement.push(chunk):
+            yield text
+    if text := replacement.finish():
+        yield text
 
 
 def without_first_space(chunks: Iterable[str]) -> Iterator[str]:

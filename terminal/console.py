@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
 
 from ..errors import Error
+from ..finite import finite
 from .folding import fitting_columns, folded
 from .harmless import escaped, harmless, printable
 
@@ -98,18 +99,8 @@ def answer_json(value: object) -> None:
 
 def _json(value: object) -> str:
     """One line; what would steer a terminal is escaped, which is the same JSON."""
-    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False)
     return escaped(text)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
 
 
 def note(text: str) -> None:

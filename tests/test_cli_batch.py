@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -97,6 +98,73 @@ def test_options_without_effect_are_named(model: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         notes = [line for line in done.stderr.splitlines() if b"had no effect" in line]
         assert [note.split()[1] for note in notes] == unused
+
+
+def starting(model: Path, *options: str | Path, **streams: Any) -> subprocess.Popen[bytes]:
+    command = [*COMMAND, str(model), *FAST, *map(str, options)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, **streams)
+
+
+@pytest.mark.parametrize("ordered", [[], ["--ordered"]])
+def test_an_answer_is_out_before_the_next_record_is_written(
+    model: Path, ordered: list[str]
+) -> None:
+    with starting(model, "-n", "3", *ordered, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as run:
+        assert run.stdin and run.stdout and run.stderr
+        for number in range(3):
+            record = {"id": f"r{number}", "prompt": "It is", "n": 1 + number}
+            run.stdin.write(json.dumps(record).encode() + b"\n")
+            run.stdin.flush()
+            for _ in range(record["n"]):
+                assert json.loads(run.stdout.readline())["id"] == record["id"]
+        run.stdin.write(b"broken\n")
+        run.stdin.flush()
+        assert "line 4" in json.loads(run.stdout.readline())["error"]
+        run.stdin.close()
+        assert run.stdout.read() == b""
+        assert b"7 records, 1 failed" in run.stderr.read()
+    assert run.returncode == 1
+
+
+def test_a_pipe_with_a_name(model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    os.mkfifo(source)
+    with starting(model, "-n", "2", "-i", source, stdout=subprocess.PIPE) as run:
+        assert run.stdout and run.stderr
+        with source.open("wb", buffering=0) as pipe:
+            pipe.write(b'{"id": 1, "prompt": "It is"}\n')
+            assert json.loads(run.stdout.readline())["id"] == 1
+            pipe.write(b'{"id": 2, "prompt": "It is"}\n')
+        assert json.loads(run.stdout.read())["id"] == 2
+        stderr = run.stderr.read()
+    assert run.returncode == 0, stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_a_pipe_is_waited_for(
+    model: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "out.jsonl"
+    with starting(model, "-n", "2", "-o", out, stdin=subprocess.PIPE) as run:
+        assert run.stdin and run.stderr
+        run.stdin.write(b'{"id": 1, "prompt": "It is"}\n{"id": 2')
+        run.stdin.flush()
+        while not (out.exists() and out.stat().st_size):
+            assert run.poll() is None
+            time.sleep(0.005)
+        run.send_signal(number)
+        # the pipe stays open
+        assert run.stderr.read().decode() == f"interrupted; --resume continues {out}\n"
+        assert run.wait() == 128 + number
+    assert [answer["id"] for answer in lines_of(out)] == [1]
+
+
+def test_an_input_that_fails_while_it_is_read(model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("id,prompt,id\n1,x,2\n")
+    done = batch(model, "-i", source)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {source}: line 1: two columns have the name 'id'\n".encode()
 
 
 def test_killed_at_ten_moments_nothing_is_lost_or_doubled(model: Path, tmp_path: Path) -> None:

@@ -90,6 +90,10 @@ class Guesses:
         if proposal is not None:
             self._of[slot].learn_round(proposal, n_right, self._step_s)
 
+    def drop(self, slot: int) -> None:
+        """The guesses of a slot are not verified: nothing is learned from them."""
+        self._proposals.pop(slot, None)
+
     def step_took(self, seconds: float, n_busy: int) -> None:
         """A step took so long; each of its sequences has a share of it to win by guessing."""
         share = seconds / n_busy

@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from infer_os.files import lock_handle, new_file
+from infer_os.finite import finite
 from infer_os.native.owner import Owner
 
 from ..errors import ResultsUnwritten, SettingsError
@@ -40,20 +40,12 @@ DoneKey = tuple[str | int | None, int]
 
 def line_of(result: Result) -> bytes:
     """A result as a JSON line; NaN and infinity, which JSON lacks, as null."""
-    value = _finite(result.as_json())
+    value = finite(result.as_json())
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     try:
         return text.encode() + b"\n"
     except UnicodeEncodeError:  # a lone surrogate in an id
         return json.dumps(value, allow_nan=False).encode() + b"\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def key_of(result: Result) -> DoneKey:

@@ -59,6 +59,21 @@ def plan_batch(
     return plan, notes
 
 
+def first_plan(
+    header: GgufHeader, settings: EngineSettings, parallel: int, draft: BatchDraft | None = None
+) -> tuple[Plan, tuple[str, ...]]:
+    """The plan of what was asked for, or, with ``parallel`` 0, of the most that fit; and notes.
+
+    Raises:
+        MemoryShortage: it does not fit.
+    """
+    if not parallel:
+        return most_that_fit(header, settings, draft)[1:]
+    plan, notes = plan_batch(header, settings, parallel, draft)
+    check_plan(plan)
+    return plan, notes
+
+
 def most_that_fit(
     header: GgufHeader, settings: EngineSettings, draft: BatchDraft | None = None
 ) -> tuple[int, Plan, tuple[str, ...]]:

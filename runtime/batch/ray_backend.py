@@ -31,9 +31,10 @@ from ..chat.session_file import model_hash
 from ..errors import ClusterError, SettingsError
 from ..plan.memory_plan import PROCESS_BYTES
 from ..settings import SamplingSettings, StopSettings
-from .batch_engine import BatchEngine, BatchStatistics, SampleKey
+from .batch_engine import BatchEngine, SampleKey
 from .journal import DoneKey, key_of, line_of
 from .records import BadRecord, Record, RecordParser, Result, result_of, value_of
+from .running import BatchStatistics
 
 #: Records of a block: what a lost worker may have to compute again, and what a node needs to keep
 #: its sequences busy between two half-empty moments.

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from ..errors import SettingsError
 from .lines import LARGEST, MOST_PASSED, Input, JsonError, parse_json
 from .records import BadRecord
+from .stopping import Stop, stoppable
 
 #: A number, a value as JSON gives it and what the number counts (lines, if nothing is said), or
 #: what cannot be read.
@@ -32,8 +33,12 @@ _LIST = re.compile(rb"\[\s*[{\]]")
 _STDIN = "standard input"
 
 
-def read_values(path: Path) -> Iterator[Value]:
+def read_values(path: Path, stop: Stop | None = None) -> Iterator[Value]:
     """The values of a file. The file is opened at once, and read as they are asked for.
+
+    Args:
+        path: a file, or a pipe with a name.
+        stop: ends reads that wait: they raise ReadingStopped.
 
     Raises:
         SettingsError: it cannot be read, or its name does not say how.
@@ -45,16 +50,16 @@ def read_values(path: Path) -> Iterator[Value]:
         raise SettingsError(
             f"{path}: expected a name that ends in .jsonl, .json, .csv, .parquet or .txt"
         )
-    handle = _open(path)
+    handle = stoppable(_open(path), stop)
     if ending == ".csv":
         return _csv_values(Input(handle, str(path)), path)
     found = Input(handle, str(path))
     return _json_values(found) if ending in _JSON else _plain_values(found)
 
 
-def read_stream(stream: BinaryIO) -> Iterator[Value]:
-    """The values of a pipe."""
-    found = Input(stream, _STDIN)
+def read_stream(stream: BinaryIO, stop: Stop | None = None) -> Iterator[Value]:
+    """The values of a pipe; ``stop`` as of :func:`read_values`."""
+    found = Input(stoppable(stream, stop), _STDIN)
     is_json = found.start.startswith(b"{") or _LIST.match(found.start)
     return _json_values(found) if is_json else _plain_values(found)
 

@@ -105,9 +105,13 @@ class Scheduler:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._slots = [_Slot() for _ in range(limits.n_slots)]
-        self._budget = limits.chunk
         self.counts = Counts()
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin with empty slots; the caller empties the cache likewise."""
+        self._slots = [_Slot() for _ in range(self._limits.n_slots)]
+        self._budget = self._limits.chunk
 
     @property
     def n_busy(self) -> int:
@@ -170,6 +174,20 @@ class Scheduler:
         width = self._limits.n_slots if more else busy[-1] - busy[0] + 1
         return max(0, LEAST_ROWS // width - 1)
 
+    def drop_guesses(self) -> list[int]:
+        """Feed no guesses for which a prompt that came meanwhile leaves no row.
+
+        Returns:
+            The slots that had some.
+        """
+        most = 1 + self.spare_rows(more=False)
+        dropped = [i for i, slot in enumerate(self._slots) if slot.n_wanted > most]
+        for i in dropped:
+            slot = self._slots[i]
+            del slot.todo[len(slot.todo) - slot.n_wanted + 1 :]
+            slot.n_wanted = 1
+        return dropped
+
     def cut(self, slot: int, n_tokens: int) -> None:
         """A slot holds only its first tokens; the caller trims the cache likewise."""
         del self._slots[slot].held[n_tokens:]
@@ -181,7 +199,7 @@ class Scheduler:
         is :meth:`held` then.
         """
         ended = self._slots[slot]
-        ended.busy, ended.todo = False, []
+        ended.busy, ended.todo, ended.n_wanted = False, [], 1
         del ended.held[max(0, self._limits.n_ctx - LEAST_ROWS) :]
 
     def move(self) -> tuple[int, int] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,31 +13,55 @@ from ..chat.frame import Frame
 from ..generate import FinishReason
 from ..sampler import LlamaSampler
 from ..settings import SamplingSettings
-from ..text import TextStream
+from ..text import Replacement, TextStream
 from .records import Record, Result, TokenLogprobs
 
+#: Hears how a record's samples grow: a sample's number, and the text that was added to it. All that
+#: it hears of a sample, put together, is the text of the sample's result.
+Listener = Callable[[int, str], None]
 
-@dataclass(slots=True)
+
 class Sequence:
     """A sample under way, in a slot. ``frame`` is that of its conversation, if it is one."""
 
-    record: Record
-    index: int
-    prompt: tuple[int, ...]
-    sampler: LlamaSampler | None
-    text: TextStream
-    frame: Frame | None = None
-    tokens: list[int] = field(default_factory=list)
-    pieces: list[str] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    def __init__(
+        self,
+        record: Record,
+        index: int,
+        prompt: tuple[int, ...],
+        sampler: LlamaSampler | None,
+        text: TextStream,
+        frame: Frame | None = None,
+    ) -> None:
+        """Begin with nothing drawn.
+
+        Args:
+            record: what it is a sample of.
+            index: its number.
+            prompt: tokens.
+            sampler: closed by whoever ends the sequence; None takes the likeliest token.
+            text: makes text of tokens, up to what ends it.
+            frame: see the class.
+        """
+        self.record, self.index, self.prompt, self.sampler = record, index, prompt, sampler
+        self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self.listener: Listener | None = None
+        self._frame = frame
+        self._stream = text
+        # of a text that follows a grammar nothing is replaced: it would not follow it any more
+        is_free = frame is not None and not record.sampling.constraint
+        self._lines = Replacement(frame.newline, "\n") if frame and is_free else None
+        self._pieces: list[str] = []
 
     def push(self, token: int, vocab: Vocab, n_ctx: int) -> FinishReason | None:
         """Take a drawn token; returns why it was the last one, or None."""
         self.tokens.append(token)
-        if vocab.is_end(token) or (self.frame is not None and token in self.frame.ends):
+        if vocab.is_end(token) or (self._frame is not None and token in self._frame.ends):
             return FinishReason.END
-        self.pieces.append(self.text.push(vocab.piece(token)))
-        if self.text.stopped:
+        text = self._stream.push(vocab.piece(token))
+        self._add(text if self._lines is None else self._lines.push(text))
+        if self._stream.stopped:
             return FinishReason.STOP
         if len(self.tokens) >= self.record.stops.limit:
             return FinishReason.LENGTH
@@ -45,24 +69,34 @@ class Sequence:
             return FinishReason.CONTEXT
         return None
 
+    def _add(self, text: str) -> None:
+        if self._frame is not None and not self._pieces:
+            # as a conversation shows it: the space behind the frame is no part of a reply
+            text = text.lstrip()
+        if text:
+            self._pieces.append(text)
+            if self.listener is not None:
+                self.listener(self.index, text)
+
     def result(self, reason: FinishReason, *, with_logprobs: bool) -> Result:
         """What it has become."""
-        self.pieces.append(self.text.finish())
-        text = "".join(self.pieces)
-        if self.frame is not None:
-            # as a conversation shows it: the space behind the frame is no part of a reply
-            if not self.record.sampling.constraint:
-                text = text.replace(self.frame.newline, "\n")
-            text = text.lstrip()
+        rest = self._stream.finish()
+        self._add(rest if self._lines is None else self._lines.push(rest) + self._lines.finish())
         return Result(
             id=self.record.id,
             line=self.record.line,
-            text=text,
+            text="".join(self._pieces),
             tokens=tuple(self.tokens),
             finish_reason=reason.value,
             index=self.index if self.record.n > 1 else None,
             logprobs=tuple(self.logprobs) if with_logprobs else None,
         )
+
+    def close(self) -> None:
+        """Free the sampler."""
+        if self.sampler is not None:
+            self.sampler.close()
+            self.sampler = None
 
 
 def is_plain_greedy(settings: SamplingSettings) -> bool:

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from infer_os.native.backend import OwnKernels
+from infer_os.native.backend import KernelStatus, OwnKernels, own_kernels
+from infer_os.native.gguf_file import GgufHeader
+from infer_os.native.kv_state import kv_geometry
 
 #: Weights whose products llama.cpp computes column by column, in the file's own layout, up to so
 #: many columns.
@@ -87,3 +89,15 @@ class Rounding:
             return _NO_LIMIT
         is_split = n_cells >= _SPLIT_CELLS and not _FLOAT_CACHES.isdisjoint(kinds)
         return 1 if is_split else _MOST_COLUMNS
+
+
+def rounding_of(header: GgufHeader, load: str, kernels: KernelStatus) -> Rounding:
+    """How a model rounds that was loaded from a file.
+
+    Args:
+        header: the file's.
+        load: the load mode.
+        kernels: what the loaded model says of our own.
+    """
+    matrices = frozenset(t.type.name for t in header.tensors if len(t.shape) > 1)
+    return Rounding(matrices, load, own_kernels(kernels, kv_geometry(header)))

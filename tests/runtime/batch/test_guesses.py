@@ -148,3 +148,21 @@ def test_guesses_take_the_place_of_fillers() -> None:
     assert step is not None
     assert step.n_rows == LEAST_ROWS
     assert [(rows.n_real, rows.n_wanted) for rows in step.slots] == [(4, 4), (4, 4)]
+
+
+@pytest.mark.parametrize(("n_late", "dropped"), [(1, []), (2, [0]), (7, [0])])
+def test_guesses_without_rows_are_dropped(n_late: int, dropped: list[int]) -> None:
+    scheduler = Scheduler(Limits(64, 8))
+    scheduler.admit([1, 2])
+    while (step := scheduler.next_step()) is not None:
+        scheduler.computed(step)
+    scheduler.push(0, [5, 6, 7, 8], 4)
+    for i in range(n_late):
+        scheduler.admit([10 + i])
+    assert scheduler.drop_guesses() == dropped
+    assert scheduler.drop_guesses() == []
+    step = scheduler.next_step()
+    assert step is not None
+    assert step.n_rows == LEAST_ROWS
+    assert step.slots[0].n_wanted == (1 if dropped else 4)
+    assert step.slots[0].tokens[0] == 5

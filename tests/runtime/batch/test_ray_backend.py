@@ -216,8 +216,8 @@ def test_no_cluster_is_one_line(model: Path, tmp_path: Path) -> None:
 
 
 def test_nodes_with_different_models_are_refused() -> None:
-    from infer_os.runtime.batch.batch_engine import BatchStatistics
     from infer_os.runtime.batch.ray_backend import RayBatch
+    from infer_os.runtime.batch.running import BatchStatistics
     from infer_os.runtime.errors import ClusterError
 
     batch = object.__new__(RayBatch)
