@@ -18,17 +18,14 @@ import typer
 from infer_os.cli import app
 from infer_os.convert.types import RECIPES
 from infer_os.convert.weight_options import weight_options
-from infer_os.models import describe
+from infer_os.models import ARCHITECTURES, describe
 from infer_os.models.catalog import CATALOG, CatalogModel, find_model
 
 DOCS = Path(__file__).parent
 # a terminal of 80 columns: the command framework leaves two of them free
 _WIDTH = 80 - 2
 _EXAMPLE = "gpt-j-6B"
-_FAMILIES = {
-    "GPTNeoXForCausalLM": "GPT-NeoX", "GPTJForCausalLM": "GPT-J", "BloomForCausalLM": "BLOOM",
-    "GPT2LMHeadModel": "GPT-2",
-}  # fmt: skip
+_FAMILIES = {row.name: row.family for row in ARCHITECTURES}
 
 
 def commands_page() -> str:

@@ -8,35 +8,47 @@ read here and nothing of the other rooms is imported.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from . import bloom, gpt2, gpt_neox, gptj
 from .network import ConfigError, Network
 
-#: Hugging Face's class name (``architectures`` in config.json) to the function that describes it. A
-#: bare model serves where the head is the embedding, or where the file has a head all the same.
-ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], Network]] = {
-    "BloomForCausalLM": bloom.describe,
-    "BloomModel": bloom.describe,
-    "GPT2LMHeadModel": gpt2.describe,
-    "GPT2Model": gpt2.describe,
-    "GPTJForCausalLM": gptj.describe,
-    "GPTJModel": gptj.describe,
-    "GPTNeoXForCausalLM": gpt_neox.describe,
-    "GPTNeoXModel": gpt_neox.describe,
-}
 
-#: Hugging Face's ``model_type`` to the class, for configs that name no architecture.
-MODEL_TYPES: dict[str, str] = {
-    "bloom": "BloomForCausalLM",
-    "gpt2": "GPT2LMHeadModel",
-    "gpt_neox": "GPTNeoXForCausalLM",
-    "gptj": "GPTJForCausalLM",
-}
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """An architecture that can be converted.
+
+    Args:
+        model_type: Hugging Face's, in config.json.
+        name: Hugging Face's class (``architectures`` in config.json).
+        bare: its class without a head. It serves where the head is the embedding, or where the
+            file has a head all the same.
+        family: what people call it.
+        describe: makes its network of a config.
+    """
+
+    model_type: str
+    name: str
+    bare: str
+    family: str
+    describe: Callable[[Mapping[str, Any]], Network]
 
 
-def architecture_of(config: Mapping[str, Any]) -> str:
-    """Name the supported architecture of a config.
+#: The families as pages list them.
+ARCHITECTURES = (
+    Architecture("gpt_neox", "GPTNeoXForCausalLM", "GPTNeoXModel", "GPT-NeoX", gpt_neox.describe),
+    Architecture("gptj", "GPTJForCausalLM", "GPTJModel", "GPT-J", gptj.describe),
+    Architecture("bloom", "BloomForCausalLM", "BloomModel", "BLOOM", bloom.describe),
+    Architecture("gpt2", "GPT2LMHeadModel", "GPT2Model", "GPT-2", gpt2.describe),
+)
+_BY_CLASS = {name: row for row in ARCHITECTURES for name in (row.name, row.bare)}
+#: For configs that name no class.
+_BY_TYPE = {row.model_type: row for row in ARCHITECTURES}
+
+
+def architecture_of(config: Mapping[str, Any]) -> Architecture:
+    """The architecture of a config.
 
     Raises:
         ConfigError: the config names none, or one that is not supported; lists the supported.
@@ -44,14 +56,14 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     named = config.get("architectures")
     names = [n for n in named if isinstance(n, str)] if isinstance(named, list) else []
     for name in names:
-        if name in ARCHITECTURES:
-            return name
+        if name in _BY_CLASS:
+            return _BY_CLASS[name]
     model_type = config.get("model_type")
-    if not names and isinstance(model_type, str) and model_type in MODEL_TYPES:
-        return MODEL_TYPES[model_type]
+    if not names and isinstance(model_type, str) and model_type in _BY_TYPE:
+        return _BY_TYPE[model_type]
     found = ", ".join(names) or (f"model_type {model_type!r}" if model_type else "none")
     raise ConfigError(
-        f"unsupported architecture: {found}; supported are {', '.join(sorted(ARCHITECTURES))}"
+        f"unsupported architecture: {found}; supported are {', '.join(sorted(_BY_CLASS))}"
     )
 
 
@@ -61,4 +73,4 @@ def describe(config: Mapping[str, Any]) -> Network:
     Raises:
         ConfigError: an unsupported architecture, or a setting that is missing or out of bounds.
     """
-    return ARCHITECTURES[architecture_of(config)](config)
+    return architecture_of(config).describe(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .graphs import is_parallel
 from .network import Network, Role
 
 
@@ -110,6 +111,6 @@ def network_shape(name: str, network: Network, options: tuple[WeightOption, ...]
         n_ff=n_ff,
         n_vocab=network.vocab_rows,
         n_ctx_train=network.n_ctx,
-        parallel=bool(network.metadata.get("use_parallel_residual", network.graph == "phi2")),
+        parallel=is_parallel(network.graph, network.metadata.get("use_parallel_residual")),
         options=options,
     )

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from infer_os.models.graphs import GraphSizes, Positions, graph_named
+
 from .errors import GgufError
 from .gguf_file import GgufArray, GgufHeader, read_gguf_header
-from .graph_tensors import OWN_GRAPHS, GraphSizes, check_tensors
+from .graph_tensors import check_tensors
 from .vocab_check import check_vocabulary
-
-__all__ = ["OWN_GRAPHS", "check_graph", "is_own", "read_model_header"]
 
 # ggml's CPU buffers and kernels want tensors at multiples of this
 _ALIGNMENT = 32
@@ -74,12 +74,13 @@ def check_graph(header: GgufHeader, *, vocab_only: bool = False) -> None:
 def is_own(header: GgufHeader) -> bool:
     """Whether the file is a whole model of one of the graphs that are checked in full."""
     n_parts = header.metadata.get("split.count", 1)
-    return header.architecture in OWN_GRAPHS and type(n_parts) is int and n_parts <= 1
+    return graph_named(header.architecture).is_own and type(n_parts) is int and n_parts <= 1
 
 
 def _check_sizes(header: GgufHeader) -> None:
     """Sizes that contradict each other."""
-    own = header.architecture in OWN_GRAPHS
+    graph = graph_named(header.architecture)
+    own = graph.is_own
     n_embd = header.count("embedding_length", default=0)
     n_head = header.count("attention.head_count", default=0 if own else 1)
     n_head_kv = header.count("attention.head_count_kv", default=n_head)
@@ -91,7 +92,7 @@ def _check_sizes(header: GgufHeader) -> None:
         raise _bad(header, f"{n_head} heads do not divide an embedding of {n_embd}")
     if own and not key == value == n_embd // n_head:
         raise _bad(header, f"keys of {key} and values of {value}; a head has {n_embd // n_head}")
-    rotates = header.architecture in ("gptneox", "phi2")
+    rotates = graph.positions is Positions.ROTARY
     # ggml's rotation of nothing never ends
     low = 2 if rotates else 0
     n_rot = header.count("rope.dimension_count", default=key if rotates else 0, low=low)
@@ -101,6 +102,7 @@ def _check_sizes(header: GgufHeader) -> None:
 
 def _graph_sizes(header: GgufHeader) -> GraphSizes:
     return GraphSizes(
+        n_vocab=len(header.metadata["tokenizer.ggml.tokens"]),
         n_layer=header.count("block_count", default=0),
         n_ctx=header.count("context_length", default=0),
         n_embd=header.count("embedding_length", default=0),

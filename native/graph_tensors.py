@@ -1,19 +1,17 @@
-"""Which tensors the graphs that infer-os converts to have: names, shapes and types.
+"""Compare a file's tensors with its graph's row of :mod:`infer_os.models.graphs`.
 
-Follows ``load_arch_tensors`` of bloom.cpp, gpt2.cpp, gptneox.cpp and phi2.cpp in llama.cpp's
-src/models/. Types are those that ggml's CPU kernels take in that place.
+Types are those that ggml's CPU kernels take in that place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Set
-from dataclasses import dataclass
+from dataclasses import replace
+
+from infer_os.models.graphs import Graph, GraphSizes, GraphTensor, graph_named
 
 from .errors import GgufError
 from .gguf_file import GgufHeader, GgufTensor
-
-#: The graphs that infer-os converts to.
-OWN_GRAPHS = ("bloom", "gpt2", "gptneox", "phi2")
 
 #: Types without a product (``vec_dot`` of ``ggml_type_traits_cpu``): ggml's inner layouts and
 #: whole numbers. Rows of the others can be looked up as well.
@@ -22,31 +20,9 @@ NO_MATRIX = ("q8_1", "q8_k", "i8", "i16", "i32", "i64", "f64")
 # ggml adds to, and multiplies, f32 with f32 only (``ggml_compute_forward_binary_op``)
 _VECTOR = "f32"
 
-
-@dataclass(frozen=True, slots=True)
-class GraphSizes:
-    """A graph's sizes, every one at least 1; ``n_head_kv`` divides ``n_head``."""
-
-    n_layer: int
-    n_ctx: int
-    n_embd: int
-    n_ff: int
-    n_head: int
-    n_head_kv: int
-
-    @property
-    def n_kv(self) -> int:
-        """Width of all keys of a token."""
-        return self.n_embd // self.n_head * self.n_head_kv
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """A tensor that a graph has: ``shape`` as ggml has it, the fastest dimension first."""
-
-    name: str
-    shape: tuple[int, ...]
-    required: bool = True
+_FUSED = "attn_qkv"
+#: What may stand in its place, with the rows of each.
+_SPLIT = (("attn_q", "n_embd"), ("attn_k", "n_kv"), ("attn_v", "n_kv"))
 
 
 def check_tensors(header: GgufHeader, sizes: GraphSizes) -> None:
@@ -56,22 +32,21 @@ def check_tensors(header: GgufHeader, sizes: GraphSizes) -> None:
         GgufError: one is missing, unknown to the graph, or of a shape or type that it cannot have.
     """
     found = {tensor.name: tensor for tensor in header.tensors}
-    n_vocab = len(header.metadata["tokenizer.ggml.tokens"])
     known: set[str] = set()
-    for wanted in _tensors(header.architecture, sizes, n_vocab, found.keys()):
+    for wanted in _tensors(graph_named(header.architecture), sizes, found.keys()):
         known.add(wanted.name)
         tensor = found.get(wanted.name)
         if tensor is None:
             if wanted.required:
                 raise _bad(header, f"the tensor {wanted.name!r} is missing")
             continue
-        if _padded(tensor.shape) != _padded(wanted.shape):
+        shape = sizes.shape(wanted)
+        if _padded(tensor.shape) != _padded(shape):
             raise _bad(
                 header,
-                f"the tensor {tensor.name!r} is {_shown(tensor.shape)}; expected "
-                f"{_shown(wanted.shape)}",
+                f"the tensor {tensor.name!r} is {_shown(tensor.shape)}; expected {_shown(shape)}",
             )
-        _check_type(header, tensor, is_vector=len(wanted.shape) == 1)
+        _check_type(header, tensor, is_vector=len(shape) == 1)
     for name in found:
         if name not in known:
             raise _bad(
@@ -93,52 +68,31 @@ def _check_type(header: GgufHeader, tensor: GgufTensor, *, is_vector: bool) -> N
         )
 
 
-def _tensors(graph: str, sizes: GraphSizes, n_vocab: int, present: Set[str]) -> Iterator[_Wanted]:
-    n_embd = sizes.n_embd
-    head_required = graph in ("gptneox", "phi2")
-    yield _Wanted("token_embd.weight", (n_embd, n_vocab))
-    if graph == "gpt2":
-        yield _Wanted("position_embd.weight", (n_embd, sizes.n_ctx))
-    if graph == "bloom":
-        yield from _affine("token_embd_norm", (n_embd,))
-    yield from _affine("output_norm", (n_embd,))
-    yield _Wanted("output.weight", (n_embd, n_vocab), head_required)
-    if graph == "phi2":
-        yield _Wanted("output.bias", (n_vocab,))
+def _tensors(graph: Graph, sizes: GraphSizes, present: Set[str]) -> Iterator[GraphTensor]:
+    yield from graph.outer
     for layer in range(sizes.n_layer):
-        here = f"blk.{layer}"
-        yield from _affine(f"{here}.attn_norm", (n_embd,))
-        yield from _attention_inputs(graph, here, sizes, present)
-        yield from _affine(f"{here}.attn_output", (n_embd, n_embd))
-        if graph != "phi2":
-            yield from _affine(f"{here}.ffn_norm", (n_embd,))
-        yield from _affine(f"{here}.ffn_up", (n_embd, sizes.n_ff))
-        yield from _affine(f"{here}.ffn_down", (sizes.n_ff, n_embd))
+        here = f"blk.{layer}."
+        wanted = graph.layer
+        if graph.split_qkv:
+            wanted = tuple(_with_split_qkv(graph.layer, here, present))
+        for tensor in wanted:
+            yield replace(tensor, name=here + tensor.name)
 
 
-def _attention_inputs(
-    graph: str, here: str, sizes: GraphSizes, present: Set[str]
-) -> Iterator[_Wanted]:
-    """Queries, keys and values: fused, or for phi2 also one by one, with or without a bias."""
-    n_embd, n_kv = sizes.n_embd, sizes.n_kv
-    fused = (n_embd, n_embd + 2 * n_kv)
-    if graph != "phi2":
-        yield from _affine(f"{here}.attn_qkv", fused)
-        return
-    is_fused = f"{here}.attn_qkv.weight" in present
-    if is_fused:
-        yield from _affine(f"{here}.attn_qkv", fused, bias_required=False)
-    if is_fused and f"{here}.attn_qkv.bias" in present:
-        return
-    for name, n_rows in (("attn_q", n_embd), ("attn_k", n_kv), ("attn_v", n_kv)):
-        if not is_fused:
-            yield _Wanted(f"{here}.{name}.weight", (n_embd, n_rows))
-        yield _Wanted(f"{here}.{name}.bias", (n_rows,), required=False)
-
-
-def _affine(name: str, shape: tuple[int, ...], *, bias_required: bool = True) -> Iterator[_Wanted]:
-    yield _Wanted(f"{name}.weight", shape)
-    yield _Wanted(f"{name}.bias", shape[-1:], bias_required)
+def _with_split_qkv(
+    tensors: tuple[GraphTensor, ...], here: str, present: Set[str]
+) -> Iterator[GraphTensor]:
+    """A layer whose queries, keys and values are fused or one by one, with or without biases."""
+    weight, bias = f"{_FUSED}.weight", f"{_FUSED}.bias"
+    is_fused, has_bias = here + weight in present, here + bias in present
+    for tensor in tensors:
+        if tensor.name not in (weight, bias) or (is_fused and (tensor.name == weight or has_bias)):
+            yield tensor
+        elif tensor.name == bias:
+            for name, rows in _SPLIT:
+                if not is_fused:
+                    yield GraphTensor(f"{name}.weight", ("n_embd", rows))
+                yield GraphTensor(f"{name}.bias", (rows,), required=False)
 
 
 def _padded(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -13,11 +13,11 @@ from typing import Any
 
 import llama_cpp
 
+from infer_os.models.graphs import graph_named
+
 from .gguf_file import GgufHeader
 
 _KEY = "tokenizer.ggml.pre"
-#: Files of these graphs were written before llama.cpp had the key, with the families' tokenizers.
-_SPLITS = {"gpt2": "gpt-2", "gptneox": "gpt-2", "phi2": "gpt-2", "bloom": "bloom"}
 
 
 def usual_split(header: GgufHeader) -> str:
@@ -25,7 +25,8 @@ def usual_split(header: GgufHeader) -> str:
     metadata = header.metadata
     if metadata.get("tokenizer.ggml.model") != "gpt2" or metadata.get(_KEY):
         return ""
-    return _SPLITS.get(header.architecture, "")
+    # files were written before llama.cpp had the key, with the families' tokenizers
+    return graph_named(header.architecture).pre_tokenizer
 
 
 def split_note(header: GgufHeader, split: str) -> str:

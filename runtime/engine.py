@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer_os.models.catalog import style_for
+from infer_os.models.graphs import graph_named
 from infer_os.models.rotation import ROTATION_KEY
 from infer_os.native.context import Context
 from infer_os.native.errors import Interrupted, StateError
@@ -24,7 +25,7 @@ from infer_os.native.owner import Owner
 
 from .errors import PromptError
 from .interface import EngineInfo, shared_prefix
-from .kv.schedule import KvModel, cells_for, has_flash_attention
+from .kv.schedule import KvModel, cells_for
 from .kv.staged import FAILED, INTERRUPTED, RELEASED, KvStatus, SavedRows, StagedCache
 from .memory import MemoryUse, read_memory_use
 from .pages import drop_pages, in_use
@@ -302,6 +303,6 @@ def kv_model(header: GgufHeader, n_threads: int) -> KvModel:
         kv_geometry(header),
         # weights that rotate the rows themselves
         rotates=ROTATION_KEY not in header.metadata,
-        flash_attention=has_flash_attention(header.architecture),
+        flash_attention=graph_named(header.architecture).flash_attention,
         n_threads=n_threads,
     )

@@ -29,8 +29,6 @@ _BATCH_BYTES = 8 << 20
 _BATCH_SHARE = 16
 #: What a budget chooses from, best first.
 _LADDER = ("f16", "q8_0", "q5_1", "q4_0")
-#: Graphs for which llama.cpp switches flash attention off.
-_NO_FLASH_ATTENTION = ("grok",)
 
 _STAGE = re.compile(r"([a-z0-9_]+)(?:/([a-z0-9_]+))?(?::(\d{1,9}))?")
 
@@ -292,11 +290,6 @@ def _holds(budget: int, model: KvModel, stage: KvStage, following: KvStage) -> b
 def coarsest_type(model: KvModel) -> str:
     """The smallest type that a budget can choose for a model."""
     return next(name for name in reversed(_LADDER) if _suits(name, model))
-
-
-def has_flash_attention(graph: str) -> bool:
-    """Whether llama.cpp gives this graph flash attention on a CPU."""
-    return graph not in _NO_FLASH_ATTENTION
 
 
 def choose_schedule(

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from infer_os.models.graphs import graph_named
 from infer_os.models.shape import ModelShape, WeightOption
 from infer_os.native.kv_state import KvGeometry
 from infer_os.native.layouts import Repacking
 
 from ..errors import RuntimeFailure
-from ..kv.schedule import KvModel, KvSchedule, KvStage, has_flash_attention, migration_bytes
+from ..kv.schedule import KvModel, KvSchedule, KvStage, migration_bytes
 from .sizes import size_text
 
 #: Interpreter, libraries and graphs, and what llama.cpp and we keep of each token of a vocabulary;
@@ -160,7 +161,7 @@ class Plan:
 def kv_model(shape: ModelShape, n_threads: int = 1) -> KvModel:
     """What a schedule needs to know of a model."""
     geometry = KvGeometry(shape.n_layer, shape.n_head_kv, shape.head_dim, shape.head_dim)
-    return KvModel(geometry, shape.rotates, has_flash_attention(shape.graph), n_threads)
+    return KvModel(geometry, shape.rotates, graph_named(shape.graph).flash_attention, n_threads)
 
 
 def kv_bytes(shape: ModelShape, schedule: KvSchedule, sizes: Sizes) -> int:
@@ -182,13 +183,15 @@ def compute_bytes(shape: ModelShape, sizes: Sizes, stage: KvStage) -> int:
     """Bytes of the compute buffer and of the matrix kernels' scratch.
 
     Of a graph over ``n`` tokens, a layer's largest moment holds several (n, n_embd) arrays beside
-    the (n, n_ff) one, see :func:`_arrays`; or the last one holds the logits. The mask of the
+    the (n, n_ff) one, as the graph's row says; or the last one holds the logits. The mask of the
     attention, (cells, n), and the rotations of a quantized cache live throughout.
     """
     n = min(sizes.n_mask_rows, stage.up_to * sizes.n_seq)
     row = shape.n_embd * _F32
-    layer = n * (_arrays(shape) * row + shape.n_ff * _F32)
-    attention = n * _attention_arrays(shape) * row
+    graph = graph_named(shape.graph)
+    arrays = graph.feed_forward_arrays if shape.parallel else graph.sequential_arrays
+    layer = n * (arrays * row + shape.n_ff * _F32)
+    attention = n * graph.attention_arrays * row
     last = sizes.n_rows * (shape.n_vocab * _F32 + 2 * row) + n * row
     # a sequence's rows see the cells of that sequence alone
     mask = stage.n_cells * n * _MASK_BYTES
@@ -197,18 +200,6 @@ def compute_bytes(shape: ModelShape, sizes: Sizes, stage: KvStage) -> int:
     # a matrix product of quantized weights quantizes its input, at most to Q8_K: 292 bytes of 256
     scratch = n * shape.n_ff * 292 // 256
     return max(layer, attention, last) + mask + rotations + scratch
-
-
-def _arrays(shape: ModelShape) -> int:
-    """(n, n_embd) arrays alive beside the feed-forward's; as measured, per graph."""
-    if shape.graph == "phi2":
-        return 5
-    return 3 if shape.graph == "gptneox" and not shape.parallel else 4
-
-
-def _attention_arrays(shape: ModelShape) -> int:
-    """(n, n_embd) arrays alive in the attention: what counts where the feed-forward is narrow."""
-    return {"phi2": 8, "gpt2": 6}.get(shape.graph, 7)
 
 
 def staging_bytes(weights: WeightOption, load: str, repacked: Repacking) -> int:

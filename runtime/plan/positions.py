@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from infer_os.models.graphs import Positions, graph_named
+
 from ..errors import SettingsError
 
 _DEFAULT_CONTEXT = 4096
-#: Graphs whose positions are a table: past its end there is nothing to read.
-_LEARNED_POSITIONS = ("gpt2",)
-#: Graphs without any notion of a trained length (ALiBi).
-_NO_TRAINED_LENGTH = ("bloom",)
 
 
 def context_for(graph: str, name: str, trained: int, asked: int) -> tuple[int, tuple[str, ...]]:
@@ -25,9 +23,10 @@ def context_for(graph: str, name: str, trained: int, asked: int) -> tuple[int, t
     """
     if not asked:
         return min(trained, _DEFAULT_CONTEXT), ()
-    if asked <= trained or graph in _NO_TRAINED_LENGTH:
+    positions = graph_named(graph).positions
+    if asked <= trained or positions is Positions.SLOPES:
         return asked, ()
-    if graph in _LEARNED_POSITIONS:
+    if positions is Positions.LEARNED:
         raise SettingsError(
             f"--context {asked}: {name} has {trained} learned positions and none beyond"
         )

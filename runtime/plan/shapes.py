@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from infer_os.models.graphs import is_parallel
 from infer_os.models.rotation import ROTATION_KEY
 from infer_os.models.shape import ModelShape, SizedTensor, WeightOption, weight_option
 from infer_os.native.constraint import count_places
@@ -29,8 +30,7 @@ def header_shape(header: GgufHeader, *, constrained: bool = False) -> ModelShape
     """
     geometry = kv_geometry(header)
     n_embd = header.count("embedding_length", 0, low=0)
-    key = f"{header.architecture}.use_parallel_residual"
-    parallel = header.metadata.get(key, header.architecture == "phi2")
+    stated = header.metadata.get(f"{header.architecture}.use_parallel_residual")
     return ModelShape(
         name=header.path.name,
         graph=header.architecture,
@@ -41,7 +41,7 @@ def header_shape(header: GgufHeader, *, constrained: bool = False) -> ModelShape
         n_ff=header.count("feed_forward_length", 4 * n_embd, low=0),
         n_vocab=_vocabulary(header),
         n_ctx_train=header.count("context_length", 2048),
-        parallel=bool(parallel),
+        parallel=is_parallel(header.architecture, stated),
         options=(_weights(header),),
         rotates=ROTATION_KEY not in header.metadata,
         is_file=True,
