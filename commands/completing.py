@@ -19,7 +19,7 @@ def style_names() -> list[str]:
 
 def type_names() -> list[str]:
     """Types that a model can be converted to."""
-    from ..convert.types import RECIPES
+    from ..models.weight_types import RECIPES
 
     return list(RECIPES)
 

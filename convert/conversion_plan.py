@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infer_os.models.network import Network, Part, Role, TensorRule
+from infer_os.models.weight_types import Recipe
 from infer_os.native.ggml_types import GgmlType, ggml_type_named
 
 from .errors import PlanError
 from .tensors import WEIGHT_DTYPES, StoredTensor, dtype_named
-from .types import Recipe, fitting_type, wanted_type
+from .types import fitting_type, wanted_type
 
 _MOST_GAPS_SHOWN = 8
 

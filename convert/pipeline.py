@@ -17,6 +17,7 @@ import infer_os
 from infer_os.models import describe
 from infer_os.models.network import MetadataValue, Network
 from infer_os.models.rotation import ROTATION, ROTATION_KEY, fold_rotation
+from infer_os.models.weight_types import Recipe
 from infer_os.native.quantize import QuantizeStats
 from infer_os.native.residency import peak_rss_bytes
 
@@ -33,7 +34,7 @@ from .shard_journal import ShardJournal, fingerprint
 from .source import cache_folder
 from .tensors import TensorFile
 from .tokenizer import read_vocabulary
-from .types import Recipe, recipe_named
+from .types import recipe_named
 from .verify import verify_header, verify_job, verify_logits
 from .vocabulary import GgufVocabulary
 

@@ -11,8 +11,6 @@ from .errors import UnsupportedError
 from .source import HubSource
 from .types import recipe_named
 
-# Types that no quantizer weighs by importance: floats, and blocks too fine to gain from it.
-_UNWEIGHTED = ("f32", "f16", "bf16", "q8_0")
 _MOST_THREADS = 512
 _KINDS = {
     "output": path().or_none(),
@@ -96,5 +94,6 @@ def refuse_idle_weights(option: str, kind: str) -> None:
     Raises:
         UnsupportedError: they would have no effect.
     """
-    if kind.lower() in _UNWEIGHTED:
+    # floats, and blocks too fine to gain from it
+    if not recipe_named(kind).is_weighted:
         raise UnsupportedError(f"{option} has no effect with --type {kind}; drop one of them")

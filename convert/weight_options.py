@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 from infer_os.models.network import Network, Role
 from infer_os.models.shape import SizedTensor, WeightOption, weight_option
+from infer_os.models.weight_types import RECIPES, Recipe
 from infer_os.native.ggml_types import ggml_type_named
 
-from .types import RECIPES, Recipe, fitting_type, wanted_type
+from .types import fitting_type, wanted_type
 
 # rows that are looked up, one per token
 _LOOKED_UP = (Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING)

@@ -16,10 +16,10 @@ from typing import Any
 import typer
 
 from infer_os.cli import app
-from infer_os.convert.types import RECIPES
 from infer_os.convert.weight_options import weight_options
 from infer_os.models import ARCHITECTURES, describe
 from infer_os.models.catalog import CATALOG, CatalogModel, find_model
+from infer_os.models.weight_types import RECIPES
 
 DOCS = Path(__file__).parent
 # a terminal of 80 columns: the command framework leaves two of them free
@@ -106,12 +106,13 @@ def types_page() -> str:
         )
         for name, recipe in RECIPES.items()
     ]  # fmt: skip
+    mixtures = ", ".join(f"`{name}`" for name, recipe in RECIPES.items() if recipe.finer)
     return f"""# Types of weights
 
 These are the types that `--type` takes, in `convert`, `run` and every command that converts. Norms,
 biases and position embeddings always stay F32. If a row does not divide into a type's blocks, the
-tensor takes the next type that fits, and the report says so. The mixtures (`q5_k_m`, `q4_k_m`,
-`q4_k_s`, `q3_k_m`, `iq4_nl`, `iq3_s`) keep some tensors a step finer than the rest.
+tensor takes the next type that fits, and the report says so. The mixtures
+({mixtures}) keep some tensors a step finer than the rest.
 
 {_table(heads, rows, numbers=range(3, 8))}
 

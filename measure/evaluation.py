@@ -15,9 +15,10 @@ from pathlib import Path
 from ..convert.pipeline import convert
 from ..convert.settings import ConvertSettings
 from ..convert.source import HubSource
-from ..convert.types import RECIPES, recipe_named
+from ..convert.types import recipe_named
 from ..models.bundled import HELD_OUT, TARGET
 from ..models.shape import ModelShape
+from ..models.weight_types import RECIPES
 from ..native.graph_check import read_model_header
 from ..runtime.errors import BenchError, SettingsError
 from ..runtime.plan.machine import read_cpu, read_memory

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import llama_cpp
 
+from infer_os.models.weight_types import TENSOR_TYPES, Layout
+
 from .errors import NativeError
 from .library import load_library
 
@@ -38,17 +40,18 @@ AMX = "AMX_INT8"
 def repacked_types(features: Sequence[str]) -> frozenset[str]:
     """Tensor types that llama.cpp lays out anew for such a CPU, if it may.
 
-    ``ggml_repack_get_optimal_repack_type`` in ggml-cpu/repack.cpp, for x86 and ARM, and
-    ``qtype_has_amx_kernels`` in ggml-cpu/amx/common.h. Those that no model here has are left out.
+    :data:`infer_os.models.weight_types.TENSOR_TYPES` has them by instruction set.
     """
-    types: set[str] = set()
-    if "REPACK" in features and "AVX2" in features:
-        types |= {"q4_0", "q4_k", "iq4_nl"}
-    if "REPACK" in features and "NEON" in features and "DOTPROD" in features:
-        types |= {"q4_0", "q4_k", "q5_k", "q6_k", "iq4_nl", "q8_0"}
-    if AMX in features and "AVX512_VNNI" in features:
-        types |= {"q4_0", "q4_1", "q8_0", "q4_k", "q5_k", "q6_k", "iq4_xs"}
-    return frozenset(types)
+    layouts = {
+        layout
+        for layout, needed in (
+            (Layout.AVX2, {"REPACK", "AVX2"}),
+            (Layout.NEON, {"REPACK", "NEON", "DOTPROD"}),
+            (Layout.AMX, {AMX, "AVX512_VNNI"}),
+        )
+        if needed.issubset(features)
+    }
+    return frozenset(row.name for row in TENSOR_TYPES.values() if row.layouts & layouts)
 
 
 def read_bandwidth(n_threads: int, *, n_bytes: int = 256 << 20, seconds: float = 0.5) -> float:

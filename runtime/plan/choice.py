@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from infer_os.models.shape import ModelShape, WeightOption
+from infer_os.models.weight_types import RECIPES
 
 from ..errors import SettingsError
 from ..kv.schedule import KvSchedule, KvStage, coarsest_type, schedule_from_budget
 from .memory_plan import Plan, Planner, kv_model
 from .sizes import size_text
 
-#: Types to choose from, the finest first. Q8_0 stands for all above it: what it loses is not seen
-#: in any measure of quality, and F16 takes twice the memory and time.
-CHOSEN_TYPES = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m")
+#: Types to choose from, the finest first.
+CHOSEN_TYPES = tuple(name for name, recipe in RECIPES.items() if recipe.is_chosen)
 
 # cache types that come before coarser weights
 _FINE_KV = ("f16", "q8_0")

@@ -7,6 +7,7 @@ import math
 from infer_os.models.graphs import is_parallel
 from infer_os.models.rotation import ROTATION_KEY
 from infer_os.models.shape import ModelShape, SizedTensor, WeightOption, weight_option
+from infer_os.models.weight_types import RECIPES
 from infer_os.native.constraint import count_places
 from infer_os.native.gguf_file import GgufHeader
 from infer_os.native.kv_state import kv_geometry
@@ -17,7 +18,7 @@ _LOOKED_UP = (_EMBEDDING, "position_embd.weight")
 # tensors that a mixture leaves in other types than its name says
 _MATRICES = ("ffn_up.weight", "ffn_down.weight", "attn_qkv.weight", "attn_output.weight")
 #: llama.cpp's LLAMA_FTYPE numbers of mixtures, to the names of ``convert --type``.
-_MIXTURES = {12: "q3_k_m", 14: "q4_k_s", 15: "q4_k_m", 17: "q5_k_m"}
+_MIXTURES = {row.file_type: row.name for row in RECIPES.values() if row.is_mixture}
 
 
 def header_shape(header: GgufHeader, *, constrained: bool = False) -> ModelShape:

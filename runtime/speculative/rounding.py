@@ -11,17 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from infer_os.models.weight_types import TENSOR_TYPES
 from infer_os.native.backend import KernelStatus, OwnKernels, own_kernels
 from infer_os.native.gguf_file import GgufHeader
 from infer_os.native.kv_state import kv_geometry
 
-#: Weights whose products llama.cpp computes column by column, in the file's own layout, up to so
-#: many columns.
-_ALIKE = frozenset({"q8_0", "q5_0", "q4_0", "q6_k", "q5_k", "q4_k", "q3_k", "iq3_s"})
+#: Weights whose products llama.cpp computes column by column up to so many columns.
+_ALIKE = frozenset(row.name for row in TENSOR_TYPES.values() if row.is_column_by_column)
 _MOST_COLUMNS = 7
 #: With an F16 cache, single steps split the attention over the cells from so many on.
 _SPLIT_CELLS = 512
-_FLOAT_CACHES = {"f32", "f16", "bf16"}
+_FLOAT_CACHES = frozenset(row.name for row in TENSOR_TYPES.values() if row.is_float)
 #: Load modes that leave weights as the file has them.
 _FILE_LAYOUT = ("mmap", "locked")
 #: More than any batch has.

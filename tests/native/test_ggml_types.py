@@ -5,7 +5,7 @@ from __future__ import annotations
 import gguf
 import pytest
 
-from infer_os.convert.types import BLOCK_SIZES, FALLBACKS, RECIPES
+from infer_os.models.weight_types import RECIPES, TENSOR_TYPES
 from infer_os.native.ggml_types import ggml_type_named, ggml_types
 
 
@@ -37,10 +37,18 @@ def test_an_unknown_name() -> None:
 
 
 def test_the_converters_tables_agree_with_ggml() -> None:
-    for name, block in BLOCK_SIZES.items():
-        assert ggml_type_named(name).block == block
+    for row in TENSOR_TYPES.values():
+        known = ggml_type_named(row.name)
+        assert (known.block, known.quantized) == (row.block, not row.is_float)
     for recipe in RECIPES.values():
         names = {recipe.base, recipe.head, *(finer.type for finer in recipe.finer)}
-        assert names <= set(BLOCK_SIZES)
-    for wanted, smaller in FALLBACKS.items():
-        assert BLOCK_SIZES[smaller] <= BLOCK_SIZES[wanted]
+        assert names <= TENSOR_TYPES.keys()
+    for row in TENSOR_TYPES.values():
+        # any row length ends at a type that takes it
+        while not row.is_float:
+            smaller = TENSOR_TYPES[row.fallback]
+            assert ggml_type_named(smaller.name).bytes / smaller.block >= (
+                ggml_type_named(row.name).bytes / row.block
+            )
+            assert smaller.block <= row.block
+            row = smaller
