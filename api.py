@@ -26,7 +26,13 @@ from .runtime.chat.session import Session
 from .runtime.exclusive import Stream, Turns
 from .runtime.generate import Completion, FinishReason, Generation, finished, stream_text
 from .runtime.prompt import tokenize
-from .runtime.settings import EngineSettings, SamplingSettings, StopSettings
+from .runtime.settings import (
+    CHAT_SAMPLING,
+    CHAT_STOPS,
+    EngineSettings,
+    SamplingSettings,
+    StopSettings,
+)
 from .runtime.text import without_first_space
 from .store.fetch import Reporter
 from .store.opening import find_files, open_file
@@ -47,8 +53,6 @@ ProgressCallback = Callable[[str, int, int], None]
 BatchInput = str | Mapping[str, Any]
 
 _logger = logging.getLogger("infer_os")
-_CHAT_SAMPLING = SamplingSettings(repeat_penalty=1.1)
-_CHAT_STOPS = StopSettings(256)
 
 
 def load(
@@ -223,8 +227,8 @@ class Model(Owner):
             PromptError: the system prompt alone fills the context.
         """
         system, style = text_named(system, "system"), text_named(style, "style")
-        sampling = record_or(sampling, _CHAT_SAMPLING, "sampling")
-        stops = record_or(stops, _CHAT_STOPS, "stops")
+        sampling = record_or(sampling, CHAT_SAMPLING, "sampling")
+        stops = record_or(stops, CHAT_STOPS, "stops")
         with self._turns.hold("chat"):
             frame, notes = choose_frame(self._engine, style, system)
             session = Session(self._engine, frame, system)
@@ -360,8 +364,8 @@ class Chat:
             As :meth:`say`, with the first chunk.
         """
         session, text = self._session, prompt_text(text, "message")
-        sampling = record_or(self.sampling, _CHAT_SAMPLING, "sampling")
-        stops = record_or(self.stops, _CHAT_STOPS, "stops")
+        sampling = record_or(self.sampling, CHAT_SAMPLING, "sampling")
+        stops = record_or(self.stops, CHAT_STOPS, "stops")
 
         def chunks() -> Generator[str, None, None]:
             with closing(session.reply(text, sampling, stops)) as reply:

@@ -46,9 +46,9 @@ def batch(
 ) -> None:
     """Answer many prompts at once; a line of answer for each.
 
-    A line of input is {"id": 1, "prompt": "..."} or {"id": 1, "messages": [...]}, with max_tokens,
-    temperature, top_k, top_p, min_p, seed, stop, n, and one of grammar, json_schema and regex,
-    where they differ from the options.
+    A line of input is {"id": 1, "prompt": "..."} or {"id": 1, "messages": [...]}, with n (samples),
+    max_tokens, stop, and whatever else differs from the options below of how tokens are drawn, such
+    as top_k for --top-k.
 
     Example: infer-os batch model.gguf -i prompts.jsonl -o answers.jsonl --resume
     """  # fmt: skip

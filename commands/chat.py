@@ -6,10 +6,10 @@ from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
 from ..store.resolve import ModelWish
 from ..terminal import console
 from .groups import grouped
-from .talk import TalkSettings, conversation_on
+from .talk import CHAT_DEFAULTS, TalkSettings, conversation_on
 
 
-@grouped(max_tokens=256, repeat_penalty=1.1)
+@grouped(**CHAT_DEFAULTS)
 def chat(
     *,
     model: ModelWish,

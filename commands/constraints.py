@@ -6,6 +6,7 @@ is loaded.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,8 @@ from typing import Any
 _MOST_BYTES = 4_000_000
 
 
-def constraint_texts(
-    grammar: str | None, json_schema: str | None, regex: str | None
-) -> dict[str, Any]:
-    """The setting that an option makes, by its name.
+def constraint_texts(values: Mapping[str, str | None]) -> dict[str, Any]:
+    """The setting that an option makes, by its name; None is an option that was left out.
 
     Raises:
         SettingsError: more than one was given, a file cannot be read, or it cannot be used.
@@ -25,11 +24,7 @@ def constraint_texts(
     from ..native.grammar import compiled
     from ..runtime.errors import SettingsError
 
-    given = {
-        kind: value
-        for kind, value in (("grammar", grammar), ("json_schema", json_schema), ("regex", regex))
-        if value is not None
-    }
+    given = {kind: value for kind, value in values.items() if value is not None}
     if len(given) > 1:
         options = " and ".join(map(_option, given))
         raise SettingsError(f"{options}: give one of them")

@@ -11,7 +11,13 @@ from typing import Any, TypeVar, get_type_hints
 
 from ..runtime.batch.settings import BatchSettings
 from ..runtime.plan.sizes import parse_size
-from ..runtime.settings import EngineSettings, Extra, SamplingSettings, StopSettings
+from ..runtime.settings import (
+    CONSTRAINTS,
+    EngineSettings,
+    Extra,
+    SamplingSettings,
+    StopSettings,
+)
 from ..store.resolve import ModelWish
 from . import options
 from .constraints import constraint_texts
@@ -32,21 +38,9 @@ def _talk(
     return TalkSettings(system, style, session)
 
 
-def _sampling(
-    temperature: options.Temperature = 0.8,
-    top_k: options.TopK = 40,
-    top_p: options.TopP = 0.95,
-    min_p: options.MinP = 0.05,
-    repeat_penalty: options.RepeatPenalty = 1.0,
-    seed: options.Seed = None,
-    grammar: options.Grammar = None,
-    json_schema: options.JsonSchema = None,
-    regex: options.Regex = None,
-) -> SamplingSettings:
-    return SamplingSettings(
-        temperature, top_k, top_p, min_p, repeat_penalty, seed=seed,
-        **constraint_texts(grammar, json_schema, regex),
-    )  # fmt: skip
+def _sampling(**given: Any) -> SamplingSettings:
+    constraints = {name: given.pop(name) for name in CONSTRAINTS}
+    return SamplingSettings(**given, **constraint_texts(constraints))
 
 
 def _stops(max_tokens: options.MaxTokens = 128, stop: options.Stop = None) -> StopSettings:
@@ -112,7 +106,7 @@ _BUILDERS: dict[Any, Callable[..., Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """One record's options: ``options`` are the parameters that ``build`` takes."""
+    """One record's options: ``options`` are the parameters that ``build`` takes by name."""
 
     build: Callable[..., Any]
     options: tuple[inspect.Parameter, ...]
@@ -156,9 +150,9 @@ def grouped(**defaults: Any) -> Callable[[Command], Command]:
             if build is None:
                 parameters.append(parameter)
                 continue
+            own = options.sampler_parameters() if build is _sampling else _parameters(build)
             singles = tuple(
-                single.replace(default=defaults.get(single.name, single.default))
-                for single in _parameters(build)
+                single.replace(default=defaults.get(single.name, single.default)) for single in own
             )
             unused -= {single.name for single in singles}
             groups[parameter.name] = _Group(build, singles)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ..runtime.settings import SAMPLER_SETTINGS, SamplerSetting
 from . import completing
 
 #: Options that are not spelled as the field of the record that they set.
@@ -173,62 +175,33 @@ DraftMax = Annotated[
     int, typer.Option("--draft-max", metavar="N", help="Most guesses that are verified at once.")
 ]
 
+
 # ---- sampling
+def sampler_parameters() -> list[inspect.Parameter]:
+    """An option for each setting of the sampler that has one, as a parameter of a command."""
+    return [_sampler_parameter(row) for row in SAMPLER_SETTINGS.values() if row.option]
+
+
+def _sampler_parameter(row: SamplerSetting) -> inspect.Parameter:
+    is_unset = row.default in (None, "")
+    kind: Any = row.type | None if is_unset else row.type
+    option = typer.Option(
+        row.option, metavar=row.metavar, help=row.help,
+        show_default=row.default_text or not is_unset,
+    )  # fmt: skip
+    return inspect.Parameter(
+        row.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None if is_unset else row.default,
+        annotation=Annotated[kind, option],
+    )
+
+
 MaxTokens = Annotated[
     int,
     typer.Option(
         "-n", "--max-tokens", metavar="N",
         help="Most tokens to write; -1 sets no limit but the context.",
-    ),
-]  # fmt: skip
-Temperature = Annotated[
-    float,
-    typer.Option("--temperature", metavar="T", help="0 takes the likeliest token; more, bolder."),
-]
-TopK = Annotated[
-    int, typer.Option("--top-k", metavar="K", help="Draw from the K likeliest; 0 is off.")
-]
-TopP = Annotated[
-    float,
-    typer.Option("--top-p", metavar="P", help="Draw from the likeliest that sum to P; 1 is off."),
-]
-MinP = Annotated[
-    float,
-    typer.Option(
-        "--min-p", metavar="P", help="Leave out what is less than P times the likeliest; 0 is off."
-    ),
-]
-RepeatPenalty = Annotated[
-    float,
-    typer.Option("--repeat-penalty", metavar="R", help="Make recent tokens less likely; 1 is off."),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        "--seed", metavar="S", help="Makes a run repeatable; -1 is a random one.",
-        show_default="a random one",
-    ),
-]  # fmt: skip
-Grammar = Annotated[
-    str | None,
-    typer.Option(
-        "--grammar", metavar="FILE|TEXT",
-        help="A grammar (GBNF) that the text must follow; docs/constraints.md has more.",
-        show_default=False,
-    ),
-]  # fmt: skip
-JsonSchema = Annotated[
-    str | None,
-    typer.Option(
-        "--json-schema", metavar="FILE|TEXT", help="A JSON schema that the text must follow.",
-        show_default=False,
-    ),
-]  # fmt: skip
-Regex = Annotated[
-    str | None,
-    typer.Option(
-        "--regex", metavar="TEXT", help="A regular expression that all of the text must match.",
-        show_default=False,
     ),
 ]  # fmt: skip
 Stop = Annotated[

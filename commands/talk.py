@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..models.styles import TEMPLATE
-from ..runtime.settings import EngineSettings, Extra
+from ..runtime.settings import CHAT_SAMPLING, CHAT_STOPS, EngineSettings, Extra
 from ..store.resolve import ModelWish
 from ..terminal import console
 from . import loading
@@ -18,6 +18,12 @@ from . import loading
 if TYPE_CHECKING:
     from ..runtime.chat.session import Session
     from ..runtime.chat.session_keeper import SessionKeeper
+
+
+#: Options whose defaults differ where replies are drawn.
+CHAT_DEFAULTS = {
+    "max_tokens": CHAT_STOPS.max_tokens, "repeat_penalty": CHAT_SAMPLING.repeat_penalty,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

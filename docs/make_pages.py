@@ -1,7 +1,8 @@
-"""Write the pages of docs/ that follow from the code: commands.md, models.md, types.md.
+"""Write the pages of docs/ that follow from the code: those of :data:`PAGES`.
 
-Goes in: the command line's own help, the catalog, the types, and the measured rows of quality.md.
-Comes out: the three pages. ``tests/test_docs.py`` compares them with what this script would write.
+Goes in: the command line's own help, the catalog, the sampler's settings, the types, and the
+measured rows of quality.md. Comes out: the pages. ``tests/test_docs.py`` compares them with what
+this script would write.
 
     python docs/make_pages.py
 """
@@ -20,6 +21,8 @@ from infer_os.convert.weight_options import weight_options
 from infer_os.models import ARCHITECTURES, describe
 from infer_os.models.catalog import CATALOG, CatalogModel, find_model
 from infer_os.models.weight_types import RECIPES
+from infer_os.native.sampler_chain import FILTERS
+from infer_os.runtime.settings import CHAT_SAMPLING, SAMPLER_SETTINGS
 
 DOCS = Path(__file__).parent
 # a terminal of 80 columns: the command framework leaves two of them free
@@ -129,6 +132,38 @@ per weight, the KV caches, and the command that measures them;
 """
 
 
+def sampling_page() -> str:
+    """The settings of the sampler."""
+    heads = ("setting", "option", "default", "may be", "what it does")
+    rows = [
+        (
+            f"`{row.name}`", f"`{row.option} {row.metavar}`".replace("|", "\\|") * bool(row.option),
+            row.default_text or row.unset or f"{row.default}",
+            row.kind.expected or "a text", row.help,
+        )
+        for row in SAMPLER_SETTINGS.values()
+    ]  # fmt: skip
+    words = " and ".join(
+        f"`{word}`"
+        for word in dict.fromkeys(row.unset for row in SAMPLER_SETTINGS.values())
+        if word
+    )
+    return f"""# How the next token is drawn
+
+The settings of every command that writes text. Those with an option are also keys of a record of a
+batch ([batch.md](batch.md)) and names for `/set` in a chat ([chat.md](chat.md)), where {words}
+stand for a default that is no value. In Python all are fields of `SamplingSettings`
+([python.md](python.md)).
+
+{_table(heads, rows, numbers=range(0))}
+
+Constraints come first, then the repeat penalty, the filters in llama.cpp's order
+({", ".join(f"`{name}`" for name in FILTERS)}), the temperature, and the draw. At temperature 0 the
+filters change nothing and are left out. Of `grammar`, `json_schema` and `regex` one may be given:
+[constraints.md](constraints.md). The repeat penalty of `chat` and `run` is {CHAT_SAMPLING.repeat_penalty}.
+"""
+
+
 def measured_types(text: str) -> dict[str, dict[str, str]]:
     """The rows of the table of weights in quality.md, by type, each by its column's name."""
     heads: list[str] = []
@@ -155,7 +190,10 @@ def _count(n: int) -> str:
     return f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.0f} M"
 
 
-PAGES = {"commands.md": commands_page, "models.md": models_page, "types.md": types_page}
+PAGES = {
+    "commands.md": commands_page, "models.md": models_page, "sampling.md": sampling_page,
+    "types.md": types_page,
+}  # fmt: skip
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,16 @@ from .owner import Owner
 
 #: ``llama_token_data`` of llama.h
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+#: Filters by the setting that gives their value, in llama.cpp's order; each keeps a token or more.
+FILTERS: dict[str, Callable[[Any], Any]] = {
+    # the k likeliest
+    "top_k": lambda k: llama_cpp.llama_sampler_init_top_k(k),
+    # the likeliest whose probabilities sum to p
+    "top_p": lambda p: llama_cpp.llama_sampler_init_top_p(p, 1),
+    # those at least p times as likely as the likeliest
+    "min_p": lambda p: llama_cpp.llama_sampler_init_min_p(p, 1),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +85,9 @@ class SamplerChain(Owner):
         self._penalties = llama_cpp.llama_sampler_init_penalties(n_vocab, last_n, repeat, 0.0, 0.0)
         self._add(self._penalties)
 
-    def add_top_k(self, k: int) -> None:
-        """Keep the ``k`` likeliest tokens."""
-        self._add(llama_cpp.llama_sampler_init_top_k(k))
-
-    def add_top_p(self, p: float) -> None:
-        """Keep the likeliest tokens whose probabilities sum to ``p``."""
-        self._add(llama_cpp.llama_sampler_init_top_p(p, 1))
-
-    def add_min_p(self, p: float) -> None:
-        """Keep tokens at least ``p`` times as likely as the likeliest."""
-        self._add(llama_cpp.llama_sampler_init_min_p(p, 1))
+    def add_filter(self, name: str, value: Any) -> None:
+        """Leave out what a filter of :data:`FILTERS` with this value leaves out."""
+        self._add(FILTERS[name](value))
 
     def add_temperature(self, temperature: float) -> None:
         """Divide the logits by ``temperature``."""

@@ -12,9 +12,9 @@ from infer_os.native.batch_context import BatchContext
 from infer_os.native.constraint import TokenConstraint
 from infer_os.native.context import Context
 from infer_os.native.model import Vocab
-from infer_os.native.sampler_chain import Distribution, SamplerChain
+from infer_os.native.sampler_chain import FILTERS, Distribution, SamplerChain
 
-from .settings import SamplingSettings
+from .settings import SAMPLER_SETTINGS, SamplingSettings
 
 
 class Sampler(Protocol):
@@ -153,10 +153,8 @@ def add_filters(chain: SamplerChain, settings: SamplingSettings, n_vocab: int) -
         chain.add_penalties(n_vocab, settings.repeat_last_n, settings.repeat_penalty)
     if settings.temperature == 0:
         return
-    if settings.top_k:
-        chain.add_top_k(settings.top_k)
-    if settings.top_p < 1:
-        chain.add_top_p(settings.top_p)
-    if settings.min_p:
-        chain.add_min_p(settings.min_p)
+    for name in FILTERS:
+        value = getattr(settings, name)
+        if value != SAMPLER_SETTINGS[name].off:
+            chain.add_filter(name, value)
     chain.add_temperature(settings.temperature)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import secrets
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from enum import Enum
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from infer_os.fields import (
     MOST_INT32,
+    Kind,
     check_fields,
     flag,
     members,
@@ -22,25 +26,68 @@ from infer_os.models.styles import STYLE_NAMES
 
 from .errors import SettingsError
 
+Value = TypeVar("Value")
+
 #: A seed that stands for a random one, and a number of tokens that is not limited: llama.cpp's.
 RANDOM_SEED = NO_LIMIT = -1
 # the largest 32-bit value is llama.cpp's own sign for "choose one"
 _MOST_SEED = 0xFFFFFFFF - 1
 _MOST_BYTES = (1 << 63) - 1
 
-# llama.cpp computes in float32 and counts in int32: what those cannot hold is refused
-_SAMPLING = {
-    "temperature": number(
-        lambda t: t == 0 or 1e-3 <= t <= 1e3, "0 (the likeliest), or 0.001 to 1000"
-    ),
-    "top_k": whole(0, MOST_INT32, f"0 (off) to {MOST_INT32}"),
-    "top_p": number(lambda p: 0 < p <= 1, "more than 0, at most 1 (off)"),
-    "min_p": number(lambda p: 0 <= p < 1, "0 (off) to less than 1"),
-    "repeat_penalty": number(lambda r: 0.001 <= r <= 1000, "0.001 to 1000; 1 is off"),
-    "repeat_last_n": whole(0, MOST_INT32, f"0 (off) to {MOST_INT32}"),
-    "seed": whole(RANDOM_SEED, _MOST_SEED, f"0 to {_MOST_SEED}, or -1 (a random one)").or_none(),
-    "grammar": text(), "json_schema": text(), "regex": text(),
-}  # fmt: skip
+
+@dataclass(frozen=True, slots=True)
+class SamplerSetting:
+    """A row of the sampler's settings: what is said of a field of :class:`SamplingSettings`.
+
+    Args:
+        name: the field's.
+        type: ``float``, ``int`` or ``str``, whether or not it may be None as well.
+        default: its default.
+        kind: what it may be.
+        metavar: what follows its option; "" for a field that has none, and is Python's alone.
+        help: that of its option.
+        off: the value with which llama.cpp's filter of this name is left out.
+        unset: a word for a default that is no value: None, or no text.
+        default_text: its default in the option's help, where that is no value.
+    """
+
+    name: str
+    type: type
+    default: float | str | None
+    kind: Kind
+    metavar: str
+    help: str
+    off: float | None
+    unset: str
+    default_text: str
+
+    @property
+    def option(self) -> str:
+        """Its option; "" where it has none."""
+        return f"--{self.name.replace('_', '-')}" if self.metavar else ""
+
+    @property
+    def is_constraint(self) -> bool:
+        """Whether it is something that the text must follow."""
+        return self.type is str
+
+
+def _setting(
+    default: Value,
+    kind: Kind,
+    metavar: str,
+    help: str,
+    *,
+    off: float | None = None,
+    unset: str = "",
+    default_text: str = "",
+) -> Value:
+    """A field with what its row says of it."""
+    made: Value = field(default=default, metadata={
+        "kind": kind, "metavar": metavar, "help": help, "off": off, "unset": unset,
+        "default_text": default_text,
+    })  # fmt: skip
+    return made
 
 
 def _check_constraint(given: tuple[tuple[str, str], ...]) -> None:
@@ -58,29 +105,61 @@ def _check_constraint(given: tuple[tuple[str, str], ...]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
-    """How the next token is drawn. A ``temperature`` of 0 takes the likeliest.
+    """How the next token is drawn. What is said of a field here is all there is to say of it.
 
-    ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and ``repeat_penalty`` 1 switch a filter off. At most one
-    of ``grammar`` (GBNF), ``json_schema`` (its text) and ``regex`` is what all of the text must
-    follow; empty for none. A ``seed`` of None or -1 is a random one.
+    Its option, its key in a record of a batch, its name for ``/set`` and its line in
+    docs/sampling.md are made of :data:`SAMPLER_SETTINGS`. At most one of ``grammar`` (GBNF),
+    ``json_schema`` (its text) and ``regex`` is what all of the text must follow; empty for none.
+    A ``seed`` of None or -1 is a random one.
 
     Raises:
         SettingsError: a value of another type, or out of its range.
     """
 
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repeat_penalty: float = 1.0
-    repeat_last_n: int = 64
-    seed: int | None = None
-    grammar: str = ""
-    json_schema: str = ""
-    regex: str = ""
+    # llama.cpp computes in float32 and counts in int32: what those cannot hold is refused
+    temperature: float = _setting(
+        0.8, number(lambda t: t == 0 or 1e-3 <= t <= 1e3, "0 (the likeliest), or 0.001 to 1000"),
+        "T", "0 takes the likeliest token; more, bolder.",
+    )  # fmt: skip
+    top_k: int = _setting(
+        40, whole(0, MOST_INT32, f"0 (off) to {MOST_INT32}"),
+        "K", "Draw from the K likeliest; 0 is off.", off=0,
+    )  # fmt: skip
+    top_p: float = _setting(
+        0.95, number(lambda p: 0 < p <= 1, "more than 0, at most 1 (off)"),
+        "P", "Draw from the likeliest that sum to P; 1 is off.", off=1,
+    )  # fmt: skip
+    min_p: float = _setting(
+        0.05, number(lambda p: 0 <= p < 1, "0 (off) to less than 1"),
+        "P", "Leave out what is less than P times the likeliest; 0 is off.", off=0,
+    )  # fmt: skip
+    repeat_penalty: float = _setting(
+        1.0, number(lambda r: 0.001 <= r <= 1000, "0.001 to 1000; 1 is off"),
+        "R", "Make recent tokens less likely; 1 is off.",
+    )  # fmt: skip
+    repeat_last_n: int = _setting(
+        64, whole(0, MOST_INT32, f"0 (off) to {MOST_INT32}"),
+        "", "How many recent tokens the repeat penalty counts.",
+    )  # fmt: skip
+    seed: int | None = _setting(
+        None, whole(RANDOM_SEED, _MOST_SEED, f"0 to {_MOST_SEED}, or -1 (a random one)").or_none(),
+        "S", "Makes a run repeatable; -1 is a random one.",
+        unset="random", default_text="a random one",
+    )  # fmt: skip
+    grammar: str = _setting(
+        "", text(), "FILE|TEXT",
+        "A grammar (GBNF) that the text must follow; docs/constraints.md has more.", unset="none",
+    )  # fmt: skip
+    json_schema: str = _setting(
+        "", text(), "FILE|TEXT", "A JSON schema that the text must follow.", unset="none"
+    )
+    regex: str = _setting(
+        "", text(), "TEXT", "A regular expression that all of the text must match.", unset="none"
+    )
 
     def __post_init__(self) -> None:
-        check_fields(self, _SAMPLING, SettingsError)
+        kinds = {name: row.kind for name, row in SAMPLER_SETTINGS.items()}
+        check_fields(self, kinds, SettingsError)
         if self.seed == RANDOM_SEED:
             object.__setattr__(self, "seed", None)
         _check_constraint(self.constraints)
@@ -88,9 +167,7 @@ class SamplingSettings:
     @property
     def constraints(self) -> tuple[tuple[str, str], ...]:
         """What the text must follow: names of settings with their texts, those that are given."""
-        given = (
-            ("grammar", self.grammar), ("json_schema", self.json_schema), ("regex", self.regex),
-        )  # fmt: skip
+        given = ((name, getattr(self, name)) for name in CONSTRAINTS)
         return tuple((kind, text) for kind, text in given if text)
 
     @property
@@ -106,6 +183,25 @@ class SamplingSettings:
     def chosen_seed(self) -> int:
         """The seed, or a fresh random one."""
         return secrets.randbelow(0xFFFFFFFF) if self.seed is None else self.seed
+
+
+def _sampler_settings() -> Iterator[SamplerSetting]:
+    hints = get_type_hints(SamplingSettings)
+    for each in fields(SamplingSettings):
+        hint = hints[each.name]
+        kind = next(kind for kind in get_args(hint) or (hint,) if kind is not NoneType)
+        default: Any = each.default
+        yield SamplerSetting(each.name, kind, default, **each.metadata)
+
+
+#: Every setting of the sampler, by name, in the order of the options.
+SAMPLER_SETTINGS = {row.name: row for row in _sampler_settings()}
+#: Those that say what the text must follow.
+CONSTRAINTS = tuple(name for name, row in SAMPLER_SETTINGS.items() if row.is_constraint)
+#: Those that are numbers and have an option.
+SAMPLER_NUMBERS = tuple(
+    name for name, row in SAMPLER_SETTINGS.items() if row.option and not row.is_constraint
+)
 
 
 class Extra(Enum):
@@ -231,6 +327,11 @@ class StopSettings:
     def limit(self) -> int:
         """The most tokens, as a number to count against."""
         return sys.maxsize if self.max_tokens == NO_LIMIT else self.max_tokens
+
+
+#: What is usual where replies are drawn, and not texts continued.
+CHAT_SAMPLING = SamplingSettings(repeat_penalty=1.1)
+CHAT_STOPS = StopSettings(256)
 
 
 def check_style(style: str) -> None:

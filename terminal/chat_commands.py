@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..runtime.settings import CONSTRAINTS, SAMPLER_SETTINGS
 from . import console, render
 from .line_editor import FILES
 
@@ -16,11 +17,8 @@ if TYPE_CHECKING:
     from ..runtime.settings import SamplingSettings, StopSettings
 
 _LONGEST_QUOTE = 60
-_RANDOM = "random"
 #: What a reply follows where it follows nothing.
 _NONE = "none"
-#: A reply follows one of them at most.
-_FORMS = ("grammar", "json_schema", "regex")
 
 
 @dataclass(slots=True)
@@ -131,26 +129,46 @@ def _quoted(text: str) -> str:
 # ---- settings
 
 
-def _seed(text: str) -> int | None:
-    return None if text == _RANDOM else int(text)
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """What /set knows of a setting.
+
+    ``owner`` is the record of a :class:`ChatState` that holds it; ``unset`` is a word for what its
+    default, which is no value, means.
+    """
+
+    owner: str
+    type: Callable[[str], Any]
+    noun: str
+    unset: str = ""
+    default: Any = None
+
+    @property
+    def expected(self) -> str:
+        """What may follow its name."""
+        return f"{self.noun}, or {self.unset}" if self.unset else self.noun
+
+    def read(self, text: str) -> Any:
+        """The value that a text stands for.
+
+        Raises:
+            ValueError: it is no number.
+        """
+        return self.default if self.unset and text == self.unset else self.type(text)
+
+    def shown(self, value: Any) -> str:
+        """A value in words."""
+        is_unset = self.unset and value == self.default
+        return self.unset if is_unset else _quoted(str(value))
 
 
-def _constraint(text: str) -> str:
-    return "" if text == _NONE else text
-
-
-#: What /set knows: each setting, the record of a :class:`ChatState` that holds it, how it is read.
-_SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
-    "temperature": ("sampling", float, "a number"),
-    "top_k": ("sampling", int, "a whole number"),
-    "top_p": ("sampling", float, "a number"),
-    "min_p": ("sampling", float, "a number"),
-    "repeat_penalty": ("sampling", float, "a number"),
-    "seed": ("sampling", _seed, f"a whole number, or {_RANDOM}"),
-    "grammar": ("sampling", _constraint, f"a grammar, or {_NONE}"),
-    "json_schema": ("sampling", _constraint, f"a JSON schema, or {_NONE}"),
-    "regex": ("sampling", _constraint, f"a regular expression, or {_NONE}"),
-    "max_tokens": ("stops", int, "a whole number"),
+_SETTINGS: dict[str, _Setting] = {
+    **{
+        row.name: _Setting("sampling", row.type, row.kind.noun, row.unset, row.default)
+        for row in SAMPLER_SETTINGS.values()
+        if row.option
+    },
+    "max_tokens": _Setting("stops", int, "a whole number"),
 }
 
 
@@ -165,29 +183,28 @@ def _set(chat: ChatState, argument: str) -> None:
         raise SettingsError(f"/set {name}: expected one of {', '.join(_SETTINGS)}")
     if not value.strip():
         return console.note(f"{name} {_shown(chat, name)}")
-    owner, read, expected = _SETTINGS[name]
+    setting = _SETTINGS[name]
     try:
-        parsed = read(value.strip())
+        parsed = setting.read(value.strip())
     except ValueError:
-        raise SettingsError(f"/set {name} {value.strip()}: expected {expected}") from None
+        raise SettingsError(f"/set {name} {value.strip()}: expected {setting.expected}") from None
     changes = {name: parsed}
-    if name in _FORMS and parsed:
+    if name in CONSTRAINTS and parsed:
         # the new one takes the place of another
-        changes |= {each: "" for each in _FORMS if each != name and getattr(chat.sampling, each)}
+        changes |= {each: "" for each, _ in chat.sampling.constraints if each != name}
+    owner = setting.owner
     try:
         setattr(chat, owner, replace(getattr(chat, owner), **changes))
     except SettingsError as error:
         raise SettingsError(error.spelled(f"/set {name}")) from None
     for other in changes.keys() - {name}:
-        console.note(f"{other} {_NONE}")
+        console.note(f"{other} {_shown(chat, other)}")
     console.note(f"{name} {_shown(chat, name)}")
 
 
 def _shown(chat: ChatState, name: str) -> str:
-    value = getattr(getattr(chat, _SETTINGS[name][0]), name)
-    if value == "":
-        return _NONE
-    return _RANDOM if value is None else _quoted(str(value))
+    setting = _SETTINGS[name]
+    return setting.shown(getattr(getattr(chat, setting.owner), name))
 
 
 # ---- figures

@@ -38,7 +38,7 @@ def _name(path: Path) -> str:
 # ---- pages that are written by docs/make_pages.py
 
 
-@pytest.mark.parametrize("name", ["models.md", "types.md"])
+@pytest.mark.parametrize("name", ["models.md", "sampling.md", "types.md"])
 def test_a_written_page_is_that_of_the_code(script: ModuleType, name: str) -> None:
     assert script.PAGES[name]() == (DOCS / name).read_text("utf-8"), f"docs/{name} {REMEDY}"
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from ..errors import SettingsError
 from .lines import LARGEST, MOST_PASSED, Input, JsonError, parse_json
-from .records import BadRecord
+from .records import NUMBERS, BadRecord
 from .stopping import Stop, stoppable
 
 #: A number, a value as JSON gives it and what the number counts (lines, if nothing is said), or
@@ -24,8 +24,6 @@ from .stopping import Stop, stoppable
 Value = tuple[int, Any] | tuple[int, Any, str] | BadRecord
 
 _JSON = (".jsonl", ".ndjson", ".json")
-_INTEGERS = ("max_tokens", "top_k", "seed", "n")
-_FLOATS = ("temperature", "top_p", "min_p")
 #: Rows of a Parquet file that are in memory at once.
 _ROWS = 256
 #: What begins a list of objects, and not a line of text in brackets.
@@ -263,10 +261,8 @@ def _typed(key: str, text: str) -> Any:
         JsonError: messages that are no JSON.
     """
     try:
-        if key in _INTEGERS:
-            return int(text)
-        if key in _FLOATS:
-            return float(text)
+        if key in NUMBERS:
+            return float(text) if float in NUMBERS[key] else int(text)
     except ValueError:
         return text
     if key not in ("stop", "messages") or not text.lstrip().startswith("["):

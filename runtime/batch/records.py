@@ -16,18 +16,28 @@ from typing import Any
 
 from ..chat.frame import Message
 from ..errors import RuntimeFailure, SettingsError
-from ..settings import SamplingSettings, StopSettings
+from ..settings import (
+    CONSTRAINTS,
+    SAMPLER_NUMBERS,
+    SAMPLER_SETTINGS,
+    SamplingSettings,
+    StopSettings,
+)
 from .settings import MOST_SAMPLES
 
 #: Settings of a record, and the types that they may have.
-_NUMBERS: dict[str, tuple[type, ...]] = {
-    "max_tokens": (int,), "temperature": (int, float), "top_k": (int,), "top_p": (int, float),
-    "min_p": (int, float), "seed": (int,), "n": (int,),
-}  # fmt: skip
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-#: What a record's text must follow; one of them takes the place of the run's.
-_CONSTRAINTS = ("grammar", "json_schema", "regex")
-_KNOWN = ("id", "prompt", "messages", "stop", *_NUMBERS, *_CONSTRAINTS)
+NUMBERS: dict[str, tuple[type, ...]] = {
+    "max_tokens": (int,),
+    **{
+        name: (int,) if SAMPLER_SETTINGS[name].type is int else (int, float)
+        for name in SAMPLER_NUMBERS
+    },
+    "n": (int,),
+}
+# the seed is the record's, from which each sample gets its own
+_SAMPLING = tuple(name for name in SAMPLER_NUMBERS if name != "seed")
+#: Every key of a record.
+KNOWN = ("id", "prompt", "messages", "stop", *NUMBERS, *CONSTRAINTS)
 _ROLES = ("system", "user", "assistant")
 #: Python itself writes no more digits, and reads no more from JSON.
 _MOST_ID_BITS = 14_000
@@ -210,13 +220,13 @@ class RecordParser:
         return identity
 
     def _record(self, line: int, identity: str | int, value: Mapping[str, Any]) -> Record:
-        if unknown := [key for key in value if key not in _KNOWN]:
-            raise _Bad(f"unknown setting {unknown[0]!r}; known: {', '.join(_KNOWN)}")
+        if unknown := [key for key in value if key not in KNOWN]:
+            raise _Bad(f"unknown setting {unknown[0]!r}; known: {', '.join(KNOWN)}")
         # a column of a table says nothing where it is empty
         given = {key: _plain(item) for key, item in value.items() if item is not None}
         if ("prompt" in given) == ("messages" in given):
             raise _Bad('a record has either "prompt" or "messages"')
-        for key, kinds in _NUMBERS.items():
+        for key, kinds in NUMBERS.items():
             item = given.get(key)
             if item is not None and (isinstance(item, bool) or not isinstance(item, kinds)):
                 wanted = "a whole number" if kinds == (int,) else "a number"
@@ -269,7 +279,7 @@ def _said(error: Exception) -> str:
 
 def _constraint(given: Mapping[str, Any]) -> dict[str, Any]:
     """What the record's text must follow, in place of what the run's must."""
-    texts = {key: given[key] for key in _CONSTRAINTS if key in given}
+    texts = {key: given[key] for key in CONSTRAINTS if key in given}
     if len(texts) > 1:
         raise _Bad(f"{' and '.join(map(json.dumps, texts))}: a record has one of them")
     for key, value in texts.items():
@@ -279,7 +289,7 @@ def _constraint(given: Mapping[str, Any]) -> dict[str, Any]:
             raise _Bad(f'"{key}" is a text, this is {_kind(value)}')
         if not value:
             raise _Bad(f'"{key}" is empty')
-    return {**dict.fromkeys(_CONSTRAINTS, ""), **texts} if texts else {}
+    return {**dict.fromkeys(CONSTRAINTS, ""), **texts} if texts else {}
 
 
 def _plain(value: Any) -> Any:
