@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import options
-from .groups import count_option
+from .options import count_option
 
 
 def demo(

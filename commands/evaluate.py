@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..terminal import console
 from . import measuring, options
-from .groups import count_option, size_option
+from .options import count_option, size_option
 
 
 def evaluate(

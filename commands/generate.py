@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -19,26 +18,8 @@ from .groups import grouped
 def generate(
     *,
     model: ModelWish,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            "-p",
-            "--prompt",
-            metavar="TEXT",
-            help="Text to continue; what is piped in stands in front of it.",
-            show_default=False,
-        ),
-    ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            "-f",
-            "--file",
-            metavar="F",
-            help="Read the prompt from a file; - is stdin.",
-            show_default="stdin, if it is no terminal",
-        ),
-    ] = None,
+    prompt: options.Prompt = None,
+    file: options.PromptFile = None,
     sampling: SamplingSettings,
     stops: StopSettings,
     settings: EngineSettings,

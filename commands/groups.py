@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from ..runtime.batch.settings import BatchSettings
-from ..runtime.plan.sizes import parse_size
 from ..runtime.settings import (
     CONSTRAINTS,
     EngineSettings,
@@ -21,6 +20,8 @@ from ..runtime.settings import (
 from ..store.resolve import ModelWish
 from . import options
 from .constraints import constraint_texts
+from .converting import Conversion, conversion
+from .options import count_option, size_option
 from .talk import TalkSettings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -100,7 +101,7 @@ def _prefix(file: Path) -> str:
 
 _BUILDERS: dict[Any, Callable[..., Any]] = {
     ModelWish: _model, TalkSettings: _talk, SamplingSettings: _sampling, StopSettings: _stops,
-    EngineSettings: _engine, BatchSettings: _batch,
+    EngineSettings: _engine, BatchSettings: _batch, Conversion: conversion,
 }  # fmt: skip
 
 
@@ -110,28 +111,6 @@ class _Group:
 
     build: Callable[..., Any]
     options: tuple[inspect.Parameter, ...]
-
-
-def size_option(option: str, size: str) -> int:
-    """Bytes of a size such as 12G; 0 for none.
-
-    Raises:
-        SettingsError: it is no size.
-    """
-    return parse_size(option, size) if size else 0
-
-
-def count_option(field: str, count: int | None) -> int:
-    """The number of an option that may be left out: 0 then, which no one can ask for otherwise.
-
-    Raises:
-        SettingsError: 0 was given.
-    """
-    if count == 0:
-        from ..runtime.errors import SettingsError
-
-        raise SettingsError("0: expected a larger number; leave it out for the default", field)
-    return count or 0
 
 
 def grouped(**defaults: Any) -> Callable[[Command], Command]:

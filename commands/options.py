@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..runtime.plan.sizes import parse_size
 from ..runtime.settings import SAMPLER_SETTINGS, SamplerSetting
 from . import completing
 
@@ -26,6 +27,28 @@ def spelled(error: Exception) -> str:
         return str(error)
     name = f"--{error.field.replace('_', '-')}"
     return error.spelled(_OPTIONS.get(error.field, name))
+
+
+def size_option(option: str, size: str) -> int:
+    """Bytes of a size such as 12G; 0 for none.
+
+    Raises:
+        SettingsError: it is no size.
+    """
+    return parse_size(option, size) if size else 0
+
+
+def count_option(field: str, count: int | None) -> int:
+    """The number of an option that may be left out: 0 then, which no one can ask for otherwise.
+
+    Raises:
+        SettingsError: 0 was given.
+    """
+    if count == 0:
+        from ..runtime.errors import SettingsError
+
+        raise SettingsError("0: expected a larger number; leave it out for the default", field)
+    return count or 0
 
 
 Model = Annotated[
@@ -211,6 +234,71 @@ Stop = Annotated[
         show_default=False,
     ),
 ]  # fmt: skip
+
+# ---- what to answer
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        "-p", "--prompt", metavar="TEXT",
+        help="Text to continue; what is piped in stands in front of it.", show_default=False,
+    ),
+]  # fmt: skip
+PromptFile = Annotated[
+    Path | None,
+    typer.Option(
+        "-f", "--file", metavar="F", help="Read the prompt from a file; - is stdin.",
+        show_default="stdin, if it is no terminal",
+    ),
+]  # fmt: skip
+RunModel = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="A catalog name (gpt-j-6B), a hub id (EleutherAI/gpt-j-6B), a checkpoint folder "
+        "or a GGUF file. What is no file yet is converted once, into the cache.",
+        show_default=False, autocompletion=completing.model_names,
+    ),
+]  # fmt: skip
+Message = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="PROMPT",
+        help="Answer this message and end; what is piped in stands in front of it. Without "
+        "one, a pipe is the message, and a terminal begins a conversation.",
+        show_default=False,
+    ),
+]  # fmt: skip
+ModelAgain = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="MODEL", help="MODEL, spelled as an option.",
+        show_default=False, autocompletion=completing.model_names,
+    ),
+]  # fmt: skip
+MessageAgain = Annotated[
+    str | None,
+    typer.Option(
+        "-p", "--prompt", metavar="TEXT", help="PROMPT, spelled as an option.",
+        show_default=False,
+    ),
+]  # fmt: skip
+Use8bit = Annotated[
+    bool,
+    typer.Option(
+        "--use-8bit", help="As --type q8_0: twice the size of 4 bits, no loss to be seen."
+    ),
+]  # fmt: skip
+Use4bit = Annotated[
+    bool,
+    typer.Option(
+        "--use-4bit",
+        help="As --type q4_0: the 4 bits that compute fastest on a CPU; --type q4_k_m loses "
+        "less, and is slower.",
+    ),
+]  # fmt: skip
+Interactive = Annotated[
+    bool, typer.Option("--interactive", help="Talk, as chat does; a PROMPT opens the talk.")
+]
 
 # ---- conversation
 System = Annotated[

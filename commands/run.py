@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
 from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
 from ..store.resolve import ModelWish
 from ..terminal import console
-from . import completing, options
+from . import options
 from .groups import grouped
 from .talk import CHAT_DEFAULTS, TalkSettings, conversation_on
 
@@ -17,63 +15,14 @@ from .talk import CHAT_DEFAULTS, TalkSettings, conversation_on
 @grouped(**CHAT_DEFAULTS)
 def run(
     *,
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="A catalog name (gpt-j-6B), a hub id (EleutherAI/gpt-j-6B), a checkpoint folder "
-            "or a GGUF file. What is no file yet is converted once, into the cache.",
-            show_default=False,
-            autocompletion=completing.model_names,
-        ),
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="PROMPT",
-            help="Answer this message and end; what is piped in stands in front of it. Without "
-            "one, a pipe is the message, and a terminal begins a conversation.",
-            show_default=False,
-        ),
-    ] = None,
-    model_option: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="MODEL",
-            help="MODEL, spelled as an option.",
-            show_default=False,
-            autocompletion=completing.model_names,
-        ),
-    ] = None,
-    use_8bit: Annotated[
-        bool,
-        typer.Option(
-            "--use-8bit", help="As --type q8_0: twice the size of 4 bits, no loss to be seen."
-        ),
-    ] = False,
-    use_4bit: Annotated[
-        bool,
-        typer.Option(
-            "--use-4bit",
-            help="As --type q4_0: the 4 bits that compute fastest on a CPU; --type q4_k_m loses "
-            "less, and is slower.",
-        ),
-    ] = False,
+    model: options.RunModel = None,
+    prompt: options.Message = None,
+    model_option: options.ModelAgain = None,
+    use_8bit: options.Use8bit = False,
+    use_4bit: options.Use4bit = False,
     type: options.ModelType = "",
-    interactive: Annotated[
-        bool, typer.Option("--interactive", help="Talk, as chat does; a PROMPT opens the talk.")
-    ] = False,
-    prompt_option: Annotated[
-        str | None,
-        typer.Option(
-            "-p",
-            "--prompt",
-            metavar="TEXT",
-            help="PROMPT, spelled as an option.",
-            show_default=False,
-        ),
-    ] = None,
+    interactive: options.Interactive = False,
+    prompt_option: options.MessageAgain = None,
     talk: TalkSettings,
     sampling: SamplingSettings,
     stops: StopSettings,

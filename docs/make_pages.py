@@ -160,7 +160,9 @@ stand for a default that is no value. In Python all are fields of `SamplingSetti
 Constraints come first, then the repeat penalty, the filters in llama.cpp's order
 ({", ".join(f"`{name}`" for name in FILTERS)}), the temperature, and the draw. At temperature 0 the
 filters change nothing and are left out. Of `grammar`, `json_schema` and `regex` one may be given:
-[constraints.md](constraints.md). The repeat penalty of `chat` and `run` is {CHAT_SAMPLING.repeat_penalty}.
+[constraints.md](constraints.md).
+
+Where replies are drawn, the default of `repeat_penalty` is {CHAT_SAMPLING.repeat_penalty}.
 """
 
 

@@ -1,0 +1,150 @@
+"""The options of ``convert``, and the record that they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import completing, options
+
+if TYPE_CHECKING:
+    from ..convert.settings import ConvertSettings
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A checkpoint folder, a catalog name (gpt-j-6B) or a hub id (EleutherAI/gpt-j-6B);"
+        " a folder of that name wins.",
+        show_default=False,
+        autocompletion=completing.model_names,
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="The GGUF file to write.",
+        show_default="SOURCE's name and the type, in this folder",
+    ),
+]
+ConvertType = Annotated[
+    str,
+    typer.Option(
+        "--type",
+        metavar="T",
+        help="f32, f16, q8_0, q4_0, ... (a wrong one lists all); auto: the finest that fits "
+        "into this machine's memory.",
+        autocompletion=completing.type_names,
+    ),
+]
+Calibrate = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibrate",
+        metavar="TEXT",
+        help="Run the model over a text first and weigh the quantization by its activations; "
+        "the text's end tells what that was worth.",
+        show_default=False,
+    ),
+]
+Imatrix = Annotated[
+    Path | None,
+    typer.Option(
+        "--imatrix",
+        metavar="FILE",
+        help="An importance matrix (llama.cpp's GGUF form) to weigh with; with --calibrate, "
+        "the file to keep it in.",
+        show_default=False,
+    ),
+]
+FoldRotation = Annotated[
+    bool,
+    typer.Option(
+        "--fold-rotation",
+        help="Fold a rotation into the attention weights, so that a quantized KV cache loses "
+        "less; the model computes the same.",
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only plan: sizes and types, nothing is written.")
+]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify", help="Read the file back, compare it with its source, run a few tokens."
+    ),
+]
+KeepSource = Annotated[
+    bool,
+    typer.Option(
+        "--keep-source",
+        help="Keep what is downloaded, in ~/.cache/infer-os or INFER_OS_CACHE; else a shard "
+        "goes when it is converted.",
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        "--revision",
+        metavar="R",
+        help="Branch, tag or commit on the hub.",
+        show_default="the catalog's, else main",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """A conversion as it was asked for.
+
+    ``is_automatic`` says that the type was chosen for this machine. With a text to ``calibrate``
+    by, ``imatrix`` is the file that keeps the importance matrix, if any.
+    """
+
+    settings: ConvertSettings
+    is_automatic: bool
+    calibrate: Path | None
+    imatrix: Path | None
+
+
+def conversion(
+    source: Source,
+    output: Output = None,
+    type: ConvertType = "q4_0",
+    calibrate: Calibrate = None,
+    imatrix: Imatrix = None,
+    rotate: FoldRotation = False,
+    threads: options.Threads = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    verify: Verify = False,
+    keep_source: KeepSource = False,
+    revision: Revision = None,
+) -> Conversion:
+    """What the options ask for.
+
+    Raises:
+        UnsupportedError, SettingsError: options that cannot work.
+        SourceError: a source that cannot be one.
+    """
+    from ..convert.settings import ConvertSettings
+    from ..convert.source import find_source
+
+    is_automatic = type.lower() == "auto"
+    settings = ConvertSettings(
+        find_source(source, revision), output, "q4_0" if is_automatic else type,
+        options.count_option("threads", threads), force, dry_run, verify, keep_source,
+        None if calibrate else imatrix, rotate,
+    )  # fmt: skip
+    if is_automatic:
+        from ..store.planning import finest_type
+
+        settings = replace(settings, type=finest_type(source, revision))
+    return Conversion(settings, is_automatic, calibrate, imatrix)
