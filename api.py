@@ -10,11 +10,10 @@ would wait for a stream of its own thread raises ModelBusy. A model may be used 
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,7 @@ from .runtime.settings import (
     StopSettings,
 )
 from .runtime.text import without_first_space
-from .store.fetch import Reporter
+from .store.hearing import LogCallback, ProgressCallback, listening, log_reporter, warn
 from .store.opening import find_files, open_file
 from .store.resolve import ModelWish
 
@@ -45,14 +44,8 @@ if TYPE_CHECKING:
     from .runtime.engine import LlamaEngine
     from .runtime.interface import Engine
 
-#: Gets every record of the logger ``infer_os`` and those below it.
-LogCallback = Callable[[logging.LogRecord], None]
-#: Gets what is done, and bytes done and in all.
-ProgressCallback = Callable[[str, int, int], None]
 #: A prompt, whose id is its number from 1 on, or a record as in the files of ``infer-os batch``.
 BatchInput = str | Mapping[str, Any]
-
-_logger = logging.getLogger("infer_os")
 
 
 def load(
@@ -84,8 +77,8 @@ def load(
     wish = ModelWish(path_text(model, "model"), text_named(type, "type"))
     with ExitStack() as stack:
         if on_log is not None:
-            stack.enter_context(_listening(on_log))
-        report = _reporter(on_progress)
+            stack.enter_context(listening(on_log))
+        report = log_reporter(on_progress)
         path, settings = find_files(wish, settings, report)
         engine = open_file(path, settings, report)
         stack.callback(engine.close)
@@ -117,7 +110,7 @@ class Model(Owner):
         self.notes = engine.info.notes
         #: The latest generation that has ended, of whichever thread.
         self.last: Completion | None = None
-        _warn(self.notes)
+        warn(self.notes)
 
     @property
     def path(self) -> Path:
@@ -232,7 +225,7 @@ class Model(Owner):
         with self._turns.hold("chat"):
             frame, notes = choose_frame(self._engine, style, system)
             session = Session(self._engine, frame, system)
-        _warn(notes)
+        warn(notes)
         return Chat(self, session, sampling, stops)
 
     def close(self) -> None:
@@ -283,7 +276,7 @@ class Model(Owner):
             raise
         finally:
             _close(chunks)
-            _warn(self._engine.take_notes())
+            warn(self._engine.take_notes())
         self.last = finished(generation(), "".join(pieces))
         if self.last.finish_reason is FinishReason.INTERRUPT and _is_main_thread():
             # the engine ends a text in order; a program must hear of Ctrl-C all the same
@@ -301,11 +294,11 @@ class Model(Owner):
         if order is not None:
             parsed = order.watch(parsed, frozenset())
         with closing(self._open_batch(settings)) as engine:
-            _warn(engine.take_notes())
+            warn(engine.take_notes())
             with closing(engine.run(parsed)) as results:
                 try:
                     for result in order.arrange(results) if order is not None else results:
-                        _warn(engine.take_notes())
+                        warn(engine.take_notes())
                         yield result
                 except Interrupted:
                     if _is_main_thread():
@@ -444,47 +437,3 @@ def _close(chunks: Iterator[str]) -> None:
 
 def _is_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
-
-
-def _warn(notes: Iterable[str]) -> None:
-    for note in notes:
-        _logger.warning("%s", note)
-
-
-def _reporter(on_progress: ProgressCallback | None) -> Reporter:
-    @contextmanager
-    def bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
-        yield (lambda done, total: on_progress(label, done, total)) if on_progress else None
-
-    def note(text: str) -> None:
-        if text.startswith("note: "):
-            _warn([text.removeprefix("note: ")])
-        else:
-            _logger.info("%s", text)
-
-    return Reporter(note, bar)
-
-
-class _Listener(logging.Handler):
-    """Hands records to a callback."""
-
-    def __init__(self, callback: LogCallback) -> None:
-        super().__init__()
-        self._callback = callback
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Call it; what it raises is logging's to handle."""
-        try:
-            self._callback(record)
-        except Exception:
-            self.handleError(record)
-
-
-@contextmanager
-def _listening(callback: LogCallback) -> Iterator[None]:
-    handler = _Listener(callback)
-    _logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        _logger.removeHandler(handler)

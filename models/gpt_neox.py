@@ -37,18 +37,9 @@ def describe(config: Mapping[str, Any]) -> Network:
     n_ff = read.count("intermediate_size", default=4 * n_embd)
     n_vocab = read.count("vocab_size")
     head_dim = head_dim_of(n_embd, n_head)
-    _refuse_rope_scaling(read)
-    fraction = read.number(
-        "rope_parameters.partial_rotary_factor", "rotary_pct", default=0.25, low=0.0, high=1.0
-    )
+    n_rot = _rotary_dimensions(read, head_dim)
     tied = read.flag("tie_word_embeddings", default=False)
     biased = read.flag("attention_bias", default=True)
-    n_rot = int(head_dim * fraction)
-    if n_rot < 2 or n_rot % 2:
-        raise ConfigError(
-            f"config.json: rotary_pct {fraction:g} of a head of {head_dim} is {n_rot} "
-            "dimensions; expected an even number of at least 2"
-        )
     n_ctx = read.count("max_position_embeddings", default=2048)
     sizes = NetworkSizes(n_ctx, n_embd, n_layer, n_ff, n_head)
     metadata: dict[str, MetadataValue] = {
@@ -89,10 +80,21 @@ def describe(config: Mapping[str, Any]) -> Network:
     )
 
 
-def _refuse_rope_scaling(read: ConfigReader) -> None:
+def _rotary_dimensions(read: ConfigReader, head_dim: int) -> int:
+    """Dimensions of a head that are rotated."""
     scaling = read.find("rope_scaling.type", "rope_scaling.rope_type", "rope_parameters.rope_type")
     if scaling not in (None, "default"):
         raise ConfigError(f"config.json: rope scaling {scaling!r} is not supported for GPT-NeoX")
+    fraction = read.number(
+        "rope_parameters.partial_rotary_factor", "rotary_pct", default=0.25, low=0.0, high=1.0
+    )
+    n_rot = int(head_dim * fraction)
+    if n_rot < 2 or n_rot % 2:
+        raise ConfigError(
+            f"config.json: rotary_pct {fraction:g} of a head of {head_dim} is {n_rot} "
+            "dimensions; expected an even number of at least 2"
+        )
+    return n_rot
 
 
 def _outer_rules(n_embd: int, n_vocab: int, *, tied: bool) -> tuple[TensorRule, ...]:
