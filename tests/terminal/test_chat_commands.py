@@ -50,7 +50,9 @@ def test_help_names_every_command(chat: ChatState, capsys: Capture) -> None:
 
 
 def test_the_guide_has_every_command_setting_and_style() -> None:
-    guide = (REPOSITORY / "docs" / "chat.md").read_text()
+    pages = [(REPOSITORY / "docs" / name).read_text() for name in ("chat.md", "sampling.md")]
+    assert "(sampling.md)" in pages[0]
+    guide = "".join(pages)
     for name in (*completions(), *completions()["/set"], *STYLE_NAMES):
         assert f"`{name}" in guide, name
 
