@@ -85,7 +85,7 @@ def test_a_graph_that_nobody_looked_at_is_like_most() -> None:
     ("graph", "stated", "expected"),
     [
         ("phi2", None, True), ("gptneox", None, False), ("gptneox", True, True),
-        ("gptneox", False, False), ("llama", None, False),
+        ("gptneox", False, False), ("phi2", False, False), ("llama", None, False),
     ],
 )  # fmt: skip
 def test_what_a_file_says_goes_before_the_graph(
