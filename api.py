@@ -383,7 +383,7 @@ class Chat:
         Raises:
             SessionError: the file cannot be written, or is none of ours.
         """
-        from .convert.source import cache_folder
+        from .cache import cache_folder
         from .runtime.chat.session_file import save_session
 
         file = file_path(path, "path")
@@ -396,7 +396,7 @@ class Chat:
         Raises:
             SessionError: not a session of this user, model and llama.cpp.
         """
-        from .convert.source import cache_folder
+        from .cache import cache_folder
         from .runtime.chat.session_file import load_session
 
         file = file_path(path, "path")

@@ -26,7 +26,7 @@ from random_model import GEOMETRIES, make_folder
 
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
-from infer_os.convert.source import find_source
+from infer_os.store.resolve import find_source
 from infer_os.store.shelves import shelf_of
 
 

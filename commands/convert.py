@@ -41,12 +41,13 @@ def convert(*, job: Conversion, as_json: options.Json = False) -> None:
 
 def _run_conversion(job: Conversion) -> ConversionReport:
     from ..convert.pipeline import convert as run
+    from ..store.resolve import naming_near
 
     if job.calibrate is None:
-        with console.progress_bar(f"converting to {job.settings.type}") as progress:
+        with naming_near(), console.progress_bar(f"converting to {job.settings.type}") as progress:
             return run(job.settings, progress)
     from ..convert.calibrated import CalibrationSettings, convert_calibrated
 
-    with console.progress_steps() as steps:
+    with naming_near(), console.progress_steps() as steps:
         calibration = CalibrationSettings(job.calibrate, job.imatrix)
         return convert_calibrated(job.settings, calibration, steps)

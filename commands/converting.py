@@ -135,16 +135,16 @@ def conversion(
         SourceError: a source that cannot be one.
     """
     from ..convert.settings import ConvertSettings
-    from ..convert.source import find_source
+    from ..store.resolve import find_source
 
     is_automatic = type.lower() == "auto"
     settings = ConvertSettings(
-        find_source(source, revision), output, "q4_0" if is_automatic else type,
+        find_source(source, revision, checkpoint=True), output, "q4_0" if is_automatic else type,
         options.count_option("threads", threads), force, dry_run, verify, keep_source,
         None if calibrate else imatrix, rotate,
     )  # fmt: skip
     if is_automatic:
         from ..store.planning import finest_type
 
-        settings = replace(settings, type=finest_type(source, revision))
+        settings = replace(settings, type=finest_type(settings.source))
     return Conversion(settings, is_automatic, calibrate, imatrix)

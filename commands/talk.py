@@ -104,7 +104,7 @@ def conversation_on(
 
 
 def _keeper(path: Path | None) -> SessionKeeper | None:
-    from ..convert.source import cache_folder
+    from ..cache import cache_folder
     from ..runtime.chat.session_keeper import SessionKeeper
 
     return None if path is None else SessionKeeper(path, cache_folder())

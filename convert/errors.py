@@ -3,6 +3,7 @@
     ConvertError
     ├── SourceError         no such folder, not a checkpoint, a file of it that cannot be used
     │   ├── FileFormatError a malformed or truncated shard, index or tokenizer file
+    │   ├── UnknownModel    a model that the hub does not have, or does not show
     │   ├── SourceChanged   a shard that was cut or overwritten while it was read
     │   └── PlanError       tensors that are missing or of the wrong shape: every gap in one message
     ├── UnsupportedError    an architecture, tokenizer or type that cannot be expressed
@@ -32,6 +33,14 @@ class SourceError(ConvertError):
 
 class FileFormatError(SourceError):
     """A file of the checkpoint is malformed or truncated."""
+
+
+class UnknownModel(SourceError):
+    """The hub has no model of that name, or does not show it; ``repository`` is the name."""
+
+    def __init__(self, message: str, repository: str) -> None:
+        super().__init__(message)
+        self.repository = repository
 
 
 class SourceChanged(SourceError):

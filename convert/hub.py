@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
-from .errors import ConvertError, DownloadError, FileFormatError, SourceError, UnreachableError
+from .errors import (
+    ConvertError,
+    DownloadError,
+    FileFormatError,
+    SourceError,
+    UnknownModel,
+    UnreachableError,
+)
 from .plain_file import parse_object
 from .source import HubSource
 
@@ -405,31 +412,34 @@ def _translated(repository: str, revision: str, name: str) -> Iterator[None]:
         status = error.response.status_code
         if status in _TRANSIENT:
             raise _Interrupted(f"HTTP status {status}") from error
-        raise SourceError(_refusal(error, repository, revision, name)) from error
+        raise _refusal(error, repository, revision, name) from error
     except http_error as error:
         reason = str(error) or type(error).__name__
         raise _Interrupted(reason) from error
 
 
-def _refusal(error: Any, repository: str, revision: str, name: str) -> str:
-    """One line on what the hub refuses, and what would work."""
+def _refusal(error: Any, repository: str, revision: str, name: str) -> SourceError:
+    """An error with one line on what the hub refuses, and what would work."""
     from huggingface_hub import constants, errors
 
     status = error.response.status_code
     page = f"{constants.ENDPOINT}/{repository}"
     if isinstance(error, errors.GatedRepoError):
-        return (
+        return SourceError(
             f"{repository}: a gated model: accept its terms at {page}, then set HF_TOKEN to a "
             "token of that account"
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{repository}: no revision {revision!r} on {constants.ENDPOINT}"
+        return SourceError(f"{repository}: no revision {revision!r} on {constants.ENDPOINT}")
     if isinstance(error, errors.RepositoryNotFoundError) or (status == 404 and not name):
-        return (
+        return UnknownModel(
             f"{repository}: no such model on {constants.ENDPOINT}, or a private one: check the "
-            "name, or set HF_TOKEN to a token that may read it"
+            "name, or set HF_TOKEN to a token that may read it",
+            repository,
         )
     if status in (401, 403):
-        return f"{repository}: {page} refuses the token (status {status}); check HF_TOKEN"
+        return SourceError(
+            f"{repository}: {page} refuses the token (status {status}); check HF_TOKEN"
+        )
     what = f"{repository}: {name}" if name else repository
-    return f"{what}: {constants.ENDPOINT} refuses it (status {status})"
+    return SourceError(f"{what}: {constants.ENDPOINT} refuses it (status {status})")

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import infer_os
+from infer_os.cache import cache_folder
 from infer_os.models import describe
 from infer_os.models.network import MetadataValue, Network
 from infer_os.models.rotation import ROTATION, ROTATION_KEY, fold_rotation
@@ -31,7 +32,6 @@ from .imatrix import ImportanceMatrix, read_imatrix
 from .report import ClassTable, ConversionReport
 from .settings import ConvertSettings
 from .shard_journal import ShardJournal, fingerprint
-from .source import cache_folder
 from .tensors import TensorFile
 from .tokenizer import read_vocabulary
 from .types import recipe_named

@@ -12,9 +12,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..cache import cache_folder
 from ..convert.pipeline import convert
 from ..convert.settings import ConvertSettings
-from ..convert.source import HubSource, cache_folder
+from ..convert.source import HubSource
 from ..models.bundled import DRAFT, HELD_OUT, TARGET
 from ..native.backend import kernel_status, repacking
 from ..native.gguf_file import GgufHeader
@@ -29,7 +30,7 @@ from ..runtime.plan.use import Use, plan_bench
 from ..runtime.prepare import choose_context
 from ..runtime.settings import EngineSettings
 from ..store.fetch import Reporter, model_file
-from ..store.resolve import ModelWish, find_model_source
+from ..store.resolve import ModelWish, find_source
 from ..store.shelves import DEFAULT_TYPE
 from .arms import ArmResult, ArmTask, peak_bytes, run_in_turns
 from .energy import find_zones
@@ -99,7 +100,7 @@ def _temporary() -> Iterator[Path]:
 
 def _made(source: Path, kind: str, folder: Path) -> Path:
     """A temporary conversion."""
-    target = folder / f"{source.name}-{kind}.gguf"
+    target = folder / f"{source.resolve().name}-{kind}.gguf"
     if not target.exists():
         convert(ConvertSettings(source, target, kind))
     return target
@@ -284,7 +285,7 @@ def _technique_files(request: BenchRequest, folder: Path, report: Reporter) -> _
             _made(DRAFT, request.bundled_type, folder),
         )
         return _Model(files, TARGET.name)
-    source = find_model_source(wish.text)
+    source = find_source(wish.text)
     settings = replace(request.settings, draft="none")
     if isinstance(source, Path) and source.is_dir():
         kind = wish.type or DEFAULT_TYPE

@@ -28,7 +28,7 @@ from ..runtime.plan.use import plan_eval
 from ..runtime.settings import EngineSettings, Extra
 from ..store.fetch import model_file
 from ..store.planning import find_shape
-from ..store.resolve import ModelWish, find_model_source
+from ..store.resolve import ModelWish, find_source
 from ..store.shelves import shelf_of
 from .bench import BenchResult, Output
 from .quality import (
@@ -91,7 +91,7 @@ def run_eval(request: EvalRequest, command: str, output: Output) -> BenchResult:
         Whatever converting and loading raise.
     """
     text = _text(request)
-    sources = [_source(name) for name in request.models] or [TARGET]
+    sources = [find_source(name) for name in request.models] or [TARGET]
     _check_types(request, sources)
     _check_memory(request, sources)
     with tempfile.TemporaryDirectory(prefix="infer-os-eval-") as place:
@@ -112,10 +112,6 @@ def run_eval(request: EvalRequest, command: str, output: Output) -> BenchResult:
     place_of_run = make_place(command, read_cpu().model, engine.n_threads)
     model = " ".join(Path(name).name for name in request.models) or TARGET.name
     return BenchResult(tuple(make_rows(found, model)), place_of_run, notes)
-
-
-def _source(name: str) -> Path | HubSource:
-    return find_model_source(name)
 
 
 def _text(request: EvalRequest) -> str:
@@ -179,7 +175,7 @@ def _reference_shape(
     request: EvalRequest, name: str, source: Path | HubSource
 ) -> ModelShape | None:
     if request.reference:
-        name, source = request.reference, _source(request.reference)
+        name, source = request.reference, find_source(request.reference)
     elif not isinstance(source, Path) or _is_file(source):
         return None
     if not isinstance(source, Path):
@@ -201,7 +197,7 @@ def _shape(name: str, source: Path | HubSource, kind: str) -> ModelShape:
 def _reference(
     request: EvalRequest, sources: list[Path | HubSource], folder: Path, output: Output
 ) -> tuple[Path | None, tuple[str, ...]]:
-    source = _source(request.reference) if request.reference else sources[0]
+    source = find_source(request.reference) if request.reference else sources[0]
     if isinstance(source, HubSource):
         if not request.reference:
             return None, ("without --reference there is no KL divergence",)
@@ -217,7 +213,9 @@ def _reference(
     size = convert(ConvertSettings(source, target, "f32", dry_run=True)).n_bytes
     kind = "f32" if size <= _LARGEST_F32 else "f16"
     convert(ConvertSettings(source, target, kind), output.steps(f"reference as {kind}"))
-    return target, (f"the reference is {source.name} as {kind.upper()} with an F16 cache",)
+    return target, (
+        f"the reference is {source.resolve().name} as {kind.upper()} with an F16 cache",
+    )
 
 
 def _candidates(

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..cache import cache_folder
 from ..convert.errors import OutputError, SourceError, UnreachableError
 from ..convert.locks import locked_in_turn, make_folder
-from ..convert.source import HubSource, cache_folder
+from ..convert.source import HubSource
 from ..files import write_file
-from ..models.catalog import near_names
-from .resolve import ModelWish, find_model_source
+from .resolve import ModelWish, find_source, naming_near
 from .shelves import DEFAULT_TYPE, LOCK, ORIGIN, Shelf, remove_files, shelf_of, states, tidy
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def model_file(wish: ModelWish, settings: EngineSettings | None, report: Reporte
         ConvertError, ConfigError: it cannot be converted. After a DownloadError and
             KeyboardInterrupt, the next call continues.
     """
-    source = find_model_source(wish.text)
+    source = find_source(wish.text)
     if isinstance(source, Path) and not source.is_dir():
         _check_file(source, wish)
         return source
@@ -65,19 +65,12 @@ def model_file(wish: ModelWish, settings: EngineSettings | None, report: Reporte
     if damage is not None:
         report.note(f"note: {damage}; it is converted again")
     try:
-        _convert(shelf, kind, settings, report)
+        with naming_near():
+            _convert(shelf, kind, settings, report)
     except UnreachableError as error:
         others = [other for other in shelf.types() if shelf.file(other) != path]
         there = f" (but {', '.join(f'--type {other}' for other in others)} is)" if others else ""
         raise SourceError(f"{error}; {kind} of it is not in the cache{there}") from error
-    except SourceError as error:
-        if (
-            isinstance(source, Path)
-            or source.model is not None
-            or "no such model" not in str(error)
-        ):
-            raise
-        raise SourceError(f"{error}{near_names(source.repository)}") from None
     return path
 
 
@@ -88,7 +81,7 @@ def cached_file(wish: ModelWish) -> Path:
         SourceError: no such model, or nothing of it, or not of that type, is in the cache.
         SettingsError: a type for what is a file already.
     """
-    source = find_model_source(wish.text)
+    source = find_source(wish.text)
     if isinstance(source, Path) and not source.is_dir():
         _check_file(source, wish)
         return source

@@ -9,7 +9,7 @@ from typing import Any
 from ..convert.errors import SourceError
 from ..convert.weight_options import weight_options
 from ..models import describe
-from ..models.catalog import CATALOG, CatalogModel, find_model, near_names
+from ..models.catalog import CATALOG, CatalogModel, find_model
 from ..models.shape import ModelShape, network_shape
 from ..native.backend import kernel_status, repacking
 from ..native.errors import GgufError
@@ -20,7 +20,7 @@ from ..runtime.plan.memory_plan import Budget, Plan
 from ..runtime.plan.use import Use, plan_use
 from ..runtime.settings import EngineSettings
 from .removal import CachedModel, cached_models, find_cached
-from .resolve import first_work
+from .resolve import first_work, near
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +131,8 @@ def show_model(text: str) -> ModelDetails:
         cached = find_cached(text)
     except SourceError:
         if known is None:
-            titles = (model.title for model in cached_models())
             raise SourceError(
-                f"{text}: neither in the catalog nor in the cache{near_names(text, titles)}"
+                f"{text}: neither in the catalog nor in the cache{near(text)}"
             ) from None
         cached = None
     listed = None

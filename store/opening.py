@@ -44,7 +44,7 @@ def open_file(path: Path, settings: EngineSettings, report: Reporter) -> LlamaEn
     Raises:
         As :func:`~infer_os.runtime.open.open_engine`.
     """
-    from ..convert.source import cache_folder
+    from ..cache import cache_folder
     from ..runtime.open import open_engine
 
     if not settings.prefetch:

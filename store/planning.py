@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..cache import cache_folder
 from ..convert.checkpoint import read_config
 from ..convert.errors import SourceError
 from ..convert.hub import list_repository, read_start
 from ..convert.plain_file import parse_object
-from ..convert.source import HubSource, cache_folder, find_source
+from ..convert.source import HubSource
 from ..convert.weight_options import weight_options
 from ..models import describe
-from ..models.catalog import CatalogModel, find_model, near_names
+from ..models.catalog import CatalogModel, find_model
 from ..models.shape import ModelShape, network_shape
 from ..native.backend import KernelStatus, kernel_status, repacking
 from ..native.graph_check import read_model_header
@@ -36,7 +37,7 @@ from ..runtime.plan.shapes import header_shape
 from ..runtime.plan.sizes import size_text
 from ..runtime.plan.use import Use, make_planner
 from ..runtime.settings import EngineSettings
-from .resolve import first_work
+from .resolve import find_source, first_work, naming_near
 
 _LARGEST_CONFIG = 1 << 20
 _MOST_PARALLEL = 256
@@ -174,20 +175,16 @@ def find_shape(text: str) -> ModelShape:
         SourceError: no such model; names those that are spelled nearly so.
         GgufError, ConfigError: a file or a config that cannot be used.
     """
-    path = Path(text)
-    if path.is_file():
-        return header_shape(read_model_header(path))
-    try:
-        source = find_source(text)
-    except SourceError as error:
-        raise SourceError(f"{error}{near_names(text)}") from None
-    if isinstance(source, Path):
-        if not source.exists():
-            raise SourceError(f"{text}: no such file or folder{near_names(text)}")
-        return _config_shape(source.resolve().name, read_config(source))
-    if source.model is not None:
-        return _config_shape(source.model.name, source.model.config)
-    return _config_shape(source.name, _hub_config(source))
+    return source_shape(find_source(text))
+
+
+def source_shape(source: HubSource | Path) -> ModelShape:
+    """:func:`find_shape` of what the words mean."""
+    if isinstance(source, HubSource):
+        return _config_shape(source.name, source.config or _hub_config(source))
+    if source.is_file():
+        return header_shape(read_model_header(source))
+    return _config_shape(source.resolve().name, read_config(source))
 
 
 def check_conversion(model: str, kind: str, settings: EngineSettings) -> None:
@@ -209,29 +206,24 @@ def check_conversion(model: str, kind: str, settings: EngineSettings) -> None:
     )
 
 
-def finest_type(source: str, revision: str | None = None) -> str:
+def finest_type(source: HubSource | Path) -> str:
     """The finest type whose plan fits into this machine's memory, for ``convert --type auto``.
-
-    The sizes are those of ``revision``, if the model is on the hub.
 
     Raises:
         MemoryShortage: not even the smallest fits.
         SourceError: no such model.
     """
-    found = find_source(source, revision) if revision is not None else None
-    if isinstance(found, HubSource):
-        shape = _config_shape(found.name, _hub_config(found))
-    else:
-        shape = find_shape(source)
+    shape = source_shape(source)
     memory, cpu = read_memory(), read_cpu()
     bandwidth = known_bandwidth(cache_folder(), cpu, memory)
     budget = _budget(memory.usable, repacking(kernel_status(True)), bandwidth)
     planner, _, _ = make_planner(shape, Use(_ANY_CACHE), budget)
     plan = choose(planner, Wish())
     if not plan.fits:
+        name = source.repository if isinstance(source, HubSource) else source
         raise MemoryShortage(
-            f"{source}: no type fits into this machine's {size_text(plan.limit)}; "
-            f"see infer-os plan {source}"
+            f"{name}: no type fits into this machine's {size_text(plan.limit)}; "
+            f"see infer-os plan {name}"
         )
     return plan.weights.type
 
@@ -243,10 +235,8 @@ def _config_shape(name: str, config: dict[str, object]) -> ModelShape:
 
 def _hub_config(source: HubSource) -> dict[str, object]:
     """The config of a model on the hub; nothing else is fetched."""
-    try:
+    with naming_near():
         repository = list_repository(source)
-    except SourceError as error:
-        raise SourceError(f"{error}{near_names(source.repository)}") from None
     file = repository.files.get("config.json")
     if file is None or file.size > _LARGEST_CONFIG:
         raise SourceError(f"{source.repository}: not a checkpoint: it has no config.json")

@@ -6,10 +6,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..cache import cache_folder
 from ..convert.errors import SourceError
 from ..convert.locks import locked
-from ..convert.source import HubSource, cache_folder
-from ..models.catalog import find_model, near_names
+from ..convert.source import HubSource
+from ..models.catalog import find_model
+from .resolve import near
 from .shelves import LOCK, Shelf, disk_bytes, remove_files, shelves, tidy, type_of
 
 
@@ -83,15 +85,13 @@ def find_cached(text: str) -> CachedModel:
         SourceError: it is not there; names those that are spelled nearly so.
     """
     known = find_model(text)
-    models = cached_models()
     folder = str(Path(text).expanduser().resolve())
     wanted = {text.lower(), known.id.lower() if known else ""}
-    for model in models:
+    for model in cached_models():
         if model.title.lower() in wanted or model.title == folder:
             return model
-    near = "" if known else near_names(text, (model.title for model in models))
     raise SourceError(
-        f"{text}: not in the cache {cache_folder()}; infer-os models lists what is{near}"
+        f"{text}: not in the cache {cache_folder()}; infer-os models lists what is{near(text)}"
     )
 
 

@@ -1,18 +1,22 @@
 """What a user calls a model: a GGUF file, a checkpoint folder, a name of the catalog or a hub id.
 
-Comes out: the path, or the model on the hub that is meant. Nothing is downloaded or made.
+Comes out: the path, or the model on the hub that is meant. Nothing is downloaded or made. Every
+command, and the Python API, reads a model's name here. What exists under that name wins; then comes
+the catalog; then ``OWNER/NAME`` on the hub.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..convert.errors import SourceError
-from ..convert.source import HubSource, is_hub_id
+from ..convert.errors import SourceError, UnknownModel, UnsupportedError
+from ..convert.source import HubSource, is_hub_id, is_revision
 from ..models.catalog import find_model, near_names
-from .shelves import DEFAULT_TYPE, shelf_of, shelves
+from .shelves import DEFAULT_TYPE, shelf_of, titles
 
 if TYPE_CHECKING:
     from ..runtime.settings import Extra
@@ -49,7 +53,7 @@ def first_work(text: str, kind: str = "") -> frozenset[Extra]:
     """
     from ..runtime.settings import Extra
 
-    source = find_model_source(text)
+    source = find_source(text)
     if isinstance(source, Path) and not source.is_dir():
         return frozenset()
     shelf = shelf_of(source)
@@ -59,34 +63,68 @@ def first_work(text: str, kind: str = "") -> frozenset[Extra]:
     return frozenset((Extra.CONVERSION if isinstance(source, Path) else Extra.DOWNLOAD,))
 
 
-def find_model_source(text: str) -> HubSource | Path:
-    """What a MODEL names: a file or a folder that exists, else a model on the hub.
+def find_source(
+    text: str, revision: str | None = None, *, checkpoint: bool = False
+) -> HubSource | Path:
+    """What a user's words name: a file or a folder that exists, else a model on the hub.
+
+    Args:
+        text: MODEL, as it was typed.
+        revision: a branch, a tag or a commit, where the command has ``--revision``; it overrides
+            the catalog's.
+        checkpoint: for SOURCE of ``convert``, which has ``--revision`` and takes no GGUF file.
 
     Raises:
         SourceError: neither; names those that are spelled nearly so.
+        UnsupportedError: a revision of what is here, or one that cannot be one.
     """
+    nothing = "no such folder" if checkpoint else "no such file or folder"
     if not text:
-        raise SourceError("MODEL is empty; give a GGUF file, a folder, a catalog name or a hub id")
+        what, file = ("SOURCE", "") if checkpoint else ("MODEL", "a GGUF file, ")
+        raise SourceError(f"{what} is empty; give {file}a folder, a catalog name or a hub id")
     path = Path(text)
     try:
         exists = path.exists()
     except OSError as error:
         raise SourceError(f"{text}: cannot be opened: {error.strerror}") from error
-    known = find_model(text)
     if exists:
-        return path.resolve() if path.is_dir() else path
-    if known is not None:
-        return HubSource(known.id, known.revision, known)
-    names = (shelf.title for shelf in shelves())
-    if not is_hub_id(text) or path.suffix.lower() == ".gguf":
+        if revision is not None:
+            raise UnsupportedError(f"--revision {revision}: {text} is a local folder; drop it")
+        return path
+    known = find_model(text)
+    if known is None and (not is_hub_id(text) or path.suffix.lower() == ".gguf"):
         # a path has marks that no name has
-        what = "no such file or folder"
         if not any(mark in text for mark in "/.~"):
-            what += ", and no name in the catalog; hub ids look like EleutherAI/gpt-j-6B"
-        raise SourceError(f"{text}: {what}{near_names(text, names)}")
-    if path.parent.is_dir() and not shelf_of(HubSource(text)).types():
+            nothing += ", and no name in the catalog; hub ids look like EleutherAI/gpt-j-6B"
+        raise SourceError(f"{text}: {nothing}{near(text)}")
+    if revision is not None:
+        if not is_revision(revision):
+            raise UnsupportedError(f"--revision {revision!r}: expected a branch, a tag or a commit")
+    elif known is None and path.parent.is_dir() and not shelf_of(HubSource(text)).types():
+        # EleutherAI/... beside a folder EleutherAI is rather a slip than a wish for the network
+        remedy = "add --revision main or " if checkpoint else ""
         raise SourceError(
-            f"{text}: no such file or folder, though {path.parent} is a folder; for the model of "
-            f"that name on the hub, start from another folder{near_names(text, names)}"
+            f"{text}: {nothing}, though {path.parent} is a folder; for the model of that name on "
+            f"the hub, {remedy}start from another folder{near(text)}"
         )
-    return HubSource(text)
+    if known is None:
+        return HubSource(text, revision or "main")
+    return HubSource(known.id, revision or known.revision, known)
+
+
+def near(text: str) -> str:
+    """ "; did you mean ...?" with names of the catalog or the cache, or nothing."""
+    return "" if find_model(text) else near_names(text, titles())
+
+
+@contextmanager
+def naming_near() -> Iterator[None]:
+    """While inside, an error of a model that the hub does not have names those spelled nearly so.
+
+    Raises:
+        UnknownModel: as inside, and its message says more.
+    """
+    try:
+        yield
+    except UnknownModel as error:
+        raise UnknownModel(f"{error}{near(error.repository)}", error.repository) from error

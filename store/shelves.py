@@ -15,8 +15,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..cache import cache_folder
 from ..convert.errors import OutputError, SourceError
-from ..convert.source import HubSource, cache_folder
+from ..convert.source import HubSource
 from ..files import lock_handle
 from ..models.catalog import find_model
 
@@ -66,6 +67,8 @@ class Shelf:
 
 def shelf_of(source: HubSource | Path) -> Shelf:
     """Where the conversions of a model are kept; a folder must be there, for its files to count."""
+    if isinstance(source, Path):
+        source = source.resolve()
     models = cache_folder() / "models"
     if isinstance(source, HubSource):
         # the hub allows no "--" in a name, nor a revision of "." or ".."
@@ -91,6 +94,13 @@ def shelves() -> Iterator[Shelf]:
             continue
         for state in states(folder):
             yield Shelf(origin, folder, state)
+
+
+def titles() -> list[str]:
+    """What the models of the cache are called, those that are only downloaded included."""
+    downloads = sorted((cache_folder() / "checkpoints").glob("*--*"))
+    fetched = (folder.name.replace("--", "/", 1) for folder in downloads)
+    return list(dict.fromkeys((*(shelf.title for shelf in shelves()), *fetched)))
 
 
 def states(folder: Path) -> list[str]:

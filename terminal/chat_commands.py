@@ -248,7 +248,7 @@ def _path(verb: str, name: str) -> Path:
 
 def save(session: Session, path: Path) -> None:
     """Keep the conversation in a file."""
-    from ..convert.source import cache_folder
+    from ..cache import cache_folder
     from ..runtime.chat.session_file import save_session
 
     told_saved(session, path, save_session(path, session, session.engine.info.path, cache_folder()))
@@ -261,7 +261,7 @@ def told_saved(session: Session, path: Path, n_bytes: int) -> None:
 
 def load(session: Session, path: Path) -> None:
     """Continue the conversation that a file keeps; it is not ``changed`` then."""
-    from ..convert.source import cache_folder
+    from ..cache import cache_folder
     from ..runtime.chat.session_file import load_session
 
     has_rows = load_session(path, session, session.engine.info.path, cache_folder())

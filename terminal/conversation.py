@@ -42,7 +42,7 @@ def converse(
 
 def history_file() -> Path:
     """Where what is typed on a terminal is kept."""
-    from ..convert.source import cache_folder
+    from ..cache import cache_folder
 
     return cache_folder() / "chat_history"
 

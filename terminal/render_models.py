@@ -21,7 +21,7 @@ _SHOWN_TYPES = ("q8_0", "q4_0")
 
 def list_json(models: ModelList) -> dict[str, Any]:
     """``models --json``: bytes."""
-    from ..convert.source import cache_folder
+    from ..cache import cache_folder
 
     return {
         "models": [_listed_json(listed) for listed in models.catalog],
@@ -197,7 +197,7 @@ def _count(n: int) -> str:
 
 
 def _cache() -> str:
-    from ..convert.source import cache_folder
+    from ..cache import cache_folder
 
     folder, home = cache_folder(), Path.home()
     return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)

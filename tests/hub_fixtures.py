@@ -19,8 +19,8 @@ from infer_os.convert import hub as client
 from infer_os.convert.pipeline import convert
 from infer_os.convert.report import ConversionReport
 from infer_os.convert.settings import ConvertSettings
-from infer_os.convert.source import find_source
 from infer_os.native.gguf_file import read_gguf_header
+from infer_os.store.resolve import find_source
 
 REPOSITORY = "someone/tiny"
 #: Other frameworks' files and what else lies about in a repository.

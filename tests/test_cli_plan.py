@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_said(run: Cli) -> None:
         (["gpt-j-6B", "--draft", "gpt9"], "gpt9: no such"),
         (["gpt-j-7B"], "did you mean gpt-j-6B"),
         (["pythia-16m"], "did you mean pythia-160m"),
-        (["qwertyuiop"], "no such folder, and no name in the catalog"),
+        (["qwertyuiop"], "no such file or folder, and no name in the catalog"),
         (["./gone.gguf"], "gone.gguf: no such file"),
         ([str(PARALLEL / "tokens.npy")], "not a GGUF file"),
         ([str(PARALLEL.parent)], "no config.json"),

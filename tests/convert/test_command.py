@@ -63,5 +63,5 @@ def test_the_type_is_that_of_the_revision(monkeypatch: pytest.MonkeyPatch) -> No
         return json.loads((PARALLEL / "config.json").read_text())
 
     monkeypatch.setattr(planning, "_hub_config", config)
-    assert finest_type("someone/tiny", "v2") == finest_type(str(PARALLEL))
+    assert finest_type(HubSource("someone/tiny", "v2")) == finest_type(PARALLEL)
     assert [source.revision for source in asked] == ["v2"]

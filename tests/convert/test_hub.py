@@ -37,7 +37,7 @@ from infer_os.convert.errors import (
 )
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
-from infer_os.convert.source import HubSource, find_source
+from infer_os.convert.source import HubSource
 from infer_os.models.network import ConfigError
 from infer_os.native.gguf_file import read_gguf_header
 
@@ -305,7 +305,7 @@ def test_a_kept_source_is_a_checkpoint_folder(sharded: Desk, tmp_path: Path) -> 
 
 def test_a_kept_source_is_calibrated_with(sharded: Desk) -> None:
     settings = ConvertSettings(
-        find_source(REPOSITORY), sharded.target, "q4_0", threads=1, keep_source=True
+        HubSource(REPOSITORY), sharded.target, "q4_0", threads=1, keep_source=True
     )
     text = TESTS / "reference" / "imatrix" / "text.txt"
     report = convert_calibrated(settings, CalibrationSettings(text), lambda name: None)
@@ -427,7 +427,7 @@ def test_two_conversions_of_one_repository_do_not_mix(sharded: Desk) -> None:
     def meddle(done: int, total: int) -> None:
         if not refused:
             with pytest.raises(OutputError, match="another conversion is downloading it") as bad:
-                source = find_source(REPOSITORY)
+                source = HubSource(REPOSITORY)
                 convert(ConvertSettings(source, sharded.out / "other.gguf", "q4_0"))
             refused.append(bad.value)
 
@@ -437,45 +437,10 @@ def test_two_conversions_of_one_repository_do_not_mix(sharded: Desk) -> None:
     assert sharded.made() == ["m.gguf"]
 
 
-# ---- what a SOURCE means
+# ---- settings
 
 
-def test_a_folder_of_that_name_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert find_source("EleutherAI/gpt-j-6B") == HubSource(
-        "EleutherAI/gpt-j-6B", "float16", find_source("gpt-j-6b").model
-    )
-    (tmp_path / "EleutherAI" / "gpt-j-6B").mkdir(parents=True)
-    (tmp_path / "gpt2").mkdir()
-    assert find_source("EleutherAI/gpt-j-6B") == Path("EleutherAI/gpt-j-6B")
-    assert find_source("gpt2") == Path("gpt2")
-    assert find_source("gpt2-large").repository == "openai-community/gpt2-large"
-    assert find_source("a/b", "v1") == HubSource("a/b", "v1")
-
-
-@pytest.mark.parametrize("text", ["./nothing", "/nothing/here", "a/b/c", "~/x", "../x"])
-def test_what_looks_like_a_path_is_one(text: str) -> None:
-    assert find_source(text) == Path(text)
-
-
-def test_a_slip_beside_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "models").mkdir()
-    with pytest.raises(SourceError, match="models/nope: no such folder, though models is one"):
-        find_source("models/nope")
-    assert find_source("models/nope", "main") == HubSource("models/nope", "main")
-
-
-def test_sources_that_mean_nothing(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="empty"):
-        find_source("")
-    with pytest.raises(SourceError, match="no such folder, and no name in the catalog"):
-        find_source("gpt-5")
-    with pytest.raises(UnsupportedError, match=r"--revision main: .* is a local folder"):
-        find_source(str(tmp_path), "main")
-    for bad in ("../x", "a b", ""):
-        with pytest.raises(UnsupportedError, match="expected a branch"):
-            find_source("a/b", bad)
+def test_options_without_effect(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"--keep-source: .* is a folder"):
         ConvertSettings(tmp_path, keep_source=True)
     for option in ({"verify": True}, {"keep_source": True}):
