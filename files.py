@@ -1,15 +1,14 @@
-"""Files as the operating system has them: whole or not there, durable, named in errors, locked.
+"""Files as the operating system has them: whole or not there, durable, named in errors.
 
 Knows nothing of what a file holds. Every ``OSError`` that leaves this module names its file.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,7 +35,9 @@ def _name_of(handle: int) -> str | None:
 
 
 @contextmanager
-def new_file(path: Path, *, part: Path | None = None, mode: int = 0o666) -> Iterator[BinaryIO]:
+def new_file(
+    path: Path, *, part: Path | None = None, mode: int = 0o666, replace: bool = True
+) -> Iterator[BinaryIO]:
     """A file that takes its name when the block succeeds: synced, renamed, its folder synced.
 
     What had the name before stays until then, and for good if the block fails.
@@ -46,6 +47,8 @@ def new_file(path: Path, *, part: Path | None = None, mode: int = 0o666) -> Iter
         part: the sibling that grows until then, overwritten if it is there; the caller sees to it
             that nobody else writes it. Without one, a name that nobody else has.
         mode: the permissions, less the user's mask.
+        replace: False leaves what has the name by then, so that of many that make it at once the
+            first one's stays.
 
     Raises:
         OSError: it cannot be written; names the file.
@@ -63,20 +66,34 @@ def new_file(path: Path, *, part: Path | None = None, mode: int = 0o666) -> Iter
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(new, path)
-            sync_folder(path.parent)
+            if replace:
+                take_name(new, path)
+            else:
+                with suppress(FileExistsError):
+                    os.link(new, path)
+                sync_folder(path.parent)
     finally:
         new.unlink(missing_ok=True)
 
 
-def write_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+def write_file(path: Path, data: bytes, *, mode: int = 0o666, replace: bool = True) -> None:
     """Write a small file as :func:`new_file` does.
 
     Raises:
         OSError: it cannot be written; names the file.
     """
-    with new_file(path, mode=mode) as file:
+    with new_file(path, mode=mode, replace=replace) as file:
         file.write(data)
+
+
+def take_name(part: Path, path: Path) -> None:
+    """Give a complete and synced sibling the name of the file that it is to be, durably.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    os.replace(part, path)
+    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -87,63 +104,3 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def open_lock(path: Path) -> int:
-    """The handle of a file to lock, made if need be."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-
-
-def is_there_still(path: Path, handle: int) -> bool:
-    """Whether a name is still that of an open file: who had it locked may have removed it."""
-    try:
-        return os.path.samestat(os.fstat(handle), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def try_lock(path: Path) -> int | None:
-    """The handle of a file, made if need be, that this process alone has locked.
-
-    Closing it unlocks. None where somebody else has the lock, in this process or another, or
-    had it and removed or renamed the file meanwhile.
-
-    Raises:
-        OSError: the file cannot be made or locked; names it.
-    """
-    handle = open_lock(path)
-    try:
-        if lock_handle(handle) and is_there_still(path, handle):
-            return handle
-    except BaseException:
-        os.close(handle)
-        raise
-    os.close(handle)
-    return None
-
-
-def lock_handle(handle: int, *, shared: bool = False) -> bool:
-    """Lock an open file until it is closed; whether it was free.
-
-    ``shared`` admits others that share, and keeps out who wants it alone.
-
-    Raises:
-        OSError: it cannot be locked, as on some network file systems; names the file.
-    """
-    try:
-        with named(handle):
-            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def lock_in_turn(path: Path, handle: int) -> bool:
-    """Wait for the lock of an open file; False if the file lost its name meanwhile.
-
-    Raises:
-        OSError: it cannot be locked; names the file.
-    """
-    with named(path):
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    return is_there_still(path, handle)

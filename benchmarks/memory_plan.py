@@ -30,12 +30,12 @@ from typing import Any
 
 from random_gguf import write_random_gguf
 
+from infer_os.commands.groups import size_option
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
 from infer_os.models.bundled import TARGET
 from infer_os.runtime.pages import drop_pages
 from infer_os.runtime.plan.machine import read_cpu
-from infer_os.runtime.plan.sizes import parse_size
 
 _SWAP_KEYS = ("pswpin", "pswpout")
 
@@ -149,7 +149,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--limit", type=lambda text: parse_size("--limit", text), default=0)
+    parser.add_argument("--limit", type=lambda text: size_option("--limit", text), default=0)
     parser.add_argument("--cgroup", type=Path, help="folder of a control group with a limit")
     parser.add_argument("--folder", type=Path, help="where the models are made, and deleted")
     parser.add_argument("--rows", type=Path, help="append rows to this file as JSON lines")

@@ -13,6 +13,7 @@ import typer
 from ..models.styles import TEMPLATE
 from ..runtime.batch.settings import BatchSettings
 from ..runtime.settings import EngineSettings, Extra, SamplingSettings, StopSettings
+from ..sizes import size_text
 from ..terminal import console
 from . import loading, options
 from .groups import grouped
@@ -262,8 +263,8 @@ def _show_statistics(engine: BatchEngine, now: BatchStatistics, *, as_json: bool
         f"[{now.records} records, {now.failed} failed | {engine.n_seq} at once | prompts "
         f"{now.prompt_tokens} tokens, {now.counts.shared} of them shared | "
         f"{now.completion_tokens} tokens at {now.tokens_per_s:.1f}/s{guessed} | "
-        f"{now.seconds:.1f} s | peak RSS {console.size(peak_rss_bytes())} of "
-        f"{console.size(engine.planned_bytes)} planned]"
+        f"{now.seconds:.1f} s | peak RSS {size_text(peak_rss_bytes())} of "
+        f"{size_text(engine.planned_bytes)} planned]"
     )
 
 

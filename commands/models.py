@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..sizes import size_text
 from ..terminal import console
 from . import completing, options
 
@@ -82,4 +83,4 @@ def rm(
     if as_json:
         console.answer_json({"model": title, "freed_bytes": freed})
     else:
-        console.note(f"{title}: removed, {console.size(freed)} freed")
+        console.note(f"{title}: removed, {size_text(freed)} freed")

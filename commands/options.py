@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..runtime.plan.sizes import parse_size
 from ..runtime.settings import SAMPLER_SETTINGS, SamplerSetting
+from ..sizes import read_size
 from . import completing
 
 #: Options that are not spelled as the field of the record that they set.
@@ -35,7 +35,14 @@ def size_option(option: str, size: str) -> int:
     Raises:
         SettingsError: it is no size.
     """
-    return parse_size(option, size) if size else 0
+    if not size:
+        return 0
+    n_bytes = read_size(size)
+    if n_bytes is None:
+        from ..runtime.errors import SettingsError
+
+        raise SettingsError(f"{option} {size}: expected a size such as 600M, 12GB or 12GiB")
+    return n_bytes
 
 
 def count_option(field: str, count: int | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..sizes import size_text
 from ..store.resolve import ModelWish
 from ..terminal import console
 from . import loading, options
@@ -23,4 +24,4 @@ def pull(*, model: ModelWish, as_json: options.Json = False) -> None:
         return
     console.answer(str(path))
     kind = f" --type {model.type}" if model.type else ""
-    console.note(f"{console.size(n_bytes)}; infer-os run {model.text}{kind} runs it")
+    console.note(f"{size_text(n_bytes)}; infer-os run {model.text}{kind} runs it")

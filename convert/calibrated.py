@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from infer_os.files import sync_folder
+from infer_os.files import take_name
 from infer_os.native.interrupt import interruptible
 from infer_os.native.model import LlamaModel
 from infer_os.native.scoring import Divergence, Subject, WindowSettings, compare_models
@@ -95,8 +95,7 @@ def convert_calibrated(
         )
         # what took minutes to make may meet what was made meanwhile
         _check_outputs(settings, calibration)
-        made["with"].replace(target)
-        sync_folder(target.parent)
+        take_name(made["with"], target)
     if calibration.matrix is not None:
         _keep(matrix, calibration.matrix, target)
     quality = CalibrationReport(

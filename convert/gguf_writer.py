@@ -20,15 +20,16 @@ import numpy as np
 from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
-from infer_os.files import named, sync_folder
+from infer_os.files import named, take_name
 from infer_os.models.network import MetadataValue
 from infer_os.native import text_rules
 from infer_os.native.gguf_file import SPECIAL_NAMES
+from infer_os.sizes import size_text
 
 from .added import StatedTokens, stated_tokens
 from .conversion_plan import ConversionPlan, PlannedTensor
 from .errors import OutputError
-from .locks import locked
+from .output_locks import locked
 from .tokenizer import GgufVocabulary, TokenType
 
 
@@ -107,8 +108,8 @@ def _check_room(path: Path, needs: list[tuple[Path, int]]) -> None:
         elif len(needs) > len(totals):
             what = "the disk is too full: the file, with the download that it is made from, needs"
         raise OutputError(
-            f"{path}: {what} {n_bytes / 1e6:.1f} MB and {free / 1e6:.1f} MB are free; nothing was "
-            "written"
+            f"{path}: {what} {size_text(n_bytes, up=True)} and {size_text(free)} are free; nothing "
+            "was written"
         )
 
 
@@ -129,8 +130,9 @@ def _allocated(path: Path) -> int:
 def complete_file(path: Path, *, keep_after: tuple[type[BaseException], ...] = ()) -> Iterator[int]:
     """A handle of a sibling file; renamed to ``path`` if the block succeeds, else removed.
 
-    The sibling is locked, so that two conversions to one output do not mix. What it holds at first
-    is what a killed conversion left, or one that ended with an error of ``keep_after``.
+    Unlike :func:`infer_os.files.new_file` it may begin with what is there: what a killed conversion
+    left, or one that ended with an error of ``keep_after``. The sibling is locked, so that two
+    conversions to one output do not mix.
 
     Raises:
         OutputError: the sibling cannot be created, is in use, or the disk is full.
@@ -141,8 +143,7 @@ def complete_file(path: Path, *, keep_after: tuple[type[BaseException], ...] = (
             yield handle
             with named(part):
                 os.fsync(handle)
-            os.replace(part, path)
-            sync_folder(path.parent)
+            take_name(part, path)
         except keep_after:
             raise
         except BaseException as error:

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
+from infer_os.files import take_name
+
 from .errors import (
     ConvertError,
     DownloadError,
@@ -187,6 +189,7 @@ def download(
         SourceError: the hub refuses the file.
         DownloadError: no connection, no disk space, or the content is wrong twice.
     """
+    # not a new_file: what came before an end of any kind stays, to continue from
     part = target.with_name(f"{target.name}.incomplete")
     for attempt in (1, 2):
         digest = _Digest(file)
@@ -201,7 +204,7 @@ def download(
                 "run the same command again to continue"
             ) from error
         if digest.is_right():
-            part.replace(target)
+            take_name(part, target)
             return
         part.unlink()
         progress(-file.size)

@@ -25,7 +25,7 @@ from infer_os.models import describe
 from .checkpoint import CONTAINERS, index_note, read_config, read_index
 from .errors import DownloadError, FileFormatError, OutputError, SourceError
 from .hub import HubFile, Repository, download, has_content, is_offline, list_repository, read_start
-from .locks import locked
+from .output_locks import locked, make_folder
 from .plain_file import read_json
 from .safetensors_file import SafetensorsFile, header_end, read_entries
 from .source import HubSource
@@ -250,7 +250,7 @@ def open_hub_checkpoint(
             checkpoint.read_small_files()
             yield checkpoint
             return
-        _make_folder(folder)
+        make_folder(folder)
         stack.enter_context(
             locked(folder / _LOCK, f"{source.repository}: another conversion is downloading it")
         )
@@ -300,15 +300,6 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SourceError(
-            f"{folder}: cannot be made: {error.strerror}; INFER_OS_CACHE names another cache folder"
-        ) from error
 
 
 def _require_network(repository: Repository, name: str) -> None:

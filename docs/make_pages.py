@@ -23,6 +23,7 @@ from infer_os.models.catalog import CATALOG, CatalogModel, find_model
 from infer_os.models.weight_types import RECIPES
 from infer_os.native.sampler_chain import FILTERS
 from infer_os.runtime.settings import CHAT_SAMPLING, SAMPLER_SETTINGS
+from infer_os.sizes import count_text, size_text
 
 DOCS = Path(__file__).parent
 # a terminal of 80 columns: the command framework leaves two of them free
@@ -85,8 +86,8 @@ def _model_row(model: CatalogModel) -> tuple[str, ...]:
     draft = find_model(model.draft).name if model.draft else ""  # type: ignore[union-attr]
     return (
         f"`{model.name}`", f"[{model.id}](https://huggingface.co/{model.id})",
-        _FAMILIES[model.architecture], _count(network.n_params), _size(sizes["q8_0"]),
-        _size(sizes["q4_0"]), f"`{draft}`" if draft else "", f"`{model.style}`",
+        _FAMILIES[model.architecture], count_text(network.n_params), size_text(sizes["q8_0"]),
+        size_text(sizes["q4_0"]), f"`{draft}`" if draft else "", f"`{model.style}`",
     )  # fmt: skip
 
 
@@ -103,7 +104,7 @@ def types_page() -> str:
     )  # fmt: skip
     rows = [
         (
-            f"`{name}`", recipe.base, recipe.head, _size(sizes[name]),
+            f"`{name}`", recipe.base, recipe.head, size_text(sizes[name]),
             f"{8 * sizes[name] / n_params:.2f}", quality[name]["KL"], quality[name]["change"],
             quality[name]["same top"],
         )
@@ -182,14 +183,6 @@ def measured_types(text: str) -> dict[str, dict[str, str]]:
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: range) -> str:
     marks = ["--:" if i in numbers else "---" for i in range(len(heads))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, marks, *rows))
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
-
-
-def _count(n: int) -> str:
-    return f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.0f} M"
 
 
 PAGES = {

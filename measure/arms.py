@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from infer_os.native.residency import peak_rss_bytes
 from infer_os.runtime.errors import ArmDied
 from infer_os.runtime.generate import PlainSource, TokenSource, token_source
 from infer_os.runtime.interface import Engine
@@ -31,7 +32,6 @@ from .speed import Progress, bench_tokens, token_bytes
 ALL_ROWS = 512
 #: A prompt comes in pieces, as a conversation does, so that a cache in stages goes through them.
 _PIECE = 128
-_STATUS = Path("/proc/self/status")
 _SAMPLING = SamplingSettings()
 _DRAWN_AT_ONCE = 7
 
@@ -187,7 +187,7 @@ def _result(
         guesses = guess_figures(report)
         steps = report.step_s
     return ArmResult(
-        *measured, token_bytes=read, kv_read=read - token_bytes(engine, 0), peak=peak_bytes(),
+        *measured, token_bytes=read, kv_read=read - token_bytes(engine, 0), peak=peak_rss_bytes(),
         weights=use.weights, kv=use.kv, compute=use.compute, logits=use.logits,
         steps=tuple(steps.items()), **guesses,
     )  # fmt: skip
@@ -204,18 +204,6 @@ def guess_figures(report: SpeculationReport) -> dict[str, Any]:
         found["acceptance"] = model.acceptance if model.drafted else 0.0
         found["guess_s"] = model.guess_s
     return found
-
-
-def peak_bytes() -> int:
-    """Most that this process has held since it began: VmHWM.
-
-    getrusage's figure would do for a process that nobody started: a child's begins at its
-    parent's.
-    """
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 class ArmProcess:

@@ -20,6 +20,7 @@ from ..models.bundled import DRAFT, HELD_OUT, TARGET
 from ..native.backend import kernel_status, repacking
 from ..native.gguf_file import GgufHeader
 from ..native.graph_check import read_model_header
+from ..native.residency import peak_rss_bytes
 from ..runtime.errors import BenchError
 from ..runtime.interface import Engine
 from ..runtime.plan.bandwidth import is_known, known_bandwidth, probe_bytes
@@ -32,7 +33,7 @@ from ..runtime.settings import EngineSettings
 from ..store.fetch import Reporter, model_file
 from ..store.resolve import ModelWish, find_source
 from ..store.shelves import DEFAULT_TYPE
-from .arms import ArmResult, ArmTask, peak_bytes, run_in_turns
+from .arms import ArmResult, ArmTask, run_in_turns
 from .energy import find_zones
 from .projection import Projection, project
 from .rows import Measurement, Place, Row, make_place, make_rows
@@ -140,7 +141,7 @@ def bench_speed(request: BenchRequest, command: str, load: Load, output: Output)
         found += [*decoded, *bandwidth_shares(engines, decoded, bandwidth)]
         for name, engine in engines.items():
             found += measure_growth(engine, name, tokens)
-        found += measure_memory(first, peak_bytes())
+        found += measure_memory(first, peak_rss_bytes())
         stack.pop_all().close()  # a second load needs their memory
         found += measure_batches(
             path, request.settings, batches, n_decode, request.bench.repeats,

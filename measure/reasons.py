@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from infer_os.runtime.plan.sizes import size_text
 from infer_os.runtime.speculative.costs import StepCosts
+from infer_os.sizes import size_text
 
 from .arms import ArmResult
 

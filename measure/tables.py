@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from infer_os.runtime.plan.sizes import size_text
+from infer_os.sizes import size_text
 
 from .rows import Row, select
 from .techniques import BASELINE, TECHNIQUES

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from infer_os.locks import in_use
 from infer_os.models.catalog import style_for
 from infer_os.models.graphs import graph_named
 from infer_os.models.rotation import ROTATION_KEY
@@ -28,7 +29,7 @@ from .interface import EngineInfo, shared_prefix
 from .kv.schedule import KvModel, cells_for
 from .kv.staged import FAILED, INTERRUPTED, RELEASED, KvStatus, SavedRows, StagedCache
 from .memory import MemoryUse, read_memory_use
-from .pages import drop_pages, in_use
+from .pages import drop_pages
 from .prepare import load_model, plan_file
 from .sampler import LlamaFilter, LlamaSampler, Sampler
 from .settings import MOST_GUESSES, EngineSettings, SamplingSettings

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from infer_os.native.gguf_file import GgufHeader
 from infer_os.native.graph_check import read_model_header
+from infer_os.sizes import count_text
 
 from .engine import LlamaEngine
 from .plan.shapes import header_shape
@@ -92,7 +93,7 @@ def _limits(engine: LlamaEngine) -> tuple[str, ...]:
 def _warnings(target: GgufHeader, draft: GgufHeader) -> tuple[str, ...]:
     if draft.n_params >= target.n_params:
         return (
-            f"--draft {draft.path.name} has {draft.n_params / 1e6:.1f} M parameters, no fewer than "
-            f"the model itself ({target.n_params / 1e6:.1f} M): its guesses will not pay",
+            f"--draft {draft.path.name} has {count_text(draft.n_params)} parameters, no fewer than "
+            f"the model itself ({count_text(target.n_params)}): its guesses will not pay",
         )
     return ()

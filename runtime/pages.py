@@ -1,4 +1,4 @@
-"""Before and after a model is in use: warm its file, lock it, give its pages back.
+"""Before and after a model is in use: warm its file, lock its pages, give them back.
 
 The load modes (``--load``), by what they trade:
 
@@ -15,13 +15,12 @@ from __future__ import annotations
 import os
 import resource
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from infer_os.files import lock_handle
 from infer_os.native.residency import resident_bytes, tells_residency
+from infer_os.sizes import size_text
 
 from .plan.memory_plan import LockShortage
 
@@ -31,21 +30,6 @@ _CAP_IPC_LOCK = 14  # linux/capability.h
 _STATUS = Path("/proc/self/status")
 #: Of what is to be locked, so much may be missing: the file's header is not mapped.
 _LOCKED_SHARE = 0.98
-
-
-@contextmanager
-def in_use(path: Path) -> Iterator[None]:
-    """Hold a shared flock(2) on a file, by which others see that a process uses it.
-
-    A file system without locks only goes without the sign.
-    """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with suppress(OSError):
-            lock_handle(handle, shared=True)
-        yield
-    finally:
-        os.close(handle)
 
 
 def prefetch(path: Path, progress: Callable[[int, int], None] | None = None) -> int:
@@ -140,9 +124,9 @@ def lock_complaint(n_bytes: int, locked: int, limit: int, *, privileged: bool) -
         return None
     kilobytes = -(-needed // 1024)
     return (
-        f"--load locked needs {needed / 1e6:.1f} MB of locked memory, but RLIMIT_MEMLOCK allows "
-        f"{limit / 1e6:.1f} MB: run 'ulimit -l {kilobytes}' as root before, or put "
-        f"'{{user}} - memlock {kilobytes}' into /etc/security/limits.conf and log in again "
+        f"--load locked needs {size_text(needed, up=True)} of locked memory, but "
+        f"RLIMIT_MEMLOCK allows {size_text(limit)}: run 'ulimit -l {kilobytes}' as root before, or "
+        f"put '{{user}} - memlock {kilobytes}' into /etc/security/limits.conf and log in again "
         f"(systemd: LimitMEMLOCK={kilobytes}K; docker: --ulimit memlock=-1), or take --load mmap"
     ).replace("{user}", os.environ.get("USER") or "USER")
 
@@ -156,7 +140,7 @@ def check_locked(path: Path, n_bytes: int, before: int) -> None:
     locked = locked_bytes() - before
     if locked < _LOCKED_SHARE * n_bytes:
         raise LockShortage(
-            f"{path}: only {locked / 1e6:.1f} of {n_bytes / 1e6:.1f} MB could be locked; there is "
+            f"{path}: only {size_text(locked)} of {size_text(n_bytes)} could be locked; there is "
             "not enough free memory, or a limit forbids it; take --load mmap"
         )
 

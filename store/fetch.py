@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from ..cache import cache_folder
 from ..convert.errors import OutputError, SourceError, UnreachableError
-from ..convert.locks import locked_in_turn, make_folder
+from ..convert.output_locks import locked_in_turn, make_folder
 from ..convert.source import HubSource
 from ..files import write_file
+from ..sizes import size_text
 from .resolve import ModelWish, find_source, naming_near
 from .shelves import DEFAULT_TYPE, LOCK, ORIGIN, Shelf, remove_files, shelf_of, states, tidy
 
@@ -196,6 +197,6 @@ def _drop_older(shelf: Shelf, report: Reporter) -> None:
             continue
     if freed:
         report.note(
-            f"note: {freed / 1e6:.1f} MB of conversions of an earlier state of {shelf.title} were "
+            f"note: {size_text(freed)} of conversions of an earlier state of {shelf.title} were "
             "removed"
         )

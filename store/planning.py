@@ -34,9 +34,9 @@ from ..runtime.plan.machine import (
 )
 from ..runtime.plan.memory_plan import Budget, MemoryShortage, Plan
 from ..runtime.plan.shapes import header_shape
-from ..runtime.plan.sizes import size_text
 from ..runtime.plan.use import Use, make_planner
 from ..runtime.settings import EngineSettings
+from ..sizes import size_text
 from .resolve import find_source, first_work, naming_near
 
 _LARGEST_CONFIG = 1 << 20

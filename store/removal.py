@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..cache import cache_folder
 from ..convert.errors import SourceError
-from ..convert.locks import locked
+from ..convert.output_locks import locked
 from ..convert.source import HubSource
 from ..models.catalog import find_model
 from .resolve import near

@@ -18,7 +18,7 @@ from pathlib import Path
 from ..cache import cache_folder
 from ..convert.errors import OutputError, SourceError
 from ..convert.source import HubSource
-from ..files import lock_handle
+from ..locks import try_unused
 from ..models.catalog import find_model
 
 #: What a name becomes if nothing of it is in the cache: what ``convert`` makes, and what computes
@@ -181,12 +181,12 @@ def _unused(paths: list[Path]) -> Iterator[None]:
     with ExitStack() as stack:
         for path in paths:
             try:
-                handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                handle = try_unused(path)
             except FileNotFoundError:
                 continue
             except OSError as error:
                 raise OutputError(f"{path}: cannot be opened: {error.strerror}") from error
-            stack.callback(os.close, handle)
-            if not lock_handle(handle):
+            if handle is None:
                 raise OutputError(f"{path}: a process uses it; end that first, nothing was removed")
+            stack.callback(os.close, handle)
         yield

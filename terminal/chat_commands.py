@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.settings import CONSTRAINTS, SAMPLER_SETTINGS
+from ..sizes import size_text
 from . import console, render
 from .line_editor import FILES
 
@@ -256,7 +257,7 @@ def save(session: Session, path: Path) -> None:
 
 def told_saved(session: Session, path: Path, n_bytes: int) -> None:
     """Say what a file holds now."""
-    console.note(f"saved {_turns(session)} in {path}, {console.size(n_bytes)}")
+    console.note(f"saved {_turns(session)} in {path}, {size_text(n_bytes)}")
 
 
 def load(session: Session, path: Path) -> None:

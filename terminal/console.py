@@ -136,15 +136,6 @@ def fail(text: str) -> None:
     note("error: " + printable(text.replace("\n", " ")))
 
 
-def size(n_bytes: float, *, up: bool = False) -> str:
-    """A number of bytes for people, in powers of 1000: 14.7 MB. ``up`` rounds up."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n_bytes >= scale:
-            value = math.ceil(n_bytes / scale * 10) / 10 if up else n_bytes / scale
-            return f"{value:.1f} {unit}"
-    return f"{n_bytes:.0f} B"
-
-
 def is_wide(columns: int) -> bool:
     """Whether a table on stdout has so many columns; a pipe has any number."""
     import shutil

@@ -14,6 +14,7 @@ from pathlib import Path
 from ..convert.pipeline import convert
 from ..convert.settings import ConvertSettings
 from ..models.bundled import TARGET
+from ..sizes import size_text
 from . import console
 
 _PROMPT = "It is a truth universally acknowledged, that"
@@ -43,7 +44,7 @@ def run_demo(folder: Path, threads: int, *, as_json: bool = False) -> None:
         })  # fmt: skip
         return
     console.answer(
-        f"The bundled checkpoint {TARGET.name} has {console.size(source_bytes)} of float16 weights."
+        f"The bundled checkpoint {TARGET.name} has {size_text(source_bytes)} of float16 weights."
     )
     rows = [_run_type(kind, folder, threads) for kind in _TYPES]
     for row in rows:
@@ -54,9 +55,9 @@ def run_demo(folder: Path, threads: int, *, as_json: bool = False) -> None:
         [
             (
                 row.type,
-                console.size(row.file_bytes),
+                size_text(row.file_bytes),
                 f"{row.bits_per_weight:.2f}",
-                console.size(row.peak_rss_bytes),
+                size_text(row.peak_rss_bytes),
                 f"{row.decode_tokens_per_s:.0f}",
             )
             for row in rows

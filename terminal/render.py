@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ..sizes import count_text, size_text
 from . import console
 
 if TYPE_CHECKING:
@@ -44,14 +45,14 @@ def show_header(header: GgufHeader) -> None:
     console.table(
         ("tensor", "type", "shape", "size"),
         [
-            (t.name, t.type.name, " x ".join(map(str, t.shape)), console.size(t.n_bytes))
+            (t.name, t.type.name, " x ".join(map(str, t.shape)), size_text(t.n_bytes))
             for t in header.tensors
         ],
         left=2,
     )
     console.answer(
-        f"\n{len(header.tensors)} tensors, {header.n_params / 1e6:.2f} M parameters, "
-        f"{console.size(header.file_bytes)}, {header.bits_per_weight:.2f} bits per weight"
+        f"\n{len(header.tensors)} tensors, {count_text(header.n_params)} parameters, "
+        f"{size_text(header.file_bytes)}, {header.bits_per_weight:.2f} bits per weight"
     )
 
 
@@ -74,7 +75,7 @@ def statistics_line(completion: Completion, load_s: float | None = None) -> str:
         f"[{loaded}prompt {t.computed_tokens} of {t.prompt_tokens} tokens at "
         f"{t.prefill_tokens_per_s:.1f}/s | first token {t.first_token_s:.2f} s | "
         f"{t.completion_tokens} tokens at {t.decode_tokens_per_s:.1f}/s | peak RSS "
-        f"{console.size(peak_rss_bytes())} | {completion.finish_reason.value}]"
+        f"{size_text(peak_rss_bytes())} | {completion.finish_reason.value}]"
     )
 
 
@@ -108,7 +109,7 @@ def memory_json(use: MemoryUse) -> dict[str, int | None]:
 
 def memory_line(use: MemoryUse) -> str:
     """``/stats``: what is in memory, and as what."""
-    size = console.size
+    size = size_text
     return (
         f"[resident {size(use.rss)}: {size(use.anonymous)} anonymous, {size(use.model_pages)} of "
         f"the model's file | weights {size(use.weights)}, KV {size(use.kv)}, compute "
@@ -120,8 +121,8 @@ def kv_line(kv: KvStatus) -> str:
     """``/kv``: stage, types, bytes, tokens."""
     return (
         f"stage {kv.stage} of {kv.n_stages} ({kv.schedule}): {kv.types}, "
-        f"{console.size(kv.n_bytes)} for {kv.up_to} tokens, {kv.n_tokens} held; at most "
-        f"{console.size(kv.peak_bytes)} so far"
+        f"{size_text(kv.n_bytes)} for {kv.up_to} tokens, {kv.n_tokens} held; at most "
+        f"{size_text(kv.peak_bytes)} so far"
     )
 
 
@@ -233,7 +234,7 @@ def show_report(report: ConversionReport) -> None:
         errors = (f"{row.stats.rms_error:.2e}", f"{row.stats.max_abs_error:.2e}")
         rows.append(
             (
-                row.role, row.type, str(row.n_tensors), console.size(row.n_bytes),
+                row.role, row.type, str(row.n_tensors), size_text(row.n_bytes),
                 f"{row.bits_per_weight:.2f}", *(errors if report.written else ("", "")),
             )
         )  # fmt: skip
@@ -246,9 +247,9 @@ def show_report(report: ConversionReport) -> None:
     console.notes(report.notes)
     verb = "wrote" if report.written else "would write"
     console.note(
-        f"{verb} {report.output}: {report.architecture} ({report.n_params / 1e6:.1f} M parameters) "
-        f"as {report.type}, {console.size(report.n_bytes)}, {report.bits_per_weight:.2f} bits per "
-        f"weight, {report.seconds:.1f} s, peak RSS {console.size(report.peak_rss_bytes)}"
+        f"{verb} {report.output}: {report.architecture} ({count_text(report.n_params)} parameters) "
+        f"as {report.type}, {size_text(report.n_bytes)}, {report.bits_per_weight:.2f} bits per "
+        f"weight, {report.seconds:.1f} s, peak RSS {size_text(report.peak_rss_bytes)}"
     )
 
 

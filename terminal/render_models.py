@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..sizes import count_text, size_text
 from . import console
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def _cached_json(model: CachedModel) -> dict[str, Any]:
 def show_list(models: ModelList) -> None:
     """``models``: what is in the cache, then the catalog."""
     wide = console.is_wide(_WIDE)
-    size = console.size
+    size = size_text
     if models.cached:
         rows = [
             (
@@ -78,7 +79,7 @@ def show_list(models: ModelList) -> None:
     for listed in models.catalog:
         q8_0, q4_0 = (size(listed.memory(kind)) for kind in _SHOWN_TYPES)
         name = _name(listed.model.id, wide=wide)
-        known.append((name, listed.fits or "no", q4_0, q8_0, _count(listed.n_params)))
+        known.append((name, listed.fits or "no", q4_0, q8_0, count_text(listed.n_params)))
     console.table(("catalog", "fits", "q4_0 needs", "q8_0 needs", "parameters"), known)
     console.answer("")
     console.answer("needs: memory, all in all")
@@ -122,7 +123,7 @@ def _geometry(listed: ListedModel) -> dict[str, int]:
 
 def show_details(details: ModelDetails) -> None:
     """``models show``: the catalog's entry, every type, the files in the cache."""
-    size = console.size
+    size = size_text
     rows: list[tuple[str, str]] = []
     listed = details.listed
     if listed is not None:
@@ -131,7 +132,7 @@ def show_details(details: ModelDetails) -> None:
             ("hub id", ", ".join((model.id, *model.aliases))),
             ("revision", model.revision),
             ("architecture", model.architecture),
-            ("parameters", _count(listed.n_params)),
+            ("parameters", count_text(listed.n_params)),
             *((name.replace("_", "-"), str(n)) for name, n in _geometry(listed).items()),
             ("published as", f"{model.weights}, {model.dtype}"),
             ("draft partner", model.draft or "none"),
@@ -140,7 +141,7 @@ def show_details(details: ModelDetails) -> None:
     elif sound := next((file for file in details.files if file.header), None):
         rows += [
             ("architecture", sound.architecture or "unknown"),
-            ("parameters", _count(sound.n_params or 0)),
+            ("parameters", count_text(sound.n_params or 0)),
             ("context", str(sound.context or "unknown")),
         ]
     if details.cached:
@@ -190,10 +191,6 @@ def _time(file: CachedDetails) -> datetime:
 def _name(title: str, *, wide: bool) -> str:
     """A title, or its last part where there is little room."""
     return title if wide else title.rpartition("/")[2]
-
-
-def _count(n: int) -> str:
-    return f"{n / 1e9:.1f} B" if n >= 1e9 else f"{n / 1e6:.0f} M"
 
 
 def _cache() -> str:

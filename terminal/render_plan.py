@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..runtime.plan.choice import FLOOR, headroom
 from ..runtime.plan.memory_plan import OUTSIDE
+from ..sizes import size_text
 from . import console
 from .render import kernels_json, kernels_text
 
@@ -72,10 +73,10 @@ def show_plan(plan: Plan, *, stderr: bool = False) -> None:
         rows.append(("draft", "weights, cache and buffers" + _times(n), plan.draft))
     if plan.when == OUTSIDE:  # it is in place of the model, not beside it
         rows.append(("before or after", "without the model", plan.beside.passing))
-    cells = [(name, what, console.size(n_bytes)) for name, what, n_bytes in rows]
-    cells.append(("total", plan.when, console.size(plan.total, up=True)))
+    cells = [(name, what, size_text(n_bytes)) for name, what, n_bytes in rows]
+    cells.append(("total", plan.when, size_text(plan.total, up=True)))
     verdict = "fits" if plan.fits else "does not fit"
-    cells.append(("may use", verdict, console.size(plan.limit)))
+    cells.append(("may use", verdict, size_text(plan.limit)))
     console.table((plan.shape.name, "", "size"), cells, left=2, stderr=stderr)
 
 
@@ -91,7 +92,7 @@ def show_answer(answer: PlanAnswer) -> None:
         console.answer("")
         rows = [
             (
-                p.weights.type, console.size(p.weights.n_bytes), console.size(p.total),
+                p.weights.type, size_text(p.weights.n_bytes), size_text(p.total),
                 "yes" if p.fits else "no", _rate(p.tokens_per_s),
             )
             for p in answer.types
@@ -162,7 +163,7 @@ def system_json(report: SystemReport) -> dict[str, Any]:
 
 def show_system(report: SystemReport) -> None:
     """``system``: the machine line by line, then the ranking."""
-    memory, cpu, size = report.memory, report.cpu, console.size
+    memory, cpu, size = report.memory, report.cpu, size_text
     rows = [
         ("memory", f"{size(memory.total)}, {size(memory.available)} available"),
         ("swap", f"{size(memory.swap_total)}, {size(memory.swap_free)} free"),
@@ -211,13 +212,13 @@ def _recommendation(report: SystemReport) -> str:
     if best is None:
         return "none of them fits into this machine's memory"
     kind = best.plan.weights.type
-    room = console.size(headroom(report.memory.usable))
+    room = size_text(headroom(report.memory.usable))
     rule = (
         f"the largest that leaves {room} to other programs and can reach {FLOOR:g} tokens/s"
         if best.fast
         else f"the fastest that fits; none leaves {room} to others and can reach {FLOOR:g} tokens/s"
     )
-    size = console.size(best.plan.total, up=True)
+    size = size_text(best.plan.total, up=True)
     return f"recommended: {best.model.id} as {kind}, {size}: {rule}"
 
 
@@ -245,5 +246,5 @@ def _group(report: SystemReport) -> str:
     group = report.memory.group
     if group is None:
         return "no limit"
-    limit, used = console.size(group.limit), console.size(group.used)
+    limit, used = size_text(group.limit), size_text(group.used)
     return f"{limit}, {used} in use ({group.path})"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from infer_os.convert.errors import OutputError
-from infer_os.convert.locks import locked_in_turn
+from infer_os.convert.output_locks import locked_in_turn
 from infer_os.runtime.chat.session_place import SessionPlace
 from infer_os.runtime.errors import SessionError
 from infer_os.terminal import console, signals

@@ -18,7 +18,7 @@ from published_models import serve
 
 from infer_os.commands.loading import load_engine
 from infer_os.convert.errors import OutputError
-from infer_os.convert.locks import locked
+from infer_os.convert.output_locks import locked
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
 from infer_os.convert.source import HubSource

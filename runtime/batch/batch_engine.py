@@ -22,10 +22,10 @@ from infer_os.native.graph_check import read_model_header
 from infer_os.native.interrupt import interruptible
 from infer_os.native.model import LlamaModel
 from infer_os.native.owner import Owner
+from infer_os.sizes import size_text
 
 from ..plan.memory_plan import MemoryShortage, Plan
 from ..plan.shapes import header_shape
-from ..plan.sizes import size_text
 from ..plan.step_rows import STOCK, UNBOUND
 from ..plan.use import N_BATCH
 from ..prepare import load_model

@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from infer_os.files import lock_handle, new_file
+from infer_os.files import new_file
 from infer_os.finite import finite
+from infer_os.locks import try_lock
 from infer_os.native.owner import Owner
 
 from ..errors import ResultsUnwritten, SettingsError
@@ -121,12 +122,13 @@ class Journal(Owner):
         #: Whether the last answer lacks its line end.
         self._lacks_end = False
         try:
-            self._handle = os.open(self._lines, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            handle = try_lock(self._lines)
         except OSError as error:
             raise SettingsError(f"{self._lines}: cannot be written: {error.strerror}") from None
+        if handle is None:
+            raise SettingsError(f"{self._lines}: another run is writing it")
+        self._handle = handle
         try:
-            if not lock_handle(self._handle):
-                raise SettingsError(f"{self._lines}: another run is writing it")
             if resume:
                 self._size = self._recover()
                 self._begin()

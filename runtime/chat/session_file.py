@@ -27,14 +27,14 @@ import secrets
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from infer_os.files import new_file
+from infer_os.files import new_file, write_file
 from infer_os.native.gguf_file import GgufHeader, read_gguf_header
 from infer_os.native.kv_state import KvFormat, KvGeometry, kv_geometry
 from infer_os.native.library import llama_version
@@ -284,7 +284,9 @@ def _read_key(cache_folder: Path) -> bytes:
     path = cache_folder / "session.key"
     try:
         if not path.exists():
-            _make_key(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # two programs may do this at once: the first one's key stays
+            write_file(path, secrets.token_bytes(_HASH_BYTES), mode=0o600, replace=False)
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             key = file.read(_HASH_BYTES + 1)
@@ -295,19 +297,6 @@ def _read_key(cache_folder: Path) -> bytes:
     if len(key) != _HASH_BYTES:
         raise SessionError(f"{path}: not a key of {_HASH_BYTES} bytes; delete it and all sessions")
     return key
-
-
-def _make_key(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(secrets.token_bytes(_HASH_BYTES))
-        file.flush()
-        os.fsync(file.fileno())
-    # two programs may do this at once: the first link stays
-    with suppress(FileExistsError):
-        os.link(new, path)
-    new.unlink()
 
 
 # ---- writing

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import RLock
 
-from infer_os.files import try_lock
+from infer_os.locks import try_lock
 
 from ..errors import SessionError
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 from infer_os.models.shape import ModelShape, WeightOption
 from infer_os.models.weight_types import RECIPES
+from infer_os.sizes import size_text
 
 from ..errors import SettingsError
 from ..kv.schedule import KvSchedule, KvStage, coarsest_type, schedule_from_budget
 from .memory_plan import Plan, Planner, kv_model
-from .sizes import size_text
 
 #: Types to choose from, the finest first.
 CHOSEN_TYPES = tuple(name for name, recipe in RECIPES.items() if recipe.is_chosen)

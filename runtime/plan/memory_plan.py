@@ -14,10 +14,10 @@ from infer_os.models.graphs import graph_named
 from infer_os.models.shape import ModelShape, WeightOption
 from infer_os.native.kv_state import KvGeometry
 from infer_os.native.layouts import Repacking
+from infer_os.sizes import size_text
 
 from ..errors import RuntimeFailure
 from ..kv.schedule import KvModel, KvSchedule, KvStage, migration_bytes
-from .sizes import size_text
 
 #: Interpreter, libraries and graphs, and what llama.cpp and we keep of each token of a vocabulary;
 #: measured with vocabularies of 50 k and 250 k tokens (docs/memory.md).

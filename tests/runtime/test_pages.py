@@ -42,7 +42,7 @@ def test_what_may_not_be_locked_says_what_to_do(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_lock_that_did_not_happen_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(LockShortage, match=r"only 0\.0 of 5\.0 MB"):
+    with pytest.raises(LockShortage, match=r"only 0 B of 5\.0 MB"):
         check_locked(tmp_path, 5_000_000, locked_bytes())
     assert issubclass(LockShortage, MemoryShortage)
 

@@ -21,8 +21,6 @@ from infer_os.runtime.kv.schedule import (
     schedule_from_budget,
     schedule_from_spec,
 )
-from infer_os.runtime.plan.sizes import parse_size, size_text
-from infer_os.terminal import console
 
 GPTJ = KvModel(KvGeometry(28, 16, 256, 256), n_threads=2)
 BLOOM = KvModel(KvGeometry(30, 32, 128, 128), n_threads=2)
@@ -292,30 +290,3 @@ def test_a_budget_is_for_all_sequences_together() -> None:
     assert schedule == schedule_from_budget(252 * MIB, GPTJ, 2048)[0]
     with pytest.raises(SettingsError, match="of each sequence 1310720: too small"):
         choose_schedule("", 5 * MIB, GPTJ, 2048, 4)
-
-
-# ---- SIZE
-
-
-@pytest.mark.parametrize(
-    ("text", "n_bytes"),
-    [("600M", 600_000_000), ("12G", 12_000_000_000), ("1.5g", 1_500_000_000), ("7", 7),
-     ("2k", 2000), ("1T", 10**12), ("3MiB", 3 * MIB), ("3Mi", 3 * MIB), ("3MB", 3_000_000),
-     ("12GiB", 12 << 30), (" 4K ", 4000), ("94.4 MB", 94_400_000), ("5 B", 5), ("1.5gib", 3 << 29)],
-)  # fmt: skip
-def test_sizes(text: str, n_bytes: int) -> None:
-    assert parse_size("--kv-budget", text) == n_bytes
-
-
-@pytest.mark.parametrize("n_bytes", [94_412_345, 94_400_000, 7_546_522_272, 999_950_001, 10**12])
-def test_a_printed_size_can_be_given_back(n_bytes: int) -> None:
-    """What is needed is printed rounded up: as an option it is enough, and hardly more."""
-    for text in (size_text(n_bytes, up=True), console.size(n_bytes, up=True)):
-        assert n_bytes <= parse_size("--memory", text) <= 1.02 * n_bytes, text
-        assert n_bytes <= parse_size("--memory", text.replace(" ", ""))
-
-
-@pytest.mark.parametrize("text", ["", "M", "0", "0.1", "-1M", "1X", "1 2", "1e9", "1" * 40])
-def test_bad_sizes(text: str) -> None:
-    with pytest.raises(SettingsError, match=r"--kv-budget .*expected a size such as 600M"):
-        parse_size("--kv-budget", text)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from infer_os.convert.errors import OutputError
-from infer_os.convert.locks import locked, locked_in_turn
+from infer_os.convert.output_locks import locked, locked_in_turn
 
 
 def never() -> None:

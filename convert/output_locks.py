@@ -1,4 +1,4 @@
-"""Lock a file against other processes."""
+"""Lock outputs and places of the cache: refusals and failures as errors of a conversion."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from infer_os.files import lock_in_turn, open_lock, try_lock
+from infer_os.locks import try_lock, wait_for_lock
 
 from .errors import OutputError
 
@@ -55,7 +55,8 @@ def locked_in_turn(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     failures = 0
     while True:
         try:
-            handle = _taken(path, on_wait)
+            make_folder(path.parent)
+            handle = wait_for_lock(path, on_wait)
         except FileNotFoundError as error:
             # the folder went in between; or there can never be such a file, as behind a dangling
             # link
@@ -65,31 +66,13 @@ def locked_in_turn(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
             continue
         except OSError as error:
             raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
-        if handle is None:
+        if handle is None:  # its holder removed it while this process waited
             continue
         try:
             yield
             return
         finally:
             os.close(handle)
-
-
-def _taken(path: Path, on_wait: Callable[[], None]) -> int | None:
-    """The handle of the locked file; None if its holder removed it while this process waited."""
-    make_folder(path.parent)
-    handle = try_lock(path)
-    if handle is not None:
-        return handle
-    waiting = open_lock(path)
-    try:
-        on_wait()
-        if lock_in_turn(path, waiting):
-            return waiting
-    except BaseException:
-        os.close(waiting)
-        raise
-    os.close(waiting)
-    return None
 
 
 def make_folder(folder: Path) -> None:

@@ -1,0 +1,40 @@
+"""Sizes and counts as people write and read them: ``600M`` is 600 million bytes.
+
+One convention for options and output, the SI's: k, M, G and T are powers of 1000, as on disks, so
+that a printed size given back as an option means the same. Powers of 1024 have an i (IEC 80000-13):
+``12GiB`` is 12 · 1024³. JSON has bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*(?:([KMGT])(i?))?B?", re.IGNORECASE)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+#: From so many bytes on: the unit, and digits behind the point.
+_UNITS = ((10**9, "GB", 2), (10**6, "MB", 1), (10**3, "kB", 1), (1, "B", 0))
+
+
+def read_size(text: str) -> int | None:
+    """Bytes, at least one; None for what is no size."""
+    found = _SIZE.fullmatch(text.strip())
+    if not found:
+        return None
+    unit = 1024 if found[3] else 1000
+    # rounded: 94.4 MB is not a byte less because of how floats are stored
+    return round(float(found[1]) * unit ** _POWERS[(found[2] or "").upper()]) or None
+
+
+def size_text(n_bytes: float, *, up: bool = False) -> str:
+    """Bytes for people: 14.7 MB, 7.58 GB. ``up`` rounds up, for what must fit when given back."""
+    scale, unit, digits = next((u for u in _UNITS if n_bytes >= u[0]), _UNITS[-1])
+    value = n_bytes / scale
+    if up:
+        value = math.ceil(value * 10**digits) / 10**digits
+    return f"{value:.{digits}f} {unit}"
+
+
+def count_text(n: int) -> str:
+    """How many parameters, for people: 124.4 M, 6.05 B."""
+    return f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.1f} M"

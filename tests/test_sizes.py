@@ -1,0 +1,58 @@
+"""SIZE: what is read, and that what is printed means the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from infer_os.commands.groups import size_option
+from infer_os.runtime.errors import SettingsError
+from infer_os.sizes import count_text, read_size, size_text
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [("600M", 600_000_000), ("12G", 12_000_000_000), ("1.5g", 1_500_000_000), ("7", 7),
+     ("2k", 2000), ("1T", 10**12), ("3MiB", 3 * MIB), ("3Mi", 3 * MIB), ("3MB", 3_000_000),
+     ("12GiB", 12 << 30), (" 4K ", 4000), ("94.4 MB", 94_400_000), ("5 B", 5), ("1.5gib", 3 << 29)],
+)  # fmt: skip
+def test_sizes(text: str, n_bytes: int) -> None:
+    assert read_size(text) == size_option("--kv-budget", text) == n_bytes
+
+
+@pytest.mark.parametrize(
+    "n_bytes", [1, 999, 12_345, 94_412_345, 94_400_000, 7_546_522_272, 999_950_001, 10**12]
+)
+def test_a_printed_size_can_be_given_back(n_bytes: int) -> None:
+    """What is needed is printed rounded up: as an option it is enough, and hardly more."""
+    text = size_text(n_bytes, up=True)
+    assert n_bytes <= (read_size(text) or 0) <= 1.02 * n_bytes, text
+    assert n_bytes <= (read_size(text.replace(" ", "")) or 0)
+
+
+@pytest.mark.parametrize("text", ["M", "0", "0.1", "-1M", "1X", "1 2", "1e9", "1" * 40])
+def test_bad_sizes(text: str) -> None:
+    assert read_size(text) is None
+    with pytest.raises(SettingsError, match=r"--kv-budget .*expected a size such as 600M"):
+        size_option("--kv-budget", text)
+
+
+def test_no_size() -> None:
+    assert read_size("") is None
+    assert size_option("--memory", "") == 0
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text", "up"),
+    [(0, "0 B", "0 B"), (999, "999 B", "999 B"), (1540, "1.5 kB", "1.6 kB"),
+     (14_720_000, "14.7 MB", "14.8 MB"), (7_573_000_000, "7.57 GB", "7.58 GB")],
+)  # fmt: skip
+def test_printed_sizes(n_bytes: int, text: str, up: str) -> None:
+    assert (size_text(n_bytes), size_text(n_bytes, up=True)) == (text, up)
+
+
+def test_printed_counts() -> None:
+    assert [count_text(n) for n in (5_800_000, 124_439_808, 6_050_882_784)] == [
+        "5.8 M", "124.4 M", "6.05 B",
+    ]  # fmt: skip
