@@ -1,5 +1,19 @@
-# `make demo` and `make test` set everything up in .venv on the first call; later calls reuse it.
 # Needed: Python 3.10 or newer with venv, a C++ compiler, make. Everything else comes from PyPI.
+# Any target sets up what it needs in .venv on the first call; later calls reuse it.
+#
+#   make demo             the tour: convert the bundled model, run it, talk to it
+#   make check            while working and before a commit: lint, types and the fast tests
+#   make test             all tests
+#   make lint, types      ruff and its format; mypy, strictly
+#   make fast             the tests that are not in tests/slow_tests.txt
+#
+#   make fuzz             everything that reads a stranger's bytes (fuzz-python, fuzz-native)
+#   make sanitize         our kernels under the address and undefined-behaviour sanitizers
+#   make arm-check        our kernels for arm64, run by qemu
+#   make reference-check  fresh random checkpoints against torch and transformers
+#   make wheel            dist/*.whl
+#   make fresh-check      the wheel, in an empty environment and folder
+#   make clean            removes what these made
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -11,13 +25,20 @@ CXX_SOURCES := $(wildcard $(foreach folder,native/src native/src/kernels tests/n
 # what an editable install compiles or records; Python sources are used in place
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard native/src/*.cpp native/src/*.h native/src/*/*)
 
-.PHONY: demo test lint format types fuzz fuzz-python fuzz-native sanitize arm-check reference-check wheel fresh-check clean
+.PHONY: demo check test fast lint format types fuzz fuzz-python fuzz-native sanitize arm-check reference-check wheel fresh-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/infer-os demo
 
+# the tests on one core, lint and types on another
+check: $(VENV)/.installed-lint
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target fast lint types
+
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+fast: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -m "not slow"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

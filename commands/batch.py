@@ -54,7 +54,7 @@ def batch(
     Example: infer-os batch model.gguf -i prompts.jsonl -o answers.jsonl --resume
     """  # fmt: skip
     from ..native.errors import Interrupted
-    from ..runtime.batch.journal import Journal, check_output
+    from ..runtime.batch.journal import Journal, check_results
     from ..runtime.batch.stopping import Stop
 
     if output == _STREAM:
@@ -62,7 +62,7 @@ def batch(
             option = "--resume" if resume else "--force"
             raise _settings_error(f"{option} has no effect without an --output file")
     else:
-        check_output(output, resume=resume, force=force, source=input)
+        check_results(output, resume=resume, force=force, source=input)
     settings = _with_extras(settings, batch_settings, (input, output))
     with ExitStack() as stack:
         stop = stack.enter_context(Stop())
@@ -119,12 +119,12 @@ def _settings_error(text: str) -> Exception:
 
 
 def _open_input(path: Path, stop: Stop) -> tuple[Iterator[Any], int | None]:
-    from ..runtime.batch.reading import count_records, read_stream, read_values
+    from ..runtime.batch.reading import count_records, read_pipe, read_values
 
     if path == _STREAM:
         if console.stdin_is_terminal():
             raise _settings_error("no records: give --input FILE, or pipe them in")
-        return read_stream(console.stdin_stream(), stop), None
+        return read_pipe(console.stdin_stream(), stop), None
     return read_values(path, stop), count_records(path)
 
 

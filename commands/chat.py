@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
+from ..runtime.settings import (
+    EngineSettings,
+    SamplingSettings,
+    StopSettings,
+)
 from ..store.resolve import ModelWish
 from ..terminal import console
 from .groups import grouped

@@ -6,6 +6,7 @@ is loaded.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ def constraint_texts(values: Mapping[str, str | None]) -> dict[str, Any]:
         if not value:
             raise SettingsError(f"{where}: is empty")
         if not _is_text(kind, value):
+            if kind == "json_schema" and (what := _other_json(value)):
+                raise SettingsError(f"{where} {value}: {what}; a schema is a JSON object")
             where, text = value, file_text(Path(value))
             if not text.strip():
                 raise SettingsError(f"{where}: is empty")
@@ -54,6 +57,18 @@ def _is_text(kind: str, value: str) -> bool:
     if kind == "json_schema":
         return value.lstrip().startswith("{") or value.strip() in ("true", "false")
     return kind == "regex" or "::=" in value
+
+
+def _other_json(value: str) -> str:
+    """What JSON a text is that is no object, and names no file; empty for none."""
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return ""
+    if Path(value).exists():
+        return ""
+    kinds = {list: "a list", str: "a text", type(None): "null"}
+    return f"this is {kinds.get(type(found), 'a number')}"
 
 
 def file_text(file: Path) -> str:

@@ -13,6 +13,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from infer_os.json_text import json_fault
+
 from .errors import FileFormatError
 
 # a config, index or tokenizer settings file is never larger; tokenizer.json says its own limit
@@ -117,13 +119,3 @@ def parse_object(path: Path | str, data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FileFormatError(f"{path}: expected a JSON object")
     return value
-
-
-def json_fault(error: Exception) -> str:
-    """Why text is no JSON, in a user's words."""
-    if isinstance(error, RecursionError):
-        return "it is nested too deep"
-    if isinstance(error, json.JSONDecodeError):
-        return str(error)
-    # Python's own limit on digits; its text is advice to programmers
-    return "a number has thousands of digits" if "digits" in str(error) else str(error)

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infer_os.json_text import json_fault
+
 from .errors import FileFormatError
-from .plain_file import decode, json_fault, refuse_pointer
+from .plain_file import decode, refuse_pointer
 from .tensors import MappedFile, StoredTensor, dtype_named
 
 # the reference implementation's bound on the header

@@ -37,7 +37,7 @@ from .quality import (
     check_schedules,
     check_vocabularies,
     measure_quality,
-    read_tokens,
+    text_tokens,
 )
 from .rows import make_place, make_rows
 
@@ -104,7 +104,7 @@ def run_eval(request: EvalRequest, command: str, output: Output) -> BenchResult:
             notes = tuple(dict.fromkeys((*notes, *said)))
             if reference is not None:
                 check_vocabularies(reference, candidate.path)
-            tokens = read_tokens(candidate.path, text, request.settings)
+            tokens = text_tokens(candidate.path, text, request.settings)
             found += measure_quality(
                 candidate, reference, schedules, tokens, request.settings, output.steps
             )

@@ -28,9 +28,10 @@ from infer_os.native.scoring import (
     evaluate_perplexity,
     score_rows,
 )
-from infer_os.runtime.engine import LlamaEngine, kv_model
+from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.errors import BenchError, SettingsError
 from infer_os.runtime.kv.schedule import KvSchedule, schedule_from_spec
+from infer_os.runtime.plan.shapes import header_kv_model
 from infer_os.runtime.settings import MOST_THREADS, EngineSettings
 
 from .rows import Label, Measurement
@@ -89,7 +90,7 @@ def check_schedules(
     schedules: dict[str, KvSchedule] = {}
     notes: list[str] = []
     for kv in kvs:
-        schedule, said = schedule_from_spec(kv, kv_model(header, 1), window)
+        schedule, said = schedule_from_spec(kv, header_kv_model(header, 1), window)
         if schedule.n_ctx < window:
             raise SettingsError(
                 f"--kv {kv}: it ends at {schedule.n_ctx} tokens, a window has {window}; let its "
@@ -124,7 +125,7 @@ def check_vocabularies(reference: Path, candidate: Path) -> None:
             )
 
 
-def read_tokens(path: Path, text: str, settings: QualitySettings) -> list[int]:
+def text_tokens(path: Path, text: str, settings: QualitySettings) -> list[int]:
     """The text as tokens of a file's vocabulary.
 
     Raises:
@@ -162,7 +163,9 @@ def measure_quality(
         if len(schedule.stages) > 1:
             result = _staged(candidate.path, reference, kv, tokens, settings, progress)
         else:
-            result = _whole(candidate.path, reference, schedule, tokens, settings, progress)
+            result = _measure_unstaged(
+                candidate.path, reference, schedule, tokens, settings, progress
+            )
         found += _figures(result, (*label, ("kv", kv)))
     return found
 
@@ -186,7 +189,7 @@ def _figures(
     return found
 
 
-def _whole(
+def _measure_unstaged(
     path: Path,
     reference: Path | None,
     schedule: KvSchedule,

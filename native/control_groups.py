@@ -15,7 +15,7 @@ def own_groups(controller: str, root: Path) -> Iterator[tuple[int, Path]]:
     Each group comes with all that contain it, whose limits hold as well. ``root`` stands in for
     ``/``; folders need not exist.
     """
-    for line in read_text(root / "proc/self/cgroup").splitlines():
+    for line in kernel_text(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         mounts: tuple[str, ...]
@@ -32,7 +32,7 @@ def own_groups(controller: str, root: Path) -> Iterator[tuple[int, Path]]:
                 yield version, root / mount / folder
 
 
-def read_text(path: Path) -> str:
+def kernel_text(path: Path) -> str:
     """The text of one of the kernel's files; empty if there is none."""
     try:
         return path.read_text()

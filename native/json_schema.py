@@ -71,7 +71,7 @@ def read_schema(text: str) -> dict[str, Any]:
         )
     try:
         schema = json.loads(
-            text, parse_constant=_no_number, parse_int=_whole, parse_float=_fraction,
+            text, parse_constant=_no_number, parse_int=_integer, parse_float=_fraction,
             object_pairs_hook=_object,
         )  # fmt: skip
     except RecursionError:
@@ -105,7 +105,7 @@ def _fraction(digits: str) -> float:
     return value
 
 
-def _whole(digits: str) -> int:
+def _integer(digits: str) -> int:
     # a longer one is not even read as a whole number by Python
     _fraction(digits)
     return int(digits)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .control_groups import own_groups, read_text
+from .control_groups import kernel_text, own_groups
 
 _ROOT = Path("/")
 
@@ -32,7 +32,7 @@ def processors_left(root: Path = _ROOT) -> int | None:
     What counts are the tasks that run or wait for a processor, on the whole machine
     (``/proc/loadavg``, https://docs.kernel.org/filesystems/proc.html), without our own.
     """
-    fields = read_text(root / "proc/loadavg").split()
+    fields = kernel_text(root / "proc/loadavg").split()
     running, slash, _ = fields[3].partition("/") if len(fields) > 3 else ("", "", "")
     if not slash or not running.isdigit():
         return None
@@ -45,23 +45,23 @@ def _own_running(root: Path) -> int:
     count = 0
     for status in (root / "proc/self/task").glob("*/stat"):
         # the name, in parentheses, may hold blanks
-        state = read_text(status).rpartition(")")[2].split()[:1]
+        state = kernel_text(status).rpartition(")")[2].split()[:1]
         count += state == ["R"]
     return max(1, count)
 
 
 def _siblings(processor: int, root: Path) -> str:
     topology = root / f"sys/devices/system/cpu/cpu{processor}/topology"
-    return read_text(topology / "thread_siblings_list").strip() or str(processor)
+    return kernel_text(topology / "thread_siblings_list").strip() or str(processor)
 
 
 def _quota(version: int, folder: Path) -> float | None:
     """Processors' worth of time that a group may use; None without a limit."""
     if version == 2:
-        quota, _, period = read_text(folder / "cpu.max").strip().partition(" ")
+        quota, _, period = kernel_text(folder / "cpu.max").strip().partition(" ")
     else:
-        quota = read_text(folder / "cpu.cfs_quota_us").strip()  # -1 without a limit
-        period = read_text(folder / "cpu.cfs_period_us").strip()
+        quota = kernel_text(folder / "cpu.cfs_quota_us").strip()  # -1 without a limit
+        period = kernel_text(folder / "cpu.cfs_period_us").strip()
     if not quota.isdigit() or not period.isdigit() or int(period) == 0:
         return None
     return int(quota) / int(period)

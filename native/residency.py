@@ -83,8 +83,20 @@ def peak_rss_bytes() -> int:
     """Largest resident set of this process so far, mapped file pages included."""
     # getrusage counts what the parent held when it started this process, VmHWM does not
     with suppress(OSError):
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+        if held := status_number("VmHWM"):
+            return held * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def status_number(key: str, base: int = 10) -> int:
+    """A number of /proc/self/status, as of ``VmLck`` in KiB; 0 where that has no such line.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    for line in _STATUS.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0], base)
+    return 0

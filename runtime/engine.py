@@ -15,21 +15,19 @@ from numpy.typing import NDArray
 
 from infer_os.locks import in_use
 from infer_os.models.catalog import style_for
-from infer_os.models.graphs import graph_named
-from infer_os.models.rotation import ROTATION_KEY
 from infer_os.native.context import Context
 from infer_os.native.errors import Interrupted, StateError
-from infer_os.native.gguf_file import GgufHeader
 from infer_os.native.graph_check import read_model_header
-from infer_os.native.kv_state import KvFormat, kv_geometry
+from infer_os.native.kv_state import KvFormat
 from infer_os.native.owner import Owner
 
 from .errors import PromptError
 from .interface import EngineInfo, shared_prefix
-from .kv.schedule import KvModel, cells_for
+from .kv.schedule import cells_for
 from .kv.staged import FAILED, INTERRUPTED, RELEASED, KvStatus, SavedRows, StagedCache
 from .memory import MemoryUse, read_memory_use
 from .pages import drop_pages
+from .plan.shapes import header_kv_model
 from .prepare import load_model, plan_file
 from .sampler import LlamaFilter, LlamaSampler, Sampler
 from .settings import MOST_GUESSES, EngineSettings, SamplingSettings
@@ -76,7 +74,7 @@ class LlamaEngine(Owner):
             ModelLoadError: llama.cpp refuses it.
         """
         header = read_model_header(path)
-        kv = kv_model(header, settings.n_threads)
+        kv = header_kv_model(header, settings.n_threads)
         plan, notes = plan_file(header, settings, draft)
         with ExitStack() as stack:
             stack.enter_context(in_use(path))
@@ -296,14 +294,3 @@ def _drop_pages(path: Path) -> None:
     # a file that was deleted meanwhile has no pages to give back
     with suppress(OSError):
         drop_pages(path)
-
-
-def kv_model(header: GgufHeader, n_threads: int) -> KvModel:
-    """What a KV schedule needs to know about a file's model."""
-    return KvModel(
-        kv_geometry(header),
-        # weights that rotate the rows themselves
-        rotates=ROTATION_KEY not in header.metadata,
-        flash_attention=graph_named(header.architecture).flash_attention,
-        n_threads=n_threads,
-    )

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from infer_os.native.residency import resident_bytes, tells_residency
+from infer_os.native.residency import resident_bytes, status_number, tells_residency
 from infer_os.sizes import size_text
 
 from .plan.memory_plan import LockShortage
@@ -27,7 +27,6 @@ from .plan.memory_plan import LockShortage
 _CHUNK = 16 << 20
 _READERS = 4
 _CAP_IPC_LOCK = 14  # linux/capability.h
-_STATUS = Path("/proc/self/status")
 #: Of what is to be locked, so much may be missing: the file's header is not mapped.
 _LOCKED_SHARE = 0.98
 
@@ -147,16 +146,8 @@ def check_locked(path: Path, n_bytes: int, before: int) -> None:
 
 def locked_bytes() -> int:
     """Bytes that this process has locked (VmLck)."""
-    return _status_number("VmLck", 10) * 1024
+    return status_number("VmLck") * 1024
 
 
 def _may_lock_anything() -> bool:
-    return bool(_status_number("CapEff", 16) >> _CAP_IPC_LOCK & 1)
-
-
-def _status_number(key: str, base: int) -> int:
-    for line in _STATUS.read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == key:
-            return int(value.split()[0], base)
-    return 0
+    return bool(status_number("CapEff", 16) >> _CAP_IPC_LOCK & 1)

@@ -279,6 +279,10 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         check_fields(self, _ENGINE, SettingsError)
+        if self.kv.lower() not in ("", "auto"):
+            from .kv.schedule import parse_spec  # settings alone load no C
+
+            parse_spec(self.kv)
         for option, given in (("--prefetch", self.prefetch), ("--drop-pages", self.drop_pages)):
             if given and self.load == "direct":
                 raise SettingsError(
@@ -329,7 +333,7 @@ class StopSettings:
         return sys.maxsize if self.max_tokens == NO_LIMIT else self.max_tokens
 
 
-#: What is usual where replies are drawn, and not texts continued.
+#: How a conversation is drawn, and how long a reply may be, where nothing else is asked for.
 CHAT_SAMPLING = SamplingSettings(repeat_penalty=1.1)
 CHAT_STOPS = StopSettings(256)
 

@@ -11,7 +11,6 @@ nowhere to report it.
 from __future__ import annotations
 
 import json
-import math
 import os
 import select
 import shutil
@@ -23,8 +22,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
 
 from ..errors import Error
-from ..finite import finite
-from .folding import fitting_columns, folded
+from ..json_text import finite
+from .folding import fitting_columns, folded_table
 from .harmless import escaped, harmless, printable
 
 if TYPE_CHECKING:
@@ -156,7 +155,7 @@ def table(
         width = shutil.get_terminal_size().columns
         n_kept = fitting_columns(columns, rows, left, width)
         if n_kept < len(columns):
-            lines = folded(columns, rows, left, n_kept, width)
+            lines = folded_table(columns, rows, left, n_kept, width)
             (note if stderr else answer)("\n".join(lines))
             return
     from rich.box import SIMPLE

@@ -32,7 +32,7 @@ def fitting_columns(
     return min(n_kept, len(columns) - 1)
 
 
-def folded(
+def folded_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], left: int, n_kept: int, width: int
 ) -> list[str]:
     """A table's lines: of each row the first columns, then the others with their names."""

@@ -142,7 +142,7 @@ def _terminal(
 
     def ask(prompt: str) -> str:
         try:
-            line = _whole(str(session.prompt(prompt)))
+            line = _encodable(str(session.prompt(prompt)))
         except EOFError:
             raise _Ended from None
         lines.append(line)
@@ -155,7 +155,7 @@ def _terminal(
     return ask, remember
 
 
-def _whole(text: str) -> str:
+def _encodable(text: str) -> str:
     """The text without the halves of characters that a terminal may send."""
     return text.encode("utf-8", "replace").decode()
 
@@ -270,7 +270,7 @@ def _open_history(path: Path) -> Entries:
             # a full disk is no reason to end a conversation, nor is (in older prompt_toolkits) half
             # a character
             with suppress(OSError):
-                super().store_string(_whole(string))
+                super().store_string(_encodable(string))
 
     class InMemory(Whole, InMemoryHistory):
         pass

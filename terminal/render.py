@@ -229,19 +229,19 @@ def report_json(report: ConversionReport) -> dict[str, Any]:
 
 def show_report(report: ConversionReport) -> None:
     """``convert``: the table of tensor classes, notes, totals."""
-    rows = []
-    for row in report.classes:
-        errors = (f"{row.stats.rms_error:.2e}", f"{row.stats.max_abs_error:.2e}")
-        rows.append(
-            (
-                row.role, row.type, str(row.n_tensors), size_text(row.n_bytes),
-                f"{row.bits_per_weight:.2f}", *(errors if report.written else ("", "")),
-            )
-        )  # fmt: skip
-    console.table(
-        ("tensors", "type", "count", "size", "bits", "RMS error", "max error"), rows,
-        left=2, stderr=True,
-    )  # fmt: skip
+    columns = ["tensors", "type", "count", "size", "bits"]
+    rows = [
+        [
+            row.role, row.type, str(row.n_tensors), size_text(row.n_bytes),
+            f"{row.bits_per_weight:.2f}",
+        ]
+        for row in report.classes
+    ]  # fmt: skip
+    if report.written:  # a dry run has no errors to show
+        columns += ["RMS error", "max error"]
+        for cells, row in zip(rows, report.classes, strict=True):
+            cells += [f"{row.stats.rms_error:.2e}", f"{row.stats.max_abs_error:.2e}"]
+    console.table(columns, rows, left=2, stderr=True)
     if report.calibration is not None:
         _show_calibration(report.calibration)
     console.notes(report.notes)

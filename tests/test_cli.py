@@ -301,6 +301,9 @@ def test_convert_dry_run_writes_nothing(run: Cli, tmp_path: Path) -> None:
     assert result.code == 0
     assert "would write" in result.err
     assert list(tmp_path.iterdir()) == []
+    # there are no errors yet: a table without those columns
+    assert "bits" in result.err
+    assert "error" not in result.err
 
 
 def test_inspect_json(run: Cli, converted: Converter) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from infer_os.files import new_file
-from infer_os.finite import finite
+from infer_os.json_text import finite
 from infer_os.locks import try_lock
 from infer_os.native.owner import Owner
 
@@ -54,7 +54,7 @@ def key_of(result: Result) -> DoneKey:
     return (None, result.line) if result.error is not None else (result.id, result.index or 0)
 
 
-def check_output(path: Path, *, resume: bool, force: bool, source: Path | None = None) -> None:
+def check_results(path: Path, *, resume: bool, force: bool, source: Path | None = None) -> None:
     """See that an output may be written; nothing is created. ``source`` is the input's file.
 
     Raises:

@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from infer_os.json_text import json_fault
+
 from ..errors import SettingsError
 
 #: Bytes of a record: more than the largest context (1048576 tokens) of long tokens has.
@@ -152,17 +154,6 @@ def parse_json(text: str) -> Any:
         return json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise JsonError(json_fault(error)) from None
-
-
-def json_fault(error: Exception) -> str:
-    """Why text is no JSON, in a line without advice to programmers."""
-    if isinstance(error, JsonError):
-        return str(error)
-    if isinstance(error, RecursionError):
-        return "it is nested too deep"
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at character {error.pos + 1}"
-    return "a number with thousands of digits" if "digits" in str(error) else str(error)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

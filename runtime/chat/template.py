@@ -59,7 +59,7 @@ class TemplateFrame:
         asked = Conversation(_ASKED, True)
         headed = Conversation((Message("system", "Be kind."), _ASKED[0]), True)
         first, with_system = self._render([asked, headed])
-        rendering = _whole(first)
+        rendering = _rendered(first)
         self._check_shown(asked, rendering, (2,))
         self.stops, self.ends = self._closing(asked, rendering)
         self.merges_system = not self._takes_system(headed, with_system)
@@ -77,7 +77,7 @@ class TemplateFrame:
         if messages[0].role == "system" and self.merges_system:
             messages = _merged(messages[0].content, messages[1:])
         asked = Conversation(tuple(messages), True)
-        rendering = _whole(self._render([asked])[0])
+        rendering = _rendered(self._render([asked])[0])
         self._check_shown(asked, rendering, range(len(messages)))
         return self._tokenizer.encode(map(_piece, rendering.runs), again=False)
 
@@ -140,7 +140,7 @@ class TemplateFrame:
         first, *earlier = self._render([whole, *(Conversation(m, True) for m in missing)])
         for messages, lead in zip(missing, earlier, strict=True):
             self._leads[messages] = _behind_last(lead, len(messages) - 1)
-        rendering = _whole(first)
+        rendering = _rendered(first)
         if whole.asks:
             self._leads[whole.messages] = _behind_last(rendering, len(whole.messages) - 1)
         return rendering
@@ -197,7 +197,7 @@ class TemplateFrame:
         return (), frozenset([self._tokenizer.special_token(special)] if special else ())
 
 
-def _whole(rendering: Rendering | TemplateFailure) -> Rendering:
+def _rendered(rendering: Rendering | TemplateFailure) -> Rendering:
     """A rendering; raises the failure that took its place."""
     if isinstance(rendering, TemplateFailure):
         raise rendering

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from infer_os.files import write_file
-from infer_os.native.control_groups import read_text
+from infer_os.native.control_groups import kernel_text
 from infer_os.native.cpu import read_bandwidth
 
 from .machine import Cpu, Memory
@@ -113,7 +113,7 @@ def machine_fingerprint(cpu: Cpu, memory: Memory) -> str:
 
 def running_machine(cpu: Cpu, memory: Memory, root: Path = Path("/")) -> str:
     """The machine as it runs now: with its kernel, since it was started."""
-    boot = read_text(root / "proc/sys/kernel/random/boot_id").strip()
+    boot = kernel_text(root / "proc/sys/kernel/random/boot_id").strip()
     return f"{machine_fingerprint(cpu, memory)} {platform.release()} {boot}"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from infer_os.native.control_groups import own_groups, read_text
+from infer_os.native.control_groups import kernel_text, own_groups
 from infer_os.native.cpu import used_features
 from infer_os.native.processors import usable_cores
 
@@ -125,12 +125,12 @@ def _groups(root: Path) -> Iterator[ControlGroup]:
 
 
 def _group(folder: Path, name: str, files: tuple[str, str, str]) -> ControlGroup | None:
-    limit = read_text(folder / files[0]).strip()
+    limit = kernel_text(folder / files[0]).strip()
     if not limit.isdigit():
         return None
-    used = read_text(folder / files[1]).strip()
+    used = kernel_text(folder / files[1]).strip()
     droppable = 0
-    for line in read_text(folder / "memory.stat").splitlines():
+    for line in kernel_text(folder / "memory.stat").splitlines():
         key, _, value = line.partition(" ")
         if key == files[2] and value.isdigit():
             droppable = int(value)
@@ -141,7 +141,7 @@ def _group(folder: Path, name: str, files: tuple[str, str, str]) -> ControlGroup
 def read_cpu(root: Path = _ROOT) -> Cpu:
     """The processors."""
     model, sockets = "", set()
-    for line in read_text(root / "proc/cpuinfo").splitlines():
+    for line in kernel_text(root / "proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "model name" and not model:
             model = value.strip()
@@ -157,7 +157,7 @@ def read_extensions(root: Path = _ROOT) -> Extensions:
     """What llama.cpp uses, from its own report, and what the kernel says there is besides."""
     used = used_features()
     flags: set[str] = set()
-    for line in read_text(root / "proc/cpuinfo").splitlines():
+    for line in kernel_text(root / "proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
             flags.update(value.split())

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
-from infer_os.models.graphs import is_parallel
+from infer_os.models.graphs import graph_named, is_parallel
 from infer_os.models.rotation import ROTATION_KEY
 from infer_os.models.shape import ModelShape, SizedTensor, WeightOption, weight_option
 from infer_os.models.weight_types import RECIPES
 from infer_os.native.constraint import count_places
 from infer_os.native.gguf_file import GgufHeader
 from infer_os.native.kv_state import kv_geometry
+
+from ..kv.schedule import KvModel
 
 _TEMPLATE_KEY, _TOKENS_KEY = "tokenizer.chat_template", "tokenizer.ggml.tokens"
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
@@ -44,11 +46,30 @@ def header_shape(header: GgufHeader, *, constrained: bool = False) -> ModelShape
         n_ctx_train=header.count("context_length", 2048),
         parallel=is_parallel(header.architecture, stated),
         options=(_weights(header),),
-        rotates=ROTATION_KEY not in header.metadata,
+        rotates=_rotates(header),
         is_file=True,
         has_template=bool(header.metadata.get(_TEMPLATE_KEY)),
         n_places=count_places(header.metadata.get(_TOKENS_KEY, ())) if constrained else 0,
     )
+
+
+def header_kv_model(header: GgufHeader, n_threads: int) -> KvModel:
+    """What a KV schedule needs to know of a file's model.
+
+    Raises:
+        GgufError: a size in the header that is no number.
+    """
+    return KvModel(
+        kv_geometry(header),
+        rotates=_rotates(header),
+        flash_attention=graph_named(header.architecture).flash_attention,
+        n_threads=n_threads,
+    )
+
+
+def _rotates(header: GgufHeader) -> bool:
+    """Whether llama.cpp may rotate a quantized cache; the weights may do that themselves."""
+    return ROTATION_KEY not in header.metadata
 
 
 def _vocabulary(header: GgufHeader) -> int:

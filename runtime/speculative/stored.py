@@ -65,7 +65,7 @@ def cost_store(folder: Path, model: Path, settings: EngineSettings) -> CostStore
     stat = model.stat()
     text = json.dumps([
         machine_fingerprint(read_cpu(), read_memory()), str(model.resolve()), stat.st_size,
-        stat.st_mtime_ns, settings.load, settings.n_threads, settings.kv, settings.draft_max,
-        kernel_status(settings.native).variant,
+        stat.st_mtime_ns, settings.load, settings.n_threads, settings.kv, settings.kv_budget,
+        settings.draft_max, kernel_status(settings.native).variant,
     ])  # fmt: skip
     return CostStore(folder, hashlib.sha256(text.encode()).hexdigest()[:32])

@@ -389,7 +389,9 @@ MOMENTS = {
         "hub_checkpoint.HubCheckpoint.drop = lambda *a: os._exit(9)"
     ),
     "before the output has its name": "gguf_writer.os.replace = lambda *a: os._exit(9)",
-    "after the output has its name": "gguf_writer.sync_folder = lambda *a: os._exit(9)",
+    "after the output has its name": (
+        "real = gguf_writer.take_name\ngguf_writer.take_name = lambda *a: (real(*a), os._exit(9))"
+    ),
 }
 
 

@@ -107,7 +107,7 @@ def test_a_disk_that_is_too_small_is_refused_before_writing(
         return os.statvfs_result(values)
 
     monkeypatch.setattr(os, "statvfs", small)
-    with pytest.raises(OutputError, match=r"the disk is too full: the file needs .* MB"):
+    with pytest.raises(OutputError, match=r"the disk is too full: the file needs .* kB"):
         convert(ConvertSettings(PARALLEL, folder / "m.gguf"))
     assert list(folder.iterdir()) == []
 

@@ -35,7 +35,7 @@ from infer_os.native.kv_state import KvFormat, KvGeometry, read_layout, reencode
 from infer_os.native.text_rules import read_text_rules
 from infer_os.native.unigram_tokenizer import CharsMap, check_unigram
 from infer_os.runtime.batch.journal import Journal
-from infer_os.runtime.batch.reading import read_stream, read_values
+from infer_os.runtime.batch.reading import read_pipe, read_values
 from infer_os.runtime.batch.records import BadRecord, RecordParser
 from infer_os.runtime.errors import RuntimeFailure
 from infer_os.runtime.settings import SamplingSettings, StopSettings
@@ -375,7 +375,7 @@ TARGETS: dict[str, Target] = {
     "sentencepiece": Target(_read_sentencepiece, _sentencepiece_seeds, _CONVERT),
     "charsmap": Target(_read_charsmap, _charsmap_seeds, (ValueError,)),
     "records": Target(
-        lambda data, _: _parse(read_stream(io.BytesIO(data))), lambda: _RECORDS, _RUNTIME
+        lambda data, _: _parse(read_pipe(io.BytesIO(data))), lambda: _RECORDS, _RUNTIME
     ),
     "table": Target(
         lambda data, folder: _parse(read_values(_file(folder, "in.csv", data))), lambda: _TABLES,

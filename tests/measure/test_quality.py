@@ -15,7 +15,7 @@ from infer_os.measure.quality import (
     check_schedules,
     check_vocabularies,
     measure_quality,
-    read_tokens,
+    text_tokens,
 )
 from infer_os.measure.rows import Row, make_rows, select
 from infer_os.native.errors import EvaluateError
@@ -105,7 +105,7 @@ def test_another_vocabulary_is_refused(converted: Converter, tmp_path: Path) -> 
 
 def test_a_short_text_is_refused(converted: Converter) -> None:
     with pytest.raises(EvaluateError, match=r"too short: .* do not fill a window of 32"):
-        read_tokens(converted(), "few words", SETTINGS)
+        text_tokens(converted(), "few words", SETTINGS)
 
 
 @pytest.mark.parametrize(

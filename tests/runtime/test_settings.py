@@ -70,6 +70,17 @@ def test_engine_refusals(key: str, values: list[Any]) -> None:
             EngineSettings(**{key: value})
 
 
+@pytest.mark.parametrize("kv", ["f17", "f16:512,q8_0:256", "f16:8,"])
+def test_a_cache_that_is_none_is_refused_before_loading(kv: str) -> None:
+    with pytest.raises(SettingsError, match=f"--kv {kv}: "):
+        EngineSettings(kv=kv)
+
+
+@pytest.mark.parametrize("kv", ["", "auto", "AUTO", "Q8_0/f16", "f16:512,q8_0:1024,q4_0"])
+def test_a_cache_that_some_model_may_have(kv: str) -> None:
+    assert EngineSettings(kv=kv).kv == kv
+
+
 def test_engine_bounds_are_allowed() -> None:
     for context in (0, 8, 1 << 20):
         EngineSettings(context=context)

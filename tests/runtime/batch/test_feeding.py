@@ -11,7 +11,7 @@ from typing import BinaryIO
 import pytest
 
 from infer_os.runtime.batch.feeding import MOST_BYTES, MOST_RECORDS, Pulled, ReadAhead, n_bytes
-from infer_os.runtime.batch.reading import read_stream
+from infer_os.runtime.batch.reading import read_pipe
 from infer_os.runtime.batch.records import BadRecord, Record, RecordParser
 from infer_os.runtime.batch.stopping import Stop
 from infer_os.runtime.errors import RuntimeFailure
@@ -103,7 +103,7 @@ def pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
 
 def of_pipe(read: BinaryIO, stop: Stop) -> Iterator[Record | BadRecord]:
     parser = RecordParser(SamplingSettings(), StopSettings())
-    for value in read_stream(read, stop):
+    for value in read_pipe(read, stop):
         assert not isinstance(value, BadRecord)
         yield parser.parse(*value)
 

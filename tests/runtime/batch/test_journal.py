@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infer_os.runtime.batch.journal import Journal, check_output, journal_path, line_of, table_rows
+from infer_os.runtime.batch.journal import Journal, check_results, journal_path, line_of, table_rows
 from infer_os.runtime.batch.records import Result, TokenLogprobs
 from infer_os.runtime.errors import ResultsUnwritten, SettingsError
 
@@ -152,18 +152,18 @@ def test_a_complete_table_is_not_run_again(tmp_path: Path) -> None:
 def test_an_existing_output_is_refused(tmp_path: Path) -> None:
     for name in ("a.jsonl", "b.csv"):
         path = tmp_path / name
-        check_output(path, resume=False, force=False)
+        check_results(path, resume=False, force=False)
         journal_path(path).write_text("")
         with pytest.raises(SettingsError, match=r"exists already; --resume .* --force"):
-            check_output(path, resume=False, force=False)
-        check_output(path, resume=True, force=False)
-        check_output(path, resume=False, force=True)
+            check_results(path, resume=False, force=False)
+        check_results(path, resume=True, force=False)
+        check_results(path, resume=False, force=True)
     with pytest.raises(SettingsError, match="give one of them"):
-        check_output(tmp_path / "a.jsonl", resume=True, force=True)
+        check_results(tmp_path / "a.jsonl", resume=True, force=True)
     with pytest.raises(SettingsError, match="does not exist"):
-        check_output(tmp_path / "no" / "a.jsonl", resume=False, force=False)
+        check_results(tmp_path / "no" / "a.jsonl", resume=False, force=False)
     with pytest.raises(SettingsError, match="expected a name"):
-        check_output(tmp_path / "a.txt", resume=False, force=False)
+        check_results(tmp_path / "a.txt", resume=False, force=False)
 
 
 def test_the_input_is_never_the_output(tmp_path: Path) -> None:
@@ -173,8 +173,8 @@ def test_the_input_is_never_the_output(tmp_path: Path) -> None:
     for path in (source, other):
         for resume, force in ((True, False), (False, True), (False, False)):
             with pytest.raises(SettingsError, match="is the input as well"):
-                check_output(path, resume=resume, force=force, source=source)
-    check_output(tmp_path / "out.jsonl", resume=False, force=False, source=source)
+                check_results(path, resume=resume, force=force, source=source)
+    check_results(tmp_path / "out.jsonl", resume=False, force=False, source=source)
 
 
 def test_a_run_that_fails_before_its_first_answer_replaces_nothing(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from infer_os.runtime.batch.parallel import (
     most_that_fit,
     plan_batch,
 )
-from infer_os.runtime.engine import kv_model
 from infer_os.runtime.plan.memory_plan import MemoryShortage
+from infer_os.runtime.plan.shapes import header_kv_model
 from infer_os.runtime.settings import EngineSettings
 
 
@@ -67,4 +67,4 @@ def test_stages_become_the_last_one(converted: Converter) -> None:
     plan, notes = plan_batch(header, settings, 4)
     assert plan.schedule.spec == "f16"
     assert any("last stage: f16" in note for note in notes)
-    assert plan.kv == 4 * plan.schedule.stages[0].n_bytes(kv_model(header, 1))
+    assert plan.kv == 4 * plan.schedule.stages[0].n_bytes(header_kv_model(header, 1))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from infer_os.runtime.batch import lines, reading
-from infer_os.runtime.batch.reading import count_records, read_stream, read_values
+from infer_os.runtime.batch.reading import count_records, read_pipe, read_values
 from infer_os.runtime.batch.records import BadRecord
 from infer_os.runtime.errors import SettingsError
 
@@ -103,12 +103,12 @@ def test_a_missing_file_is_seen_at_once(tmp_path: Path) -> None:
 
 
 def test_a_pipe_says_itself_what_it_is() -> None:
-    assert list(read_stream(io.BytesIO(b'\n{"id": 1}\n'))) == [(2, {"id": 1})]
-    assert list(read_stream(io.BytesIO(b"one\ntwo\n"))) == [
+    assert list(read_pipe(io.BytesIO(b'\n{"id": 1}\n'))) == [(2, {"id": 1})]
+    assert list(read_pipe(io.BytesIO(b"one\ntwo\n"))) == [
         (1, {"id": 1, "prompt": "one"}),
         (2, {"id": 2, "prompt": "two"}),
     ]
-    assert list(read_stream(io.BytesIO(b""))) == []
+    assert list(read_pipe(io.BytesIO(b""))) == []
 
 
 MARK = b"\xef\xbb\xbf"
@@ -116,7 +116,7 @@ MARK = b"\xef\xbb\xbf"
 
 def test_a_byte_order_mark_changes_nothing(tmp_path: Path) -> None:
     for data in (b'{"id": "a", "prompt": "x"}\n', b"one\ntwo\n", b'[{"id": 1}]', b"\n{\n}"):
-        assert list(read_stream(io.BytesIO(MARK + data))) == list(read_stream(io.BytesIO(data)))
+        assert list(read_pipe(io.BytesIO(MARK + data))) == list(read_pipe(io.BytesIO(data)))
     for name, data in (
         ("a.txt", b"one\n"), ("a.jsonl", b'{"id": 1}\n'), ("a.json", b'[{"id": 1}]'),
         ("a.csv", b"id,prompt\n1,x\n"),
@@ -136,7 +136,7 @@ def test_a_list_of_objects(
     expected = [(i, row, "record") for i, row in enumerate(ROWS, 1)]
     data = json.dumps(ROWS, indent=indent).encode()
     assert values(tmp_path / "a.json", data) == expected
-    assert list(read_stream(io.BytesIO(b"\n " + data + b"\n"))) == expected
+    assert list(read_pipe(io.BytesIO(b"\n " + data + b"\n"))) == expected
     # objects one after the other, each over several lines
     if indent is not None:
         spread = "\n".join(json.dumps(row, indent=indent) for row in ROWS[:2]).encode()
@@ -166,7 +166,7 @@ def test_a_broken_list_ends_in_one_error(data: bytes, complaint: str, tmp_path: 
 
 
 def test_text_in_brackets_is_no_list() -> None:
-    assert list(read_stream(io.BytesIO(b"[Verse 1]\nIt is\n"))) == [
+    assert list(read_pipe(io.BytesIO(b"[Verse 1]\nIt is\n"))) == [
         (1, {"id": 1, "prompt": "[Verse 1]"}), (2, {"id": 2, "prompt": "It is"}),
     ]  # fmt: skip
 
@@ -174,7 +174,7 @@ def test_text_in_brackets_is_no_list() -> None:
 def test_numbers_and_keys_that_json_readers_disagree_on(tmp_path: Path) -> None:
     data = b'{"id": ' + b"1" * 5000 + b'}\n{"id": 1, "id": 2}\n{"id": 3}\n'
     big, twice, fine = values(tmp_path / "a.jsonl", data)
-    assert big == BadRecord(1, "line 1: no JSON: a number with thousands of digits")
+    assert big == BadRecord(1, "line 1: no JSON: a number has thousands of digits")
     assert twice == BadRecord(2, 'line 2: no JSON: the key "id" is there twice')
     assert fine == (3, {"id": 3})
 

@@ -288,7 +288,7 @@ def test_another_machine_or_another_start_is_measured(
     assert machine.known(Cpu("Other CPU", 2, 16, 32, 4)) == SECOND
     monkeypatch.setattr("platform.release", lambda: "another kernel")
     assert machine.known() == FIRST
-    monkeypatch.setattr(module, "read_text", lambda path: "another start")
+    monkeypatch.setattr(module, "kernel_text", lambda path: "another start")
     assert machine.known() == SECOND
 
 

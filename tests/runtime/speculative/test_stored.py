@@ -56,8 +56,11 @@ def test_the_key_is_the_file_and_the_settings(tmp_path: Path) -> None:
     model.write_bytes(b"x")
     key = cost_store(tmp_path, model, SETTINGS).key
     assert cost_store(tmp_path, model, SETTINGS).key == key
-    for other in (replace(SETTINGS, threads=2), replace(SETTINGS, load="fast")):
-        assert cost_store(tmp_path, model, other).key != key
+    changes = [
+        {"threads": 2}, {"load": "fast"}, {"kv": "q8_0"}, {"kv_budget": 1 << 20}, {"draft_max": 3},
+    ]  # fmt: skip
+    keys = {cost_store(tmp_path, model, replace(SETTINGS, **change)).key for change in changes}
+    assert len(keys | {key}) == len(changes) + 1
     os.utime(model, (1, 1))
     assert cost_store(tmp_path, model, SETTINGS).key != key
 

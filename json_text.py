@@ -1,0 +1,32 @@
+"""JSON as strangers write it and as we write it: why a text is not JSON, and what JSON can hold."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+
+def json_fault(error: Exception) -> str:
+    """Why a text is not JSON, in a user's words.
+
+    Args:
+        error: what :mod:`json` raised, or a ``ValueError`` of our own hooks.
+    """
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    if isinstance(error, json.JSONDecodeError):
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        return f"{error.msg} at {line}character {error.colno}"
+    # Python's own limit on digits; its text is advice to programmers
+    too_long = type(error) is ValueError and "digits" in str(error)
+    return "a number has thousands of digits" if too_long else str(error)
+
+
+def finite(value: Any) -> Any:
+    """A value for a JSON text: NaN and infinity, which JSON lacks, become null; tuples, lists."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
