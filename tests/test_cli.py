@@ -143,6 +143,8 @@ def test_without_a_command_comes_the_help(run: Cli) -> None:
         (["bench", "--tokens", "0"], "--tokens 0: expected 1 to 65536"),
         (["bench", "--prompt-tokens", "0"], "--prompt-tokens 0: expected 1 to 65536"),
         (["generate", "m.gguf", "-p", "x", "--threads", "-2"], "--threads -2"),
+        (["generate", "m.gguf", "-n", "abc"], "'-n' / '--max-tokens': expected a whole number\n"),
+        (["generate", "m.gguf", "--temperature", "a"], "'--temperature': expected a number\n"),
         (["generate", "no-such.gguf", "-p", "x"], "no-such.gguf: no such file"),
         (["generate", "no-such.gguf", "-p", "x", "-f", "y"], "--prompt and --file"),
         (["generate", "no-such.gguf", "-f", "no-such.txt"], "no-such.txt: cannot be read"),

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from conftest import SLOW
 from helpers import REPOSITORY
 
 #: Scripts that no part of the package imports, and that the wheel leaves out.
@@ -273,6 +274,12 @@ def test_models_do_no_io(source: str) -> None:
 @pytest.mark.parametrize("name", sorted(GROUND))
 def test_the_ground_stands_on_nothing_else(name: str) -> None:
     assert {room_of(target) for target in targets(f"{name}.py")} <= {"ground"}
+
+
+def test_slow_tests_are_there() -> None:
+    here = REPOSITORY / "tests"
+    assert SLOW
+    assert {name for name in SLOW if not (here / name).is_file()} == set()
 
 
 def test_every_file_has_a_room() -> None:

@@ -102,7 +102,7 @@ def test_every_claim_that_is_missed_has_a_reason_from_the_figures() -> None:
     speed = found["zero-copy token loop, speed"]
     assert "takes 10 ms of a token's 100 ms (10 %)" in speed
     assert "at most 1.11 times" in speed
-    assert "K and V are 10 % of the 0.0 MB" in found["KV cache in stages, speed"]
+    assert "K and V are 10 % of the 1.0 kB" in found["KV cache in stages, speed"]
     guessing = found["speculative decoding, speed"]
     assert "30 of 60 guesses were right: 2.50 tokens a verification of 4.0" in guessing
     assert "2.00 times as long as a single step" in guessing
@@ -202,6 +202,6 @@ def test_arms_run_in_processes_by_turns(bundled: TechniqueFiles) -> None:
 
 
 def test_what_an_arm_raises_reaches_the_caller(bundled: TechniqueFiles) -> None:
-    arm = Arm("x", bundled.baseline, EngineSettings(256, kv="f16:64,q8_0:32"))
-    with pytest.raises(SettingsError, match="stages out of order"):
+    arm = Arm("x", bundled.baseline, EngineSettings(256, kv="f16", kv_budget=1 << 30))
+    with pytest.raises(SettingsError, match="give one of them"):
         ArmProcess(arm)
