@@ -68,10 +68,15 @@ def part_of(source: str) -> str:
     return "/".join(parts[:2]) if len(parts) > 2 else "runtime/"
 
 
+@cache
+def tree_of(source: str) -> ast.Module:
+    return ast.parse((REPOSITORY / source).read_text())
+
+
 def imported(source: str, text: str | None = None) -> Iterator[str]:
     """Absolute names of all modules that a file imports, anywhere in it."""
     package = ["infer_os", *Path(source).parent.parts]
-    for node in ast.walk(ast.parse(text or (REPOSITORY / source).read_text())):
+    for node in ast.walk(ast.parse(text) if text else tree_of(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -243,7 +248,7 @@ def test_a_door_to_c_is_seen(text: str) -> None:
 def test_only_the_command_line_prints(source: str) -> None:
     if source in PRINTERS:
         return
-    for node in ast.walk(ast.parse((REPOSITORY / source).read_text())):
+    for node in ast.walk(tree_of(source)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in ("print", "input"), f"line {node.lineno}"
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -266,7 +271,7 @@ def test_torch_is_nowhere(source: str) -> None:
 
 @pytest.mark.parametrize("source", [s for s in IN_QUIET if s.startswith("models/")])
 def test_models_do_no_io(source: str) -> None:
-    for node in ast.walk(ast.parse((REPOSITORY / source).read_text())):
+    for node in ast.walk(tree_of(source)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id != "open", f"line {node.lineno}"
 
