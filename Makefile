@@ -4,7 +4,8 @@
 #   make demo             the tour: convert the bundled model, run it, talk to it
 #   make check            while working and before a commit: lint, types and the fast tests
 #   make test             all tests
-#   make lint, types      ruff and its format; mypy, strictly
+#   make lint, types      ruff and the form of Python and C++; mypy, strictly
+#   make format           brings Python and C++ into that form
 #   make fast             the tests that are not in tests/slow_tests.txt
 #
 #   make fuzz             everything that reads a stranger's bytes (fuzz-python, fuzz-native)
