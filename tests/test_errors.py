@@ -20,8 +20,8 @@ from infer_os.runtime.fake import FakeEngine, saying
 from infer_os.runtime.settings import StopSettings
 
 #: How a person leaves a chat is no error.
-#: Never leave the package: an end, and what a reader and the command line turn into lines.
-CONTROL = {"ChatEnd", "JsonError", "StreamError"}
+#: Never leave the package: ends of a chat and of a reader, and what becomes a line of text.
+CONTROL = {"ChatEnd", "JsonError", "ReadingStopped", "StreamError"}
 EXPORTED = {
     value for name in infer_os.__all__
     if inspect.isclass(value := getattr(infer_os, name)) and issubclass(value, Exception)
