@@ -1,6 +1,6 @@
 """Infer-OS: large GPT-J, GPT-NeoX, BLOOM and GPT-2 models on an ordinary CPU.
 
-``infer_os.load`` is the door to the Python API (:mod:`infer_os.api`); nothing heavy is imported
+``infer_os.load`` is the entry to the Python API (:mod:`infer_os.api`); nothing heavy is imported
 before one of its names is used.
 """
 

@@ -4,7 +4,7 @@ Goes in: what a user calls a model, and the settings records of the command line
 records, or iterators of them. Nothing is printed: notes and llama.cpp's log go to the loggers
 ``infer_os`` and ``infer_os.llama``.
 
-Threads: a model does one thing at a time. Calls from other threads wait for their turn; a call that
+Threads: a model does one thing at a time. Calls from other threads wait their turn; a call that
 would wait for a stream of its own thread raises ModelBusy. A model may be used from any thread.
 """
 
@@ -59,12 +59,12 @@ def load(
     """Load a model; close it at the end, or use ``with``.
 
     Args:
-        model: a GGUF file, a checkpoint folder, a catalog name or a hub id. What is no file yet is
-            downloaded and converted into the cache, once.
-        settings: how; ``draft`` may be a model's name or ``auto`` as well.
-        type: what a folder or a name is converted to; empty for what the cache has, else q4_0.
-        on_log: called with log records while the model is open: those of other models, too. The
-            level of the logger ``infer_os`` decides which there are (warnings, by default).
+        model: a GGUF file, a checkpoint folder, a catalog name or a hub id. Anything that is not
+            yet a GGUF file is downloaded and converted into the cache, once.
+        settings: how; ``draft`` may also be a model's name or ``auto``.
+        type: what a folder or a name is converted to; empty for the cached type, else q4_0.
+        on_log: called with log records while the model is open, even those of other models. The
+            level of the logger ``infer_os`` decides which (warnings, by default).
         on_progress: called while files are downloaded, converted or prefetched.
 
     Raises:
@@ -96,7 +96,7 @@ class Model(Owner):
         open_batch: Callable[[BatchSettings], BatchEngine],
         close: Callable[[], None] | None = None,
     ) -> None:
-        """What :func:`load` makes.
+        """Made by :func:`load`.
 
         Args:
             engine: the model for one sequence.
@@ -106,9 +106,9 @@ class Model(Owner):
         self._engine, self._open_batch = engine, open_batch
         self._free = close or engine.close
         self._turns = Turns()
-        #: What a user should know about how it was loaded; logged as warnings, too.
+        #: What the user should know about how it was loaded; also logged as warnings.
         self.notes = engine.info.notes
-        #: The latest generation that has ended, of whichever thread.
+        #: The latest finished generation, in any thread.
         self.last: Completion | None = None
         warn(self.notes)
 
@@ -137,7 +137,7 @@ class Model(Owner):
         """Continue a prompt.
 
         Raises:
-            PromptError: it is no text, empty, or longer than the context.
+            PromptError: it is not a text, empty, or longer than the context.
             KeyboardInterrupt: Ctrl-C, in the main thread.
             ModelBusy, ModelClosed: see the module.
         """
@@ -155,10 +155,10 @@ class Model(Owner):
     ) -> Stream[str]:
         """Continue a prompt, chunk by chunk; closing the stream stops it.
 
-        Other threads wait until it is exhausted or closed; ``last`` tells then how it ended.
+        Other threads wait until it is exhausted or closed; ``last`` then says how it ended.
 
         Raises:
-            As :meth:`generate`: for arguments of a wrong type at once, else with the first chunk.
+            As :meth:`generate`: at once for arguments of the wrong type, else with the first chunk.
         """
         return self._stream(prompt, sampling, stops, Generation(), "stream")
 
@@ -173,19 +173,19 @@ class Model(Owner):
     ) -> Stream[Result]:
         """Answer many prompts, many sequences in each decode; results come as they finish.
 
-        The weights are those of the model: a second context is made on them, after the first one's
-        cache is freed, so that the memory is that of a batch alone. What was held of a chat is
-        computed again afterwards. A record that cannot be answered becomes a result with an error.
+        A second context uses the model's weights, after the first one's cache is freed, so that the
+        memory is that of a batch alone. What was held of a chat is computed again afterwards.
+        A record that cannot be answered becomes a result with an error.
 
         Args:
             records: prompts, or records; taken as there is room for them.
-            sampling: for what a record does not say itself.
+            sampling: where a record says nothing.
             stops: likewise.
             settings: how many at once (by default that is measured), a prefix, and so on.
             ordered: results in the order of the records.
 
         Raises:
-            SettingsError, PromptError: an argument of a wrong type, at once.
+            SettingsError, PromptError: an argument of the wrong type, at once.
             MemoryShortage: not even one sequence fits.
             ModelBusy, ModelClosed: see the module; these with the first result.
         """
@@ -206,7 +206,7 @@ class Model(Owner):
         sampling: SamplingSettings | None = None,
         stops: StopSettings | None = None,
     ) -> Chat:
-        """Begin a conversation. A model may have several; each costs what the others displaced.
+        """Begin a conversation. A model may have several; each recomputes what others displaced.
 
         Args:
             system: a text that opens it.
@@ -215,8 +215,8 @@ class Model(Owner):
             stops: when they end; by default after 256 tokens.
 
         Raises:
-            SettingsError: there is no such style, or an argument of a wrong type.
-            TemplateFailure: the model's chat template was asked for and cannot be used.
+            SettingsError: there is no such style, or an argument of the wrong type.
+            TemplateFailure: the model's chat template was requested and cannot be used.
             PromptError: the system prompt alone fills the context.
         """
         system, style = text_named(system, "system"), text_named(style, "style")
@@ -229,20 +229,20 @@ class Model(Owner):
         return Chat(self, session, sampling, stops)
 
     def close(self) -> None:
-        """End what is under way, in any thread, then free the context and the weights."""
+        """End what is running, in any thread, then free the context and the weights."""
         if self._turns.close():
             self._free()
 
-    # ---- what the methods, and Chat, are made of
+    # ---- building blocks of the methods and of Chat
 
     def using(self, what: str) -> AbstractContextManager[None]:
-        """A turn of the model, for what is no generation."""
+        """A turn of the model, for anything but a generation."""
         return self._turns.hold(what)
 
     def spoken(
         self, what: str, chunks: Iterator[str], generation: Callable[[], Generation]
     ) -> Stream[str]:
-        """A stream of text in a turn of the model; ``generation`` tells of it at the end."""
+        """A stream of text in a turn of the model; ``generation`` describes it at the end."""
         return Stream(self._turns, what, self._told(chunks, generation))
 
     def _stream(
@@ -270,7 +270,7 @@ class Model(Owner):
                 pieces.append(chunk)
                 yield chunk
         except GeneratorExit:
-            # what it has drawn stays to be asked for
+            # what it has drawn can still be queried
             _close(chunks)
             self.last = finished(generation(), "".join(pieces))
             raise
@@ -279,7 +279,7 @@ class Model(Owner):
             warn(self._engine.take_notes())
         self.last = finished(generation(), "".join(pieces))
         if self.last.finish_reason is FinishReason.INTERRUPT and _is_main_thread():
-            # the engine ends a text in order; a program must hear of Ctrl-C all the same
+            # the engine ends a text cleanly on Ctrl-C; the program must still see it
             raise KeyboardInterrupt
 
     def _results(
@@ -315,7 +315,7 @@ class Chat:
     def __init__(
         self, model: Model, session: Session, sampling: SamplingSettings, stops: StopSettings
     ) -> None:
-        """What :meth:`Model.chat` makes. ``sampling`` and ``stops`` may be replaced any time."""
+        """Made by :meth:`Model.chat`. ``sampling`` and ``stops`` may be replaced at any time."""
         self._model, self._session = model, session
         self.sampling, self.stops = sampling, stops
 
@@ -344,14 +344,14 @@ class Chat:
 
         Raises:
             PromptError: the message alone does not fit into the context.
-            KeyboardInterrupt: Ctrl-C, in the main thread; the turn stays, as far as it came.
+            KeyboardInterrupt: Ctrl-C, in the main thread; the turn stays, as far as it got.
             ModelBusy, ModelClosed: see the module.
         """
         with self.stream(text) as chunks:
             return "".join(chunks)
 
     def stream(self, text: str) -> Stream[str]:
-        """The reply to a message, chunk by chunk; closed early, the turn stays as far as it came.
+        """The reply to a message, chunk by chunk; closed early, the turn stays as far as it got.
 
         Raises:
             As :meth:`say`, with the first chunk.
@@ -378,10 +378,10 @@ class Chat:
             self._session.reset()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Keep it in a file, with what the model has computed of it.
+        """Save it to a file, with what the model has computed for it.
 
         Raises:
-            SessionError: the file cannot be written, or is none of ours.
+            SessionError: the file cannot be written, or is not a session file.
         """
         from .cache import cache_folder
         from .runtime.chat.session_file import save_session
@@ -391,7 +391,7 @@ class Chat:
             save_session(file, self._session, self._model.path, cache_folder())
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Go on with a conversation that :meth:`save` or ``infer-os chat`` kept.
+        """Continue a conversation saved by :meth:`save` or ``infer-os chat``.
 
         Raises:
             SessionError: not a session of this user, model and llama.cpp.
@@ -412,7 +412,7 @@ def _open_batch(engine: LlamaEngine, settings: EngineSettings, batch: BatchSetti
     engine.release()
     plan = engine.info.plan
     assert plan is not None
-    # pages of a mapped file count as available; copies and locked pages are gone from it
+    # pages of a mapped file count as available; copies and locked pages do not
     private = 0 if settings.load == "mmap" else plan.weights.n_bytes
     limit = (settings.memory or read_memory().usable + private) - plan.draft
     alone = replace(settings, memory=max(1, limit), prefetch=False)

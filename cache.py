@@ -1,4 +1,4 @@
-"""Where files live that are worth keeping between runs."""
+"""Where files worth keeping between runs live."""
 
 from __future__ import annotations
 

@@ -86,8 +86,8 @@ app.add_typer(models.app, name="models")
 def main() -> None:
     """Entry point: exit codes 0 done, 1 a failure while running, 2 the user's input.
 
-    130 is Ctrl-C, 143 SIGTERM, 129 a closed terminal (SIGHUP). A closed pipe is a failure that
-    needs no words: the command framework itself exits with 1.
+    130 is Ctrl-C, 143 SIGTERM, 129 a closed terminal (SIGHUP). A closed pipe is a silent
+    failure: the command framework itself exits with 1.
     """
     open_streams()
     code: int | str | None
@@ -104,7 +104,7 @@ def main() -> None:
                     raise
                 code = _explain(error)
     except (KeyboardInterrupt, SystemExit) as end:
-        # a signal while an error was explained
+        # a signal while an error was being reported
         code = end.code if isinstance(end, SystemExit) else 130
     sys.exit(code)
 
@@ -140,7 +140,7 @@ def _explain(error: Exception) -> int:
         from .terminal.render_plan import show_plan
 
         show_plan(shortage, stderr=True)
-    # most errors are about the user's input; those that come while running say so themselves
+    # most errors are about the user's input; failures at run time say so themselves
     return int(getattr(error, "exit_code", 2))
 
 
@@ -151,7 +151,7 @@ def _in_our_words(complaint: str) -> str:
 
 
 def _os_error_text(error: OSError) -> str:
-    """What failed where. Files are opened by a name; the command framework prints its help."""
+    """What failed where. Files are opened by name; the command framework prints its help."""
     reason = error.strerror or str(error)
     if error.filename is not None:
         names = [os.fsdecode(n) for n in (error.filename, error.filename2) if n is not None]

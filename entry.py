@@ -1,6 +1,6 @@
-"""Where the command begins: streams and signals are in order before anything heavy is imported.
+"""Where the command begins: streams and signals are set up before anything heavy is imported.
 
-What happens before the first line of this module, while Python itself starts, is Python's.
+What happens before the first line of this module, while Python starts, is up to Python.
 """
 
 from __future__ import annotations

@@ -13,4 +13,4 @@ from __future__ import annotations
 
 
 class Error(Exception):
-    """Anything that Infer-OS refuses, or that fails while it runs. The message is one line."""
+    """Anything that Infer-OS refuses, or that fails at run time. The message is one line."""

@@ -1,8 +1,8 @@
 """Check the fields of a settings record: their types first, then their ranges.
 
-Goes in: a record that is being made, and what each of its fields may be. Comes out: the record with
+Goes in: a record being made, and what each of its fields may be. Comes out: the record with
 plain Python values (a numpy number becomes an ``int`` or ``float``), or one error that names the
-field. It imports nothing of ours, and every room may import it.
+field. It imports no other room, and every room may import it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 #: The largest number that C's ``int32_t`` holds.
 MOST_INT32 = (1 << 31) - 1
 
-#: Takes a message without the field's name in front, and that name.
+#: Takes a message without the leading field name, and that name.
 Refusal = Callable[[str, str], Exception]
 
 
@@ -25,8 +25,8 @@ Refusal = Callable[[str, str], Exception]
 class Kind:
     """What a field may be.
 
-    ``convert`` returns the value as it is kept, and raises TypeError for another type; ``is_good``
-    decides about what it returned. ``noun`` names the type in errors, ``expected`` the range.
+    ``convert`` returns the value to keep, and raises TypeError for another type; ``is_good`` judges
+    the result. ``noun`` names the type in errors, ``expected`` the range.
     """
 
     noun: str
@@ -50,7 +50,7 @@ def whole(low: int, high: int, expected: str = "") -> Kind:
 
 
 def whole_where(is_good: Callable[[int], bool], expected: str) -> Kind:
-    """A whole number that is not simply between two others."""
+    """A whole number whose range is not just an interval."""
     return Kind("a whole number", _whole, is_good, expected)
 
 
@@ -65,7 +65,7 @@ def text(is_good: Callable[[str], bool] = lambda value: True, expected: str = ""
 
 
 def texts(is_good: Callable[[tuple[str, ...]], bool], expected: str) -> Kind:
-    """A tuple or a list of texts. One text alone is not taken for its letters."""
+    """A tuple or a list of texts. A single text is refused, not split into letters."""
     return Kind("a tuple of texts", _texts, is_good, expected)
 
 
@@ -97,9 +97,9 @@ def check_fields(record: Any, kinds: Mapping[str, Kind], refuse: Refusal) -> Non
     """Check the fields of a frozen record in its ``__post_init__``, and keep plain values.
 
     Args:
-        record: what is being made.
+        record: the record being made.
         kinds: what each field may be.
-        refuse: makes the error, of a message and a field's name.
+        refuse: makes the error from a message and a field's name.
 
     Raises:
         What ``refuse`` makes: a field of another type, or out of its range.
@@ -131,7 +131,7 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError
     if isinstance(value, int):
-        return value  # as it was given: 5 is not shown as 5.0, and 10**400 is no float
+        return value  # as it was given: 5 is not shown as 5.0, and 10**400 is not a float
     return float(value)
 
 

@@ -15,9 +15,9 @@ from typing import BinaryIO
 
 @contextmanager
 def named(path: Path | int) -> Iterator[None]:
-    """While inside, an ``OSError`` that names no file is of this path or open handle.
+    """While inside, an ``OSError`` without a file name gets that of this path or open handle.
 
-    What fails on an open handle (a full disk, a quota, a broken device) does not say on which.
+    A failure on an open handle (a full disk, a quota, a broken device) does not say which file.
     """
     try:
         yield
@@ -38,14 +38,14 @@ def _name_of(handle: int) -> str | None:
 def new_file(
     path: Path, *, part: Path | None = None, mode: int = 0o666, replace: bool = True
 ) -> Iterator[BinaryIO]:
-    """A file that takes its name when the block succeeds: synced, renamed, its folder synced.
+    """A file that gets its name when the block succeeds: synced, renamed, its folder synced.
 
-    What had the name before stays until then, and for good if the block fails.
+    An earlier file stays until then, and for good if the block fails.
 
     Args:
         path: the file to make.
-        part: the sibling that grows until then, overwritten if it is there; the caller sees to it
-            that nobody else writes it. Without one, a name that nobody else has.
+        part: the sibling that grows until then, overwritten if it exists; the caller ensures that
+            nobody else writes it. Without it, a unique name.
         mode: the permissions, less the user's mask.
         replace: False leaves what has the name by then, so that of many that make it at once the
             first one's stays.

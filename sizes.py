@@ -12,22 +12,22 @@ import re
 
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*(?:([KMGT])(i?))?B?", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-#: From so many bytes on: the unit, and digits behind the point.
+#: From this many bytes on: the unit, and digits behind the point.
 _UNITS = ((10**9, "GB", 2), (10**6, "MB", 1), (10**3, "kB", 1), (1, "B", 0))
 
 
 def read_size(text: str) -> int | None:
-    """Bytes, at least one; None for what is no size."""
+    """Bytes, at least one; None if it is not a size."""
     found = _SIZE.fullmatch(text.strip())
     if not found:
         return None
     unit = 1024 if found[3] else 1000
-    # rounded: 94.4 MB is not a byte less because of how floats are stored
+    # rounded, so that 94.4 MB does not lose a byte to how floats are stored
     return round(float(found[1]) * unit ** _POWERS[(found[2] or "").upper()]) or None
 
 
 def size_text(n_bytes: float, *, up: bool = False) -> str:
-    """Bytes for people: 14.7 MB, 7.58 GB. ``up`` rounds up, for what must fit when given back."""
+    """Bytes for people: 14.7 MB, 7.58 GB. ``up`` rounds up, for what must fit as an option."""
     scale, unit, digits = next((u for u in _UNITS if n_bytes >= u[0]), _UNITS[-1])
     value = n_bytes / scale
     if up:

@@ -1,14 +1,14 @@
-"""Throughput of the batch engine against llama.cpp's llama-batched-bench and one by one.
+"""Throughput of the batch engine against llama.cpp's llama-batched-bench and single prompts.
 
     python benchmarks/batch.py --batched-bench PATH [--model FILE | --geometry pythia-160m]
                                [--parallel 16] [--prompt 64] [--tokens 64] [--rounds 5]
 
 64 prompts of equal length, greedy, are answered by the batch engine; llama-batched-bench computes
-as many sequences of as many tokens at once as the engine does, in waves (it draws no tokens: they
-are random); and the engine of ``generate`` answers some prompts one after the other. All take turns
-in each round, with the same file, threads and load mode (llama.cpp's default layout). Prints tokens
+the same number of sequences and tokens at once, in waves (it draws no tokens: they are random);
+and the engine of ``generate`` answers some prompts one after another. All alternate in each round,
+ with the same file, threads and load mode (llama.cpp's default layout). Prints tokens
 per second, prompts included, as median and quartiles, the ratios of each round, and the peak of the
-process beside what the plan foresaw.
+process next to its plan.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class FixedBatchEngine(BatchEngine):
 
 
 def batched_bench(program: Path, model: Path, given: argparse.Namespace, n_ctx: int) -> float:
-    """Tokens per second that llama.cpp's own tool says."""
+    """Tokens per second that llama.cpp's own tool reports."""
     command = [
         str(program), "-m", str(model), "-c", str(n_ctx * given.parallel), "-b", "512", "-ub",
         "512", "-npp", str(given.prompt), "-ntg", str(given.tokens), "-npl", str(given.parallel),
@@ -74,7 +74,7 @@ def batch_round(engine: FixedBatchEngine, n_tokens: int) -> float:
 
 
 def alone_round(engine: LlamaEngine, prompts: list[tuple[int, ...]], n_tokens: int) -> float:
-    """Tokens per second of prompts one after the other."""
+    """Tokens per second of prompts one after another."""
     n_all, started = 0, time.perf_counter()
     for prompt in prompts:
         engine.forget()

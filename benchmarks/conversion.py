@@ -1,11 +1,11 @@
-"""Conversion against llama.cpp's own: convert_hf_to_gguf.py, then llama-quantize, turn by turn.
+"""Conversion against llama.cpp's own: convert_hf_to_gguf.py, then llama-quantize, alternately.
 
     python benchmarks/conversion.py --llama-cpp SOURCE --llama-build BUILD --python PYTHON \
         [--geometry pythia-1.4b] [--types q4_0 q8_0 q4_k_m] [--rounds 3]
 
 SOURCE is llama.cpp's source folder, BUILD its build folder (with bin/llama-quantize), PYTHON an
 interpreter with what convert_hf_to_gguf.py needs (torch, transformers 4). For Q8_0 the other side
-needs one pass only, as its converter writes that type itself. Both sides read the same folder of
+needs only one pass, as its converter writes that type itself. Both sides read the same folder of
 random weights from a warm page cache. Prints wall time, peak memory and scratch space of each side,
 and the ratio of the wall times with its range over the rounds.
 """
@@ -27,7 +27,7 @@ from random_model import GEOMETRIES, make_folder
 
 @dataclass(frozen=True)
 class Run:
-    """One side's cost: seconds, largest resident set of one process, bytes on the disk besides."""
+    """One side's cost: seconds, largest resident set of a process, extra bytes on the disk."""
 
     seconds: float
     peak_rss: int
@@ -35,7 +35,7 @@ class Run:
 
 
 def run(commands: list[list[str]], scratch: Path | None = None, path: Path | None = None) -> Run:
-    """Run commands one after the other; ``scratch`` is the file between them.
+    """Run commands one after another; ``scratch`` is the file between them.
 
     ``path`` goes to PYTHONPATH.
     """
@@ -57,7 +57,7 @@ def run(commands: list[list[str]], scratch: Path | None = None, path: Path | Non
     return Run(seconds, peak, scratch.stat().st_size if scratch and scratch.exists() else 0)
 
 
-# llama.cpp's converter knows published tokenizers by a hash; ours is made up, of GPT-2's kind
+# llama.cpp's converter recognises published tokenizers by a hash; ours is made up, of GPT-2's kind
 _WRAPPER = """
 import runpy, sys
 import conversion.base as base

@@ -1,10 +1,10 @@
-"""Memory of a conversion, whatever the model's size: real geometries with random weights.
+"""Memory of a conversion, independent of the model's size: real geometries with random weights.
 
     python benchmarks/conversion_memory.py PLACE [--geometries gpt-j-6B gpt-neox-20b] [--type q4_0]
 
 PLACE is a folder on a disk with room for the checkpoint and the output (53 GB for gpt-neox-20b).
-The converter runs as a process of its own; its anonymous memory and the pages of mapped files are
-sampled ten times a second. The target is 1.5 GiB of memory that is no page of the mapped source.
+The converter runs as a separate process; its anonymous memory and the pages of mapped files are
+sampled ten times a second. The target is 1.5 GiB of memory apart from pages of the mapped source.
 """
 
 from __future__ import annotations

@@ -5,14 +5,14 @@
     python benchmarks/kernels.py depth [--depth 1800] [--caches f16,q8_0,q4_0] ...
     python benchmarks/kernels.py small FILE.gguf
 
-``steps``: one decoding step of 1 to 32 tokens, all with logits, as verifying a draft needs it, and
-the share of the memory's read bandwidth, as a plain C loop measures it in the same repeat, that
-reading the weights once in that time is. ``prefill``: a prompt, and the shares of what the 8-bit
-multipliers do from registers, and of what the kernels' innermost loop does from the first cache,
-both measured likewise, that its products are. ``depth``: a step of one token behind many others,
+``steps``: one decoding step of 1 to 32 tokens, all with logits, as for verifying a draft, and the
+share of the memory's read bandwidth (measured by a plain C loop in the same repeat) that reading
+the weights once in that time uses. ``prefill``: a prompt, and its products as shares
+of what the 8-bit multipliers do from registers, and of what the kernels' innermost loop does from
+the L1 cache, both measured likewise. ``depth``: a step of one token after many others,
 per type of the KV cache. ``small``: a step of a small model from a file. The compared sides are
 ``native``, ``stock`` (both with the file's own pages) and ``repacked`` (llama.cpp's fastest, on
-private copies); every repeat runs all of them by turns. Weights are random. A row per case and
+private copies); every repeat runs all of them alternately. Weights are random. A row per case and
 side, in JSON: the median, and the fastest and slowest, in seconds; ``ratio`` is the median of
 stock's, or repacked's, time over ours in the same repeat, with its quartiles.
 """
@@ -49,7 +49,7 @@ _SIDES = {"native": ("mmap", True), "stock": ("mmap", False), "repacked": ("fast
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """What every row says of how it came about."""
+    """What every row says about how it was measured."""
 
     arguments: argparse.Namespace
 
@@ -98,7 +98,7 @@ def by_turns(
 ) -> tuple[dict[str, list[float]], list[list[float]]]:
     """Seconds of every side in every repeat, and what each probe says in each.
 
-    Who begins changes, and one round warms up.
+    The starting side changes, and one round warms up.
     """
     taken: dict[str, list[float]] = {name: [] for name in contexts}
     probed: list[list[float]] = [[] for _ in probes]
@@ -132,7 +132,7 @@ def rows(taken: dict[str, list[float]], about: dict[str, Any]) -> Iterator[dict[
 
 
 def shares(amount: int, seconds: list[float], rates: list[float]) -> list[float]:
-    """What part of a rate per second an amount in those seconds is, with its spread."""
+    """An amount per those seconds as a share of a rate per second, with its spread."""
     return spread([amount / s / rate for s, rate in zip(seconds, rates, strict=True)])
 
 
@@ -152,7 +152,7 @@ def timed_step(n: int, position: int, outputs: int) -> Callable[[Context], float
 
 
 def weight_bytes(context_path: Path) -> int:
-    """Bytes of the matrices that a step reads; of an embedding apart it reads a row only."""
+    """Bytes of the matrices that a step reads; of a separate embedding it reads only a row."""
     tensors = read_gguf_header(context_path).tensors
     tied = all(tensor.name != "output.weight" for tensor in tensors)
     return sum(
@@ -165,7 +165,7 @@ def weight_bytes(context_path: Path) -> int:
 def products(path: Path, n: int) -> int:
     """Multiply-adds of a prompt's matrices.
 
-    Behind the last layer's attention llama.cpp goes on with the last token alone.
+    After the last layer's attention llama.cpp goes on with only the last token.
     """
     header = read_gguf_header(path)
     sizes = {t.name: math.prod(t.shape) for t in header.tensors if len(t.shape) == 2}
@@ -224,7 +224,7 @@ def prefill(arguments: argparse.Namespace, where: Where) -> None:
 
 
 def depth(arguments: argparse.Namespace, where: Where) -> None:
-    """A step behind many tokens, all types of cache by turns."""
+    """A step after many tokens, alternating all types of cache."""
     depth, kind = arguments.depth, arguments.types.split(",")[0]
     with random_file(arguments, kind) as path, ExitStack() as stack:
         contexts = {}

@@ -4,18 +4,18 @@
 
 Each of ``convert``, ``run`` (a folder, into a cache), ``batch --resume``, ``chat --session`` and
 ``convert`` from a hub (of this machine, in four shards) runs undisturbed once, with the bundled
-model and one thread; then again and again, each time killed at a moment drawn evenly over that
+model and one thread; then repeatedly, each time killed at a moment drawn evenly over that
 duration. After each kill:
 
 - convert: the output is not there, or is the undisturbed one in every byte;
 - run: so is the file of the cache, and the next call gives the undisturbed answer;
 - batch: what was answered is still there, as undisturbed, nothing twice; in the end all of it is;
 - chat: every turn whose end was seen is in the file, in order, nothing twice; the next goes on;
-- download: so is the output as with convert, a shard that has its name is the hub's, and one that
-  has not is the beginning of it.
+- download: the output is as with convert, a shard with its final name is the hub's, and any other
+  is the beginning of it.
 
-Now and then, and at the end, the command runs to its end: nothing but its results may be left
-then. Prints a table; exits with 1 if anything was wrong.
+Now and then, and at the end, the command runs to its end: only its results may then be left.
+Prints a table; exits with 1 if anything was wrong.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from hub_server import HubServer  # noqa: E402
 SOURCE = REPOSITORY / "models" / "bundled" / "austen-6m"
 COMMAND = [sys.executable, "-m", "infer_os.entry"]
 GREEDY = ["--temperature", "0", "--threads", "1"]
-#: After so many kills the command runs to its end.
+#: After this many kills the command runs to its end.
 ROUND = 5
 
 
 class Trial:
     """A command that is killed: ``faults`` says what was found, ``finished`` when it was too late.
 
-    ``place`` is an empty folder of its own. A context manager, for what runs beside the command.
+    ``place`` is an empty folder of its own. A context manager, for what runs alongside the command.
     """
 
     def __init__(self, place: Path) -> None:
@@ -217,7 +217,7 @@ class Batch(Trial):
         self.seen: dict[str, str] = {}
 
     def answers(self) -> dict[str, str]:
-        """Answers by id; the last line may be half a one."""
+        """Answers by id; the last line may be incomplete."""
         path = self.place / "out.jsonl"
         found: dict[str, str] = {}
         for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
@@ -339,7 +339,7 @@ class Chat(Trial):
 
 
 class Download(Convert):
-    """``convert`` from a hub: shards come one after the other, and go when they are converted."""
+    """``convert`` from a hub: shards come one after another, and go when they are converted."""
 
     _NAME = "someone/austen"
 
@@ -384,7 +384,7 @@ TRIALS: dict[str, type[Trial]] = {
 
 
 def torment(trial: Trial, n_kills: int, chance: random.Random) -> float:
-    """Kill a command so many times; returns the seconds that it takes undisturbed."""
+    """Kill a command ``n_kills`` times; returns the seconds that it takes undisturbed."""
     seconds = trial.whole()
     while trial.kills < n_kills:
         trial.kill_after(chance.uniform(0, seconds))

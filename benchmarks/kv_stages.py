@@ -8,8 +8,8 @@
 ``perplexity``: the bundled model on its held-out text, token by token, staged against F16 (the
 ratio is to stay within 0.1 % for Q8_0 and 1 % for Q4_0). ``bytes``: caches of 2048 tokens as
 llama.cpp allocates them. ``change``: seconds of a change of stage of GPT-J's full geometry against
-those of a decoded token, by turns in one process; the rows are random. ``budget``: anonymous
-resident memory during a change of stage, without what there was beside the first cache. Every row
+those of a decoded token, alternately in one process; the rows are random. ``budget``: anonymous
+resident memory during a change of stage, without what existed next to the first cache. Every row
 is one JSON line.
 """
 
@@ -153,7 +153,7 @@ def fill(engine: LlamaEngine, n_tokens: int) -> None:
 
 
 def change(arguments: argparse.Namespace) -> None:
-    """A change of stage in units of decoded tokens, by turns, at GPT-J's full size."""
+    """A change of stage in units of decoded tokens, measured alternately, at GPT-J's full size."""
     n_tokens = arguments.tokens
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         gguf = Path(folder) / "gptj.gguf"
@@ -187,7 +187,7 @@ def change(arguments: argparse.Namespace) -> None:
 
 
 def anonymous() -> int:
-    """Bytes of this process that are no file's pages."""
+    """Bytes of this process that are not pages of a file."""
     text = Path("/proc/self/status").read_text()
     return int(text.split("RssAnon:")[1].split()[0]) * 1024
 

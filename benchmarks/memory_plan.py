@@ -5,9 +5,9 @@
     python benchmarks/memory_plan.py --models gpt-neox-20b --loads mmap --context 2048 \
         --kv q8_0 --words 90 --tokens 8 --limit 13G
 
-Every run is ``infer-os generate --json`` in a process of its own, on a prompt longer than a batch;
+Every run is ``infer-os generate --json`` in a separate process, on a prompt longer than a batch;
 the measured number is its peak resident set. Models of the catalog get random weights of their
-real geometry. With ``--limit`` the process may not have more addresses than that (RLIMIT_AS), or it
+real geometry. ``--limit`` limits the process's address space (RLIMIT_AS); otherwise it
 runs in the control group that ``--cgroup`` names, whose limit you have set. Rows go to ``--rows``
 as JSON lines, and to the screen.
 """
@@ -41,7 +41,7 @@ _SWAP_KEYS = ("pswpin", "pswpout")
 
 
 def model_file(name: str, kind: str, folder: Path) -> Path:
-    """The GGUF to measure; made if it is not there."""
+    """The GGUF to measure, made if it does not exist."""
     path = folder / f"{name}-{kind}.gguf"
     if not path.exists():
         if name == TARGET.name:
@@ -69,7 +69,7 @@ def confined(limit: int, group: Path | None) -> Callable[[], None] | None:
 
 
 def run_once(path: Path, load: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One run; returns what it says of its memory."""
+    """One run; returns what it says about its memory."""
     drop_pages(path)  # so that a control group pays for the file itself
     command = [
         sys.executable, "-m", "infer_os.cli", "generate", str(path), "--prompt",
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--kv", default="")
     parser.add_argument("--tokens", type=int, default=4)
     parser.add_argument(
-        "--words", type=int, default=160, help="the sea, so many times; 512 tokens fill a batch"
+        "--words", type=int, default=160, help="repetitions of 'the sea'; 512 tokens fill a batch"
     )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=1)

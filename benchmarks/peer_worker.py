@@ -8,7 +8,7 @@ of JSON: seconds, the peak of the process's memory, versions, bytes of weights. 
 checkpoint itself (transformers) or what was converted, takes one round to warm up, and prints a
 line with the versions; then each line of stdin asks for a round, answered by a line of JSON with
 the seconds of the prompt, until its first token is drawn, and of N_DECODE tokens after it. Needs
-nothing of infer-os. Exits with 3 and the reason where a program is not installed.
+nothing of infer-os. Exits with 3 and the reason if a program is not installed.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def convert_ctranslate2(kind: str, folder: str, out: str) -> None:
 
 
 def load_ctranslate2(kind: str, folder: str, threads: int, n_prompt: int, n: int) -> Round:
-    """CTranslate2's generator, greedy; its callback tells when each token is drawn."""
+    """CTranslate2's generator, greedy; its callback says when each token is drawn."""
     import ctranslate2
 
     generator = ctranslate2.Generator(
@@ -111,7 +111,7 @@ def convert_openvino(kind: str, folder: str, out: str) -> None:
 
 
 def load_openvino(kind: str, folder: str, threads: int, n_prompt: int, n: int) -> Round:
-    """OpenVINO GenAI's pipeline, greedy, fed with token ids; a streamer tells of each token."""
+    """OpenVINO GenAI's pipeline, greedy, fed with token ids; a streamer reports each token."""
     import numpy as np
     import openvino
     import openvino_genai
@@ -154,7 +154,7 @@ def load_openvino(kind: str, folder: str, threads: int, n_prompt: int, n: int) -
 def first_and_rest(started: float, drawn: list[float], n: int) -> tuple[float, float]:
     """Seconds until the first token, and from it to the last; all of them must have come."""
     if len(drawn) != n + 1:
-        raise RuntimeError(f"{len(drawn)} tokens came, {n + 1} were asked for")
+        raise RuntimeError(f"{len(drawn)} tokens came, {n + 1} were requested")
     return drawn[0] - started, drawn[-1] - drawn[0]
 
 
@@ -204,7 +204,7 @@ def main() -> None:
     """Convert, or load and take a round per line."""
     verb, kind, folder, *rest = sys.argv[1:]
     answers = sys.stdout
-    sys.stdout = sys.stderr  # what libraries print is no answer
+    sys.stdout = sys.stderr  # what libraries print is not an answer
 
     def answer(value: dict[str, object]) -> None:
         print(json.dumps(value), file=answers, flush=True)

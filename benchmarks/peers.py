@@ -1,4 +1,4 @@
-"""Decode and prefill speed side by side with other programs, by turns in one run.
+"""Decode and prefill speed side by side with other programs, alternately in one run.
 
     python benchmarks/peers.py --llama-bench DIR/llama-bench
         --python ctranslate2=VENV/bin/python --python openvino=VENV/bin/python
@@ -7,16 +7,16 @@
 
 A checkpoint of random weights and real geometry is made once. infer-os converts it to each type;
 transformers (float32, bfloat16) reads it, CTranslate2 (int8) and OpenVINO (int8, int4) convert it,
-each by its own means, in a process of its own and in the Python that --python names: PATH alone is
+each by its own means, in a separate process and in the Python that --python names: PATH alone is
 tried for every program, PROGRAM=PATH for that one (their versions of transformers exclude each
 other: CTranslate2's converters want 4.57, optimum-intel 5.5). The first that has the program runs
 it. llama-bench runs our own files. What is not installed is left out by name. With --work, what
 was made and converted stays there for the next run.
 
 All sides: one sequence, the same prompt, threads and count of tokens, decoded after the prompt;
-greedy; the prompt is timed until its first token, and computed anew in every round. Prints bytes
+greedy; the prompt is timed until its first token, and computed again in every round. Prints bytes
 and tokens per second of each side, then ours over theirs as median and quartiles over the rounds,
-where both weigh as many bits; transformers, which has only floats here, beside every type.
+if both have weights of the same bits; transformers, which has only floats here, with every type.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def measure(
 
 
 def comparable(ours: Side, peer: Side) -> bool:
-    """Whether both have weights of as many bits; a float peer stands beside all of ours."""
+    """Whether both have weights of the same bits; a float peer is compared with all of ours."""
     if peer.name.startswith("infer-os"):
         return False
     if peer.name.startswith("llama-bench"):
@@ -273,7 +273,7 @@ def our_sides(
 
 
 def parse() -> argparse.Namespace:
-    """The command line; a program that is no peer is refused."""
+    """The command line; an unknown peer is refused."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -283,7 +283,7 @@ def parse() -> argparse.Namespace:
         help="a Python with peers installed, or with this one; may be given again",
     )  # fmt: skip
     parser.add_argument(
-        "--peers", default=",".join(_PEERS), help="these alone (default: %(default)s)"
+        "--peers", default=",".join(_PEERS), help="only these (default: %(default)s)"
     )
     parser.add_argument("--geometry", choices=GEOMETRIES, default="distilgpt2")
     parser.add_argument("--layers", type=int, default=0, help="fewer than the model has")
@@ -300,7 +300,7 @@ def parse() -> argparse.Namespace:
     for text in arguments.python:
         name = text.rpartition("=")[0]
         if name and name not in programs:
-            parser.error(f"--python {text}: {name} is none of {', '.join(sorted(programs))}")
+            parser.error(f"--python {text}: {name} is not one of {', '.join(sorted(programs))}")
     arguments.peers = [name for name in arguments.peers.split(",") if name]
     for name in arguments.peers:
         if name not in _PEERS:
@@ -334,7 +334,7 @@ def main() -> None:
     layers = f" of {arguments.layers} layers" if arguments.layers else ""
     print(
         f"{arguments.geometry}{layers}, random weights, {n_prompt} tokens of a prompt, {n} decoded "
-        f"after it, {threads} threads, load {arguments.load}, {arguments.rounds} rounds by turns"
+        f"after it, {threads} threads, load {arguments.load}, {arguments.rounds} alternating rounds"
     )
     rows = show(sides, found)
     for side in sides:

@@ -1,10 +1,10 @@
-"""Tokens per second that ``plan`` calls the most, and those that are measured: no more may be.
+"""Tokens per second that ``plan`` gives as a bound, and measured ones, which must not be more.
 
     python benchmarks/plan_bounds.py [--model pythia-410m --type q4_0] [--folder DIR]
 
 A row is a model, a number of threads and a number of sequences that step together. The bundled
-model and one of random weights are measured by ``bench`` while nothing is held, the largest of its
-rounds counts; the plan is asked with the same threads, after the machine's bandwidth was measured.
+model and one of random weights are measured by ``bench`` with an empty cache, where the fastest
+round counts; the plan is made with the same threads, after the machine's bandwidth was measured.
 Exits with 1 if a measurement is above its bound.
 """
 
@@ -53,7 +53,7 @@ def measured(path: Path, threads: int, folder: Path) -> dict[int, float]:
 
 
 def bound(path: Path, threads: int, n_seq: int) -> float:
-    """What ``plan`` says of it."""
+    """The bound that ``plan`` gives."""
     batch = ["--parallel", str(n_seq)] if n_seq > 1 else []
     found = run([
         "plan", str(path), "--json", "--kv", "f16", "--context", "512",

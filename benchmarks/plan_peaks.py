@@ -1,10 +1,10 @@
-"""What commands plan to take, and the most that they took: every peak must be within its plan.
+"""Planned and measured peak memory of commands: every peak must be within its plan.
 
     python benchmarks/plan_peaks.py [--only WORD] [--folder DIR] [--docs docs/memory.md]
 
-A row is a command in a process of its own, with a prompt that fills its buffers: the plan is what
-it says it needs when it may use one byte (``--memory 1``), the peak its largest resident set, with
-that of the process that renders chat templates. Models are the bundled one in several types, and
+A row is a command in a separate process, with a prompt that fills its buffers: the plan is what it
+says it needs when allowed one byte (``--memory 1``), the peak its largest resident set, plus that
+of the process that renders chat templates. Models are the bundled one in several types, and
 random weights of published geometries, cut in layers.
 Exits with 1 if a peak is above its plan, or a plan more than 5 % and 10 MB above its peak.
 ``--docs`` writes the table into the page, between two marks.
@@ -25,7 +25,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-# no more than the standard library: a child's peak begins at the parent's size
+# only the standard library: a child's peak begins at the parent's size
 HERE = Path(__file__).parent
 BUNDLED = HERE.parent / "models" / "bundled"
 NEEDS = re.compile(r"it needs ([\d.]+) (GB|MB)")
@@ -50,7 +50,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        """As rows call it."""
+        """Its name in rows."""
         cut = f", {self.layers} layers" if self.layers else ""
         return f"{self.source} {self.type}{cut}{', with a template' if self.talks else ''}"
 
@@ -98,7 +98,7 @@ NARROW = "generate MODEL -f PROMPT -n 8 --context 1024"
 
 
 def cases() -> list[Case]:
-    """All combinations, those of a model beside each other."""
+    """All combinations, grouped by model."""
     found = []
     for kind in ("f16", "q8_0", "q4_0", "q4_k_m"):
         found.append(Case(Model("austen-6m", kind), NARROW))

@@ -42,7 +42,7 @@ def timed(
     importance: NDArray[np.float32] | None,
     kernel: str,
 ) -> tuple[float, bytes]:
-    """Seconds of CPU time, which others on the machine do not lengthen, and the bytes written."""
+    """Seconds of CPU time, which other programs do not lengthen, and the bytes written."""
     started = time.thread_time()
     data, _ = quantize_rows(
         rows, target, n_threads=1, importance=importance, measure=False, kernel=kernel

@@ -30,7 +30,7 @@ _LAYER_KEYS = ("num_hidden_layers", "n_layer")
 
 
 def planned(network: Network, kind: str) -> ConversionPlan:
-    """What ``convert --type`` would write of a checkpoint of this network."""
+    """What ``convert --type`` would write for a checkpoint of this network."""
     recipe = recipe_named(kind)
     tied = all(rule.role is not Role.HEAD for rule in network.rules)
     tensors = []
@@ -56,7 +56,7 @@ def write_random_gguf(name: str, kind: str, path: Path, seed: int = 1, *, layers
         write_tokenizer(Path(folder), network.vocab_rows)
         vocabulary = read_vocabulary(Path(folder), model.config, network.vocab_rows)
     metadata = {f"{network.graph}.{key}": value for key, value in network.metadata.items()}
-    # so that nobody takes what it writes, or how often a draft of it is right, for a figure
+    # so that nobody takes its output, or a draft's acceptance on it, for a real figure
     metadata["inferos.weights.random"] = True
     header = gguf_header(network.graph, metadata, vocabulary, plan)
     random = np.random.default_rng(seed)

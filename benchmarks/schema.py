@@ -3,8 +3,8 @@
     python benchmarks/schema.py MODEL [--texts 100] [--rounds 5] [--tokens 200]
 
 Writes a text for each of the seeds 1 to ``--texts`` under the schema of the README and judges each
-with jsonschema. Then the same model writes ``--tokens`` tokens with a constraint that leaves every
-text (``(?s:.*)``) and without one, in turns; prints the median of seconds per token of both.
+with jsonschema. Then the same model writes ``--tokens`` tokens with a constraint that allows any
+text (``(?s:.*)``) and without one, alternately; prints the median of seconds per token of both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Decode speed with guesses against plain decoding, by turns in one run.
+"""Decode speed with guesses against plain decoding, alternately in one run.
 
     python benchmarks/speculative.py [--type q8_0] [--kv q8_0] [--repeats 5] [--load mmap]
 
@@ -59,7 +59,7 @@ def hopeless(folder: Path) -> Path:
 
 
 def write(engine: LlamaEngine, text: str, sampling: SamplingSettings, n: int) -> Generation:
-    """Generate from nothing held, so that every arm computes the prompt."""
+    """Generate from an empty cache, so that every arm computes the prompt."""
     engine.forget()
     state = Generation()
     for _ in stream_text(engine, engine.vocab.tokenize(text), sampling, StopSettings(n), state):
@@ -68,7 +68,7 @@ def write(engine: LlamaEngine, text: str, sampling: SamplingSettings, n: int) ->
 
 
 def repeating(text: str, n: int) -> list[str]:
-    """Prompts that have said all that follows once: a passage, and its beginning again."""
+    """Prompts that already contain their continuation: a passage, and its beginning again."""
     parts = [text[at : at + 700] for at in range(0, 3000 * n, 3000)]
     return [f"{part}\n\n{part[:200]}" for part in parts]
 
@@ -154,7 +154,7 @@ def main() -> None:
             return stack.enter_context(open_engine(files["target"], replace(options, draft=draft)))
 
         arms = [Arm(name, opened(draft)) for name, draft in drafts.items()]
-        # what the draft costs and gives without the lookup's help
+        # what the draft costs and gains without lookup
         for name in ("bundled", "hopeless"):
             engine = opened(drafts[f"{name} draft"])
             assert engine.speculation is not None

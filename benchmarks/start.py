@@ -1,13 +1,13 @@
-"""How long a model of the cache takes to be ready, by its name, against the same file by its path.
+"""How long a cached model takes to be ready when named, against the same file by its path.
 
     python benchmarks/start.py [--geometry distilgpt2 pythia-160m ...] [--rounds 11]
 
 A checkpoint of a published geometry with random weights is converted to Q4_0 into a cache of its
-own. In turns, each in a process of its own: ``infer-os run --model NAME --interactive`` with
+own. Alternately, each in a separate process: ``infer-os run --model NAME --interactive`` with
 nothing to read, which ends when it is ready to talk, with a hub that does not exist; ``infer-os
 chat FILE``, the same without the cache; and Python importing llama-cpp-python alone. Seconds by the
-clock as median and quartiles, and the median of those that the processor worked, which other load
-on the machine does not change much.
+clock as median and quartiles, and the median of processor seconds, which other load on the
+machine hardly changes.
 """
 
 from __future__ import annotations

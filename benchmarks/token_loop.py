@@ -1,4 +1,4 @@
-"""Decode speed of the token loop against llama.cpp's own loop in C++, turn by turn.
+"""Decode speed of the token loop against llama.cpp's own loop in C++, alternately.
 
     python benchmarks/token_loop.py [--geometry distilgpt2] [--type q8_0] [--rounds 15]
 
@@ -79,7 +79,7 @@ def main() -> None:
         make_folder(arguments.geometry, folder / "model")
         gguf = folder / "model.gguf"
         convert(ConvertSettings(folder / "model", gguf, arguments.type))
-        # layouts that would end the process here are not asked for, as by our engine
+        # like our engine, do not request layouts that would end the process here
         loaded = "0" if arguments.load == "mmap" else "2" if llama_layouts().types else "1"
         command = [str(build_loop(folder)), str(gguf), str(n_ctx), str(arguments.threads),
                    str(arguments.steps), loaded]  # fmt: skip

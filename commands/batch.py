@@ -45,9 +45,9 @@ def batch(
     settings: EngineSettings,
     as_json: options.Statistics = False,
 ) -> None:
-    """Answer many prompts at once; a line of answer for each.
+    """Answer many prompts at once, each with one line of output.
 
-    A line of input is {"id": 1, "prompt": "..."} or {"id": 1, "messages": [...]}, with n (samples),
+    An input line is {"id": 1, "prompt": "..."} or {"id": 1, "messages": [...]}, with n (samples),
     max_tokens, stop, and whatever else differs from the options below of how tokens are drawn, such
     as top_k for --top-k.
 
@@ -107,7 +107,7 @@ def _with_extras(
     extras = set(settings.extras)
     if ".parquet" in [path.suffix.lower() for path in files]:
         extras.add(Extra.PARQUET)
-    if batch.style in ("", TEMPLATE):  # for conversations; what comes is not known yet
+    if batch.style in ("", TEMPLATE):  # for conversations, which may come
         extras.add(Extra.TEMPLATE)
     return replace(settings, extras=frozenset(extras))
 
@@ -129,7 +129,7 @@ def _open_input(path: Path, stop: Stop) -> tuple[Iterator[Any], int | None]:
 
 
 def _completeness(output: Path, total: int | None) -> str:
-    """What is said of a table that an earlier run finished.
+    """The note about a table that an earlier run finished.
 
     Raises:
         SettingsError: there are records that it cannot have answered.
@@ -139,21 +139,21 @@ def _completeness(output: Path, total: int | None) -> str:
     rows = table_rows(output)
     if rows is not None and total is not None and total > rows:
         raise _settings_error(
-            f"{output}: is finished with {rows} answers, but the input has {total} records; a "
+            f"{output}: has {rows} answers and is finished, but the input has {total} records; a "
             "table cannot be continued: give another --output, or --force"
         )
     answers = "" if rows is None else f" with {rows} answers"
-    return f"note: {output}: complete already{answers}; nothing is computed, whatever the options"
+    return f"note: {output}: already complete{answers}; nothing is computed, whatever the options"
 
 
 def _resumed(journal: Journal, n_records: int) -> str:
-    """What is said of answers that an earlier run gave, perhaps with other options."""
+    """The note about answers of an earlier run, perhaps made with other options."""
     kept = f"{len(journal.done)} answers of an earlier run are kept as they are"
     if n_records:
         return f"note: {journal.path}: {kept}, whatever the options were"
     return (
-        f"note: {journal.path}: complete already; {kept} and nothing was computed, whatever the "
-        "options; --force answers all again"
+        f"note: {journal.path}: already complete; {kept} and nothing was computed, whatever the "
+        "options; --force answers everything again"
     )
 
 
@@ -164,7 +164,7 @@ def _parsed(
     journal: Journal | None,
     kinds: set[bool],
 ) -> Iterator[Record | BadRecord]:
-    """The records that are to be answered. ``kinds`` grows: whether they are conversations."""
+    """The records to answer. ``kinds`` collects whether they are conversations."""
     from ..runtime.batch.records import BadRecord, RecordParser
 
     parser = RecordParser(sampling, stops)
@@ -173,13 +173,13 @@ def _parsed(
         record = value if isinstance(value, BadRecord) else parser.parse(*value)
         if not isinstance(record, BadRecord):
             kinds.add(bool(record.messages))
-        # what an earlier run has told already; the parser must see it all the same, for its id
+        # answered by an earlier run; the parser must still see it, for its id
         if (None, record.line) not in done:
             yield record
 
 
 def _without_effect(batch: BatchSettings, kinds: set[bool]) -> list[str]:
-    """Notes on options for the kind of record that did not come."""
+    """Notes on options for a kind of record that did not occur."""
     notes = []
     if kinds == {False}:
         given = {"--system": batch.system, "--style": batch.style}

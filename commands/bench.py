@@ -59,7 +59,7 @@ def bench(
     })  # fmt: skip
     wish = ModelWish(model, type) if model else None
     if wish is None:
-        ModelWish("", type)  # an unknown type is said before anything is converted
+        ModelWish("", type)  # an unknown type is reported before anything is converted
     check_outputs(rows, report)
     work = {Extra.BENCH} | ({Extra.REPORT} if report else set())
     settings = replace(settings, extras=settings.extras | work)

@@ -1,10 +1,10 @@
-"""What the shell may offer behind Tab; typer keeps what begins as the word that is being typed."""
+"""What the shell offers on Tab; typer keeps what begins like the word being typed."""
 
 from __future__ import annotations
 
 
 def model_names(incomplete: str) -> list[str]:
-    """Names of the catalog, hub ids once an owner is typed; a shell without any offers files."""
+    """Names of the catalog, hub ids once an owner is typed; without any, the shell offers files."""
     from ..models.catalog import CATALOG
 
     return [model.id if "/" in incomplete else model.name for model in CATALOG]

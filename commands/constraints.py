@@ -1,7 +1,7 @@
-"""``--grammar``, ``--json-schema`` and ``--regex``: what a text must follow, as typed or a file's.
+"""``--grammar``, ``--json-schema`` and ``--regex``: what a text must follow, typed or from a file.
 
-In: what the options were given. Out: the fields of the sampling settings, checked before any model
-is loaded.
+In: the options' values. Out: the fields of the sampling settings, checked before any model is
+loaded.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-#: Bytes of a file that are read: more than any grammar may have.
+#: Most bytes read from a file: more than any grammar may have.
 _MOST_BYTES = 4_000_000
 
 
@@ -19,7 +19,7 @@ def constraint_texts(values: Mapping[str, str | None]) -> dict[str, Any]:
     """The setting that an option makes, by its name; None is an option that was left out.
 
     Raises:
-        SettingsError: more than one was given, a file cannot be read, or it cannot be used.
+        SettingsError: more than one was given, a file cannot be read, or its text cannot be used.
     """
     from ..native.errors import GrammarError
     from ..native.grammar import compiled
@@ -53,7 +53,7 @@ def _option(kind: str) -> str:
 
 
 def _is_text(kind: str, value: str) -> bool:
-    """Whether it is the text itself; otherwise it names a file."""
+    """Whether the value is the text itself rather than a file's name."""
     if kind == "json_schema":
         return value.lstrip().startswith("{") or value.strip() in ("true", "false")
     return kind == "regex" or "::=" in value
@@ -75,7 +75,7 @@ def file_text(file: Path) -> str:
     """The text of a file that an option names.
 
     Raises:
-        SettingsError: it cannot be read, is too large, or no UTF-8.
+        SettingsError: it cannot be read, is too large, or is not UTF-8.
     """
     from ..runtime.errors import SettingsError
 
@@ -90,4 +90,4 @@ def file_text(file: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise SettingsError(f"{file}: is no UTF-8 text") from None
+        raise SettingsError(f"{file}: is not UTF-8 text") from None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def convert(*, job: Conversion, as_json: options.Json = False) -> None:
     """Convert a Hugging Face checkpoint to one quantized GGUF file.
 
-    A model on the hub is downloaded shard by shard; interrupted, the same command continues.
+    A model on the hub is downloaded shard by shard; the same command continues an interrupted run.
 
     Example: infer-os convert EleutherAI/gpt-j-6B --type q4_0 -o gpt-j.gguf
     """  # fmt: skip

@@ -48,8 +48,8 @@ Calibrate = Annotated[
     typer.Option(
         "--calibrate",
         metavar="TEXT",
-        help="Run the model over a text first and weigh the quantization by its activations; "
-        "the text's end tells what that was worth.",
+        help="Run the model over a text first and weight the quantization by its activations; "
+        "the end of the text measures the benefit.",
         show_default=False,
     ),
 ]
@@ -58,8 +58,8 @@ Imatrix = Annotated[
     typer.Option(
         "--imatrix",
         metavar="FILE",
-        help="An importance matrix (llama.cpp's GGUF form) to weigh with; with --calibrate, "
-        "the file to keep it in.",
+        help="An importance matrix (llama.cpp's GGUF form) to weight with; with --calibrate, "
+        "the file to save it to.",
         show_default=False,
     ),
 ]
@@ -68,12 +68,12 @@ FoldRotation = Annotated[
     typer.Option(
         "--fold-rotation",
         help="Fold a rotation into the attention weights, so that a quantized KV cache loses "
-        "less; the model computes the same.",
+        "less; the model computes the same function.",
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Only plan: sizes and types, nothing is written.")
+    bool, typer.Option("--dry-run", help="Only plan: show sizes and types, write nothing.")
 ]
 Verify = Annotated[
     bool,
@@ -85,8 +85,8 @@ KeepSource = Annotated[
     bool,
     typer.Option(
         "--keep-source",
-        help="Keep what is downloaded, in ~/.cache/infer-os or INFER_OS_CACHE; else a shard "
-        "goes when it is converted.",
+        help="Keep the downloads, in ~/.cache/infer-os or INFER_OS_CACHE; otherwise a shard is "
+        "deleted once converted.",
     ),
 ]
 Revision = Annotated[

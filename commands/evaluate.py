@@ -23,7 +23,7 @@ def evaluate(
 ) -> None:
     """Measure perplexity, and agreement with a reference.
 
-    The agreement is KL divergence, and how often the likeliest token is the same.
+    Agreement means KL divergence, and how often the likeliest token is the same.
 
     Example: infer-os eval models/bundled/austen-6m --types q8_0,q4_0 --kv f16,q8_0
     """  # fmt: skip

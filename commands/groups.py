@@ -1,4 +1,4 @@
-"""Options that belong together, given to a command as the settings record that they make."""
+"""Groups of options, passed to a command as the settings record that they make."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def _prefix(file: Path) -> str:
     try:
         text = read_file(file).decode()
     except UnicodeDecodeError:
-        raise SettingsError(f"{file}: is no UTF-8 text") from None
-    # line ends as a text file has them
+        raise SettingsError(f"{file}: is not UTF-8 text") from None
+    # line ends of a text file
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -117,7 +117,7 @@ def grouped(**defaults: Any) -> Callable[[Command], Command]:
     """Let a command take settings records: each is spelled as the options that make it.
 
     Args:
-        defaults: of single options, where this command's differ from the usual ones.
+        defaults: of single options, where this command differs from the others.
     """
 
     def expand(command: Command) -> Command:
@@ -158,7 +158,7 @@ def grouped(**defaults: Any) -> Callable[[Command], Command]:
 
 
 def _planned(records: dict[str, Any]) -> dict[str, Any]:
-    """The records, with what the options of one mean for the plan in the engine's settings."""
+    """The records, with the plan's share of the options moved to the engine's settings."""
     if not any(isinstance(r, SamplingSettings) and r.constraint for r in records.values()):
         return records
     return {
@@ -170,7 +170,7 @@ def _planned(records: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    """Its parameters with resolved annotations, keyword-only so that any order is a signature."""
+    """Its parameters with resolved annotations, keyword-only so that any order is valid."""
     hints = get_type_hints(function, include_extras=True)
     return [
         parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def load_engine(model: str | ModelWish, settings: EngineSettings) -> tuple[Engine, float]:
-    """Load what the user calls a model, converted into the cache first if need be.
+    """Load what the user calls a model, converting it into the cache first if need be.
 
     Its warnings go to stderr. Returns the engine and the seconds that loading took.
     """
@@ -54,9 +54,9 @@ def join_cluster(
     batch: BatchSettings,
     answers: tuple[SamplingSettings, StopSettings],
 ) -> RayBatch:
-    """A cluster each of whose nodes loads what the user calls a model, by its own files.
+    """A cluster, each node of which loads what the user calls a model from its own files.
 
-    A path is that of this machine, if there is such a file or folder here.
+    A path is one on this machine, if that file or folder exists here.
     """
     from ..runtime.batch.ray_backend import RayBatch
 

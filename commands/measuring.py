@@ -27,7 +27,7 @@ Report = Annotated[
 BenchModel = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="As for generate; without one, the bundled model.",
+        metavar="MODEL", help="As for generate; by default, the bundled model.",
         show_default=False,
     ),
 ]  # fmt: skip
@@ -35,15 +35,15 @@ Techniques = Annotated[
     bool,
     typer.Option(
         "--techniques",
-        help="Each technique alone and all together against FP16 weights, one token at a time, "
-        "with a loop that copies rows; beside what is claimed of them.",
+        help="Each technique alone and all together against a baseline: FP16 weights, one token "
+        "at a time, in a loop that copies rows; with what is claimed of them.",
     ),
 ]
 Baseline = Annotated[
     Path | None,
     typer.Option(
         "--baseline", metavar="FILE",
-        help="With --techniques and a MODEL that is a file: its FP16 weights.",
+        help="With --techniques and a file as MODEL: its FP16 weights.",
         show_default=False,
     ),
 ]  # fmt: skip
@@ -51,15 +51,15 @@ Depths = Annotated[
     str,
     typer.Option(
         "--depths", metavar="N,N,...",
-        help="Tokens that are held before what is measured; "
-        "of --techniques, the last is the length of the prompt.",
+        help="Tokens in the cache before each measurement; "
+        "for --techniques, the last is the length of the prompt.",
         show_default="0,512,1024,2048, as far as the context reaches",
     ),
 ]  # fmt: skip
 Batches = Annotated[
     str,
     typer.Option(
-        "--batch", metavar="N,N,...", help="Sequences that are decoded together.",
+        "--batch", metavar="N,N,...", help="Sequences to decode together.",
         show_default="1,2,4,8,16,32",
     ),
 ]  # fmt: skip
@@ -67,26 +67,25 @@ CompareKv = Annotated[
     list[str] | None,
     typer.Option(
         "--compare-kv", metavar="SPEC,SPEC,...",
-        help="Caches to compare over depth, as of --kv, in turns; may be given several times.",
+        help="KV caches to compare at each depth (syntax of --kv), measured alternately; may be "
+        "given several times.",
         show_default=False,
     ),
 ]  # fmt: skip
 Repeats = Annotated[
-    int, typer.Option("--repeats", metavar="N", help="Rounds, after one that warms up.")
+    int, typer.Option("--repeats", metavar="N", help="Rounds, after one to warm up.")
 ]
 PromptTokens = Annotated[
     int, typer.Option("--prompt-tokens", metavar="N", help="Tokens of a prefill.")
 ]
-Tokens = Annotated[
-    int, typer.Option("--tokens", metavar="N", help="Tokens that are decoded one by one.")
-]
+Tokens = Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens to decode one by one.")]
 
 # ---- eval
 EvalModels = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="MODEL",
-        help="As for generate; several GGUF files are compared with each other. Without one, "
+        help="As for generate; several GGUF files are compared with each other. By default, "
         "the bundled model.",
         show_default=False,
     ),
@@ -95,14 +94,14 @@ EvalText = Annotated[
     Path | None,
     typer.Option(
         "--text", metavar="FILE",
-        help="A text that the model has not seen; the bundled model has one, any other needs it.",
+        help="A text that the model has not seen; required unless the model is the bundled one.",
         show_default=False,
     ),
 ]  # fmt: skip
 Reference = Annotated[
     str,
     typer.Option(
-        "--reference", metavar="REF", help="A GGUF file, a folder or a name to be close to.",
+        "--reference", metavar="REF", help="A GGUF file, a folder or a name to compare with.",
         show_default="a folder's own weights as f32",
     ),
 ]  # fmt: skip
@@ -117,28 +116,31 @@ EvalKv = Annotated[
     list[str] | None,
     typer.Option(
         "--kv", metavar="SPEC,SPEC,...",
-        help="Caches, as of generate; may be given several times. One in stages is evaluated "
-        "token by token.",
+        help="KV caches (syntax of generate's --kv); may be given several times. A staged one is "
+        "evaluated token by token.",
         show_default="f16",
     ),
 ]  # fmt: skip
 Window = Annotated[
-    int, typer.Option("--window", metavar="N", help="Tokens of a window; its second half counts.")
+    int, typer.Option("--window", metavar="N", help="Tokens per window; its second half is scored.")
 ]
 Windows = Annotated[
-    int, typer.Option("--windows", metavar="N", help="Windows at most; of stages, 8.")
+    int,
+    typer.Option(
+        "--windows", metavar="N", help="Maximum number of windows; at most 8 for a staged cache."
+    ),
 ]
 
 
 def command_line() -> str:
-    """What was typed, as a row says it."""
+    """The command line as typed, for the rows."""
     return shlex.join(["infer-os", *sys.argv[1:]])
 
 
 def deliver(
     result: BenchResult, rows: Path | None, report: Path | None, as_json: dict[str, Any] | None
 ) -> None:
-    """Append the rows, write the page, and print: JSON if there is any, else tables and notes.
+    """Append the rows, write the page, and print: JSON if given, else tables and notes.
 
     Raises:
         BenchError: a file cannot be written.

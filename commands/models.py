@@ -36,7 +36,7 @@ def models(context: typer.Context, as_json: options.Json = False) -> None:
         from ..runtime.errors import SettingsError
 
         command = context.invoked_subcommand
-        raise SettingsError(f"--json: write it behind the command: models {command} --json")
+        raise SettingsError(f"--json: put it after the command: models {command} --json")
 
 
 @app.command("list")
@@ -54,7 +54,7 @@ def list_(as_json: options.Json = False) -> None:
 
 @app.command()
 def show(name: Name, as_json: options.Json = False) -> None:
-    """Tell everything known of a model: geometry, draft partner, style, sizes, cached files."""
+    """Show everything known about a model: geometry, draft partner, style, sizes, cached files."""
     from ..store.listing import show_model
     from ..terminal import render_models
 
@@ -76,7 +76,7 @@ def rm(
     ] = "",
     as_json: options.Json = False,
 ) -> None:
-    """Remove a model from the cache, with what was downloaded of it. What is in use stays."""
+    """Remove a model and its downloads from the cache. What is in use stays."""
     from ..store.removal import remove_model
 
     title, freed = remove_model(name, type)

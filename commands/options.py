@@ -12,7 +12,7 @@ from ..runtime.settings import SAMPLER_SETTINGS, SamplerSetting
 from ..sizes import read_size
 from . import completing
 
-#: Options that are not spelled as the field of the record that they set.
+#: Options that are not spelled like the record field that they set.
 _OPTIONS = {
     "strings": "--stop", "batches": "--batch", "n_prompt": "--prompt-tokens",
     "n_decode": "--tokens",
@@ -20,7 +20,7 @@ _OPTIONS = {
 
 
 def spelled(error: Exception) -> str:
-    """An error's message, with a record's field as the option that sets it."""
+    """An error's message, naming the option that sets the record's field."""
     from ..runtime.errors import SettingsError
 
     if not isinstance(error, SettingsError):
@@ -33,7 +33,7 @@ def size_option(option: str, size: str) -> int:
     """Bytes of a size such as 12G; 0 for none.
 
     Raises:
-        SettingsError: it is no size.
+        SettingsError: it is not a size.
     """
     if not size:
         return 0
@@ -63,7 +63,7 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A GGUF file, a checkpoint folder, a catalog name (gpt-j-6B) or a hub id "
-        "(EleutherAI/gpt-j-6B). What is no file yet is converted once, into the cache.",
+        "(EleutherAI/gpt-j-6B). Anything that is not yet a GGUF file is converted once and cached.",
         show_default=False, autocompletion=completing.model_names,
     ),
 ]  # fmt: skip
@@ -72,7 +72,7 @@ PlanModel = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A GGUF file, a checkpoint folder, a catalog name (gpt-j-6B) or a hub id "
-        "(EleutherAI/gpt-j-6B), of which no more than the config is read.",
+        "(EleutherAI/gpt-j-6B), of which only the config is read.",
         show_default=False, autocompletion=completing.model_names,
     ),
 ]  # fmt: skip
@@ -88,7 +88,7 @@ CachedModel = Annotated[
 CachedType = Annotated[
     str,
     typer.Option(
-        "--type", metavar="T", help="Which of its types in the cache.",
+        "--type", metavar="T", help="Which of the cached types to take.",
         show_default="q4_0, else the largest", autocompletion=completing.type_names,
     ),
 ]  # fmt: skip
@@ -97,7 +97,7 @@ ModelType = Annotated[
     typer.Option(
         "--type", metavar="T",
         help="Type to convert a folder or a name to: q8_0, q4_k_m, q4_0, ...",
-        show_default="what the cache has of it, else q4_0",
+        show_default="the cached one, else q4_0",
         autocompletion=completing.type_names,
     ),
 ]  # fmt: skip
@@ -123,8 +123,8 @@ Load = Annotated[
     typer.Option(
         "--load", metavar="mmap|fast|locked|direct",
         help="mmap: use the file's own pages, shared between processes. fast: private copies in "
-        "the layout that computes fastest. locked: the file's pages, never dropped. direct: as "
-        "fast, read past the page cache.",
+        "the fastest layout. locked: the file's pages, never dropped. direct: like fast, but "
+        "bypassing the page cache.",
         autocompletion=completing.load_modes,
     ),
 ]  # fmt: skip
@@ -132,32 +132,32 @@ Memory = Annotated[
     str,
     typer.Option(
         "--memory", metavar="SIZE",
-        help="What everything may take, such as 12GB (powers of 1000) or 12GiB (of 1024); a model "
+        help="Limit for all memory, such as 12GB (powers of 1000) or 12GiB (of 1024); a model "
         "that needs more is not loaded.",
         show_default="what is available",
     ),
 ]  # fmt: skip
 Prefetch = Annotated[
     bool,
-    typer.Option("--prefetch", help="Read the file into the page cache first, with a bar."),
+    typer.Option("--prefetch", help="Read the file into the page cache first, showing a bar."),
 ]
 DropPages = Annotated[
     bool,
     typer.Option(
         "--drop-pages",
-        help="Take the file out of the page cache: after loading where copies are made (fast), "
-        "else at the end.",
+        help="Drop the file from the page cache: after loading if copies are made (fast), else at "
+        "the end.",
     ),
 ]  # fmt: skip
 NoNative = Annotated[
     bool,
-    typer.Option("--no-native", help="Compute with llama.cpp's own kernels alone."),
+    typer.Option("--no-native", help="Use only llama.cpp's own kernels."),
 ]
 PlanDraft = Annotated[
     str,
     typer.Option(
         "--draft", metavar="MODEL|auto|lookup|none",
-        help="A draft model beside it; auto: the catalog's.",
+        help="A draft model next to it; auto: the catalog's.",
     ),
 ]  # fmt: skip
 PlanParallel = Annotated[
@@ -172,7 +172,7 @@ Kv = Annotated[
     typer.Option(
         "--kv", metavar="SPEC|auto",
         help="Types of the KV cache: TYPE, or TYPE:N,TYPE:N,... up to N tokens each, such as "
-        "f16:512,q8_0:2048; K/V may differ (q8_0/q4_0). auto: by the memory there is.",
+        "f16:512,q8_0:2048; K/V may differ (q8_0/q4_0). auto: chosen to fit the memory.",
         show_default="f16",
     ),
 ]  # fmt: skip
@@ -197,12 +197,12 @@ Draft = Annotated[
     typer.Option(
         "--draft", metavar="MODEL|auto|lookup|none",
         help="Guess tokens and verify them in one batch: with a small model of the same "
-        "vocabulary, and from what the text repeats (lookup). The text stays as it is without; "
-        "guesses that do not pay stop.",
+        "vocabulary, and by looking up repetitions in the text (lookup). The output stays the "
+        "same; guessing stops when it does not pay.",
     ),
 ]  # fmt: skip
 DraftMax = Annotated[
-    int, typer.Option("--draft-max", metavar="N", help="Most guesses that are verified at once.")
+    int, typer.Option("--draft-max", metavar="N", help="Most guesses to verify at once.")
 ]
 
 
@@ -231,7 +231,7 @@ MaxTokens = Annotated[
     int,
     typer.Option(
         "-n", "--max-tokens", metavar="N",
-        help="Most tokens to write; -1 sets no limit but the context.",
+        help="Most tokens to write; -1: only the context limits them.",
     ),
 ]  # fmt: skip
 Stop = Annotated[
@@ -247,14 +247,14 @@ Prompt = Annotated[
     str | None,
     typer.Option(
         "-p", "--prompt", metavar="TEXT",
-        help="Text to continue; what is piped in stands in front of it.", show_default=False,
+        help="Text to continue; piped input goes in front of it.", show_default=False,
     ),
 ]  # fmt: skip
 PromptFile = Annotated[
     Path | None,
     typer.Option(
         "-f", "--file", metavar="F", help="Read the prompt from a file; - is stdin.",
-        show_default="stdin, if it is no terminal",
+        show_default="stdin, unless it is a terminal",
     ),
 ]  # fmt: skip
 RunModel = Annotated[
@@ -262,7 +262,7 @@ RunModel = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A catalog name (gpt-j-6B), a hub id (EleutherAI/gpt-j-6B), a checkpoint folder "
-        "or a GGUF file. What is no file yet is converted once, into the cache.",
+        "or a GGUF file. Anything that is not yet a GGUF file is converted once and cached.",
         show_default=False, autocompletion=completing.model_names,
     ),
 ]  # fmt: skip
@@ -270,41 +270,41 @@ Message = Annotated[
     str | None,
     typer.Argument(
         metavar="PROMPT",
-        help="Answer this message and end; what is piped in stands in front of it. Without "
-        "one, a pipe is the message, and a terminal begins a conversation.",
+        help="Answer this message and end; piped input goes in front of it. Without it, a pipe "
+        "is the message, and a terminal begins a conversation.",
         show_default=False,
     ),
 ]  # fmt: skip
 ModelAgain = Annotated[
     str | None,
     typer.Option(
-        "--model", metavar="MODEL", help="MODEL, spelled as an option.",
+        "--model", metavar="MODEL", help="MODEL, as an option.",
         show_default=False, autocompletion=completing.model_names,
     ),
 ]  # fmt: skip
 MessageAgain = Annotated[
     str | None,
     typer.Option(
-        "-p", "--prompt", metavar="TEXT", help="PROMPT, spelled as an option.",
+        "-p", "--prompt", metavar="TEXT", help="PROMPT, as an option.",
         show_default=False,
     ),
 ]  # fmt: skip
 Use8bit = Annotated[
     bool,
     typer.Option(
-        "--use-8bit", help="As --type q8_0: twice the size of 4 bits, no loss to be seen."
+        "--use-8bit", help="Like --type q8_0: twice the size of 4 bits, no visible loss."
     ),
 ]  # fmt: skip
 Use4bit = Annotated[
     bool,
     typer.Option(
         "--use-4bit",
-        help="As --type q4_0: the 4 bits that compute fastest on a CPU; --type q4_k_m loses "
-        "less, and is slower.",
+        help="Like --type q4_0: the fastest 4-bit type on a CPU; --type q4_k_m loses less, "
+        "and is slower.",
     ),
 ]  # fmt: skip
 Interactive = Annotated[
-    bool, typer.Option("--interactive", help="Talk, as chat does; a PROMPT opens the talk.")
+    bool, typer.Option("--interactive", help="Talk, as chat does; PROMPT is the first message.")
 ]
 
 # ---- conversation
@@ -315,8 +315,8 @@ Style = Annotated[
     str,
     typer.Option(
         "--style", metavar="NAME",
-        help="How messages are framed: dialogue, plain, template (the file's own), or that of a "
-        "family, such as dialogpt; docs/chat.md has the list.",
+        help="How messages are framed: dialogue, plain, template (the file's own), or a "
+        "family's, such as dialogpt; docs/chat.md has the list.",
         show_default="the model's own", autocompletion=completing.style_names,
     ),
 ]  # fmt: skip
@@ -324,7 +324,7 @@ SessionFile = Annotated[
     Path | None,
     typer.Option(
         "--session", metavar="FILE",
-        help="Continue the conversation in FILE, if there is one, and keep it there at the end.",
+        help="Continue the conversation in FILE, if it exists, and save it there at the end.",
         show_default=False,
     ),
 ]  # fmt: skip
@@ -334,7 +334,7 @@ Records = Annotated[
     Path,
     typer.Option(
         "-i", "--input", metavar="FILE",
-        help="Records: .jsonl, .csv, .parquet, or .txt with a prompt a line; - is stdin.",
+        help="Records: .jsonl, .csv, .parquet, or .txt with one prompt per line; - is stdin.",
     ),
 ]  # fmt: skip
 Answers = Annotated[
@@ -344,9 +344,7 @@ Answers = Annotated[
         help="Answers: .jsonl, .csv or .parquet; - is stdout, as JSON lines.",
     ),
 ]  # fmt: skip
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with an output that was not finished.")
-]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished output.")]
 Replace = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Ordered = Annotated[
     bool, typer.Option("--ordered", help="Write answers in the order of the input.")
@@ -362,7 +360,7 @@ Logprobs = Annotated[
     int,
     typer.Option(
         "--logprobs", metavar="K",
-        help="Tell each token's log-probability, and those of the K likeliest.",
+        help="Report each token's log-probability, and those of the K likeliest.",
     ),
 ]  # fmt: skip
 Prefix = Annotated[
@@ -376,14 +374,14 @@ BatchSystem = Annotated[
     str,
     typer.Option(
         "--system", metavar="TEXT",
-        help="Opens conversations (messages) that have no system message.",
+        help="System message for conversations (messages) without one.",
     ),
 ]  # fmt: skip
 Ray = Annotated[
     str,
     typer.Option(
         "--ray", metavar="auto|ADDRESS",
-        help="Compute on every node of a Ray cluster: that of this machine, or of HOST:PORT.",
+        help="Compute on every node of a Ray cluster: this machine's, or the one at HOST:PORT.",
         show_default=False,
     ),
 ]  # fmt: skip

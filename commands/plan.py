@@ -28,7 +28,7 @@ def plan(
     no_native: options.NoNative = False,
     as_json: options.Json = False,
 ) -> None:
-    """Say what a model will take, what fits, and what to choose. Nothing is loaded or downloaded.
+    """Show what a model will take, what fits, and what to choose. Nothing is loaded or downloaded.
 
     Example: infer-os plan gpt-j-6B --memory 8GB --context 2048
     """  # fmt: skip
@@ -51,7 +51,7 @@ def plan(
 def system(as_json: options.Json = False) -> None:
     """Check this machine, and rank the known models on it.
 
-    Memory, limits, processor and bandwidth are looked at.
+    Looks at memory, limits, processor and bandwidth.
     """
     from ..store.planning import make_report
     from ..terminal import render_plan

@@ -1,8 +1,8 @@
 """The prompt of a command: what was typed, what was piped in, or both.
 
-A pipe and a file on stdin count, in front of the typed text, as ollama and llm have it; a terminal,
-/dev/null and a closed stdin do not. A pipe that stays open without a byte cannot be told from a
-slow one, so it is waited for, and a line on stderr says so.
+A pipe and a file on stdin count and go in front of the typed text, as in ollama and llm; a
+terminal, /dev/null and a closed stdin do not. An open pipe without data cannot be distinguished
+from a slow one, so it is waited for, and a line on stderr says so.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _WAIT_S = 3.0
 
 
 def with_stdin(typed: str | None) -> bytes:
-    """A prompt from the command line, with what is piped in: that, a blank line, what was typed.
+    """A prompt from the command line: piped input, a blank line, what was typed.
 
     Args:
-        typed: the prompt, None if there is none; then all of stdin is it.
+        typed: the prompt; None makes all of stdin the prompt.
     """
     if typed is None:
         return _read().removesuffix(b"\n")
@@ -31,7 +31,5 @@ def _read() -> bytes:
     from ..runtime.prompt import read_stream
 
     if not console.wait_for_stdin(_WAIT_S):
-        console.note(
-            "waiting for the end of the text that is piped in; if there is none, add </dev/null"
-        )
+        console.note("waiting for the end of the piped input; if there is none, add </dev/null")
     return read_stream(console.stdin_stream())

@@ -13,7 +13,7 @@ from .groups import grouped
 def pull(*, model: ModelWish, as_json: options.Json = False) -> None:
     """Download and convert a model into the cache; print its path.
 
-    What Ctrl-C or a broken connection leaves is continued by the same command.
+    After Ctrl-C or a broken connection, the same command continues.
 
     Example: infer-os pull gpt-j-6B --type q8_0
     """  # fmt: skip

@@ -28,7 +28,7 @@ def run(
     stops: StopSettings,
     settings: EngineSettings,
 ) -> None:
-    """From a name to a conversation: download, convert, answer. All but the first call is quick.
+    """From a name to a conversation: download, convert, answer. Later calls start quickly.
 
     Example: infer-os run EleutherAI/gpt-neox-20b "What is a quasar?"
     """  # fmt: skip
@@ -50,7 +50,7 @@ def run(
 def _named(
     model: str | None, prompt: str | None, model_option: str | None, prompt_option: str | None
 ) -> tuple[str, str | None]:
-    """MODEL and PROMPT, however they were spelled."""
+    """MODEL and PROMPT, however they were given."""
     from ..runtime.errors import SettingsError
 
     if model_option is not None and prompt is None:
@@ -64,7 +64,7 @@ def _named(
     if name is None:
         raise SettingsError(
             "MODEL is missing: give a catalog name (gpt-j-6B), a hub id, a folder or a GGUF file; "
-            "infer-os models lists those that are known"
+            "infer-os models lists the known ones"
         )
     return name, prompt_option if prompt is None else prompt
 
@@ -93,6 +93,6 @@ def _read_message(prompt: str | None) -> str:
     if not message.strip():
         raise PromptError(
             "the prompt is empty" if prompt is not None else
-            "nothing to answer: give a PROMPT, pipe a text in, or add --interactive"
+            "nothing to answer: give a PROMPT, pipe in a text, or add --interactive"
         )  # fmt: skip
     return message.rstrip("\n")

@@ -1,4 +1,4 @@
-"""What the commands that talk share: a conversation on a loaded model, kept in its file."""
+"""What the chat commands share: a conversation on a loaded model, kept in its file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TalkSettings:
     session: Path | None = None
 
     def check(self) -> None:
-        """Find what cannot work before a model is loaded.
+        """Report what cannot work before a model is loaded.
 
         Raises:
             SettingsError: an unknown style, or a system prompt for a conversation that has one.
@@ -58,7 +58,7 @@ class TalkSettings:
 def conversation_on(
     model: ModelWish, talk: TalkSettings, settings: EngineSettings
 ) -> Iterator[Session]:
-    """A conversation, the one in its file if there is one; kept there at the end.
+    """A conversation, continued from its file if there is one; saved there at the end.
 
     Raises:
         SettingsError: options that cannot work.
@@ -66,14 +66,14 @@ def conversation_on(
     """
     from ..runtime.chat.framing import choose_frame
     from ..runtime.chat.session import Session
-    from ..terminal.chat_commands import load, told_saved
+    from ..terminal.chat_commands import load, note_saved
 
     talk.check()
     with ExitStack() as stack:
         keeper = _keeper(talk.session)
         if keeper is not None:
             stack.enter_context(keeper)
-        # any conversation may be saved, by --session or while it goes on
+        # any conversation may be saved, by --session or with /save
         extras = {Extra.SESSION} | ({Extra.TERMINAL} if console.stdin_is_terminal() else set())
         if talk.style in ("", TEMPLATE):
             extras.add(Extra.TEMPLATE)
@@ -100,7 +100,7 @@ def conversation_on(
             yield session
         finally:
             if (saved := keeper.save(session)) is not None:
-                told_saved(session, *saved)
+                note_saved(session, *saved)
 
 
 def _keeper(path: Path | None) -> SessionKeeper | None:

@@ -1,8 +1,8 @@
-"""How added tokens are found in text: what a file of ours says of it, besides llama.cpp's types.
+"""How added tokens are found in text: what our files state in addition to llama.cpp's types.
 
-Goes in: a vocabulary. Comes out: the added tokens that its file states with their flags, if it
-needs them, and those that are stored as control tokens, so that llama.cpp does not find them in
-places where the ``tokenizers`` library would not.
+Goes in: a vocabulary. Comes out: the added tokens that its file must state with their flags,
+and those stored as control tokens, so that llama.cpp does not find them where the ``tokenizers``
+library would not.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class StatedTokens:
 
     @property
     def ids(self) -> list[int]:
-        """What ``inferos.tokenizer.added_ids`` holds."""
+        """The value of ``inferos.tokenizer.added_ids``."""
         return [token.id for token in self.tokens]
 
     @property
     def flags(self) -> list[int]:
-        """What ``inferos.tokenizer.added_flags`` holds."""
+        """The value of ``inferos.tokenizer.added_flags``."""
         return [
             sum(_BITS[flag] for flag in token.flags)
             | (text_rules.NORMALIZED if token.normalized else 0)
@@ -53,7 +53,7 @@ class StatedTokens:
 
 
 def stated_tokens(vocabulary: GgufVocabulary) -> StatedTokens:
-    """The added tokens that the vocabulary's file must state; none where types alone say it all."""
+    """The added tokens that the vocabulary's file must state; empty if token types say it all."""
     tokens = tuple(sorted(vocabulary.added, key=lambda token: token.id))
     hidden = _hidden(vocabulary, tokens)
     if (
@@ -71,7 +71,7 @@ def added_notes(path: Path, vocabulary: GgufVocabulary) -> tuple[str, ...]:
     """Notes on what other programs on llama.cpp do with the added tokens and the text.
 
     Raises:
-        UnsupportedError: a token is normalized to nothing, for which the library fails.
+        UnsupportedError: a token is normalized to nothing, on which the library fails.
     """
     rules = _rules(vocabulary)
     for token in vocabulary.added:
@@ -83,7 +83,7 @@ def added_notes(path: Path, vocabulary: GgufVocabulary) -> tuple[str, ...]:
     flagged = [token for token in vocabulary.added if token.flags]
     if flagged:
         notes.append(
-            f"vocabulary: {_names(flagged)}: this program drops the spaces beside these tokens "
+            f"vocabulary: {_names(flagged)}: this program drops the spaces next to these tokens "
             "(lstrip, rstrip) or finds them only as words (single_word), as Hugging Face does; "
             "other llama.cpp programs do neither"
         )
@@ -122,13 +122,13 @@ def _rules(vocabulary: GgufVocabulary) -> TextRules:
 
 
 def _hidden(vocabulary: GgufVocabulary, tokens: tuple[AddedToken, ...]) -> frozenset[int]:
-    """Plain tokens that llama.cpp could find in what lies between the ones that the library finds.
+    """Plain tokens that llama.cpp could find between the tokens that the library finds.
 
-    It looks for the texts of tokens that the user defined in everything that it is given.
+    It looks for the texts of user-defined tokens in everything it is given.
     """
     rules = _rules(vocabulary)
     normalizes = bool(vocabulary.normalizer or vocabulary.steps)
-    # a match that does not count is passed over whole, with what begins in it
+    # a match that does not count is skipped whole, with any token that begins in it
     passed = {
         normalized: _Beginnings(
             token.text for token in tokens
@@ -149,7 +149,7 @@ def _hidden(vocabulary: GgufVocabulary, tokens: tuple[AddedToken, ...]) -> froze
 
 
 def _is_made(vocabulary: GgufVocabulary, token: AddedToken, rules: TextRules) -> bool:
-    """Whether normalized text may hold a token's own text where the token is not found."""
+    """Whether normalized text can contain a token's text where the token is not found."""
     if token.normalized:
         return rules.normalize(token.text) != token.text
     ascii_form = vocabulary.normalizer in ("NFC", "NFD") and not vocabulary.steps
@@ -157,14 +157,14 @@ def _is_made(vocabulary: GgufVocabulary, token: AddedToken, rules: TextRules) ->
 
 
 class _Beginnings:
-    """What may begin within any of some texts."""
+    """What may begin inside one of several texts."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = tuple(texts)
         self._ends = {text[i:] for text in self._texts for i in range(len(text))}
 
     def may_hold(self, text: str) -> bool:
-        """Whether a text may begin within one that stands somewhere."""
+        """Whether a text may begin inside one of them."""
         if any(text[:n] in self._ends for n in range(1, len(text) + 1)):
             return True
         return any(text in other for other in self._texts)

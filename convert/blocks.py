@@ -15,7 +15,7 @@ from infer_os.models.transforms import Fold, Scale
 from infer_os.native.ggml_types import GgmlType
 from infer_os.native.quantize import QuantizeStats, quantize_rows
 
-# Source bytes per block: large enough that threads share it well, small enough to keep the
+# Source bytes per block: large enough to share among threads, small enough to keep the
 # converter's own memory to a few tens of megabytes.
 _BLOCK_BYTES = 16 << 20
 
@@ -23,10 +23,10 @@ Item = TypeVar("Item")
 
 
 def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
-    """The items, each made in a thread of its own while the one before it is in use.
+    """The items, each made in another thread while the one before it is in use.
 
-    Whoever stops early closes this iterator (``contextlib.closing``): that waits for the item that
-    is being made.
+    A caller that stops early must close this iterator (``contextlib.closing``), which waits for the
+    item being made.
     """
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, items, None)
@@ -52,10 +52,10 @@ def quantized_blocks(
         target: type to write.
         n_threads: threads of the quantizer.
         importance: (row length,) weight of each column's error.
-        ends_only: only the first and the last block, to compare with what was written.
+        ends_only: yield only the first and the last block, to compare with what was written.
 
     Yields:
-        Bytes of the next rows, source bytes they stand for, and what quantization did to them.
+        Bytes of the next rows, the source bytes they stand for, and quantization's errors.
     """
     order, folds, scales = part.transform.row_order(), part.folds, part.scales
     if array.ndim == 1:
@@ -69,7 +69,7 @@ def quantized_blocks(
     row_bytes = width * array.dtype.itemsize
     step = max(1, _BLOCK_BYTES // row_bytes)
     if folds:
-        # a head's rows are mixed with each other: no block may cut one
+        # a head's rows are mixed with each other: no block may cut a head
         step = max(1, step // folds[0].head_dim) * folds[0].head_dim
     starts = range(0, n_rows, step)
     for first in sorted({starts[0], starts[-1]}) if ends_only else starts:

@@ -22,14 +22,14 @@ _LARGEST_VOCAB = 64 << 20
 _LARGEST_MERGES = 64 << 20
 
 _GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# the inner brackets are a set within the set, for tokenizers: "[" and "]" are not in it.
+# tokenizers reads the inner brackets as a set within the set: "[" and "]" are not in it.
 # llama.cpp spells the same set without them.
 _BLOOM_PATTERN = " ?[^(\\s|[.,!?…。，、।۔،])]+"
 
-#: Patterns of a Split before ByteLevel, and llama.cpp's names for what they do.
+#: Patterns of a Split before ByteLevel, and llama.cpp's names for them.
 _SPLITS = {_BLOOM_PATTERN: "bloom", _GPT2_PATTERN: "gpt-2"}
 
-#: Tokenizer classes that split as GPT-2 does and add nothing; "" stands for the families' usual.
+#: Tokenizer classes that split as GPT-2 does and add nothing; "" is the families' usual one.
 _GPT2_CLASSES = ("", "GPT2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer")
 
 
@@ -51,7 +51,7 @@ def from_tokenizer_json(
             raise UnsupportedError(f"{path}: BPE with {key} has no counterpart in llama.cpp")
     entries = data.get("added_tokens") or []
     if not isinstance(entries, list):
-        raise FileFormatError(f"{path}: added_tokens is no list")
+        raise FileFormatError(f"{path}: added_tokens is not a list")
     added = [read_added_token(path, entry) for entry in entries]
     form, steps = read_normalizer(path, data.get("normalizer"))
     vocabulary = replace(
@@ -66,7 +66,7 @@ def from_tokenizer_json(
 
 
 def from_vocab_and_merges(path: Path, files: TokenizerFiles) -> GgufVocabulary:
-    """The vocabulary of a folder with vocab.json (``path``) and merges.txt beside it.
+    """The vocabulary of a folder with vocab.json (``path``) and merges.txt.
 
     Raises:
         SourceError: there is no merges.txt.
@@ -83,11 +83,11 @@ def from_vocab_and_merges(path: Path, files: TokenizerFiles) -> GgufVocabulary:
     merges_path = path.with_name("merges.txt")
     text = read_text(merges_path, _LARGEST_MERGES)
     if text is None:
-        raise SourceError(f"{path}: without a merges.txt beside it")
+        raise SourceError(f"{path}: there is no merges.txt next to it")
     lines = text.replace("\r\n", "\n").split("\n")
     if lines and lines[0].startswith("#version"):
         del lines[0]
-    # GPT-2's class knows this token when no file names one
+    # GPT-2's class uses this token if no file names one
     default = () if files.special_texts() else ("<|endoftext|>",)
     vocabulary = replace(
         _vocabulary(path, vocab, [], files, default),
@@ -99,10 +99,10 @@ def from_vocab_and_merges(path: Path, files: TokenizerFiles) -> GgufVocabulary:
 
 
 def _prefix_space(path: Path, pre: Any, files: TokenizerFiles) -> bool:
-    """Whether text between added tokens gets a space before it; the settings go first.
+    """Whether text between added tokens gets a space before it; the settings take precedence.
 
     Raises:
-        UnsupportedError: ByteLevel would put one before each part that another step made.
+        UnsupportedError: ByteLevel would put a space before each part made by another step.
     """
     steps = _pre_steps(pre)
     last = steps[-1] if steps and isinstance(steps[-1], dict) else {}
@@ -116,7 +116,7 @@ def _prefix_space(path: Path, pre: Any, files: TokenizerFiles) -> bool:
 
 
 def _pre_steps(pre: Any) -> list[Any]:
-    """The steps of a pre-tokenizer, or the one."""
+    """The steps of a pre-tokenizer."""
     sequence = isinstance(pre, dict) and pre.get("type") == "Sequence"
     steps = pre.get("pretokenizers") if sequence else [pre]
     return steps if isinstance(steps, list) else []
@@ -129,7 +129,7 @@ def _vocabulary(
     files: TokenizerFiles,
     default_special: Iterable[str] = (),
 ) -> GgufVocabulary:
-    """Tokens and types: the vocabulary, what this and the other files add, and what is special."""
+    """Tokens and types, with the added and special tokens of this and the other files."""
     by_id: dict[int, tuple[str, TokenType]] = {}
     for text, number in vocab.items():
         if type(number) is not int or not 0 <= number < MOST_TOKENS or number in by_id:
@@ -176,7 +176,7 @@ def _vocabulary(
 
 
 def _byte_letters() -> str:
-    """The letters that stand for the 256 bytes: printable Latin-1, then U+0100 and on."""
+    """The letters that stand for the 256 bytes: printable Latin-1, then from U+0100 on."""
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
     return "".join(map(chr, kept)) + "".join(chr(256 + i) for i in range(256 - len(kept)))
 
@@ -203,7 +203,7 @@ def _is_word(text: Any) -> bool:
 def _pre_tokenizer(path: Path, pre: Any) -> str:
     """llama.cpp's name for a pre-tokenizer; these are the ones of the four families.
 
-    GPT-2 and GPT-NeoX split by one and the same pattern, which llama.cpp calls "gpt-2".
+    GPT-2 and GPT-NeoX split by the same pattern, which llama.cpp calls "gpt-2".
     """
     steps = _pre_steps(pre)
     if not steps or not all(isinstance(step, dict) for step in steps):
@@ -213,7 +213,7 @@ def _pre_tokenizer(path: Path, pre: Any) -> str:
     splits_itself = last.get("use_regex", True)
     if names == ["ByteLevel"] and splits_itself:
         return "gpt-2"
-    # each digit alone, then GPT-2's pattern: llama.cpp names this for StarCoder
+    # each digit alone, then GPT-2's pattern: llama.cpp names this after StarCoder
     if names == ["Digits", "ByteLevel"] and splits_itself and steps[0].get("individual_digits"):
         return "starcoder"
     if names == ["Split", "ByteLevel"]:

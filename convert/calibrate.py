@@ -1,6 +1,6 @@
 """Collect an importance matrix: run a converted model over text and watch its activations.
 
-Goes in: a GGUF file (f16 or q8_0; quantized further, it would be watched with its own errors) and a
+Goes in: a GGUF file (f16 or q8_0; a coarser one would distort its activations) and a
 text. Comes out: an :class:`~.imatrix.ImportanceMatrix` by that file's tensor names.
 """
 
@@ -32,10 +32,10 @@ from .imatrix import ColumnSums, ImportanceMatrix
 
 Progress = Callable[[int, int], None]
 
-#: Chunks that importance is collected over, unless told: it changes little beyond.
+#: Default number of chunks to collect importance over; more changes little.
 DEFAULT_CHUNKS = 128
 
-# no tokenizer of these families needs more bytes of ordinary text for a token
+# no tokenizer of these families needs more bytes of ordinary text per token
 _BYTES_PER_TOKEN = 32
 
 
@@ -55,11 +55,11 @@ def collect_importance(
         text: a file of UTF-8 text, or the text itself.
         n_threads: threads.
         n_ctx: tokens per chunk, each decoded into an empty cache; at most the model's own context.
-        max_chunks: chunks at most; only as much of a file is read.
+        max_chunks: chunks at most; no more of a file is read.
         progress: called with chunks done and in all.
 
     Raises:
-        SourceError: no such text, it does not fill a chunk, or activations that are no numbers.
+        SourceError: no such text, it does not fill a chunk, or activations are not finite.
         NativeError: the model cannot be loaded, or decoding failed or was interrupted.
     """
     data, name = _read_text(text, max_chunks * n_ctx * _BYTES_PER_TOKEN)

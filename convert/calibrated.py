@@ -1,8 +1,8 @@
-"""Convert with importance weights collected in the same command, and say what they were worth.
+"""Convert with importance weights collected in the same command, and measure their benefit.
 
 Goes in: a checkpoint and a text. A fine intermediate file (removed afterwards) runs over the first
-nine tenths of the text to collect the weights; the last tenth, which they never saw, then tells how
-far the file is from the intermediate one with them and without them.
+nine tenths of the text to collect the weights; the last tenth, which was not used for them, then
+shows how far the file is from the intermediate one with and without them.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from .settings import ConvertSettings, refuse_idle_weights
 from .source import HubSource
 
 Progress = Callable[[int, int], None]
-#: Called at the start of each step with its name; returns where the step's progress goes.
+#: Called at the start of each step with its name; returns the callback for its progress.
 Steps = Callable[[str], Progress | None]
 
-# share of the text that collects; the rest compares
+# share of the text used to collect; the rest is used to compare
 _CALIBRATION_SHARE = 0.9
-# the intermediate file: what it loses itself is far below what is measured
+# the intermediate file: its own loss is far below what is measured
 _INTERMEDIATE = "q8_0"
 _COMPARED_WINDOWS = 32
 _WINDOW = 512
@@ -63,7 +63,7 @@ def convert_calibrated(
 
     Raises:
         ConvertError: nothing was written; the text is too short, or has no effect on the type.
-        OutputError: likewise; or the matrix alone could not be kept, as the message then says.
+        OutputError: likewise; or only the matrix could not be kept, as the message then says.
     """
     if settings.dry_run:
         raise UnsupportedError("--calibrate has no effect with --dry-run; drop one of them")
@@ -93,7 +93,7 @@ def convert_calibrated(
             _quality(made["fine"], made[name], held_out, settings, steps(f"comparing {name}"))
             for name in ("without", "with")
         )
-        # what took minutes to make may meet what was made meanwhile
+        # another process may have made the output in the minutes that this took
         _check_outputs(settings, calibration)
         take_name(made["with"], target)
     if calibration.matrix is not None:
@@ -105,10 +105,10 @@ def convert_calibrated(
 
 
 def _check_outputs(settings: ConvertSettings, calibration: CalibrationSettings) -> None:
-    """Check that both files can be made, and that none of text, model and matrix is another.
+    """Check that both files can be made, and that text, model and matrix are different files.
 
     Raises:
-        OutputError: they cannot.
+        OutputError: they cannot, or are not.
     """
     target, matrix = settings.target, calibration.matrix
     check_output(target, 0, force=settings.force, source=settings.folder)
@@ -118,7 +118,7 @@ def _check_outputs(settings: ConvertSettings, calibration: CalibrationSettings) 
         places.append(("--imatrix", matrix))
     for (option, one), (other, two) in itertools.combinations(places, 2):
         if one.resolve() == two.resolve():
-            raise OutputError(f"{option} and {other} name one file: {two}; name two")
+            raise OutputError(f"{option} and {other} name the same file: {two}; name two")
 
 
 def _room(settings: ConvertSettings) -> int:
@@ -130,7 +130,7 @@ def _room(settings: ConvertSettings) -> int:
 
 @contextmanager
 def _working_folder(target: Path) -> Iterator[Path]:
-    """A folder beside the output, which has the disk for it.
+    """A folder next to the output, where there is disk space for it.
 
     Raises:
         OutputError: it cannot be made, or the disk failed.
@@ -143,7 +143,7 @@ def _working_folder(target: Path) -> Iterator[Path]:
 
 
 def _split(path: Path) -> tuple[str, str]:
-    """The text that collects and the text that compares, cut at a line's end if one is near.
+    """The texts to collect from and to compare on, cut at a line's end if one is near.
 
     Raises:
         SourceError: it cannot be read, or too little is left to compare with.
@@ -160,14 +160,14 @@ def _split(path: Path) -> tuple[str, str]:
     n_bytes = len(text[cut:].encode())
     if n_bytes < _SMALLEST_WINDOW:
         raise SourceError(
-            f"--calibrate {path}: too short: its last tenth, which compares, has {n_bytes} bytes; "
-            f"expected at least {_SMALLEST_WINDOW}"
+            f"--calibrate {path}: too short: its last tenth, which is held out, has {n_bytes} "
+            f"bytes; expected at least {_SMALLEST_WINDOW}"
         )
     return text[:cut], text[cut:]
 
 
 def _held_out_tokens(model: Path, text: str, path: Path) -> list[int]:
-    """The text that compares, as tokens.
+    """The text to compare on, as tokens.
 
     Raises:
         SourceError: there is too little of it.
@@ -176,7 +176,7 @@ def _held_out_tokens(model: Path, text: str, path: Path) -> list[int]:
         tokens = loaded.vocab.tokenize(text, parse_special=False)
     if len(tokens) < _SMALLEST_WINDOW:
         raise SourceError(
-            f"--calibrate {path}: too short: its last tenth, which compares, has {len(tokens)} "
+            f"--calibrate {path}: too short: its last tenth, which is held out, has {len(tokens)} "
             f"tokens; expected at least {_SMALLEST_WINDOW}"
         )
     return tokens

@@ -20,8 +20,8 @@ from .torch_file import TorchFile
 
 _LONGEST_NAME = 255
 
-#: File name of a whole checkpoint, of its shards' index, and what opens one such file; the first
-#: that is there counts.
+#: File name of a whole checkpoint, of its shards' index, and what opens such a file; the first that
+#: exists counts.
 CONTAINERS: tuple[tuple[str, str, Callable[[Path], TensorFile]], ...] = (
     ("model.safetensors", "model.safetensors.index.json", SafetensorsFile),
     ("pytorch_model.bin", "pytorch_model.bin.index.json", TorchFile),
@@ -58,7 +58,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     config = read_config(folder)
     for whole, index, opener in CONTAINERS:
         notes: tuple[str, ...] = ()
-        # as transformers does: an index beside a whole file is left from an earlier save
+        # as transformers does: an index next to a whole file is left from an earlier save
         if (folder / whole).exists():
             paths = [folder / whole]
             notes = index_note(whole, index) if (folder / index).exists() else ()
@@ -96,13 +96,13 @@ def read_index(index: Path) -> dict[str, str]:
     """The ``weight_map`` of a sharded checkpoint: file names by tensor name.
 
     Raises:
-        FileFormatError: there is none, or it names a file outside the folder.
+        FileFormatError: it has none, or names a file outside the folder.
     """
     weight_map = (read_json(index) or {}).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FileFormatError(f"{index}: it has no weight_map")
     for name in weight_map.values():
-        # a shard is a plain file beside the index: no path may lead elsewhere
+        # a shard is a plain file next to the index: no path may lead elsewhere
         if (
             not isinstance(name, str)
             or name in ("", ".", "..")
@@ -114,8 +114,8 @@ def read_index(index: Path) -> dict[str, str]:
 
 
 def index_note(whole: str, index: str) -> tuple[str, ...]:
-    """What is said where a checkpoint has both."""
-    return (f"weights: {whole} is read, as transformers does; {index} beside it is not",)
+    """The note if a checkpoint has both."""
+    return (f"weights: {whole} is read, as transformers does; {index} next to it is not",)
 
 
 def _present_shards(index: Path) -> list[Path]:
@@ -139,7 +139,7 @@ def _read_headers(
             for name, tensor in file.tensors.items():
                 if name in tensors:
                     raise FileFormatError(
-                        f"{path}: tensor {name!r} is in {tensors[name].path.name} as well"
+                        f"{path}: tensor {name!r} is also in {tensors[name].path.name}"
                     )
                 tensors[name] = tensor
         finally:

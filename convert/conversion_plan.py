@@ -40,7 +40,7 @@ class PlannedPart:
 class PlannedTensor:
     """One tensor to write; without parts, zeros.
 
-    ``wanted`` is the type of the recipe; ``type`` differs where the rows do not divide.
+    ``wanted`` is the recipe's type; ``type`` differs if the rows do not divide into its blocks.
     """
 
     rule: TensorRule
@@ -75,7 +75,7 @@ class ConversionPlan:
         return sum(tensor.n_bytes for tensor in self.tensors)
 
     def by_shard(self) -> Iterator[tuple[Path, list[Job]]]:
-        """The parts to write, file by file, so that one shard at a time needs to be at hand."""
+        """The parts to write, file by file, so that only one shard at a time is needed."""
         shards: dict[Path, list[Job]] = {}
         for tensor in self.tensors:
             at = 0
@@ -105,7 +105,7 @@ def make_plan(
     """Match the rules against the stored tensors.
 
     Raises:
-        PlanError: tensors that are missing, of another shape or type, or unknown; all of them.
+        PlanError: tensors that are missing, unknown, or of the wrong shape or type; lists all.
     """
     prefix = _common_prefix(network, stored)
     gaps: dict[str, None] = {}
@@ -144,27 +144,27 @@ def make_plan(
 
 
 def _stored_name(part: Part, prefix: str, stored: Iterable[str]) -> str:
-    """How the checkpoint spells a part: with the prefix, without it, or by its other name."""
+    """The checkpoint's name of a part: with the prefix, without it, or an alternative name."""
     spellings = (prefix + part.source, part.source, *part.also)
     return next((name for name in spellings if name in stored), part.source)
 
 
 def _common_prefix(network: Network, stored: Iterable[str]) -> str:
-    """The spelling of the prefix that this checkpoint uses."""
+    """This checkpoint's spelling of the prefix."""
     names = set(stored)
     sources = [part.source for rule in network.rules for part in rule.parts]
     return max(network.prefixes, key=lambda prefix: sum(prefix + s in names for s in sources))
 
 
 def _missing_head(network: Network, stored: Mapping[str, StoredTensor]) -> str:
-    """The head's name, where the checkpoint has the embedding but no part of the head."""
+    """The head's name, if the checkpoint has the embedding but no part of the head."""
     parts = {
         role: [p for rule in network.rules if rule.role is role for p in rule.parts]
         for role in (Role.TOKEN_EMBEDDING, Role.HEAD)
     }
     own = [part for part in parts[Role.HEAD] if part not in parts[Role.TOKEN_EMBEDDING]]
     heads = [name for part in own for name in (part.source, *part.also)]
-    # GPT-NeoX alone, without its head, saves names without the first word
+    # only GPT-NeoX, saved without its head, drops the first word of the names
     spellings = [p.source.removeprefix("gpt_neox.") for p in parts[Role.TOKEN_EMBEDDING]]
     has_embedding = any(name.endswith(tuple(spellings)) for name in stored)
     return heads[0] if heads and has_embedding and not set(heads) & set(stored) else ""

@@ -1,7 +1,7 @@
 """The errors of conversion.
 
     ConvertError
-    ├── SourceError         no such folder, not a checkpoint, a file of it that cannot be used
+    ├── SourceError         no such folder, not a checkpoint, one of its files cannot be used
     │   ├── FileFormatError a malformed or truncated shard, index or tokenizer file
     │   ├── UnknownModel    a model that the hub does not have, or does not show
     │   ├── SourceChanged   a shard that was cut or overwritten while it was read
@@ -9,10 +9,10 @@
     ├── UnsupportedError    an architecture, tokenizer or type that cannot be expressed
     ├── OutputError         an output that exists, cannot be written, or does not fit on the disk
     ├── DownloadError       the network or the hub failed; the same command continues later
-    │   └── UnreachableError nobody answers at all, before anything was downloaded
+    │   └── UnreachableError no answer at all, before anything was downloaded
     └── VerifyError         a written file is not what was planned (--verify)
 
-``exit_code`` 1 marks what goes wrong while running; the others are about the user's input (2).
+``exit_code`` 1 marks failures at run time; the others are about the user's input (2).
 A message says what is wrong, where (file, tensor, option) and what would work.
 """
 
@@ -44,13 +44,13 @@ class UnknownModel(SourceError):
 
 
 class SourceChanged(SourceError):
-    """A shard is not what it was when it was opened; nothing of the conversion stays."""
+    """A shard has changed since it was opened; nothing of the conversion is kept."""
 
     exit_code: ClassVar[int] = 1
 
 
 class PlanError(SourceError):
-    """The checkpoint lacks tensors, or has them in another shape."""
+    """The checkpoint lacks tensors, or has them in the wrong shape."""
 
 
 class UnsupportedError(ConvertError):

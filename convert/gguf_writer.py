@@ -1,7 +1,7 @@
 """Write a GGUF file so that it appears only when it is complete.
 
-The header is packed by the ``gguf`` library; tensors are written behind it block by block, into a
-sibling file that takes the output's name at the end.
+The header is packed by the ``gguf`` library; tensors are written after it block by block, into a
+sibling file that is renamed to the output at the end.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ def check_output(
 ) -> None:
     """Check that a file of about ``n_bytes`` can be written to ``path``.
 
-    A symbolic link to a file counts as that name: ``force`` replaces the link, and the file that it
-    leads to stays.
+    A symbolic link to a file is treated as the output itself: ``force`` replaces the link, not the
+    file it points to.
 
     Args:
         path: the output.
         n_bytes: what it needs.
         force: it may replace a file.
         besides: other folders, and the bytes that they need at the same time.
-        source: a folder of which no file may be replaced, but a GGUF that lies there.
+        source: a folder whose files must not be replaced, except a GGUF.
 
     Raises:
-        OutputError: it exists (without ``force``) or is no ordinary file, its folder does not exist
-            or cannot be written, or the disk is too full.
+        OutputError: it exists (without ``force``) or is not an ordinary file, its folder does not
+            exist or cannot be written, or the disk is too full.
     """
     try:
         exists = os.path.lexists(path)
@@ -65,7 +65,7 @@ def check_output(
     if stat.S_ISDIR(kind):
         raise OutputError(f"{path}: a folder; name a file")
     if not stat.S_ISREG(kind):
-        raise OutputError(f"{path}: no ordinary file, but a device, a pipe or a socket")
+        raise OutputError(f"{path}: not an ordinary file, but a device, a pipe or a socket")
     if exists and not force:
         raise OutputError(f"{path}: already exists; --force replaces it")
     if exists and source is not None and _is_of_checkpoint(path, source):
@@ -74,18 +74,18 @@ def check_output(
         raise OutputError(f"{path.parent}: no such folder for the output")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputError(f"{path.parent}: the folder cannot be written")
-    # what a killed conversion left is overwritten, or continued
+    # the remains of a killed conversion are overwritten or continued
     _check_room(path, [(path.parent, n_bytes - _allocated(part_path(path))), *besides])
 
 
 def _is_of_checkpoint(path: Path, folder: Path) -> bool:
-    """Whether a file is one of a folder's, or one that it links to; a GGUF is of no checkpoint."""
+    """Whether a file is in a folder, or linked to from there; a GGUF does not count."""
     try:
         with path.open("rb") as file:
             if file.read(4) == b"GGUF":
                 return False
         return any(path.samefile(entry) for entry in folder.iterdir() if entry.exists())
-    except OSError:  # a link to nothing, or nothing that can be read: no checkpoint's
+    except OSError:  # a dangling link, or unreadable: not part of a checkpoint
         return False
 
 
@@ -99,14 +99,14 @@ def _check_room(path: Path, needs: list[tuple[Path, int]]) -> None:
     for folder, n_bytes in totals.values():
         disk = os.statvfs(folder)
         free = disk.f_bavail * disk.f_frsize
-        # what has no size at all, as /proc has, cannot be full: writing shows what it is
+        # a file system without a size, such as /proc, cannot be full: writing will show what it is
         if n_bytes <= free or disk.f_blocks == 0:
             continue
         what = "the disk is too full: the file needs"
         if folder != path.parent:
             what = f"the disk of {folder} is too full: the download needs"
         elif len(needs) > len(totals):
-            what = "the disk is too full: the file, with the download that it is made from, needs"
+            what = "the disk is too full: the file and the download that it is made from need"
         raise OutputError(
             f"{path}: {what} {size_text(n_bytes, up=True)} and {size_text(free)} are free; nothing "
             "was written"
@@ -157,12 +157,12 @@ def complete_file(path: Path, *, keep_after: tuple[type[BaseException], ...] = (
 
 
 def _is_of_output(error: OSError, path: Path) -> bool:
-    """Whether an error is about the file that is written, and not one that is read for it."""
+    """Whether an error is about the file being written, not one being read."""
     if error.filename is None:  # reading fills no disk
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     if not isinstance(error.filename, str):
         return False
-    # a handle's name has no links and may be of a folder that was moved
+    # a handle's name has no links, and its folder may have been moved
     return Path(error.filename).name in (path.name, part_path(path).name)
 
 
@@ -172,7 +172,7 @@ def gguf_header(
     vocabulary: GgufVocabulary,
     plan: ConversionPlan,
 ) -> bytes:
-    """Pack everything in front of the tensors' data, padded to where that begins.
+    """Pack everything that precedes the tensors' data, padded to where that begins.
 
     Args:
         graph: llama.cpp's architecture.
@@ -203,7 +203,7 @@ def gguf_header(
 class GgufOutput:
     """A GGUF file of its final size, into which tensors are written in any order.
 
-    What is never written stays zero, which is zero in every float type.
+    Bytes that are never written stay zero, which is zero in every float type.
     """
 
     def __init__(
@@ -226,7 +226,7 @@ class GgufOutput:
 
     @classmethod
     def begun(cls, handle: int, header: bytes, plan: ConversionPlan) -> GgufOutput | None:
-        """The output that an earlier run began with the same header; None if it is not there."""
+        """The output that an earlier run began with the same header; None if there is none."""
         output = cls(handle, header, plan, fresh=False)
         there = os.fstat(handle).st_size == output.n_bytes
         return output if there and os.pread(handle, len(header), 0) == header else None
@@ -238,17 +238,17 @@ class GgufOutput:
             try:
                 os.posix_fallocate(self._handle, 0, self.n_bytes)
             except OSError as error:
-                # not every file system can reserve; those that cannot fill up while writing
+                # some file systems cannot reserve; those fill up during writing
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                     raise
         self._write_at(0, memoryview(header))
 
     def read(self, tensor: PlannedTensor, at: int, n_bytes: int) -> bytes:
-        """What is written of a tensor, ``at`` bytes from its start."""
+        """The written bytes of a tensor, ``at`` bytes from its start."""
         return os.pread(self._handle, n_bytes, self._offsets[tensor.rule.target] + at)
 
     def sync(self) -> None:
-        """Wait until all that was written is on the disk."""
+        """Wait until everything written is on the disk."""
         with named(self._handle):
             os.fsync(self._handle)
 
@@ -307,7 +307,7 @@ def _add_vocabulary(writer: Any, vocabulary: GgufVocabulary) -> None:
     if vocabulary.chat_template:
         writer.add_chat_template(vocabulary.chat_template)
     if vocabulary.named_templates:
-        # not by the library, which lists the names in a random order
+        # not by the library, which writes the names in random order
         for name, template in vocabulary.named_templates.items():
             writer.add_string(f"tokenizer.chat_template.{name}", template)
         writer.add_array("tokenizer.chat_templates", list(vocabulary.named_templates))

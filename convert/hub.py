@@ -1,4 +1,4 @@
-"""Speak to the Hugging Face hub: list a repository, read a part of a file, download one.
+"""Talk to the Hugging Face hub: list a repository, read part of a file, download one.
 
 Everything goes through huggingface_hub's own client and addresses, so that ``HF_ENDPOINT``,
 ``HF_TOKEN``, ``HF_HUB_OFFLINE``, proxies and certificates work as everywhere else. The loop that
@@ -34,10 +34,10 @@ from .source import HubSource
 
 _CHUNK = 1 << 20
 _MOST_FILES = 100_000
-# that many files have less
+# even a listing of very many files is smaller
 _LARGEST_LISTING = 32 << 20
 _MOST_REDIRECTIONS = 10
-#: Seconds between attempts that bring nothing; as many attempts follow. Any byte starts it over.
+#: Seconds to wait after each attempt that brings no bytes, then give up. Any byte starts over.
 RETRY_WAITS: tuple[float, ...] = (1, 2, 4, 8, 16)
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 
@@ -80,7 +80,7 @@ def list_repository(source: HubSource) -> Repository:
     Raises:
         SourceError: no such repository or revision, or one that needs a token.
         UnreachableError: the hub does not answer.
-        DownloadError: it answers as no hub does.
+        DownloadError: it does not answer as a hub does.
     """
     from huggingface_hub import constants
 
@@ -135,7 +135,7 @@ def _strange(source: HubSource, reason: str) -> DownloadError:
 
 
 def _check_endpoint(address: str) -> None:
-    """Refuse what no request can be sent to, instead of trying it again and again."""
+    """Refuse an address that no request can be sent to, instead of retrying it."""
     url = urlsplit(address)
     if url.scheme not in ("http", "https") or not url.hostname:
         given = f"HF_ENDPOINT {address}" if address else "HF_ENDPOINT is set, but empty"
@@ -149,7 +149,7 @@ def read_start(repository: Repository, file: HubFile, n_bytes: int) -> bytes:
 
     Raises:
         SourceError: the hub refuses the file.
-        DownloadError: the connection failed again and again.
+        DownloadError: the connection failed repeatedly.
     """
 
     wanted = min(n_bytes, file.size)
@@ -174,16 +174,16 @@ def read_start(repository: Repository, file: HubFile, n_bytes: int) -> bytes:
 def download(
     repository: Repository, file: HubFile, target: Path, progress: Callable[[int], None]
 ) -> None:
-    """Download a file; it takes the name ``target`` when its size and its hash are right.
+    """Download a file; it gets the name ``target`` once its size and hash are right.
 
-    The bytes so far are in ``{target}.incomplete``, from where the next call, in this process or
-    another, continues by a range request. A wrong hash is tried once more from the start.
+    Until then the bytes are in ``{target}.incomplete``, from which the next call, in this or
+    another process, continues by a range request. After a wrong hash it starts over once.
 
     Args:
         repository: where it is.
         file: what to download.
         target: the file to make.
-        progress: called with bytes that came (negative: that were thrown away).
+        progress: called with bytes received (negative: thrown away).
 
     Raises:
         SourceError: the hub refuses the file.
@@ -217,7 +217,7 @@ def download(
 
 
 def has_content(file: HubFile, path: Path) -> bool:
-    """Whether a small local file is there with the content that the hub names."""
+    """Whether a small local file exists with the content that the hub states."""
     if not path.is_file() or path.stat().st_size != file.size:
         return False
     digest = _Digest(file)
@@ -232,7 +232,7 @@ def _fill(
     digest: _Digest,
     progress: Callable[[int], None],
 ) -> None:
-    """Bring an open file to its full size; the digest sees every byte once, in order."""
+    """Fill an open file to its full size; the digest sees every byte once, in order."""
     n_there = 0
     while chunk := handle.read(_CHUNK):
         digest.update(chunk)
@@ -248,14 +248,14 @@ def _fill(
                 if n_there and response.status_code != 206:
                     progress(-n_there)  # no ranges here: everything comes again
                     n_there = _restart(handle, digest)
-                # as they come: a chunk that is waited for would be lost with the connection
+                # unbuffered: a partly filled chunk would be lost with the connection
                 for chunk in response.iter_bytes():
                     piece = chunk[: file.size - n_there]
                     handle.write(piece)
                     digest.update(piece)
                     n_there += len(piece)
                     progress(len(piece))
-                    if n_there == file.size:  # a server may send more, without an end
+                    if n_there == file.size:  # a server may send more, endlessly
                         break
             if n_there < file.size:
                 raise _Interrupted(f"the connection ended at byte {n_there} of {file.size}")
@@ -298,7 +298,7 @@ class _Digest:
 
 @contextmanager
 def _stream(repository: Repository, file: HubFile, byte_range: str | None) -> Iterator[Any]:
-    """An open response of a file at the commit; what may pass by itself is ``_Interrupted``."""
+    """An open response for a file at the commit; ``_Interrupted`` if the failure may pass."""
     from huggingface_hub import constants, hf_hub_url
 
     url = hf_hub_url(
@@ -315,12 +315,12 @@ def _stream(repository: Repository, file: HubFile, byte_range: str | None) -> It
 def _open_response(
     url: str, params: Mapping[str, str] | None = None, byte_range: str | None = None
 ) -> Iterator[Any]:
-    """An open answer of the hub, of which nothing was read yet.
+    """An open, unread answer of the hub.
 
-    The client would read the bodies of redirections and errors to their ends, if they have one.
+    The client would read the bodies of redirections and errors to their end, if they have one.
 
     Raises:
-        SourceError: one redirection after the other.
+        SourceError: too many redirections.
         HfHubHTTPError: the hub refuses; errors of the client likewise.
     """
     from huggingface_hub import constants, get_session, hf_raise_for_status
@@ -362,14 +362,14 @@ def _retrying(
     *,
     listing: bool = False,
 ) -> _Result:
-    """Ask until an answer comes; a ``listing`` gives up at once where nobody answers at all."""
+    """Ask until an answer comes; a ``listing`` gives up at once if nothing answers at all."""
     failures = 0
     while True:
         try:
             with _translated(repository, revision, name):
                 return ask()
         except _Interrupted as error:
-            # refused, or no such host: httpx and httpx2 have one name for both
+            # refused, or no such host: httpx and httpx2 use one name for both
             if listing and type(error.__cause__).__name__ == "ConnectError":
                 from huggingface_hub import constants
 
@@ -388,7 +388,7 @@ def _wait(
     name: str,
     failure: type[DownloadError] = DownloadError,
 ) -> None:
-    """Wait before the next attempt; raises if there were enough."""
+    """Wait before the next attempt; raises after enough attempts."""
     if failures > len(RETRY_WAITS):
         from huggingface_hub import constants
 

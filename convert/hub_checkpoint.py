@@ -1,11 +1,11 @@
-"""A checkpoint on the hub, of which one shard at a time is on the disk.
+"""A checkpoint on the hub, with one shard at a time on the disk.
 
 Goes in: a :class:`~.source.HubSource`. Comes out: a :class:`HubCheckpoint`, which looks like a
 :class:`~.checkpoint.Checkpoint`: it knows every tensor before any shard is there, from the remote
-headers of safetensors files, or from the config where a file has no header to ask for.
+headers of safetensors files, or from the config for files without a header.
 
-Files are kept in ``{cache}/checkpoints/{owner}--{name}/{commit}``, a plain checkpoint folder. What
-huggingface_hub's own cache holds is used from there, and left there.
+Files are kept in ``{cache}/checkpoints/{owner}--{name}/{commit}``, a plain checkpoint folder. Files
+in huggingface_hub's own cache are used from there and stay there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .safetensors_file import SafetensorsFile, header_end, read_entries
 from .source import HubSource
 from .tensors import StoredTensor, TensorFile
 
-#: What is taken besides the weights, where the repository has it: never another framework's files.
+#: Files taken in addition to the weights, if the repository has them; none of other frameworks.
 SMALL_FILES = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model",
@@ -41,7 +41,7 @@ SMALL_FILES = (
 _LARGEST_SMALL_FILE = 256 << 20
 _LISTING = "source.json"
 _LOCK = ".lock"
-# Covers the header of a shard of any of these families in one request, mostly.
+# Usually covers the header of a shard of any of these families in one request.
 _FIRST_BYTES = 128 << 10
 _TORCH_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -56,7 +56,7 @@ def _uncounted(n_bytes: int) -> None:
 class HubCheckpoint:
     """An open repository. ``config`` and ``tensors`` as in a :class:`Checkpoint`.
 
-    ``shards`` are the weights' files by name. ``count`` is called with bytes as they come.
+    ``shards`` are the weights' files by name. ``count`` is called with bytes as they arrive.
     """
 
     source: HubSource
@@ -72,7 +72,7 @@ class HubCheckpoint:
 
     @contextmanager
     def open(self, path: Path) -> Iterator[TensorFile]:
-        """Open a shard, downloaded first if it is not there; its true tensors replace the guess."""
+        """Open a shard, downloading it if need be; its actual tensors replace the expected ones."""
         local = self._local(path.name)
         if local is None:
             local = path
@@ -90,7 +90,7 @@ class HubCheckpoint:
         return self._local(name) is not None
 
     def room(self) -> int:
-        """Bytes that the shards still need on the disk: the largest one, or all that are kept."""
+        """Bytes that the shards still need on the disk: the largest one, or all if kept."""
         missing = [0]
         for name, file in self.shards.items():
             part = self.folder / f"{name}.incomplete"
@@ -99,12 +99,12 @@ class HubCheckpoint:
         return sum(missing) if self.kept else max(missing)
 
     def has_begun(self) -> bool:
-        """Whether anything of a shard came already."""
+        """Whether any part of a shard has already been downloaded."""
         names = (*self.shards, *(f"{name}.incomplete" for name in self.shards))
         return any((self.folder / name).exists() for name in names)
 
     def drop(self, name: str) -> None:
-        """Delete a shard that is converted, unless the source is kept."""
+        """Delete a converted shard, unless the source is kept."""
         if not self.kept:
             (self.folder / name).unlink(missing_ok=True)
 
@@ -120,19 +120,19 @@ class HubCheckpoint:
         for name, tensor in file.tensors.items():
             if name in elsewhere:
                 raise FileFormatError(
-                    f"{path}: tensor {name!r} is in {elsewhere[name].path.name} as well"
+                    f"{path}: tensor {name!r} is also in {elsewhere[name].path.name}"
                 )
             elsewhere[name] = StoredTensor(name, tensor.dtype, tensor.shape, path)
         self.tensors = elsewhere
 
     def read_small_files(self) -> None:
-        """Bring config and tokenizer into the folder, pick the weights, describe every tensor."""
+        """Fetch config and tokenizer into the folder, pick the weights, describe every tensor."""
         files = self.repository.files
         if "config.json" not in files:
             raise SourceError(f"{self.repository.id}: not a checkpoint: it has no config.json")
         self._bring("config.json")
         self.config = read_config(self.folder)
-        describe(self.config)  # an unsupported architecture costs no more than this
+        describe(self.config)  # an unsupported architecture ends here, before larger downloads
         whole, index, self.opener = _pick_container(self.repository)
         is_whole = whole in files
         if is_whole and index in files:
@@ -186,15 +186,15 @@ class HubCheckpoint:
             for key, tensor in found.items():
                 if key in tensors:
                     raise FileFormatError(
-                        f"{path}: tensor {key!r} is in {tensors[key].path.name} as well"
+                        f"{path}: tensor {key!r} is also in {tensors[key].path.name}"
                     )
                 tensors[key] = StoredTensor(key, tensor.dtype, tensor.shape, path)
         return tensors
 
     def _expected_tensors(self, weight_map: dict[str, str], whole: str) -> dict[str, StoredTensor]:
-        """What the config expects, in the files that the index names; checked when they are there.
+        """The expected tensors, in the files that the index names; checked after download.
 
-        The shapes and names are the network's; the type, by the config, counts for progress alone.
+        Shapes and names are the network's; the type, from the config, is used only for progress.
         """
         network = describe(self.config)
         named = self.config.get("torch_dtype") or self.config.get("dtype")
@@ -212,10 +212,10 @@ class HubCheckpoint:
 
 
 def find_repository(source: HubSource, cache: Path) -> Repository:
-    """A repository at its present commit; offline, as a cache has it.
+    """A repository at its current commit; offline, as a cache has it.
 
     Raises:
-        SourceError: no such model, or offline and in no cache.
+        SourceError: no such model, or offline and not cached.
         UnreachableError: the hub does not answer.
     """
     if not is_offline():
@@ -233,7 +233,7 @@ def open_hub_checkpoint(
         source: what to open.
         cache: the folder of our own downloads.
         keep: leave the files there at the end.
-        plan_only: nothing but headers will be read; leaves the cache as it is.
+        plan_only: only headers will be read; leaves the cache as it is.
 
     Raises:
         SourceError: no such model, or not one that can be used.
@@ -263,7 +263,7 @@ def open_hub_checkpoint(
         except (KeyboardInterrupt, SystemExit, DownloadError):
             raise
         except BaseException as error:
-            # a disk that is too full can be emptied: what came for an earlier run is worth keeping
+            # the user can free space on a full disk: keep what an earlier run downloaded
             if not (isinstance(error, OutputError) and checkpoint.has_begun()):
                 _clean(checkpoint)
             raise
@@ -279,7 +279,7 @@ def _pick_container(repository: Repository) -> tuple[str, str, Callable[[Path], 
 
 
 def _clean(checkpoint: HubCheckpoint) -> None:
-    """Remove what was downloaded, unless it is kept; folders that are empty then go too."""
+    """Remove what was downloaded, unless it is kept, and folders that become empty."""
     folder = checkpoint.folder
     if not checkpoint.kept:
         for name in (*SMALL_FILES, *(index for _, index, _ in CONTAINERS), *checkpoint.shards):
@@ -305,7 +305,7 @@ def _writing(path: Path) -> Iterator[None]:
 def _require_network(repository: Repository, name: str) -> None:
     if is_offline():
         raise SourceError(
-            f"{repository.id}: {name} is in no cache, and HF_HUB_OFFLINE is set; unset it"
+            f"{repository.id}: {name} is not cached, and HF_HUB_OFFLINE is set; unset it"
         )
 
 

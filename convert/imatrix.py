@@ -1,6 +1,6 @@
-"""Importance matrices: how much each column of a weight matrix matters to what it computes.
+"""Importance matrices: how much each column of a weight matrix matters to its results.
 
-Goes in and comes out: llama.cpp's imatrix files in GGUF. Format: ``common_imatrix_load`` in
+In and out: llama.cpp's imatrix files in GGUF. Format: ``common_imatrix_load`` in
 llama.cpp's common/imatrix-loader.cpp; ``save_imatrix`` in tools/imatrix/imatrix.cpp.
 """
 
@@ -28,18 +28,18 @@ _SUMS, _COUNTS = ".in_sum2", ".counts"
 _DATASETS, _CHUNKS, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 # a text file names a few corpora; more is a broken or hostile header
 _MOST_DATASETS = 1 << 10
-# counts are kept as F32, which counts exactly up to here; rounding only begins there
+# counts are stored as F32, which is exact up to here
 _LARGEST_COUNT = float(1 << 53)
 _MOST_NAMES_SHOWN = 4
 
-# A column that no text ever reached, or hardly, would weigh nothing, and a block of such columns
-# would become zeros: it keeps this share of the mean weight, too little to matter beside any other.
+# A column that the text hardly reached would weigh nothing, and a block of such columns would
+# become zeros: it gets this share of the mean weight, too little to affect any other.
 _FLOOR = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnSums:
-    """What entered one matrix: (n_columns,) sums of squares over ``count`` rows."""
+    """The inputs of one matrix: (n_columns,) sums of squares over ``count`` rows."""
 
     sums: NDArray[np.float32]
     count: int
@@ -48,7 +48,7 @@ class ColumnSums:
     def mean_squares(self) -> NDArray[np.float64]:
         """(n_columns,); ones if nothing was counted.
 
-        Rounded to float32 they are what llama-quantize divides, but none overflows or vanishes.
+        Rounded to float32, they equal llama-quantize's, except that none overflows or vanishes.
         """
         if self.count == 0:
             return np.ones(len(self.sums))
@@ -60,8 +60,8 @@ class ImportanceMatrix:
     """Column sums by the name of the weight matrix in the GGUF file.
 
     ``datasets`` names the texts; ``chunk_count`` chunks of ``chunk_size`` tokens were decoded.
-    ``rotation`` is the one folded into the weights of the model that ran ("" for none): its columns
-    are others.
+    ``rotation`` is the one folded into the weights of the model that ran ("" for none): it changes
+    the columns.
     """
 
     entries: Mapping[str, ColumnSums]
@@ -71,10 +71,10 @@ class ImportanceMatrix:
     rotation: str = ""
 
     def weights(self, name: str) -> NDArray[np.float32] | None:
-        """(n_columns,) weight of each column's squared error; None where there is no entry.
+        """(n_columns,) weight of each column's squared error; None if there is no entry.
 
-        The mean squares over a power of two, which brings their mean to 1 or at most 2 and changes
-        no bit of what ggml computes; none is below a millionth of the mean.
+        The mean squares divided by a power of two, which brings their mean to between 1 and 2 and
+        changes no bit of ggml's results; none is below a millionth of the mean.
         """
         entry = self.entries.get(name)
         if entry is None:
@@ -100,34 +100,34 @@ class ImportanceMatrix:
         """Which of these matrices (name to row length) have no weights here.
 
         Raises:
-            SourceError: it was made for another model: not one name, or not every length, fits.
+            SourceError: it was made for another model: no name fits, or some length does not.
         """
         for name, width in row_lengths.items():
             entry = self.entries.get(name)
             if entry is not None and len(entry.sums) != width:
                 raise SourceError(
-                    f"the importance matrix is of another model: {name} has rows of {width} "
+                    f"the importance matrix is from another model: {name} has rows of {width} "
                     f"values, but there are weights for {len(entry.sums)}"
                 )
         missing = tuple(name for name in row_lengths if name not in self.entries)
         if row_lengths and len(missing) == len(row_lengths):
             raise SourceError(
-                f"the importance matrix is of another model: it has {_shown(self.entries)}, "
+                f"the importance matrix is from another model: it has {_shown(self.entries)}, "
                 f"but the file will have {_shown(row_lengths)}"
             )
         return missing
 
 
 def write_imatrix(matrix: ImportanceMatrix, path: Path) -> None:
-    """Write llama.cpp's imatrix GGUF to ``path`` as it is.
+    """Write llama.cpp's imatrix GGUF straight to ``path``.
 
     Write to a sibling and rename (``gguf_writer.complete_file``) to make it appear complete.
     """
     writer = gguf.GGUFWriter(path, "imatrix")
-    # llama-imatrix writes no architecture: it is no model
+    # llama-imatrix writes no architecture: this is not a model
     del writer.kv_data[0][gguf.Keys.General.ARCHITECTURE]
     writer.add_type("imatrix")
-    # llama-quantize insists on the key, and gguf writes no empty array
+    # llama-quantize requires the key, and gguf writes no empty array
     writer.add_array(_DATASETS, list(matrix.datasets) or [""])
     writer.add_uint32(_CHUNKS, matrix.chunk_count)
     writer.add_uint32(_CHUNK_SIZE, matrix.chunk_size)
@@ -206,10 +206,10 @@ def _entry(path: Path, name: str, sums: NDArray[Any], counts: NDArray[Any]) -> C
     if not 0 <= count <= _LARGEST_COUNT:
         raise FileFormatError(f"{path}: {name} counts {count:g} rows")
     values = np.array(sums, np.float32).reshape(-1)
-    # written so that NaN fails as well
+    # written so that NaN fails too
     if not (np.isfinite(values) & (values >= 0)).all():
         raise FileFormatError(
-            f"{path}: {name} has sums of squares that are negative or no numbers; the file is "
+            f"{path}: {name} has sums of squares that are negative or not numbers; the file is "
             "damaged"
         )
     return ColumnSums(values, round(count))
@@ -219,10 +219,12 @@ def _strings(path: Path, value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, GgufArray) or len(value) > _MOST_DATASETS:
-        raise FileFormatError(f"{path}: {_DATASETS} is no list of at most {_MOST_DATASETS} names")
+        raise FileFormatError(
+            f"{path}: {_DATASETS} is not a list of at most {_MOST_DATASETS} names"
+        )
     names = tuple(value)
     if not all(isinstance(name, str) for name in names):
-        raise FileFormatError(f"{path}: {_DATASETS} is no list of names")
+        raise FileFormatError(f"{path}: {_DATASETS} is not a list of names")
     return tuple(name for name in names if name)
 
 
@@ -241,12 +243,12 @@ def _rotation(path: Path, metadata: Mapping[str, Any]) -> str:
 
 
 def _refuse_legacy(path: Path) -> None:
-    """Name the format that llama-imatrix wrote before GGUF: a count, then length and name."""
+    """Recognise the format that llama-imatrix wrote before GGUF: a count, then length and name."""
     try:
         with path.open("rb") as file:
             start = file.read(72)
     except OSError:
-        return  # the GGUF reader has the words for it
+        return  # the GGUF reader will report it
     if start[:4] == b"GGUF" or len(start) < 8:
         return
     length = int.from_bytes(start[4:8], "little")

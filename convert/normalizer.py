@@ -1,4 +1,4 @@
-"""The normalizer of a tokenizer.json, as files of ours state it.
+"""The normalizer of a tokenizer.json, as our files state it.
 
 Goes in: its JSON. Comes out: the name of a Unicode normal form, or the steps as a JSON list, or an
 error that names the step that cannot be expressed.
@@ -16,7 +16,7 @@ from .errors import UnsupportedError
 
 
 def read_normalizer(path: Path, normalizer: Any) -> tuple[str, str]:
-    """A single normal form by its name, else the steps; both "" if there are none.
+    """The name of a single normal form, else the steps; both "" if there are none.
 
     Raises:
         UnsupportedError: a step cannot be expressed.
@@ -28,10 +28,10 @@ def read_normalizer(path: Path, normalizer: Any) -> tuple[str, str]:
 
 
 def flat_steps(path: Path, normalizer: Any, depth: int = 0) -> list[Any]:
-    """The steps of a Sequence and of those in it, or the one step; none for null.
+    """The steps of a Sequence, nested ones included, or the single step; none for null.
 
     Raises:
-        UnsupportedError: it is no list, or a very long one.
+        UnsupportedError: a Sequence without a list, or too many steps.
     """
     if normalizer is None:
         return []
@@ -47,7 +47,7 @@ def flat_steps(path: Path, normalizer: Any, depth: int = 0) -> list[Any]:
 
 
 def steps_text(path: Path, steps: list[Any]) -> str:
-    """Steps as a file of ours holds them; "" for none.
+    """Steps as our files hold them; "" if there are none.
 
     Raises:
         UnsupportedError: one cannot be expressed.

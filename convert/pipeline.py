@@ -40,18 +40,18 @@ from .vocabulary import GgufVocabulary
 
 Progress = Callable[[int, int], None]
 
-# rows that are looked up are multiplied with nothing: no weights are expected
+# rows that are looked up are not multiplied: no weights are expected
 _LOOKED_UP = "token_embd.weight"
-#: Bytes of the checkpoint's pages that this process holds before it gives them back.
+#: Bytes of the checkpoint's pages that this process holds before it releases them.
 _HELD_BYTES = 32 << 20
 
-# After these a conversion from the hub can go on later: what is there stays.
+# After these, a conversion from the hub can continue later: what is there stays.
 _RESUMABLE = (KeyboardInterrupt, SystemExit, DownloadError)
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """A conversion whose plan is made."""
+    """A conversion that has been planned."""
 
     settings: ConvertSettings
     checkpoint: Checkpoint | HubCheckpoint
@@ -67,7 +67,7 @@ class _Work:
         return self.checkpoint if isinstance(self.checkpoint, HubCheckpoint) else None
 
     def jobs(self, path: Path, planned: list[Job]) -> list[Job]:
-        """What to write of an open shard: from the hub, planned again by what it truly holds."""
+        """What to write of an open shard; one from the hub is planned again by its content."""
         if self.hub is None:
             return planned
         plan = make_plan(self.network, self.hub.tensors, self.recipe)
@@ -75,7 +75,7 @@ class _Work:
 
 
 class _Meter:
-    """Bytes downloaded and converted, of all that will be."""
+    """Bytes downloaded and converted, and their total."""
 
     def __init__(self, report: Progress | None, total: int) -> None:
         self._report = report
@@ -97,12 +97,12 @@ def convert(
 
     Args:
         settings: what to do.
-        progress: called with source bytes done and in all; those of a download count besides.
+        progress: called with source bytes done and in all; a download counts in addition.
         importance: weights to quantize with; None takes those of ``settings.imatrix``, if any.
 
     Raises:
         ConvertError: nothing was written, and an existing output is untouched.
-        DownloadError: likewise, but the next call continues; so it does after KeyboardInterrupt
+        DownloadError: likewise, but the next call continues, as it does after KeyboardInterrupt
             and SystemExit.
         ConfigError: the config describes no supported network.
     """
@@ -110,7 +110,7 @@ def convert(
     target = settings.target
     notes: tuple[str, ...] = ()
     if not settings.dry_run:
-        # before anything is read or downloaded; the space it needs is not known yet
+        # before anything is read or downloaded; the space needed is not known yet
         check_output(target, 0, force=settings.force, source=settings.folder)
     if importance is None and settings.imatrix is not None:
         importance = read_imatrix(settings.imatrix)
@@ -171,19 +171,19 @@ def _prepare(
 
 
 def _check_rotation(importance: ImportanceMatrix, settings: ConvertSettings) -> None:
-    """Refuse weights of other columns than the file will have.
+    """Refuse weights for columns other than those of the file.
 
     Raises:
-        UnsupportedError: one of the two is rotated, and the other not.
+        UnsupportedError: only one of the two is rotated.
     """
     if importance.rotation and not settings.fold_rotation:
         raise UnsupportedError(
-            f"--imatrix {settings.imatrix}: it was collected with --fold-rotation; add that"
+            f"--imatrix {settings.imatrix}: it was collected with --fold-rotation; add that option"
         )
     if settings.fold_rotation and not importance.rotation:
         raise UnsupportedError(
-            f"--imatrix {settings.imatrix} with --fold-rotation: its weights are of other columns "
-            "than the rotated ones; collect them with --calibrate instead"
+            f"--imatrix {settings.imatrix} with --fold-rotation: its weights are for "
+            "unrotated columns; collect them with --calibrate instead"
         )
 
 
@@ -197,11 +197,11 @@ def _importance_notes(plan: ConversionPlan, importance: ImportanceMatrix) -> tup
     missing = [name for name in importance.missing(widths) if name != _LOOKED_UP]
     if not missing:
         return ()
-    return (f"imatrix: no weights for {len(missing)} matrices, {missing[0]} among them",)
+    return (f"imatrix: no weights for {len(missing)} matrices, such as {missing[0]}",)
 
 
 def _write(work: _Work, target: Path, progress: Progress | None) -> tuple[str, ...]:
-    """Write the file; returns notes on how it came about."""
+    """Write the file; returns notes on how it was made."""
     header = gguf_header(work.network.graph, _metadata(work), work.vocabulary, work.plan)
     resumable = _RESUMABLE if work.hub else ()
     journal = ShardJournal(target)
@@ -225,7 +225,7 @@ def _write(work: _Work, target: Path, progress: Progress | None) -> tuple[str, .
 def _begin(
     work: _Work, handle: int, header: bytes, journal: ShardJournal, notes: list[str]
 ) -> GgufOutput:
-    """The output, afresh or as an interrupted run of the same conversion left it."""
+    """The output, new or as an interrupted run of the same conversion left it."""
     hub = work.hub
     if hub is not None:
         stale = journal.path.exists()
@@ -237,15 +237,15 @@ def _begin(
             return output
         if stale:
             notes.append(
-                "resume: what an interrupted conversion left is of other settings or another "
-                "source, or damaged; started afresh"
+                "resume: what an interrupted conversion left has other settings or another "
+                "source, or is damaged; started over"
             )
     journal.forget()
     return GgufOutput(handle, header, work.plan)
 
 
 def _fingerprint(work: _Work, hub: HubCheckpoint, header: bytes) -> str:
-    """Of everything that decides the bytes: the header holds source, commit, version and plan."""
+    """A hash of all that decides the bytes: the header has source, commit, version and plan."""
     files = [(f.name, f.size, f.sha256 or f.blob) for f in hub.shards.values()]
     return fingerprint(
         header, files=files, type=work.settings.type.lower(), llama=version("llama-cpp-python")
@@ -253,7 +253,7 @@ def _fingerprint(work: _Work, hub: HubCheckpoint, header: bytes) -> str:
 
 
 def _write_shards(work: _Work, output: GgufOutput, journal: ShardJournal, meter: _Meter) -> int:
-    """Write what the journal does not have yet; returns how many blocks were compared after."""
+    """Write what the journal does not have yet; returns how many blocks were then compared."""
     n_blocks = 0
     shards = [(path, jobs, _n_bytes(jobs)) for path, jobs in work.plan.by_shard()]
     hub = work.hub
@@ -289,7 +289,7 @@ def _write_shards(work: _Work, output: GgufOutput, journal: ShardJournal, meter:
 def _shard_blocks(
     work: _Work, file: TensorFile, jobs: list[Job]
 ) -> Iterator[tuple[PlannedTensor, int, NDArray[np.uint8], int, QuantizeStats]]:
-    """Every block of a shard: its tensor, where in it, and what ``_job_blocks`` says of it."""
+    """Every block of a shard: its tensor, the offset in it, and what ``_job_blocks`` yields."""
     for job in jobs:
         at = job.at
         for data, n_read, stats in _job_blocks(work, file, job):
@@ -304,7 +304,7 @@ def _n_bytes(jobs: list[Job]) -> int:
 def _prepare_downloads(
     hub: HubCheckpoint, names: list[str], journal: ShardJournal, meter: _Meter
 ) -> None:
-    """Count what is still to come; drop what a run that was killed had no time to drop."""
+    """Count what is still to come; drop shards that a killed run left behind."""
     for name in names:
         if name in journal.done:
             hub.drop(name)
@@ -314,7 +314,7 @@ def _prepare_downloads(
 
 
 def _compare(work: _Work, output: GgufOutput, file: TensorFile, jobs: list[Job]) -> int:
-    """Compare the ends of every part with the open shard; returns how many blocks that were."""
+    """Compare the ends of every part with the open shard; returns the number of blocks."""
     n_blocks = 0
     for job in jobs:
         ends = _job_blocks(work, file, job, ends_only=True)
@@ -325,7 +325,7 @@ def _compare(work: _Work, output: GgufOutput, file: TensorFile, jobs: list[Job])
 
 
 def _verify(work: _Work, target: Path, n_blocks: int) -> str:
-    """Check the whole file before it takes its name; returns a line on what was compared."""
+    """Check the whole file before it is renamed; returns a line on what was compared."""
     path = part_path(target)
     verify_header(path, work.plan)
     n_tokens = verify_logits(path, work.settings.n_threads)
@@ -336,7 +336,7 @@ def _verify(work: _Work, target: Path, n_blocks: int) -> str:
 
 
 def _metadata(work: _Work) -> dict[str, MetadataValue]:
-    """Keys of the file: the graph's own, and where the weights truly come from."""
+    """The file's metadata: the graph's keys, and the origin of the weights."""
     network = work.network
     return {
         "general.name": work.settings.name.encode("utf-8", "replace").decode(),
@@ -352,7 +352,7 @@ def _metadata(work: _Work) -> dict[str, MetadataValue]:
 
 
 def _weights_origin(importance: ImportanceMatrix) -> dict[str, MetadataValue]:
-    """As llama-quantize records it, and a digest that tells two matrices apart."""
+    """As llama-quantize records it, with a digest to distinguish matrices."""
     return {
         "quantize.imatrix.dataset": ", ".join(importance.datasets),
         "quantize.imatrix.entries_count": len(importance.entries),
@@ -362,7 +362,7 @@ def _weights_origin(importance: ImportanceMatrix) -> dict[str, MetadataValue]:
 
 
 def _origin(hub: HubCheckpoint) -> dict[str, MetadataValue]:
-    """Where on the hub a model comes from; by its own address, whichever mirror it came through."""
+    """A model's origin on the hub; the hub's own address, even if a mirror was used."""
     repository = hub.repository.id
     url = f"https://huggingface.co/{repository}"
     return {
@@ -375,7 +375,7 @@ def _origin(hub: HubCheckpoint) -> dict[str, MetadataValue]:
 
 
 def _holds(job: Job, stats: QuantizeStats) -> bool:
-    """Whether a block's type has room for its values: a scale that overflowed leaves none."""
+    """Whether a block's type can hold its values, without overflow of a scale."""
     if not (math.isfinite(stats.sum_squared_error) and math.isfinite(stats.max_abs_error)):
         return False
     lost = stats.sum_squared_error >= stats.sum_squared_value > 0
@@ -385,7 +385,7 @@ def _holds(job: Job, stats: QuantizeStats) -> bool:
 def _job_blocks(
     work: _Work, file: TensorFile, job: Job, *, ends_only: bool = False
 ) -> Iterator[tuple[NDArray[np.uint8], int, QuantizeStats]]:
-    """Quantized blocks of one stored tensor; refuses values that are no numbers."""
+    """Quantized blocks of one stored tensor; refuses values that are not finite."""
     name = job.part.stored.name
     matrix = work.importance
     blocks = quantized_blocks(

@@ -1,7 +1,7 @@
-"""Read the small files of a checkpoint: bounded, and with one line for what is wrong with one.
+"""Read the small files of a checkpoint: bounded, with one line on what is wrong.
 
 In: a path. Out: its bytes, its text, or the JSON object that it holds. A UTF-8 byte order mark is
-left out; a Git LFS pointer, UTF-16, and what is no plain file (a pipe, a device) are refused.
+dropped; a Git LFS pointer, UTF-16, and anything but a plain file (a pipe, a device) are refused.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from infer_os.json_text import json_fault
 
 from .errors import FileFormatError
 
-# a config, index or tokenizer settings file is never larger; tokenizer.json says its own limit
+# a config, index or tokenizer settings file is never larger; tokenizer.json has its own limit
 _LARGEST_JSON = 64 << 20
 _POINTER = b"version https://git-lfs"
 _OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 
 
 def check_plain(path: Path) -> None:
-    """See that a file can be read to an end.
+    """Check that reading a file will end.
 
     Raises:
-        OSError: there is none.
+        OSError: there is no such file.
         FileFormatError: it is a pipe, a device or a socket, which may have no end.
     """
     mode = path.stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # to open a folder says so
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a folder will say so
         raise FileFormatError(f"{path}: not a plain file")
 
 
 def refuse_pointer(path: Path, start: bytes) -> None:
-    """Refuse what git leaves in place of a large file, by its first bytes.
+    """Refuse a Git LFS pointer, recognised by its first bytes.
 
     Raises:
         FileFormatError: it is one; https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md.
@@ -57,10 +57,10 @@ def read_bytes(path: Path, largest: int) -> bytes | None:
     try:
         check_plain(path)
         with path.open("rb") as file:
-            # what is asked for is reserved, even where a file has less
+            # a read reserves what is asked for, even if the file has less
             size = os.fstat(file.fileno()).st_size
             data = file.read(min(size, largest) + 1)
-            if len(data) > size:  # it grew, or has no size, as those of /proc
+            if len(data) > size:  # it grew, or has no size, as in /proc
                 data += file.read(largest + 1 - len(data))
     except FileNotFoundError:
         return None
@@ -76,7 +76,7 @@ def read_text(path: Path, largest: int) -> str | None:
     """A file's text; None if there is no such file.
 
     Raises:
-        FileFormatError: it cannot be read, is too large, or is no UTF-8.
+        FileFormatError: it cannot be read, is too large, or is not UTF-8.
     """
     data = read_bytes(path, largest)
     return None if data is None else decode(path, data)
@@ -86,31 +86,31 @@ def decode(path: Path, data: bytes) -> str:
     """UTF-8 as text, without a byte order mark.
 
     Raises:
-        FileFormatError: it is no UTF-8.
+        FileFormatError: it is not UTF-8.
     """
     if data.startswith(_OTHER_MARKS):
         raise FileFormatError(f"{path}: is UTF-16 or UTF-32 text; save it as UTF-8")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise FileFormatError(f"{path}: is no UTF-8 text: byte {error.start}") from None
+        raise FileFormatError(f"{path}: is not UTF-8 text: byte {error.start}") from None
 
 
 def read_json(path: Path, largest: int = _LARGEST_JSON) -> dict[str, Any] | None:
     """A JSON object from a file; None if there is no such file.
 
     Raises:
-        FileFormatError: it is larger than ``largest`` bytes, unreadable or no JSON object.
+        FileFormatError: it is larger than ``largest`` bytes, unreadable or not a JSON object.
     """
     data = read_bytes(path, largest)
     return None if data is None else parse_object(path, data)
 
 
 def parse_object(path: Path | str, data: bytes) -> dict[str, Any]:
-    """A JSON object from its bytes; ``path`` says where they are from.
+    """A JSON object from its bytes; ``path`` says where they come from.
 
     Raises:
-        FileFormatError: they are none.
+        FileFormatError: they are not a JSON object.
     """
     try:
         value = json.loads(decode(Path(path), data))

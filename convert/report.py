@@ -1,4 +1,4 @@
-"""What a conversion did: records that the command line renders."""
+"""What a conversion did, as records that the command line renders."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ClassReport:
 
 @dataclass(frozen=True, slots=True)
 class PlacedQuality:
-    """A file against a finer one on held-out text: ``kl`` in nats per token."""
+    """A file compared with a finer one on held-out text: ``kl`` in nats per token."""
 
     perplexity: float
     reference_perplexity: float
@@ -43,7 +43,7 @@ class PlacedQuality:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationReport:
-    """What importance weights from ``chunks`` chunks of a text were worth."""
+    """How much importance weights from ``chunks`` chunks of a text helped."""
 
     text: str
     chunks: int
@@ -102,7 +102,7 @@ class ClassTable:
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> bool:
-        """Continue from a :meth:`state`; false, and nothing changes, if it is none of this plan."""
+        """Continue from a :meth:`state`; false, and no change, if it is not of this plan."""
         rows = {"/".join(key): row for key, row in self._rows.items()}
         if state.keys() != rows.keys():
             return False

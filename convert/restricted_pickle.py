@@ -2,9 +2,9 @@
 
 In: the bytes of one pickle. Out: dicts, lists, tuples, strings and numbers, and a record for each
 of the few names that a state dict needs. Every other name, and every opcode that could make an
-object of it, is refused.
+object of one, is refused.
 
-Opcodes: CPython, Lib/pickletools.py. What torch puts into them: torch/serialization.py
+Opcodes: CPython, Lib/pickletools.py. What torch writes: torch/serialization.py
 (`persistent_id` of `_save` and `_legacy_save`) and torch/_utils.py (`_rebuild_*`).
 """
 
@@ -54,7 +54,7 @@ class Global:
 
 @dataclass(frozen=True, slots=True)
 class StorageRecord:
-    """A storage of `numel` elements, and the part of it that is meant (in elements)."""
+    """A storage of `numel` elements, and the part of it that is used (in elements)."""
 
     key: str
     dtype: str
@@ -75,7 +75,7 @@ class TensorRecord:
 
 @dataclass(frozen=True, slots=True)
 class Unpickled:
-    """The value of a pickle, where it ends in the data, and every storage that it names."""
+    """A pickle's value, where it ends in the data, and every storage that it names."""
 
     value: Any
     end: int
@@ -89,12 +89,12 @@ class _Ordered(dict[str, Any]):
 
 
 def read_pickle(where: str, data: bytes | mmap.mmap, start: int = 0) -> Unpickled:
-    """Read the pickle that begins at `start`; `where` (file, part) opens every message.
+    """Read the pickle that begins at `start`; `where` (file, part) begins every message.
 
-    Dictionary entries whose key is not a string are left out: no tensor is named by one.
+    Dictionary entries whose key is not a string are left out: they cannot name tensors.
 
     Raises:
-        FileFormatError: malformed, truncated, out of bounds, or holding what no state dict needs.
+        FileFormatError: malformed, truncated, out of bounds, or not just what a state dict needs.
     """
     machine = _Machine(where, data, start)
     value = machine.run()
@@ -235,7 +235,7 @@ class _Machine:
             if type(key) is str:
                 target[key] = value
 
-    # names and what may be made of them
+    # names and what may be made from them
 
     def read_global(self) -> None:
         names = []

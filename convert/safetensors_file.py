@@ -64,7 +64,7 @@ def read_entries(
     """Check the header of a file of ``size`` bytes that begins with ``head``.
 
     Returns:
-        Every tensor with the offset of its bytes from where the data begins, and that place.
+        Every tensor with the offset of its bytes from the start of the data, and that start.
 
     Raises:
         FileFormatError: the header is malformed, or a tensor lies outside the file.
@@ -117,7 +117,7 @@ def _read_header(path: Path, head: mmap.mmap | bytes, size: int) -> tuple[dict[s
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):  # the format forbids it: readers disagree on which one counts
-        raise ValueError("a name is there twice")
+        raise ValueError("a name occurs twice")
     return value
 
 

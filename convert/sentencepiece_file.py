@@ -65,7 +65,7 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
     """Read a model file.
 
     Raises:
-        FileFormatError: it cannot be read or is no sentencepiece model.
+        FileFormatError: it cannot be read or is not a sentencepiece model.
     """
     data = read_bytes(path, _LARGEST_FILE)
     if data is None:
@@ -84,7 +84,7 @@ def _model(data: bytes) -> SentencePieceModel:
         if number not in (1, 2, 3):
             continue
         if isinstance(value, int):
-            raise ValueError(f"field {number} is no message")
+            raise ValueError(f"field {number} is not a message")
         if number == 1:
             pieces.append(_piece(dict(_fields(value))))
         else:
@@ -140,7 +140,7 @@ def _fields(data: bytes) -> Iterator[Field]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, and where it ends."""
+    """A number with 7 bits per byte, and where it ends."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
@@ -155,11 +155,11 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 def _integer(value: int | bytes) -> int:
     if not isinstance(value, int):
-        raise ValueError("bytes in place of a number")
+        raise ValueError("bytes instead of a number")
     return value
 
 
 def _bytes(value: int | bytes) -> bytes:
     if not isinstance(value, bytes):
-        raise ValueError("a number in place of bytes")
+        raise ValueError("a number instead of bytes")
     return value

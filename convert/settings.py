@@ -61,8 +61,8 @@ class ConvertSettings:
 
     @property
     def n_threads(self) -> int:
-        """Threads of the quantizer: as asked, else one per usable core."""
-        from infer_os.native.processors import usable_cores  # settings alone load no C
+        """Threads of the quantizer: as requested, else one per usable core."""
+        from infer_os.native.processors import usable_cores  # only needed here: settings load no C
 
         return self.threads or usable_cores()
 
@@ -73,7 +73,7 @@ class ConvertSettings:
 
     @property
     def name(self) -> str:
-        """What to call the model."""
+        """The model's name."""
         if isinstance(self.source, HubSource):
             return self.source.name
         return self.source.resolve().name
@@ -89,7 +89,7 @@ def _refuse(message: str, field: str) -> UnsupportedError:
 
 
 def refuse_idle_weights(option: str, kind: str) -> None:
-    """Refuse importance weights for a type that no quantizer weighs.
+    """Refuse importance weights for a type without importance weighting.
 
     Raises:
         UnsupportedError: they would have no effect.

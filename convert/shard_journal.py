@@ -1,7 +1,7 @@
 """Remember which shards of a conversion are written, so that a later run continues.
 
-The journal is a small JSON file beside the unfinished output. It is replaced as a whole, after the
-output's bytes are on the disk, so that it never promises more than is there.
+The journal is a small JSON file next to the unfinished output. It is replaced as a whole, after the
+output's bytes are on the disk, so that it never promises too much.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class ShardJournal:
         return frozenset(self._done)
 
     def load(self, fingerprint: str) -> Mapping[str, Any] | None:
-        """What the last :meth:`record` of a run with this fingerprint noted; None if there is none.
+        """The notes of the last :meth:`record` of a run with this fingerprint; None if none.
 
-        Anything that cannot be read counts as none: the conversion then starts afresh.
+        Anything unreadable counts as none: the conversion then starts over.
         """
         self._fingerprint, self._done = fingerprint, []
         try:
@@ -58,12 +58,12 @@ class ShardJournal:
         return notes
 
     def forget(self) -> None:
-        """Start afresh: nothing is done."""
+        """Start over: nothing is done."""
         self._done = []
         self.remove()
 
     def record(self, shard: str, notes: Mapping[str, Any]) -> None:
-        """Add a shard, all of whose tensors are on the disk."""
+        """Add a shard whose tensors are all on the disk."""
         self._done.append(shard)
         value = {"fingerprint": self._fingerprint, "done": self._done, "notes": dict(notes)}
         fresh = self.path.with_name(f"{self.path.name}.new")
@@ -71,6 +71,6 @@ class ShardJournal:
             file.write(json.dumps(value).encode())
 
     def remove(self) -> None:
-        """Leave nothing behind."""
+        """Remove the journal file."""
         self.path.unlink(missing_ok=True)
         self.path.with_name(f"{self.path.name}.new").unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """Special tokens and chat templates of a checkpoint: which ids begin, end and pad a text.
 
-Several files may name them. For ids, what generation uses goes first: generation_config.json,
+Several files may name them. For ids, what generation uses takes precedence: generation_config.json,
 config.json, then the texts in tokenizer_config.json and special_tokens_map.json.
 """
 
@@ -19,20 +19,20 @@ _LARGEST_TEMPLATE = 1 << 20
 
 _NAMES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 
-#: llama.cpp's keys for further ids that end a generation besides eos.
+#: llama.cpp's keys for further ids, apart from eos, that end a generation.
 _FURTHER_ENDS = ("eot", "eom")
 
-#: Added tokens that end a turn although no config says so, and whose models wait for them.
+#: Added tokens that end a turn although no config says so; their models rely on it.
 _ENDS_OF_TURN = {"### End": "Dolly", "<|USER|>": "StableLM-tuned-alpha"}
 
-# What ends a text in the families' vocabularies, where no file says it.
+# What ends a text in the families' vocabularies, if no file says so.
 _USUAL_ENDS = ("<|endoftext|>", "</s>", "<eos>")
 _LONGEST_SHOWN = 40
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
-    """A folder's small files about its tokenizer; each an empty mapping if it is not there."""
+    """A folder's small files about its tokenizer; an empty mapping for each missing one."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -42,12 +42,12 @@ class TokenizerFiles:
 
     @property
     def tokenizer_class(self) -> str:
-        """The class that the files name, "" if none."""
+        """The class that the files name; "" if none."""
         name = self.settings.get("tokenizer_class") or self.config.get("tokenizer_class")
         return name if isinstance(name, str) else ""
 
     def text_of(self, name: str) -> str | None:
-        """The text of the special token ``name``, like "bos"."""
+        """The text of the special token ``name``, such as "bos"."""
         for source in (self.settings, self.special_map):
             text = _token_text(source.get(f"{name}_token"))
             if text is not None:
@@ -74,7 +74,7 @@ class TokenizerFiles:
         path = self.folder / "tokenizer_config.json"
         decoder = self.settings.get("added_tokens_decoder") or {}
         if not isinstance(decoder, dict):
-            raise FileFormatError(f"{path}: added_tokens_decoder is no table")
+            raise FileFormatError(f"{path}: added_tokens_decoder is not a table")
         found = {}
         for key, entry in decoder.items():
             if not isinstance(entry, dict) or not key.isascii() or not key.isdecimal():
@@ -115,13 +115,13 @@ def read_added_token(path: Path, entry: Any) -> AddedToken:
     if not text:
         raise FileFormatError(f"{path}: the added token {number} is empty")
     flags = tuple(name for name in ("lstrip", "rstrip", "single_word") if entry.get(name))
-    # as transformers has it, where a file does not say
+    # transformers' default, if a file does not say
     normalized = bool(entry.get("normalized", not special))
     return AddedToken(number, text, bool(special), flags, normalized)
 
 
 def with_special_tokens(vocabulary: GgufVocabulary, files: TokenizerFiles) -> GgufVocabulary:
-    """Add the special ids and the chat templates; those that it has already stay.
+    """Add the special ids and the chat templates; existing ones stay.
 
     Raises:
         FileFormatError: a chat template is malformed.
@@ -132,7 +132,7 @@ def with_special_tokens(vocabulary: GgufVocabulary, files: TokenizerFiles) -> Gg
         if token in _ENDS_OF_TURN and vocabulary.types[i] is not TokenType.NORMAL:
             ends.append(i)
             notes.append(
-                f"vocabulary: {token!r} ends a generation as well, as {_ENDS_OF_TURN[token]} wants"
+                f"vocabulary: {token!r} also ends a generation, as {_ENDS_OF_TURN[token]} expects"
             )
     further = [i for i in dict.fromkeys(ends) if i != ids.get("eos")]
     ids |= dict(zip(_FURTHER_ENDS, further, strict=False))
@@ -152,7 +152,7 @@ def with_special_tokens(vocabulary: GgufVocabulary, files: TokenizerFiles) -> Gg
 def _special_ids(
     vocabulary: GgufVocabulary, files: TokenizerFiles
 ) -> tuple[dict[str, int], list[int], list[str]]:
-    """Special ids by name, the ids that end a generation, and notes on ids that are none."""
+    """Special ids by name, the ids that end a generation, and notes on invalid ids."""
     ids: dict[str, int] = {}
     ends: list[int] = []
     notes: list[str] = []
@@ -191,7 +191,7 @@ def with_end(vocabulary: GgufVocabulary) -> GgufVocabulary:
     """Name a token that ends a generation, if the checkpoint names none.
 
     llama.cpp would take one of ordinary text (``special_eos_id`` in llama-vocab.cpp: 11 for BPE, 1
-    for unigram) and every program on it but ours would stop there. Goes in with its padding.
+    for unigram), and every llama.cpp program but ours stops there. Takes a padded vocabulary.
     """
     if "eos" in vocabulary.special:
         return vocabulary
@@ -208,8 +208,8 @@ def with_end(vocabulary: GgufVocabulary) -> GgufVocabulary:
     end = next(iter((*usual, *special, *reversed(unused))), None)
     if end is None:
         note = (
-            "vocabulary: no end token named, and none could stand for one: programs on llama.cpp "
-            "may end at one of ordinary text"
+            "vocabulary: no end token named, and none could serve as one: other llama.cpp "
+            "programs may stop at a token of ordinary text"
         )
         return replace(vocabulary, notes=(*vocabulary.notes, note))
     note = f"vocabulary: no end token named; {vocabulary.tokens[end]!r} ({end}) takes its place"
@@ -223,19 +223,19 @@ def with_end(vocabulary: GgufVocabulary) -> GgufVocabulary:
 def with_template(
     vocabulary: GgufVocabulary, path: Path, before: str | None, after: str | None
 ) -> GgufVocabulary:
-    """Have each text start with the token ``before`` and end with ``after``.
+    """Make each text start with the token ``before`` and end with ``after``.
 
-    What a template adds is what text is encoded with, whatever the config calls the token.
+    The tokens of the template count, whatever the config calls them.
 
     Raises:
-        UnsupportedError: it is no token, or another than the model's end.
+        UnsupportedError: it is not a token, or differs from the model's end.
     """
     special = dict(vocabulary.special)
     for name, token in (("bos", before), ("eos", after)):
         if token is None:
             continue
         if token not in vocabulary.tokens:
-            raise UnsupportedError(f"{path}: the template adds {token!r}, which is no token")
+            raise UnsupportedError(f"{path}: the template adds {token!r}, which is not a token")
         number = vocabulary.tokens.index(token)
         if name == "eos" and special.get(name, number) != number:
             raise UnsupportedError(
@@ -252,7 +252,7 @@ def tokens_around_text(path: Path, processor: Any) -> tuple[str | None, str | No
     """The tokens that a tokenizer.json's post-processor puts before and after a text.
 
     Raises:
-        UnsupportedError: it does more than that.
+        UnsupportedError: the post-processor does more than that.
     """
     kind = processor.get("type") if isinstance(processor, dict) else processor
     if kind is None or kind == "ByteLevel":
@@ -291,7 +291,7 @@ def _token_text(value: Any) -> str | None:
 
 
 def _chat_templates(files: TokenizerFiles) -> tuple[str | None, dict[str, str]]:
-    """The usual chat template, and others by name; a file of its own goes before the settings."""
+    """The default chat template, and others by name; a separate file overrides the settings."""
     named: dict[str, str] = {}
     setting = files.settings.get("chat_template")
     if isinstance(setting, str):
@@ -307,7 +307,7 @@ def _chat_templates(files: TokenizerFiles) -> tuple[str | None, dict[str, str]]:
     path = files.folder / "chat_template.jinja"
     # a character has up to four bytes
     written = read_text(path, 4 * _LARGEST_TEMPLATE)
-    if written is not None:  # with the line ends that a text file has
+    if written is not None:  # with the line ends of a text file
         named["default"] = written.replace("\r\n", "\n").replace("\r", "\n")
     for name, template in named.items():
         if len(template) > _LARGEST_TEMPLATE:

@@ -75,19 +75,19 @@ class TensorFile(Protocol):
         ...
 
     def check(self) -> None:
-        """See that what was read of it is what the file held when it was opened.
+        """Check that the file did not change since it was opened.
 
         Raises:
-            SourceChanged: it is not.
+            SourceChanged: it did.
         """
         ...
 
     def forget(self) -> None:
-        """Give back the pages of the file that this process has read so far."""
+        """Release the pages of the file that this process has read so far."""
         ...
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file."""
         ...
 
 
@@ -121,13 +121,13 @@ class MappedFile(Owner):
             raise SourceChanged(f"{complaint}; convert again once it is complete")
 
     def forget(self) -> None:
-        """Give back the pages that were read: the page cache may keep them, this process not."""
-        # of a mapping that only reads, a page in use comes back by itself
+        """Release the pages that were read; only the page cache may keep them."""
+        # in a read-only mapping, a page still in use comes back by itself
         with contextlib.suppress(OSError, ValueError):
             self._mapped.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
-        """Unmap the file, or leave that to the last array that still looks at it."""
+        """Unmap the file, or leave that to the last array that still uses it."""
         self._watch.close()
         with contextlib.suppress(BufferError):
             self._mapped.close()

@@ -1,8 +1,8 @@
 """Turn a checkpoint's tokenizer files into llama.cpp's vocabulary.
 
 Goes in: a checkpoint folder. Comes out: a :class:`GgufVocabulary`, or an error that names the part
-that llama.cpp cannot express. tokenizer.json goes before vocab.json and merges.txt; a
-sentencepiece model goes before a tokenizer.json of the unigram type, which was made from it.
+that llama.cpp cannot express. tokenizer.json takes precedence over vocab.json and merges.txt;
+a sentencepiece model over a tokenizer.json of the unigram type, which was made from it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SENTENCEPIECE_NAMES = ("spiece.model", "tokenizer.model")
 def read_vocabulary(folder: Path, config: Mapping[str, Any], n_rows: int) -> GgufVocabulary:
     """Read the tokenizer of a checkpoint, padded or cut to the ``n_rows`` of its embedding.
 
-    It names an end of text, though the files may not.
+    It has an end-of-text token even if the files name none.
 
     Raises:
         SourceError: there is no tokenizer.
@@ -89,6 +89,6 @@ def _from_json(path: Path, data: Mapping[str, Any], files: TokenizerFiles) -> Gg
 
 def _from_pair(path: Path, files: TokenizerFiles) -> GgufVocabulary:
     vocabulary = with_special_tokens(from_vocab_and_merges(path, files), files)
-    # GPT-2's class starts each text with bos only if it is told to
+    # GPT-2's class starts each text with bos only if asked to
     before = files.text_of("bos") if files.settings.get("add_bos_token") is True else None
     return with_template(vocabulary, path, before, None)

@@ -42,10 +42,10 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _LARGEST_DIRECTORY = 16 << 20  # of a zip; a real one has about 100 bytes for a tensor
 _MOST_DIMENSIONS = 32
-# what zipfile raises for one defect or another
+# what zipfile raises for various defects
 _ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error)
 _LARGEST_NUMBER = 2**63 - 1
-# What may stand around a state dict in a training checkpoint.
+# Keys under which a training checkpoint may hold its state dict.
 _WRAPPERS = ("state_dict", "model_state_dict")
 
 # The byte at which a storage begins, once it is known to lie in the file.
@@ -54,7 +54,7 @@ _Locate = Callable[[StorageRecord], int]
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a tensor lies in the file: the byte of its first element, and its strides in bytes."""
+    """A tensor's place in the file: the byte of its first element, and its strides in bytes."""
 
     start: int
     strides: tuple[int, ...]
@@ -68,7 +68,7 @@ class TorchFile(MappedFile):
 
         Raises:
             FileFormatError: the file is malformed or truncated, a tensor lies outside its storage
-                or the file, or the pickle holds what no state dict needs.
+                or the file, or the pickle has content that no state dict needs.
         """
         super().__init__(path)
         self.tensors: dict[str, StoredTensor] = {}
@@ -173,7 +173,7 @@ def _check_tensor(path: Path, name: str, record: TensorRecord, file_size: int) -
 
 
 class _DirectoryReader(io.FileIO):
-    """A file for zipfile, which reads a directory of whatever size the archive claims."""
+    """A bounded file for zipfile, which reads a directory of any size that the archive claims."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or size < 0:
@@ -185,7 +185,7 @@ class _DirectoryReader(io.FileIO):
 
 
 class _ZipArchive:
-    """The entries of a zip file, as stretches of the mapped file."""
+    """The entries of a zip file, as ranges of the mapped file."""
 
     def __init__(self, path: Path, mapped: mmap.mmap) -> None:
         self.path = path
@@ -236,7 +236,7 @@ class _ZipArchive:
         for storage in unpickled.storages.values():
             start, size = self.find(f"data/{storage.key}")
             item = dtype_named(storage.dtype).size
-            # a storage counts bytes: some may remain that make no element
+            # the size is in bytes and need not be a whole number of elements
             if not 0 <= size - storage.numel * item < item:
                 raise FileFormatError(
                     f"{self.path}: storage {storage.key[:200]!r} needs {storage.numel * item} "
@@ -261,7 +261,7 @@ class _ZipArchive:
         return self.mapped[start : start + size]
 
     def find(self, name: str) -> tuple[int, int]:
-        """Where an entry's bytes begin, and how many they are: inside the file, and stored raw."""
+        """Where an entry's bytes begin and how many: checked to be in the file and stored raw."""
         full = f"{self.root}/{name}"
         where = f"{self.path}: entry {full[:200]!r} of the zip file"
         entry = self.entries.get(full)

@@ -30,7 +30,7 @@ def recipe_named(name: str) -> Recipe:
 def wanted_type(
     recipe: Recipe, role: Role, layer: int | None, n_layer: int, *, tied_head: bool
 ) -> str:
-    """The type that the recipe wants for a tensor, whatever its row length."""
+    """The type that the recipe wants for a tensor of any row length."""
     if role in _ALWAYS_F32:
         return "f32"
     if role is Role.HEAD or (role is Role.TOKEN_EMBEDDING and tied_head):

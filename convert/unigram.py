@@ -1,9 +1,9 @@
 """Sentencepiece's unigram vocabularies: from spiece.model, or a tokenizer.json of that type.
 
-llama.cpp's "t5" tokenizer takes the same path of the largest summed score. Known differences,
+llama.cpp's "t5" tokenizer finds the same path, that of the largest summed score. Known differences,
 each a note where it applies: no byte fallback (our runtime adds it), no lower-casing (likewise).
-Without a note: a literal U+2581 at the ends of a text, which sentencepiece strips as the space it
-stands for; and where a tokenizer.json normalizes by grapheme, the result is sentencepiece's. Runs
+Without a note: a literal U+2581 at the ends of a text, which sentencepiece strips as a space; and
+if a tokenizer.json normalizes by grapheme, the result is sentencepiece's. Runs
 of spaces become one after added tokens are found, also those that are found in normalized text.
 """
 
@@ -45,8 +45,8 @@ _LOWERCASE_NOTE = (
     "must be given text in lower case"
 )
 _EOS_NOTE = (
-    "vocabulary: Hugging Face's class puts the end token behind each text; for generation these "
-    "models want none, and none is added"
+    "vocabulary: Hugging Face's class puts the end token after each text; these models do not "
+    "want it for generation, so it is not added"
 )
 
 
@@ -110,7 +110,7 @@ def from_unigram_json(path: Path, data: Mapping[str, Any], files: TokenizerFiles
         raise FileFormatError(f"{path}: model.vocab has no unknown token: unk_id is {unknown!r}")
     entries = data.get("added_tokens") or []
     if not isinstance(entries, list):
-        raise FileFormatError(f"{path}: added_tokens is no list")
+        raise FileFormatError(f"{path}: added_tokens is not a list")
     added = {token.text: token for token in files.added_tokens()}
     added |= {token.text: token for token in (read_added_token(path, e) for e in entries)}
     steps, charsmap, collapses, strips = _json_normalizer(path, data.get("normalizer"))
@@ -150,7 +150,7 @@ def _vocabulary(
     if rules.remove_extra and not rules.add_prefix:
         raise UnsupportedError(
             f"{path}: remove_extra_whitespaces without add_dummy_prefix cannot be expressed: "
-            "llama.cpp puts a space before the text then"
+            "llama.cpp would then put a space before the text"
         )
     try:
         "".join(text for text, _, _ in pieces).encode()
@@ -175,7 +175,7 @@ def _vocabulary(
         notes.append(_EOS_NOTE)
     pieces, kept = _with_added(path, pieces, files, added)
     if rules.add_prefix and not rules.remove_extra:
-        notes.append("vocabulary: a text of nothing but spaces gets one space less than it should")
+        notes.append("vocabulary: a text of only spaces gets one space too few")
     vocabulary = GgufVocabulary(
         pre="default",
         model="t5",
@@ -199,9 +199,9 @@ def _plain_symbols(
 ) -> list[tuple[str, float, TokenType]]:
     """Write user-defined and unused pieces so that llama.cpp treats them as sentencepiece does.
 
-    llama.cpp cuts a text at user-defined tokens and starts each part anew, with another space
-    before it. Sentencepiece does not: it gives such a piece the score of as many best pieces as it
-    has bytes. Unused pieces are matched by llama.cpp; another text prevents that.
+    llama.cpp cuts a text at user-defined tokens and treats each part as a new text, with a space
+    before it. Sentencepiece does not: it scores such a piece as one best piece per byte. llama.cpp
+    also matches unused pieces; a changed text prevents that.
     """
     scores = [score for _, score, kind in pieces if kind is TokenType.NORMAL]
     low, high = min(scores, default=0.0), max(scores, default=0.0)
@@ -214,7 +214,7 @@ def _plain_symbols(
             except ValueError as error:
                 raise FileFormatError(f"{path}: {error}") from error
             if plain:
-                # not below the lowest score, which the price of an unknown character follows
+                # not below the lowest score, which sets the price of an unknown character
                 score = max(low, len(data) * high - 0.1)
                 kind = TokenType.NORMAL
         elif kind is TokenType.UNUSED:
@@ -229,7 +229,7 @@ def _with_added(
     files: TokenizerFiles,
     added: tuple[AddedToken, ...],
 ) -> tuple[list[tuple[str, float, TokenType]], tuple[AddedToken, ...]]:
-    """Let Hugging Face's added and special tokens set the types; also those that were used."""
+    """Let Hugging Face's added and special tokens set the types, even of existing tokens."""
     ids = {text: i for i, (text, _, _) in enumerate(pieces)}
     known = {token.text: token for token in added}
     for text in files.special_texts():
@@ -260,9 +260,9 @@ def _is_byte(text: str) -> bool:
 
 
 def _json_normalizer(path: Path, normalizer: Any) -> tuple[str, bytes, bool, bool]:
-    """Steps before the compiled table, it, whether spaces become one, whether the end is stripped.
+    """Steps before the compiled table, the table, whether spaces merge, whether ends are stripped.
 
-    What the table and llama.cpp do comes last: other steps after it cannot be expressed.
+    The table and llama.cpp come last: other steps after them cannot be expressed.
     """
     before: list[Any] = []
     charsmap, collapses, strips = b"", False, False
@@ -311,7 +311,7 @@ def _json_pre_tokenizer(path: Path, pre: Any) -> tuple[bool, bool, list[str]]:
 
 
 def _steps(value: Any, key: str) -> list[Any]:
-    """The steps of a Sequence, or the one step; none for null."""
+    """The steps of a Sequence, or the single step; none for null."""
     if value is None:
         return []
     if isinstance(value, dict) and value.get("type") == "Sequence":

@@ -35,13 +35,13 @@ def verify_header(path: Path, plan: ConversionPlan) -> None:
     if found != wanted:
         pairs = (pair for pair in zip(found, wanted, strict=False) if pair[0] != pair[1])
         first = next(pairs, (f"{len(found)} tensors", f"{len(wanted)} tensors"))
-        raise VerifyError(f"the written file has {first[0]} where {first[1]} was planned")
+        raise VerifyError(f"the written file has {first[0]}, but {first[1]} was planned")
 
 
 def verify_job(
     output: GgufOutput, job: Job, n_bytes: int, blocks: Iterator[NDArray[np.uint8]]
 ) -> int:
-    """Compare the first and the last block of a part with what the file holds of it.
+    """Compare the first and the last block of a part with those in the file.
 
     Args:
         output: the written file.
@@ -60,8 +60,8 @@ def verify_job(
         at = job.at if count == 1 else job.at + n_bytes - data.nbytes
         if output.read(job.tensor, at, data.nbytes) != data.tobytes():
             raise VerifyError(
-                f"tensor {job.tensor.rule.target!r}: the written bytes from {at} on are not those "
-                "that its source gives"
+                f"tensor {job.tensor.rule.target!r}: the written bytes from {at} on differ from "
+                "its source's"
             )
     return count
 
@@ -73,7 +73,7 @@ def verify_logits(path: Path, n_threads: int) -> int:
         How many tokens it computed.
 
     Raises:
-        VerifyError: it does not load, or its logits are no numbers, or all the same.
+        VerifyError: it does not load, or its logits are not finite, or all the same.
     """
     try:
         with LlamaModel(path) as model:

@@ -12,7 +12,7 @@ from .errors import FileFormatError, UnsupportedError
 #: Score of a unigram token that text must never become.
 NEVER = -1e6
 
-#: Ids above this are no vocabulary's.
+#: No vocabulary has ids above this.
 MOST_TOKENS = 1 << 24
 
 
@@ -29,9 +29,9 @@ class TokenType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """A token that is found in text before that is cut: before it is normalized, or after.
+    """A token that is found in text before the text is cut: before or after normalization.
 
-    ``flags`` are of "lstrip", "rstrip" and "single_word".
+    ``flags`` are among "lstrip", "rstrip" and "single_word".
     """
 
     id: int
@@ -42,7 +42,7 @@ class AddedToken:
 
     @property
     def type(self) -> TokenType:
-        """As Hugging Face has it: "special" tokens are not shown, the others are plain text."""
+        """As in Hugging Face: "special" tokens are not shown, the others are plain text."""
         return TokenType.CONTROL if self.special else TokenType.USER_DEFINED
 
 
@@ -54,9 +54,9 @@ class GgufVocabulary:
     ``pre`` and ``merges`` by rank; or "t5", sentencepiece's unigram with ``scores``, the
     normalizer's compiled ``charsmap`` and two flags for spaces. llama.cpp neither applies a Unicode
     normal form (``normalizer``) nor lower-cases, nor knows the ``steps`` of a longer normalizer (a
-    JSON list) or the space that ``prefix_space`` puts before text: the runtime does it all before.
-    ``added`` are the added tokens with their flags, which it also goes by. ``special`` holds
-    the ids of "bos", "eos" and so on; ``named_templates`` the chat templates besides the usual one.
+    JSON list) or the space that ``prefix_space`` puts before text: the runtime does all that first.
+    ``added`` are the added tokens with their flags, which the runtime also follows. ``special`` has
+    the ids of "bos", "eos" and so on; ``named_templates`` the chat templates but the default.
     ``notes`` say what was changed to fit.
     """
 
@@ -86,7 +86,7 @@ def fit_to_rows(vocabulary: GgufVocabulary, n_rows: int) -> GgufVocabulary:
     """Pad with unused tokens, or cut, so that every row of the embedding has one token.
 
     Raises:
-        FileFormatError: two tokens have one text, which llama.cpp would abort on.
+        FileFormatError: two tokens have the same text, on which llama.cpp would abort.
         UnsupportedError: tokens that text can produce have no row.
     """
     _check_unique(vocabulary)
@@ -127,7 +127,7 @@ def fit_to_rows(vocabulary: GgufVocabulary, n_rows: int) -> GgufVocabulary:
 
 
 def padding_text(i: int) -> str:
-    """The text of an id that no token has."""
+    """The text of an unused id."""
     return f"[PAD{i}]"
 
 

@@ -1,4 +1,4 @@
-"""How large a network's weights are in every type, before any of them is at hand."""
+"""How large a network's weights are in every type, without having them."""
 
 from __future__ import annotations
 

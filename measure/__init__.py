@@ -1,5 +1,5 @@
 """Measure models: speed, memory and quality, as rows that say what was run.
 
-Goes in: engines, files and settings. Come out: :class:`~.rows.Row` records, from which alone
-tables, plots and the report are made.
+Goes in: engines, files and settings. Come out: :class:`~.rows.Row` records, the only source
+of tables, plots and the report.
 """

@@ -1,6 +1,6 @@
 """One side of a comparison of techniques: an engine, and how it computes and draws.
 
-Each arm lives in a process of its own, so that its peak memory is its own, and waits there while
+Each arm has a process of its own, so that peak memory is measured per arm, and waits there while
 another one works. Goes in: prompts. Come out: :class:`ArmResult` records.
 """
 
@@ -28,7 +28,7 @@ from infer_os.runtime.speculative.rounds import measure_steps
 from .copying import RowSampler
 from .speed import Progress, bench_tokens, token_bytes
 
-#: Rows of logits that llama.cpp reserves if it is not told: one per token of a batch.
+#: Rows of logits that llama.cpp reserves by default: one per token of a batch.
 ALL_ROWS = 512
 #: A prompt comes in pieces, as a conversation does, so that a cache in stages goes through them.
 _PIECE = 128
@@ -38,7 +38,7 @@ _DRAWN_AT_ONCE = 7
 
 @dataclass(frozen=True, slots=True)
 class RowSettings(EngineSettings):
-    """Engine settings that reserve ``rows`` rows of logits, whatever is needed."""
+    """Engine settings that always reserve ``rows`` rows of logits."""
 
     rows: int = ALL_ROWS
 
@@ -53,7 +53,7 @@ class Arm:
     """A file and how it is run.
 
     ``copying`` copies rows to Python and draws there; ``all_rows`` computes and reserves logits for
-    every token of a prompt. With a draft, guesses draw for themselves.
+    every token of a prompt. With a draft, tokens are drawn by speculative decoding.
     """
 
     name: str
@@ -74,12 +74,12 @@ class ArmTask:
 
 @dataclass(frozen=True, slots=True)
 class ArmResult:
-    """What one round took. ``draw_s`` of ``decode_s`` went into drawing, where that is known.
+    """What one round took. ``draw_s`` is the part of ``decode_s`` spent drawing, if known.
 
-    ``token_bytes`` is what decoding a token read at the end; ``steps`` has the seconds of batches
+    ``token_bytes`` is what decoding a token read at the end; ``steps`` has the seconds per batch,
     by size. ``acceptance`` is the probability that a guess of the draft model is right if those
-    before it are, ``guess_s`` the seconds of one. Memory is in bytes, ``peak`` the most that the
-    process ever held.
+    before it are, ``guess_s`` the seconds per guess. Memory is in bytes; ``peak`` is the most
+    that the process ever held.
     """
 
     n_tokens: int
@@ -194,13 +194,13 @@ def _result(
 
 
 def guess_figures(report: SpeculationReport) -> dict[str, Any]:
-    """The fields of a result that guessing fills: counts of all drafters, rates of the model."""
+    """The result's fields about guesses: counts of all drafters, rates of the draft model."""
     found: dict[str, Any] = {
         "drafted": report.drafted, "accepted": report.accepted,
         "rounds": sum(one.rounds for one in report.drafters),
     }  # fmt: skip
     for model in (one for one in report.drafters if one.name == "model"):
-        # what it says of a model whose guesses nobody verified is mostly what was expected of it
+        # without verified guesses, its rates are mostly the initial assumptions
         found["acceptance"] = model.acceptance if model.drafted else 0.0
         found["guess_s"] = model.guess_s
     return found
@@ -280,7 +280,7 @@ def _serve(pipe: Connection, arm: Arm) -> None:
 def run_in_turns(
     arms: Sequence[Arm], tasks: Sequence[ArmTask], progress: Progress | None = None
 ) -> dict[str, list[ArmResult]]:
-    """Every task by every arm, in an order that turns; the first task warms up and is dropped."""
+    """Run every task on every arm, in rotating order; the first task warms up and is dropped."""
     results: dict[str, list[ArmResult]] = {arm.name: [] for arm in arms}
     processes: list[ArmProcess] = []
     try:

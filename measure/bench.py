@@ -1,6 +1,6 @@
 """``bench``: find or make the files, load engines, measure, and gather the rows.
 
-Goes in: what the command line asked for. Comes out: :class:`BenchResult`. Everything that can be
+Goes in: what the command line asked for. Comes out: :class:`BenchResult`. Whatever can be
 refused is refused before the first measurement.
 """
 
@@ -42,12 +42,12 @@ from .speed import bandwidth_shares, bench_tokens, measure_depths, measure_growt
 from .techniques import BASELINE, TechniqueFiles, make_arms, technique_rows
 from .throughput import batch_sizes, measure_batches, sequence_tokens
 
-#: Names the step that begins, gets where its progress goes.
+#: Called with the name of a step that begins; returns the callback for its progress.
 Steps = Callable[[str], Callable[[int, int], None] | None]
-#: As ``commands.loading.load_engine``: an engine and the seconds that it took to load.
+#: Like ``commands.loading.load_engine``: returns an engine and the seconds it took to load.
 Load = Callable[[ModelWish, EngineSettings], tuple[Engine, float]]
 
-#: What a file of random weights says of itself (``benchmarks/random_gguf.py``).
+#: How a file of random weights is marked (``benchmarks/random_gguf.py``).
 RANDOM_KEY = "inferos.weights.random"
 #: Characters between the texts of two rounds.
 _STRIDE = 3000
@@ -57,7 +57,7 @@ _STRIDE = 3000
 class BenchRequest:
     """What to measure. ``wish`` None is the bundled model; ``kvs`` are caches to compare.
 
-    ``baseline`` is a file of FP16 weights, where MODEL is a file of quantized ones.
+    ``baseline`` is a file of FP16 weights, needed if MODEL is a file of quantized ones.
     """
 
     wish: ModelWish | None
@@ -70,7 +70,7 @@ class BenchRequest:
 
 @dataclass(frozen=True, slots=True)
 class BenchResult:
-    """Rows, where they were measured, and what could not be measured."""
+    """Rows, where they were measured, and notes on what could not be measured."""
 
     rows: tuple[Row, ...]
     place: Place
@@ -79,7 +79,7 @@ class BenchResult:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where a run tells what it does."""
+    """Where a run reports what it does."""
 
     report: Reporter
     steps: Steps
@@ -114,7 +114,7 @@ def bench_speed(request: BenchRequest, command: str, load: Load, output: Output)
     """Load, first token, prefill and decode over depth, sequences, memory.
 
     Raises:
-        SettingsError: depths or sequences that the model cannot have.
+        SettingsError: depths or sequences that are too long for the model.
         Whatever loading raises.
     """
     with _temporary() as folder, ExitStack() as stack:
@@ -156,7 +156,7 @@ def bench_speed(request: BenchRequest, command: str, load: Load, output: Output)
 def planned_files(
     request: BenchRequest, wish: ModelWish, batches: Sequence[int], report: Reporter
 ) -> tuple[ModelWish, EngineSettings]:
-    """The model's file, made if need be, and settings with that of the draft; all of it fits.
+    """The model's file, made if need be, and settings with the draft's file; checks that all fits.
 
     Raises:
         MemoryShortage: engines of all caches, or the sequences after them, do not fit.
@@ -189,7 +189,7 @@ def _trained(path: Path) -> int:
 def _load_engines(
     request: BenchRequest, wish: ModelWish, load: Load, stack: ExitStack
 ) -> tuple[dict[str, Engine], list[Measurement]]:
-    """An engine per cache, and how long the first took to load, again and again."""
+    """An engine per cache, and how long the first took to load, measured repeatedly."""
     settings = request.settings
     kvs = request.kvs or (settings.kv or "f16",)
     loads: list[Measurement] = []
@@ -215,7 +215,7 @@ def _load_engines(
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """The files of a model for the techniques, and why it has no draft ("": it has one)."""
+    """The files of a model for the techniques, and why it has no draft ("" if it has one)."""
 
     files: TechniqueFiles
     name: str
@@ -223,10 +223,10 @@ class _Model:
 
 
 def bench_techniques(request: BenchRequest, command: str, output: Output) -> BenchResult:
-    """Each technique alone and all together against the baseline, by turns.
+    """Each technique alone and all together against the baseline, measured alternately.
 
     Raises:
-        SettingsError: a depth that the context cannot have.
+        SettingsError: a depth that does not fit the context.
         BenchError: no FP16 weights to compare with.
         Whatever converting and loading raise.
     """
@@ -246,18 +246,18 @@ def bench_techniques(request: BenchRequest, command: str, output: Output) -> Ben
             projected, notes = _projection(results, bench, settings, model.no_draft, folder, output)
     rows = technique_rows(results, model.name, _bandwidth(), projected)
     where = (
-        f"techniques: {n_prompt} tokens of a prompt, then {bench.n_decode} drawn one by one at "
-        "temperature 0.8, each in a process of its own"
+        f"techniques: {n_prompt} prompt tokens, then {bench.n_decode} drawn one by one at "
+        "temperature 0.8, each technique in a process of its own"
     )
     quantized = model.files.quantized
     if quantized is None:
-        without = "all together is without quantized weights: a GGUF file keeps its type"
+        without = "all together does not include quantized weights: a GGUF file keeps its type"
         notes = (*notes, without)
     return BenchResult(tuple(rows), _place(command, settings), (where, *notes))
 
 
 def _prompt_tokens(bench: BenchSettings, n_ctx: int) -> int:
-    """The deepest depth is the prompt's length; the usual one is 1024 or what fits."""
+    """The prompt's length: the deepest depth; by default 1024 or what fits."""
     if bench.depths:
         return max(2, fitting_depths(bench, n_ctx)[0][-1])
     fitted, _ = fitting_depths(bench, n_ctx)
@@ -267,7 +267,7 @@ def _prompt_tokens(bench: BenchSettings, n_ctx: int) -> int:
 def _tasks(bench: BenchSettings, n_prompt: int) -> list[ArmTask]:
     """One text per round; one more for the round that warms up."""
     text = HELD_OUT.read_text("utf-8")
-    # a token has at least a byte, and the rounds' texts begin at different places
+    # a token has at least one byte, and each round's text begins at a different place
     length = 12 * n_prompt
     starts = [i * _STRIDE % max(1, len(text) - length) for i in range(bench.repeats + 1)]
     return [ArmTask(text[at : at + length], n_prompt, bench.n_decode) for at in starts]
@@ -309,8 +309,8 @@ def _file_and_baseline(path: Path, baseline: Path | None) -> TechniqueFiles:
     other = read_model_header(baseline)
     if _widths(header) != _widths(other):
         raise BenchError(
-            f"--baseline {baseline}: its tensors have other shapes than those of {path}: it is no "
-            "file of the same model"
+            f"--baseline {baseline}: the shapes of its tensors differ from those of {path}: "
+            "it is not a file of the same model"
         )
     return TechniqueFiles(baseline, path)
 
@@ -328,7 +328,7 @@ def _with_draft(
     header = read_model_header(files.baseline)
     name = wish.name
     if header.metadata.get(RANDOM_KEY):
-        return _Model(files, name, "random weights: how often a draft is right means nothing")
+        return _Model(files, name, "random weights: the acceptance of a draft would mean nothing")
     asked = "auto" if settings.draft == "none" else settings.draft
     found, _ = draft_file(replace(settings, draft=asked), wish, files.baseline, report)
     if found in ("none", "lookup"):

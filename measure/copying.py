@@ -16,7 +16,7 @@ from infer_os.runtime.settings import SamplingSettings
 
 
 class LogitsSource(Protocol):
-    """What hands over rows of logits: a context."""
+    """Anything that provides rows of logits, such as a context."""
 
     def logits(self, row: int = -1) -> NDArray[np.float32]:
         """A row, (n_vocab,)."""
@@ -26,7 +26,7 @@ class LogitsSource(Protocol):
 def row_probabilities(
     logits: NDArray[np.float32], settings: SamplingSettings
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """The tokens that may be drawn, the likeliest first, and their probabilities.
+    """The tokens that may be drawn, likeliest first, and their probabilities.
 
     Args:
         logits: (n_vocab,).
@@ -40,7 +40,7 @@ def row_probabilities(
     values = logits[ids].astype(np.float64)
     weights = np.exp(values - values[0])
     share = np.cumsum(weights) / weights.sum()
-    # up to and with the token that reaches top_p
+    # up to and including the token that reaches top_p
     kept = int(np.searchsorted(share, settings.top_p)) + 1 if settings.top_p < 1 else len(ids)
     good = weights[:kept] >= settings.min_p  # the likeliest has weight 1
     ids, values = ids[:kept][good], values[:kept][good]
@@ -61,7 +61,7 @@ class RowSampler:
         return int(ids[self._random.choice(len(ids), p=p)])
 
     def remember(self, tokens: Iterable[int]) -> None:
-        """Nothing: tokens of the past do not count."""
+        """Do nothing: past tokens do not matter."""
 
     def close(self) -> None:
         """Nothing to free."""

@@ -1,4 +1,4 @@
-"""Energy of the processor packages, where the kernel shows it (RAPL).
+"""Energy of the processor packages, where the kernel provides it (RAPL).
 
 https://docs.kernel.org/power/powercap/powercap.html: ``energy_uj`` counts microjoules and wraps
 around at ``max_energy_range_uj``.
@@ -23,11 +23,11 @@ class EnergyZone:
 
 
 def find_zones(root: Path = Path("/")) -> tuple[tuple[EnergyZone, ...], str]:
-    """The packages whose energy can be read; where none can, why not."""
+    """The packages whose energy can be read; if there are none, the reason."""
     folders = sorted((root / _FOLDER).glob(_ZONES))
     packages = [folder for folder in folders if folder.name.count(":") == 1]
     if not packages:
-        return (), "this machine shows no RAPL counters in /sys/class/powercap"
+        return (), "this machine has no RAPL counters in /sys/class/powercap"
     zones = []
     for folder in packages:
         try:
@@ -40,7 +40,7 @@ def find_zones(root: Path = Path("/")) -> tuple[tuple[EnergyZone, ...], str]:
 
 
 class EnergyMeter:
-    """Joules between two looks at the counters; they must be less than one wrap apart."""
+    """Joules between two readings of the counters, less than one wrap apart."""
 
     def __init__(self, zones: tuple[EnergyZone, ...]) -> None:
         self._zones = zones

@@ -1,8 +1,8 @@
 """``eval``: files of every wanted type, a reference, and the figures of each.
 
 Goes in: what the command line asked for. Comes out: :class:`~.bench.BenchResult`. A folder is
-converted to temporary files, one type at a time; what can be refused is refused before the first
-measurement.
+converted to temporary files, one type at a time; whatever can be refused is refused before the
+first measurement.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from .quality import (
 from .rows import make_place, make_rows
 
 DEFAULT_TYPES = ("q8_0", "q4_k_m", "q4_0")
-#: A reference that would be larger than this as F32 is F16.
+#: A reference larger than this as F32 is made as F16.
 _LARGEST_F32 = 8 << 30
 _LARGEST_TEXT = 64 << 20
 _REMEDIES = "choose smaller --types, a smaller --reference or --window, or raise --memory"
@@ -50,10 +50,11 @@ _REMEDIES = "choose smaller --types, a smaller --reference or --window, or raise
 
 @dataclass(frozen=True, slots=True)
 class EvalRequest:
-    """What to evaluate. No ``models`` is the bundled one; several must be files.
+    """What to evaluate. Empty ``models`` means the bundled one; several must be files.
 
-    ``reference`` "" is a folder's own weights as F32, and nothing for a file. ``memory`` is what
-    everything may take in bytes, 0 for what there is; ``extras`` are for the plan.
+    An empty ``reference`` means a folder's own weights as F32, and no reference for a file.
+    ``memory`` is the limit for everything in bytes, 0 for what is available; ``extras`` are for
+    the plan.
     """
 
     models: tuple[str, ...]
@@ -67,7 +68,7 @@ class EvalRequest:
 
 
 def parse_types(text: str) -> tuple[str, ...]:
-    """``--types``: a list of types, or ``all``; empty for an empty text.
+    """``--types``: a list of types, or ``all``; empty for empty text.
 
     Raises:
         UnsupportedError: an unknown type.
@@ -121,7 +122,7 @@ def _text(request: EvalRequest) -> str:
         if not bundled:
             raise BenchError(
                 "--text FILE is needed: a text that the model has not seen; only the bundled model "
-                "has one of its own"
+                "comes with one"
             )
         path = HELD_OUT
     try:
@@ -144,12 +145,12 @@ def _check_types(request: EvalRequest, sources: list[Path | HubSource]) -> None:
     names = [source.name for source in files if isinstance(source, Path)]
     if len(set(names)) != len(names):
         raise SettingsError(
-            "two MODELs have the same file name; their rows could not be told apart"
+            "two MODELs have the same file name; their rows could not be distinguished"
         )
 
 
 def _check_memory(request: EvalRequest, sources: list[Path | HubSource]) -> None:
-    """See, before anything is converted, that each file fits beside the reference.
+    """Check, before anything is converted, that each file fits next to the reference.
 
     Raises:
         MemoryShortage: one does not.
@@ -187,7 +188,7 @@ def _reference_shape(
 
 
 def _shape(name: str, source: Path | HubSource, kind: str) -> ModelShape:
-    """Of a file, or of what will be a file of that type."""
+    """The shape of a file, or of a conversion to that type."""
     if isinstance(source, HubSource) and (made := shelf_of(source).file(kind)).exists():
         return header_shape(read_model_header(made))
     shape = find_shape(name)
@@ -221,7 +222,7 @@ def _reference(
 def _candidates(
     request: EvalRequest, sources: list[Path | HubSource], folder: Path, output: Output
 ) -> Iterator[Candidate]:
-    """The files, each removed before the next if it was made for this."""
+    """The files; one made for this is removed before the next."""
     for source in sources:
         if isinstance(source, Path) and not source.is_dir():
             yield Candidate(source.name, source)

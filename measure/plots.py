@@ -1,7 +1,6 @@
 """Plots of rows, with matplotlib (the extra ``infer-os[plot]``).
 
-Goes in: rows. Comes out: a figure for everything that the rows have something for, and nothing that
-they have not.
+Goes in: rows. Comes out: a figure for everything that the rows cover, and no others.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ if TYPE_CHECKING:
 
 _INK, _MUTED, _GRID = "#1f2933", "#6b7785", "#e4e8ec"
 _COLORS = ("#2b6cb0", "#dd6b20", "#2f855a", "#b83280", "#6b46c1", "#975a16")
-#: Light enough for the quartiles on it.
+#: Light enough for quartiles drawn on it.
 _BAR = "#8fbbe4"
 _CLAIM = "#c53030"
-#: Where a name may stand beside its point, best first: points to the right and up, and alignment.
+#: Where a name may be put next to its point, best first: points to the right and up, and alignment.
 _BESIDE = (
     (7, -3, "left"), (-7, -3, "right"), (0, 7, "center"), (0, -14, "center"), (5, 5, "left"),
     (-5, -12, "right"), (5, -12, "left"), (-5, 5, "right"), (0, -18, "center"), (0, 12, "center"),
@@ -51,7 +50,7 @@ class Plot:
 
 
 def check_matplotlib() -> None:
-    """See that plots can be drawn.
+    """Check that plots can be drawn.
 
     Raises:
         BenchError: matplotlib is not installed; names the extra.
@@ -69,7 +68,7 @@ def _style() -> Iterator[None]:
 
 
 def all_plots(rows: Sequence[Row]) -> list[Plot]:
-    """Every plot that the rows have something for.
+    """Every plot that the rows have data for.
 
     Raises:
         BenchError: matplotlib is not installed.
@@ -94,7 +93,7 @@ def all_plots(rows: Sequence[Row]) -> list[Plot]:
 
 
 def svg(plot: Plot) -> bytes:
-    """A figure as SVG, whose text stays text."""
+    """A figure as SVG; its text stays text."""
     return _saved(plot, "svg", metadata={"Date": None})
 
 
@@ -174,7 +173,7 @@ def _bars(
     claims: Sequence[float | None],
     form: str,
 ) -> None:
-    """Horizontal bars with quartiles, a grey mark where the claim is."""
+    """Horizontal bars with quartiles, and a grey mark at each claim."""
     places = range(len(found))
     middles = [values[1] for _, values in found]
     errors = [
@@ -189,7 +188,7 @@ def _bars(
         if claim is not None:
             axes.plot([claim, claim], [place - 0.36, place + 0.36], color=_CLAIM, linewidth=2)
     axes.plot([], [], color=_CLAIM, linewidth=2, label="claimed by the guide")
-    # below the plot, where neither a bar nor the title can be
+    # below the plot, clear of bars and title
     _figure(axes).legend(loc="outside lower right", fontsize=9, ncols=2)
     reach = max([*middles, *(c for c in claims if c is not None), 0.0])
     low = min([*middles, 0.0])
@@ -197,7 +196,7 @@ def _bars(
     for place, (_, (_, middle, high)), claim in zip(places, found, claims, strict=True):
         end = max(high, 0.0)
         if claim is not None and end < claim < end + 0.12 * (reach - low):
-            end = claim  # no figure stands on a mark
+            end = claim  # keep figures off the marks
         axes.annotate(
             form.format(middle), (end, place), xytext=(6, 0),
             textcoords="offset points", va="center", fontsize=9,
@@ -252,7 +251,7 @@ def _draw_batches(axes: Axes, rows: Sequence[Row]) -> bool:
 
 
 def _draw_quality(axes: Axes, rows: Sequence[Row]) -> bool:
-    """KL against bits per weight, with the first cache that was evaluated."""
+    """KL against bits per weight, for the first cache that was evaluated."""
     kl = select(rows, "kl")
     if not kl:
         return False
@@ -280,10 +279,10 @@ def _draw_quality(axes: Axes, rows: Sequence[Row]) -> bool:
 
 
 def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write each name beside its point, where it is near no other point and no other name."""
+    """Write each name next to its point, away from other points and names."""
     from matplotlib.transforms import Bbox
 
-    # limits and layout must stand before anything can be measured
+    # limits and layout must be final before anything can be measured
     _figure(axes).draw_without_rendering()
     down = sorted(points, key=lambda point: -point[1])
     centers = axes.transData.transform([(x, y) for x, y, _ in down])

@@ -1,7 +1,7 @@
 """Speculative decoding where no draft can be measured: its costs, and another pair's acceptance.
 
-Goes in: the seconds of this model's batches, and results of a pair that ran. Comes out: a row that
-says that it is projected.
+Goes in: the seconds of this model's batches, and results of a pair that ran. Comes out: a row
+marked as projected.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .rows import Label, Row
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """Speculative decoding of a model that no draft fits: its costs, another pair's acceptance.
+    """Speculative decoding of a model without a draft: its costs, another pair's acceptance.
 
     Args:
-        steps: seconds of a batch of so many tokens on this model.
-        rate: the probability that a guess was right on the other pair, if those before it were.
-        guess_share: a guess of the other pair in steps of its model.
-        pair: what the other pair is called.
+        steps: seconds per batch by its number of tokens, on this model.
+        rate: the other pair's probability that a guess was right if those before it were.
+        guess_share: cost of a guess of the other pair, in steps of its model.
+        pair: name of the other pair.
         why: why acceptance cannot be measured on this model.
     """
 
@@ -37,13 +37,13 @@ class Projection:
     draft_max: int = 6
 
     def gain(self) -> float:
-        """Times as fast as plain steps, by the model that also decides while running."""
+        """Times as fast as plain steps, by the cost model that decides at run time as well."""
         curve = StepCosts(dict(self.steps))
         guess = self.guess_share * curve.seconds(1)
         return expected_gain(self.rate, self.draft_max, curve.seconds, lambda n: n * guess)
 
     def row(self, model: str, claim: float) -> Row:
-        """A row, marked as projected, beside the times as fast that are claimed."""
+        """A row marked as projected, with the speed-up that is claimed."""
         gain = self.gain()
         labels: dict[str, Label] = {
             "technique": "speculative", "projected": True, "claimed": claim,
@@ -60,8 +60,8 @@ def project(
 ) -> Projection | None:
     """From this model's costs and a pair that ran; None if the pair's model never guessed.
 
-    The share of all guesses that were right would be too low: it counts those behind a wrong one,
-    which nobody judged.
+    The share of all guesses that were right would be too low: it counts those after a wrong one,
+    which were never judged.
     """
     last = pair[-1]
     single = dict(last.steps).get(1, 0.0)

@@ -1,7 +1,7 @@
 """How well a file predicts a text, and how far it is from a reference: per file and KV cache.
 
 Goes in: GGUF files, tokens, caches. Come out: measurements. A cache of one type is evaluated batch
-by batch; one in stages token by token, as it is filled in a conversation, over fewer windows.
+by batch; one in stages token by token, as a conversation fills it, over fewer windows.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from infer_os.runtime.settings import MOST_THREADS, EngineSettings
 from .rows import Label, Measurement
 
 Progress = Callable[[int, int], None]
-#: Windows that are gone through token by token.
+#: Windows that are evaluated token by token.
 STAGED_WINDOWS = 8
 _TOKENS_KEY = "tokenizer.ggml.tokens"
 
@@ -62,18 +62,18 @@ class QualitySettings:
 
     @property
     def n_threads(self) -> int:
-        """Threads: as asked, else one per usable core."""
+        """Threads: as requested, else one per usable core."""
         return EngineSettings(threads=self.threads).n_threads
 
     def cut(self, most: int | None = None) -> WindowSettings:
-        """As the evaluation takes them; ``most`` windows, if that is fewer."""
+        """As the evaluation takes them, with at most ``most`` windows."""
         windows = self.windows if most is None else min(most, self.windows)
         return WindowSettings(self.n_threads, self.window, windows)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A file to evaluate, by the name that its rows get as ``type``."""
+    """A file to evaluate, and the name that its rows get as ``type``."""
 
     name: str
     path: Path
@@ -82,7 +82,7 @@ class Candidate:
 def check_schedules(
     header: GgufHeader, kvs: Sequence[str], window: int
 ) -> tuple[dict[str, KvSchedule], tuple[str, ...]]:
-    """The schedules of caches for a window, and notes.
+    """The schedules of the caches for a window, and notes.
 
     Raises:
         SettingsError: a cache that the model cannot have, or that ends before the window.
@@ -102,10 +102,10 @@ def check_schedules(
 
 
 def check_vocabularies(reference: Path, candidate: Path) -> None:
-    """See that both files have the same tokens.
+    """Check that both files have the same tokens.
 
     Raises:
-        BenchError: they have not; says from where on.
+        BenchError: they do not; names the first token that differs.
         GgufError: one of them cannot be used.
     """
     one, other = (
@@ -148,7 +148,7 @@ def measure_quality(
     """One file with each cache, against the reference with an F16 cache if there is one.
 
     Raises:
-        EvaluateError: the two do not compare, or compute no numbers.
+        EvaluateError: the two cannot be compared, or their results are not finite.
         ModelLoadError: llama.cpp refuses one of them.
         Interrupted: Ctrl-C.
     """
@@ -215,7 +215,7 @@ def _staged(
     settings: QualitySettings,
     progress: Progress | None,
 ) -> Perplexity | Divergence:
-    """Token by token, so that every row is computed with the cache of its moment."""
+    """Token by token, so that every row is computed with the cache types of its stage."""
     cut = settings.cut(STAGED_WINDOWS)
     paths = [path] if reference is None else [reference, path]
     with ExitStack() as stack:
@@ -253,7 +253,7 @@ def _window_scores(
     rows = []
     for engine in engines:
         engine.trim(0)
-        # in one token first: a long prompt would be computed in the first stage's types
+        # one token at first: a long prompt would be computed in the first stage's types
         engine.feed(tokens[:1])
         logits = []
         for i, token in enumerate(tokens[1:]):

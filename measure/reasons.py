@@ -1,6 +1,6 @@
-"""Why a technique does not reach what is claimed of it, in words, from what was measured.
+"""Why a technique misses its claim, in words, from what was measured.
 
-Goes in: :class:`Facts`. Comes out: a sentence whose figures are those of the facts.
+Goes in: :class:`Facts`. Comes out: a sentence with their figures.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .arms import ArmResult
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a reason is made of: medians of the baseline and the technique, and the machine's rate.
+    """What a reason is based on: medians of baseline and technique, and the memory bandwidth.
 
     ``bandwidth`` is in bytes per second.
     """
@@ -27,7 +27,7 @@ class Facts:
 
     @property
     def reading_share(self) -> float:
-        """Of the technique's time per token, the part that reading its bytes takes at least."""
+        """The least part of the technique's time per token that reading its bytes takes."""
         return self.mine.token_bytes / self.bandwidth / self.mine.decode_s
 
 
@@ -41,7 +41,7 @@ def _ms(seconds: float) -> str:
 
 
 def copy_speed(facts: Facts) -> str:
-    """Drawing's share of a token's time bounds what a loop without copies can gain."""
+    """The time spent drawing limits what a loop without copies can gain."""
     base = facts.base
     share = base.draw_s / base.decode_s
     return (
@@ -52,37 +52,37 @@ def copy_speed(facts: Facts) -> str:
 
 
 def copy_memory(facts: Facts) -> str:
-    """One row is all that the loop copies."""
+    """The loop copies only one row."""
     return (
-        f"one copied row of logits is all that it saves; the baseline's peak of "
+        f"it saves only one copied row of logits; the baseline's peak of "
         f"{size_text(facts.base.peak)} is {percent(facts.base.weights / facts.base.peak)} weights "
         f"and {percent(facts.base.kv / facts.base.peak)} KV cache, which it does not touch"
     )
 
 
 def kv_speed(facts: Facts) -> str:
-    """K and V are a part of what a token reads."""
+    """K and V are only a part of what a token reads."""
     base, mine = facts.base, facts.mine
     bound = base.token_bytes / mine.token_bytes
     share = base.kv_read / base.token_bytes
     return (
         f"K and V are {percent(share)} of the {size_text(base.token_bytes)} that a token reads: "
-        f"if reading alone bounded it, {bound:.2f} times as fast; dequantizing them costs time, too"
+        f"were reading the only limit, {bound:.2f} times as fast; dequantizing also takes time"
     )
 
 
 def kv_memory(facts: Facts) -> str:
-    """The cache is a part of the peak."""
+    """The cache is only a part of the peak."""
     base, mine = facts.base, facts.mine
     return (
         f"the KV cache is {percent(base.kv / base.peak)} of the baseline's peak of "
-        f"{size_text(base.peak)}, so that no more than this can be saved; of the cache itself "
+        f"{size_text(base.peak)}, so no more than this can be saved; of the cache itself "
         f"{percent(1 - mine.kv / base.kv)} is saved"
     )
 
 
 def guess_speed(facts: Facts) -> str:
-    """How many guesses were right, and what verifying and making them takes."""
+    """How many guesses were right, and the cost of making and verifying them."""
     mine = facts.mine
     if not mine.rounds:
         return "no guess was verified: by its measured costs none would have paid"
@@ -104,14 +104,14 @@ def guess_speed(facts: Facts) -> str:
 
 
 def guess_memory(facts: Facts) -> str:
-    """A draft is more, not less."""
+    """A draft needs more memory, not less."""
     more = facts.mine.peak - facts.base.peak
     change = f"{size_text(more)} more" if more >= 0 else f"{size_text(-more)} less"
     return f"a draft is a second model with a cache of its own; the peak is {change}"
 
 
 def rows_speed(facts: Facts) -> str:
-    """Rows of logits are not read by a token."""
+    """A token does not read rows of logits."""
     base, mine = facts.base, facts.mine
     return (
         f"it changes what is held, not what a token reads: {size_text(mine.token_bytes)} either "
@@ -121,7 +121,7 @@ def rows_speed(facts: Facts) -> str:
 
 
 def rows_memory(facts: Facts) -> str:
-    """Rows of logits and buffers are a part of the peak."""
+    """Rows of logits and buffers are only a part of the peak."""
     base, mine = facts.base, facts.mine
     rows = base.logits - mine.logits + base.compute - mine.compute
     return (
@@ -131,24 +131,24 @@ def rows_memory(facts: Facts) -> str:
 
 
 def all_speed(facts: Facts) -> str:
-    """Bytes per token, and how much of the time reading them is."""
+    """Bytes per token, and how much of the time it takes to read them."""
     base, mine = facts.base, facts.mine
     return (
         f"a token reads {size_text(mine.token_bytes)} instead of {size_text(base.token_bytes)}, "
-        f"which would allow {base.token_bytes / mine.token_bytes:.2f} times if reading alone "
-        f"bounded both; reading takes {percent(facts.reading_share)} of a token's time here"
+        f"which would allow {base.token_bytes / mine.token_bytes:.2f} times the speed if reading "
+        f"were the only limit; reading takes {percent(facts.reading_share)} of a token's time here"
     )
 
 
 def all_memory(facts: Facts) -> str:
-    """What neither weights nor cache are does not shrink."""
+    """Everything but weights and cache stays the same size."""
     base, mine = facts.base, facts.mine
     rest = mine.peak - mine.weights - mine.kv
     return (
         f"of {size_text(mine.peak)}, {size_text(mine.weights)} are weights and "
         f"{size_text(mine.kv)} KV cache; the other {size_text(max(0, rest))} "
         f"({percent(max(0, rest) / base.peak)} of the baseline's peak: program, vocabulary, "
-        "buffers, draft) do not shrink with either"
+        "buffers, draft) does not shrink with either"
     )
 
 

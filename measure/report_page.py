@@ -28,7 +28,7 @@ dt { color: #6b7785; } dd { margin: 0; overflow-wrap: anywhere; }
 
 
 def check_outputs(rows: Path | None, report: Path | None) -> None:
-    """See, before anything is measured, that both can be written.
+    """Check, before anything is measured, that both can be written.
 
     The report's folder is made; a file of rows is opened, to append.
 

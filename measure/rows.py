@@ -1,4 +1,4 @@
-"""What every figure is: a row with its spread, and the place where it was measured.
+"""The form of every figure: a row with its spread, and the place where it was measured.
 
 Goes in: single measurements. Comes out: rows, as JSON lines or back from them.
 """
@@ -71,7 +71,7 @@ def make_place(command: str, cpu: str, threads: int) -> Place:
 
 
 def checkout_commit() -> str | None:
-    """The commit of the checkout that this code lies in, with a ``+`` if it was changed."""
+    """The commit of the checkout that holds this code, with a ``+`` if it was changed."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
@@ -83,7 +83,7 @@ def checkout_commit() -> str | None:
 
 
 def make_rows(measurements: Iterable[Measurement], model: str) -> list[Row]:
-    """Rows in the order in which their first values came."""
+    """Rows, in the order of their first values."""
     groups: dict[tuple[object, ...], list[Measurement]] = {}
     for one in measurements:
         groups.setdefault((one.metric, one.unit, one.labels), []).append(one)
@@ -107,12 +107,12 @@ def row_json(row: Row, place: Place) -> dict[str, object]:
 
 
 def json_lines(rows: Sequence[Row], place: Place) -> str:
-    """All rows, a line each."""
+    """All rows, one per line."""
     return "".join(json.dumps(row_json(row, place)) + "\n" for row in rows)
 
 
 def select(rows: Iterable[Row], metric: str, **labels: Label) -> list[Row]:
-    """The rows of a metric whose labels have these values."""
+    """The rows of a metric that have these labels."""
     return [
         row for row in rows
         if row.metric == metric and all(row.labels.get(k) == v for k, v in labels.items())

@@ -8,7 +8,7 @@ from infer_os.fields import check_fields, numbers, whole
 from infer_os.runtime.errors import SettingsError
 from infer_os.runtime.kv.schedule import parse_spec
 
-#: Where no depths are named: these, as far as the context reaches.
+#: The depths by default, as far as the context reaches.
 DEPTHS = (0, 512, 1024, 2048)
 BATCHES = (1, 2, 4, 8, 16, 32)
 #: ``LLAMA_MAX_SEQ`` of llama.cpp's llama-cparams.h.
@@ -27,14 +27,14 @@ def parse_counts(option: str, text: str, low: int, high: int) -> tuple[int, ...]
     """Numbers from a list such as ``0,512,1024``, sorted, each once; empty for an empty text.
 
     Raises:
-        SettingsError: something that is no number from ``low`` to ``high``.
+        SettingsError: something other than a number from ``low`` to ``high``.
     """
     found = set()
     for part in text.split(",") if text else ():
         word = part.strip()
         if not (word.isascii() and word.isdigit() and low <= int(word) <= high):
             raise SettingsError(
-                f"{option} {text}: {word!r} is no number from {low} to {high}; expected a list "
+                f"{option} {text}: {word!r} is not a number from {low} to {high}; expected a list "
                 f"such as {'1,4,16' if low else '0,512,1024'}"
             )
         found.add(int(word))
@@ -43,9 +43,9 @@ def parse_counts(option: str, text: str, low: int, high: int) -> tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class BenchSettings:
-    """What to measure. Empty ``depths`` and ``batches`` take the usual ones.
+    """What to measure. Empty ``depths`` and ``batches`` mean the default ones.
 
-    At each depth, ``n_decode`` tokens are decoded one by one and ``n_prompt`` computed at once.
+    At each depth, ``n_decode`` tokens are decoded one by one, and ``n_prompt`` computed at once.
     """
 
     depths: tuple[int, ...] = ()
@@ -59,14 +59,14 @@ class BenchSettings:
 
     @property
     def n_measured(self) -> int:
-        """Tokens that are computed behind each depth."""
+        """Tokens that are computed after each depth."""
         return self.n_prompt + self.n_decode
 
 
 def fitting_depths(settings: BenchSettings, n_ctx: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """The depths to measure in a context of ``n_ctx`` tokens, and notes.
 
-    Of the usual ones, the first that reaches too far becomes the deepest that fits.
+    Of the default ones, the first that is too deep becomes the deepest that fits.
 
     Raises:
         SettingsError: a depth that was asked for does not fit.
@@ -76,7 +76,7 @@ def fitting_depths(settings: BenchSettings, n_ctx: int) -> tuple[tuple[int, ...]
         if settings.depths[-1] > deepest:
             raise SettingsError(
                 f"--depths {settings.depths[-1]}: with {settings.n_measured} tokens measured "
-                f"behind it, it does not fit the context of {n_ctx}; the deepest is "
+                f"after it, it does not fit the context of {n_ctx}; the deepest is "
                 f"{max(0, deepest)}, or raise --context"
             )
         return settings.depths, ()
@@ -118,10 +118,10 @@ def split_specs(option: str, texts: tuple[str, ...]) -> tuple[str, ...]:
 
     Args:
         option: named in errors.
-        texts: what was given; each text begins anew.
+        texts: what was given; each text starts a new SPEC.
 
     Raises:
-        SettingsError: something is no SPEC.
+        SettingsError: something is not a SPEC.
     """
     specs: list[str] = []
     for text in texts:
@@ -139,7 +139,7 @@ def split_specs(option: str, texts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _goes_on(spec: str, stage: str) -> bool:
-    """Whether a stage is the next one of a SPEC: its last stage ends, and this reaches further."""
+    """Whether a stage continues a SPEC: the last stage there ends, and this one reaches further."""
     _, _, last = spec.rpartition(",")[2].partition(":")
     _, colon, count = stage.partition(":")
     if not last.isdigit():

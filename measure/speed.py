@@ -21,13 +21,13 @@ from .settings import BenchSettings
 
 Progress = Callable[[int, int], None]
 _GREEDY = SamplingSettings(temperature=0)
-#: Tokens between two looks at the memory.
+#: Tokens between two readings of the memory.
 GROWTH_STEP = 64
 _RATE = "tokens/s"
 
 
 def bench_tokens(engine: Engine, text: str, n: int) -> list[int]:
-    """``n`` tokens of a text, which is repeated as often as it takes."""
+    """``n`` tokens of a text, which is repeated as often as needed."""
     tokens = engine.vocab.tokenize(text, add_special=False, parse_special=False)
     return (tokens * (n // len(tokens) + 1))[:n]
 
@@ -43,9 +43,9 @@ def measure_depths(
     """First token, prefill and decode of each engine at each depth.
 
     Args:
-        engines: by the name that their rows get as ``kv``.
+        engines: keyed by the name that their rows get as ``kv``.
         tokens: a text, at least ``depths[-1] + settings.n_measured + 1`` of them.
-        depths: tokens that are held before, in order.
+        depths: numbers of tokens in the cache, in order.
         settings: repeats and sizes. A round before them warms up and is not counted.
         zones: where energy is read.
         progress: called with rounds done and in all.
@@ -53,7 +53,7 @@ def measure_depths(
     names = list(engines)
     found: dict[str, list[Measurement]] = {name: [] for name in names}
     for repeat in range(settings.repeats + 1):
-        # the order turns, so that none always comes after the same one
+        # the order rotates, so that no engine always follows the same one
         order = names[repeat % len(names) :] + names[: repeat % len(names)]
         for name in order:
             run = _DepthRun(engines[name], name, tokens, settings, zones)
@@ -97,14 +97,14 @@ class _DepthRun:
         return self._found("first_token", "s", seconds, prompt_tokens=n)
 
     def at_depth(self, depth: int) -> list[Measurement]:
-        """Decode, then prefill, behind ``depth`` tokens."""
+        """Decode, then prefill, after ``depth`` tokens."""
         engine, settings = self._engine, self._settings
-        held = max(1, depth)  # something must be held to go on from
+        held = max(1, depth)  # decoding needs at least one token to start from
         engine.feed(self._tokens[:held])
         meter = EnergyMeter(self._zones) if self._zones else None
         n_drawn, seconds = self._decode(held)
         joules = meter.lap() if meter else 0.0
-        # the tokens of the text that were decoded are held, the drawn ones of a draft are not
+        # decoded tokens of the text are kept, those drawn with a draft are not
         start = held + settings.n_decode
         engine.feed(self._tokens[:start])
         started = time.perf_counter()
@@ -119,7 +119,7 @@ class _DepthRun:
         return found
 
     def _decode(self, held: int) -> tuple[int, float]:
-        """Tokens and seconds. Without guesses, the text itself is gone through token by token."""
+        """Tokens and seconds. Without guesses, the text itself is decoded token by token."""
         engine, n = self._engine, self._settings.n_decode
         with closing(token_source(engine, _GREEDY)) as source:
             if engine.speculation is not None:
@@ -139,7 +139,7 @@ class _DepthRun:
 
 
 def measure_growth(engine: Engine, name: str, tokens: Sequence[int]) -> list[Measurement]:
-    """Bytes of the cache and of this process's own memory while a text grows from nothing."""
+    """Bytes of the cache and of this process's own memory as a text grows from empty."""
     found = []
     engine.trim(0)
     for n in range(GROWTH_STEP, len(tokens) + 1, GROWTH_STEP):
@@ -152,7 +152,7 @@ def measure_growth(engine: Engine, name: str, tokens: Sequence[int]) -> list[Mea
 
 
 def measure_memory(engine: Engine, peak: int) -> list[Measurement]:
-    """The peak of this process and its parts at the moment."""
+    """The peak of this process, and its parts now."""
     use = engine.memory()
     parts = {
         "peak_rss": peak, "rss": use.rss, "anonymous": use.anonymous, "file_pages": use.model_pages,
@@ -166,7 +166,7 @@ def measure_memory(engine: Engine, peak: int) -> list[Measurement]:
 
 
 def token_bytes(engine: Engine, depth: int) -> int:
-    """Bytes that decoding a token reads at a depth: matrices, and K and V; 0 if not known."""
+    """Bytes that decoding a token reads at a depth: matrices, and K and V; 0 if unknown."""
     plan = engine.info.plan
     if plan is None:
         return 0
@@ -178,7 +178,7 @@ def token_bytes(engine: Engine, depth: int) -> int:
 def bandwidth_shares(
     engines: Mapping[str, Engine], decoded: Sequence[Measurement], bandwidth: float
 ) -> list[Measurement]:
-    """What part of the machine's read bandwidth each decode measurement reaches."""
+    """The share of the machine's read bandwidth that each decode measurement reaches."""
     shares = []
     for one in decoded:
         if one.metric != "decode":
@@ -186,7 +186,7 @@ def bandwidth_shares(
         labels = dict(one.labels)
         engine = engines[str(labels["kv"])]
         n_bytes = token_bytes(engine, int(labels["depth"]))
-        # a guess that is right costs no reading of its own
+        # a right guess needs no reading of its own
         if n_bytes and engine.speculation is None:
             share = one.value * n_bytes / bandwidth
             shares.append(Measurement("bandwidth_share", "of 1", share, one.labels))

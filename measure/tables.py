@@ -1,4 +1,4 @@
-"""Tables of rows, as cells of text: for a terminal and for the report alike."""
+"""Tables of rows, as cells of text: for a terminal and for the report."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Table:
 
 
 def number(value: float) -> str:
-    """Three digits that count."""
+    """A number with three significant digits."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def spread(row: Row | None) -> str:
-    """``median (first to third quartile)``; nothing for no row."""
+    """``median (first to third quartile)``; empty without a row."""
     if row is None:
         return ""
     if row.repeats == 1:
@@ -40,7 +40,7 @@ def _one(rows: Iterable[Row], metric: str, **labels: str | int | float) -> Row |
 
 
 def all_tables(rows: Sequence[Row]) -> list[Table]:
-    """Every table that the rows have something for."""
+    """Every table that the rows have data for."""
     makers = (_techniques, _start, _depths, _batches, _memory, _quality)
     return [table for maker in makers if (table := maker(rows)).rows]
 
@@ -77,7 +77,7 @@ def _techniques(rows: Sequence[Row]) -> Table:
 
 
 def reasons(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Where a claim is not reached: which, and why."""
+    """The claims that were not reached, and why."""
     titles = {technique.name: technique.title for technique in TECHNIQUES}
     found = []
     for row in rows:

@@ -1,6 +1,6 @@
-"""The techniques one by one and together against a plain baseline, beside what a guide claims.
+"""The techniques one by one and together against a plain baseline, with what a guide claims.
 
-Goes in: files of one model. Come out: arms to run, and from their results rows, with the reasons of
+Goes in: files of one model. Come out: arms to run, and rows from their results, with the reasons of
 :mod:`.reasons` where a claim is not reached.
 """
 
@@ -24,7 +24,7 @@ BASELINE = "baseline"
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What is claimed: a part of memory saved, or times as fast; ``why`` it may not be reached."""
+    """What is claimed: a share of memory saved, or times as fast; ``why`` says why it is missed."""
 
     value: float
     why: Reason
@@ -32,7 +32,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Technique:
-    """A technique: what it is called, and what is claimed of it (None: nothing)."""
+    """A technique: its name, and what is claimed of it (None: nothing)."""
 
     name: str
     title: str
@@ -40,7 +40,7 @@ class Technique:
     speed: Claim | None = None
 
     def claim(self, metric: str) -> Claim | None:
-        """What is claimed of a row's metric."""
+        """The claim about a row's metric."""
         return {"technique_saved": self.memory, "technique_ratio": self.speed}.get(metric)
 
 
@@ -71,7 +71,7 @@ TECHNIQUES = (
 
 @dataclass(frozen=True, slots=True)
 class TechniqueFiles:
-    """Files of one model: FP16 weights, quantized ones and a draft, as far as there are."""
+    """Files of one model: FP16 weights, quantized ones and a draft, where they exist."""
 
     baseline: Path
     quantized: Path | None = None
@@ -85,7 +85,7 @@ def stages_for(n_prompt: int, n_ctx: int) -> str:
 
 
 def make_arms(files: TechniqueFiles, settings: EngineSettings, n_prompt: int) -> list[Arm]:
-    """The baseline and each technique alone, then all together; those that have their files.
+    """The baseline and each technique alone, then all together, as far as their files exist.
 
     The baseline copies every row to Python, computes a row of logits for every token of a prompt,
     and has an F16 cache. ``memory`` computes and reserves only the rows that are needed.

@@ -1,4 +1,4 @@
-"""Tokens per second of several sequences that are decoded together."""
+"""Tokens per second of several sequences decoded together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WARM_UP = 4
 
 
 def sequence_tokens(n_decode: int) -> int:
-    """Tokens that each sequence holds in the end."""
+    """Tokens that each sequence holds at the end."""
     return n_decode + _WARM_UP
 
 
@@ -39,7 +39,7 @@ def measure_batches(
     repeats: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Measurement]:
-    """Decode ``n_decode`` tokens of each of 1..n sequences, greedily; sizes take turns.
+    """Decode ``n_decode`` tokens of each of 1..n sequences, greedily; sizes alternate.
 
     Args:
         path: a GGUF file.
@@ -79,7 +79,7 @@ def measure_batches(
 def _rate(context: BatchContext, sampler: SamplerChain, n_vocab: int, n_decode: int) -> float:
     n = context.params.n_seq
     sequences, outputs = np.arange(n, dtype=np.int32), np.ones(n, np.int8)
-    # each sequence starts with another token, so that they are not one text many times
+    # each sequence starts with a different token, so that the texts differ
     tokens = (7 * sequences + 1) % n_vocab
     started = 0.0
     for i in range(_WARM_UP + n_decode):

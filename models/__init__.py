@@ -2,7 +2,7 @@
 
 Goes in: a checkpoint's ``config.json`` as a mapping. Comes out: a :class:`~.network.Network`, a
 plain record of the llama.cpp graph that runs it, its metadata and its tensor rules. No file is
-read here and nothing of the other rooms is imported.
+read here, and no other room is imported.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     """The architecture of a config.
 
     Raises:
-        ConfigError: the config names none, or one that is not supported; lists the supported.
+        ConfigError: the config names no supported architecture; lists those that are.
     """
     named = config.get("architectures")
     names = [n for n in named if isinstance(n, str)] if isinstance(named, list) else []

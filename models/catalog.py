@@ -1,4 +1,4 @@
-"""The catalog of known models: where each lives on the hub, what it looks like, what it goes with.
+"""The catalog of known models: its place on the hub, its sizes, its draft partner.
 
 Pure data. ``CatalogModel.config`` spells a geometry as that model's ``config.json`` does, so that
 :func:`infer_os.models.describe` gives its network, and with it every size, before any download.
@@ -21,7 +21,7 @@ _BLOOM, _GPT2 = "BloomForCausalLM", "GPT2LMHeadModel"
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Sizes of a network. ``rotary`` is the rotated share of a head, where there is rotation."""
+    """Sizes of a network. ``rotary`` is the rotated share of a head, if heads are rotated."""
 
     n_layer: int
     n_embd: int
@@ -38,8 +38,8 @@ class CatalogModel:
     """A published model.
 
     ``id`` is its hub id, ``aliases`` older or other ids of the same repository; ``revision`` is
-    the branch to take; ``weights`` what its files are (``safetensors`` or ``bin``: the hub has no
-    safetensors of it); ``dtype`` their type; ``draft`` the id of a small model with the same
+    the branch to take; ``weights`` the format of its files (``safetensors``, or ``bin`` if the hub
+    has no safetensors of it); ``dtype`` their type; ``draft`` the id of a small model with the same
     tokens; ``style`` how its conversations are written.
     """
 
@@ -60,7 +60,7 @@ class CatalogModel:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What its config.json says of its sizes."""
+        """The part of its config.json that gives its sizes."""
         return {"architectures": [self.architecture], **_SPELLINGS[self.architecture](self)}
 
 
@@ -237,10 +237,10 @@ def _gptj_relatives() -> Iterator[CatalogModel]:
         yield CatalogModel(name, _GPTJ, _GPTJ_6B, weights="bin", draft=_GPT2_DRAFT, style=style)
 
 
-#: Every known model; the seven of the project's mission are among them.
+#: Every known model.
 CATALOG: tuple[CatalogModel, ...] = (
     CatalogModel("EleutherAI/gpt-neox-20b", _NEOX, _NEOX_20B, draft=_SMALL_DRAFT),
-    # main holds 24 GB of float32; the branch holds the same weights as they were trained
+    # main holds 24 GB of float32; the branch has the same weights in the type they were trained in
     CatalogModel(
         "EleutherAI/gpt-j-6B", _GPTJ, _GPTJ_6B, weights="bin", revision="float16",
         draft=_GPT2_DRAFT, aliases=("EleutherAI/gpt-j-6b",),
@@ -263,7 +263,7 @@ CATALOG: tuple[CatalogModel, ...] = (
 
 
 def find_model(name: str) -> CatalogModel | None:
-    """The model of a hub id, an alias or a short name, whatever its case; None if unknown."""
+    """The model with this hub id, alias or short name, in any case; None if unknown."""
     return _BY_NAME.get(name.lower())
 
 
@@ -271,7 +271,7 @@ def near_names(text: str, others: Iterable[str] = ()) -> str:
     """ "; did you mean ...?" with names of the catalog or of ``others``, or nothing."""
     known = (name for model in CATALOG for name in (model.id, model.name, *model.aliases))
     others = tuple(others)
-    names = {name.rpartition("/")[2].lower(): name for name in others}  # of a folder, its own name
+    names = {name.rpartition("/")[2].lower(): name for name in others}  # of a folder, its last part
     names |= {name.lower(): name for name in (*known, *others)}
     near = difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(names[name] for name in near)}?" if near else ""
@@ -280,7 +280,7 @@ def near_names(text: str, others: Iterable[str] = ()) -> str:
 def model_of(metadata: Mapping[str, Any]) -> CatalogModel | None:
     """The known model that a GGUF file was made from, if it was.
 
-    The file's metadata says which repository it was converted from, or what it is called; a copy
+    The file's metadata says which repository it was converted from, or its name; a copy
     of a known model under another owner counts as that model.
     """
     keys = ("inferos.source.repository", "general.source.huggingface.repository", "general.name")
@@ -295,7 +295,7 @@ def model_of(metadata: Mapping[str, Any]) -> CatalogModel | None:
 def style_for(metadata: Mapping[str, Any]) -> str:
     """How conversations with a GGUF file's model are written: the name of a style in ``STYLES``.
 
-    Models that are not known are base models, for which ``dialogue`` is the style.
+    Unknown models are taken for base models and get ``dialogue``.
     """
     model = model_of(metadata)
     return model.style if model is not None and model.style in STYLES else DIALOGUE.name

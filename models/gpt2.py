@@ -24,7 +24,7 @@ from .network import (
 )
 from .transforms import Scale, Transpose
 
-# settings that change the computation in ways that the graph does not follow
+# settings that change the computation in ways that the graph does not support
 _MUST_BE = (("add_cross_attention", False),)
 
 
@@ -44,8 +44,8 @@ def describe(config: Mapping[str, Any]) -> Network:
                 f"{str(usual).lower()}"
             )
     head_dim = head_dim_of(n_embd, n_head)
-    # the graph divides every product of q and k by sqrt(head_dim): what a config has otherwise is
-    # a factor of q
+    # the graph divides every product of q and k by sqrt(head_dim): a config that differs is
+    # handled by a factor on q
     plain = 1.0 if read.flag("scale_attn_weights", default=True) else math.sqrt(head_dim)
     by_layer = read.flag("scale_attn_by_inverse_layer_idx", default=False)
     factors = [plain / (i + 1) if by_layer else plain for i in range(n_layer)]

@@ -2,7 +2,7 @@
 
 llama.cpp has no GPT-J graph. ``phi2`` computes the same function: one norm feeds attention and
 feed-forward in parallel, GELU in its tanh form, partial rotary embedding, a head with a bias. Only
-the rotary rows need another order, see :class:`~.transforms.PairsToHalves`.
+the rotary rows need a different order, see :class:`~.transforms.PairsToHalves`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The records that describe a network, and the reader of config values that they are built from."""
+"""The records that describe a network, and the reader for the config values behind them."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stored tensor: its name without any optional prefix, its shape (rows first), its change.
+    """A stored tensor: its name without optional prefix, its shape (rows first), its transform.
 
     ``scales`` multiply some of its rows by a number, after the reordering; then ``folds`` multiply
-    its rows or columns by a rotation. ``also`` are other names under which files store it.
+    its rows or columns by a rotation. ``also`` lists other names that files use for it.
     """
 
     source: str
@@ -56,8 +56,8 @@ class Part:
 class TensorRule:
     """One tensor of the GGUF: llama.cpp's name, its shape, and the parts whose rows it stacks.
 
-    ``layer`` is the block it belongs to. Without parts it is zeros, that the graph needs and the
-    checkpoint lacks.
+    ``layer`` is the block it belongs to. Without parts it is filled with zeros: the graph needs it
+    but the checkpoint lacks it.
     """
 
     target: str
@@ -74,12 +74,12 @@ MetadataValue = str | int | float | bool
 class Network:
     """A network as the converter needs it.
 
-    ``graph`` is llama.cpp's architecture that computes it, ``metadata`` the keys under
-    ``{graph}.`` that it reads. ``prefixes`` are the spellings of a common prefix that real files
-    show in front of the sources (``""`` among them if it may be missing). ``ignored`` are regular
+    ``graph`` is the llama.cpp architecture that computes it, ``metadata`` the keys it reads under
+    ``{graph}.``. ``prefixes`` are the spellings of a common prefix that real files put in front
+    of the sources (including ``""`` if it may be missing). ``ignored`` are regular
     expressions for stored tensors that carry no weights (mask buffers, rotary tables, a second
     copy of a tied head). ``vocab_rows`` is the number of rows of the embedding, ``n_rot`` the
-    rotary dimensions of a head. ``notes`` are what a user should know of the difference between
+    rotary dimensions of a head. ``notes`` say what users should know about differences between
     the checkpoint and the graph.
     """
 
@@ -100,7 +100,7 @@ class Network:
 
     @property
     def n_params(self) -> int:
-        """Weights of the checkpoint, a tensor that two rules share counted once."""
+        """Weights in the checkpoint; a tensor shared by two rules counts once."""
         stored = {part.source: part.shape for rule in self.rules for part in rule.parts}
         return sum(math.prod(shape) for shape in stored.values())
 
@@ -123,7 +123,7 @@ def affine(
 ) -> tuple[TensorRule, TensorRule]:
     """The rules for ``{source}.weight`` of ``shape`` and its bias, one value per target row.
 
-    A norm's bias keeps the role of a norm; any other bias is a bias. Without ``bias`` the
+    The bias of a norm has the role NORM, any other bias the role BIAS. Without ``bias`` the
     checkpoint has none, and zeros take its place in the graph.
     """
     change = transform or AsStored()
@@ -134,16 +134,16 @@ def affine(
     return weight, TensorRule(f"{target}.bias", bias_role, (n_rows,), parts, layer)
 
 
-# No model of these families comes near; a file that says more is broken or hostile.
+# No model of these families comes near these limits; a file above them is broken or hostile.
 _LARGEST = 1 << 24
-#: Most blocks: each makes a dozen rules, before any tensor is looked for. BLOOM has 70.
+#: Most blocks: each makes a dozen rules before any tensor is looked up. BLOOM has 70.
 MOST_LAYERS = 1 << 10
-#: Most heads of a block. BLOOM has 112.
+#: Most heads in a block. BLOOM has 112.
 MOST_HEADS = 1 << 12
 
 
 class ConfigReader:
-    """Reads typed, bounded values from a config, under any of several spellings."""
+    """Reads typed, bounded values from a config, each under one of several spellings."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = config
@@ -188,7 +188,7 @@ class ConfigReader:
         return float(value)
 
     def epsilon(self, key: str) -> float:
-        """What a norm adds to the variance, 1e-5 where nothing is said."""
+        """What a norm adds to the variance; 1e-5 by default."""
         return self.number(key, default=1e-5, low=0.0, high=1.0)
 
     def flag(self, *keys: str, default: bool) -> bool:
@@ -201,7 +201,7 @@ class ConfigReader:
         return value
 
     def gelu_notes(self, *keys: str, default: str) -> tuple[str, ...]:
-        """Check that the activation is a GELU; a note if it is not the form that is computed.
+        """Check that the activation is a GELU; a note if a different form is computed.
 
         llama.cpp computes the tanh form for every GELU; the erf form differs by less than 5e-4.
         """
@@ -227,7 +227,7 @@ class NetworkSizes:
     n_head: int
 
     def metadata(self, epsilon: float) -> dict[str, MetadataValue]:
-        """llama.cpp's keys that every graph reads; ``epsilon`` is the norms'."""
+        """The llama.cpp keys that every graph reads; ``epsilon`` is that of the norms."""
         return {
             "context_length": self.n_ctx,
             "embedding_length": self.n_embd,

@@ -1,13 +1,13 @@
-"""Fold an orthonormal rotation into the attention weights: a quantized KV cache then loses less.
+"""Fold an orthonormal rotation into the attention weights, so that a quantized KV cache loses less.
 
 A few channels of a K or V row are often far larger than the others, and a block-quantized row
 spends its bits on them. Multiplied by an orthonormal Hadamard matrix H, the row's energy is spread
-evenly. llama.cpp does that at run time for head sizes that 64 divides; here it is done once, to the
-weights:
+evenly. llama.cpp does that at run time for head sizes divisible by 64; here it is done once, to
+the weights:
 
 - V: ``W_v' = H W_v`` and ``b_v' = H b_v`` per head, undone by ``W_o' = W_o H^T``. Exact, since
   attention only averages V rows.
-- K and Q: rows that no rotary embedding touches, both by the same H: ``(H q) (H k) = q k``.
+- K and Q: rows without rotary embedding, both by the same H: ``(H q) (H k) = q k``.
 
 The network computes the same function, up to float32 rounding.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: Metadata that tells the runtime that K and V rows come rotated already.
+#: Metadata key that tells the runtime that K and V rows are already rotated.
 ROTATION_KEY = "inferos.kv_rotation"
 #: Its value.
 ROTATION = "hadamard"
@@ -35,7 +35,7 @@ def fold_rotation(network: Network) -> Network:
     """The same network with the rotation folded into its q, k, v and output weights."""
     n_embd, head_dim = network.n_embd, network.head_dim
     free = head_dim - network.n_rot
-    # target rows of the stacked q, k, v: which of them turn, by how much of each head
+    # target rows of the stacked q, k, v: which are rotated, and how much of each head
     turns = [(0, free), (n_embd, free), (2 * n_embd, head_dim)]
     rules = []
     for rule in network.rules:
@@ -68,10 +68,10 @@ def _fold_rows(
 
 @cache
 def orthonormal(n: int) -> NDArray[np.float32]:
-    """An orthonormal (n, n) matrix with entries as equal in size as can be had.
+    """An orthonormal (n, n) matrix with entries as equal in size as possible.
 
     A Hadamard matrix over sqrt(n) where Sylvester's doubling of Paley's first construction gives
-    one (R. Paley, "On orthogonal matrices", 1933); else blocks of one along the diagonal.
+    one (R. Paley, "On orthogonal matrices", 1933); else copies of a smaller one, diagonally.
     """
     import numpy as np
 

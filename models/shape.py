@@ -11,11 +11,11 @@ from .network import Network, Role
 
 @dataclass(frozen=True, slots=True)
 class WeightOption:
-    """The weights in one type: all bytes, those read for every token, the largest tensor's.
+    """The weights in one type: bytes in all, bytes read per token, bytes of the largest tensor.
 
-    An embedding is read row by row and costs a token nothing, unless it is the head as well.
-    ``main`` is the tensor type of most bytes; ``largest_of`` names every type of a matrix that is
-    multiplied with, and the largest of these; ``kinds`` are the types of all tensors.
+    An embedding is read row by row and costs nothing per token, unless it is also the head.
+    ``main`` is the tensor type that most bytes have; ``largest_of`` gives, for every type of
+    multiplied matrices, the largest of them; ``kinds`` are the types of all tensors.
     """
 
     type: str
@@ -29,7 +29,7 @@ class WeightOption:
 
 @dataclass(frozen=True, slots=True)
 class SizedTensor:
-    """A tensor as it will be stored. ``is_lookup``: its rows are looked up, not multiplied with."""
+    """A tensor as it will be stored. ``is_lookup``: its rows are looked up, not multiplied."""
 
     type: str
     n_bytes: int
@@ -38,7 +38,7 @@ class SizedTensor:
 
 
 def weight_option(type: str, tensors: Iterable[SizedTensor]) -> WeightOption:
-    """Sum the tensors up."""
+    """Sum up the tensors."""
     total = read = largest = 0
     largest_of: dict[str, int] = {}
     sums: dict[str, int] = {}
@@ -61,13 +61,13 @@ def weight_option(type: str, tensors: Iterable[SizedTensor]) -> WeightOption:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Sizes of a network and the types that its weights can have, the finest first.
+    """Sizes of a network and the types that its weights can have, finest first.
 
     ``parallel`` says that attention and feed-forward read the same input (GPT-J always, GPT-NeoX by
-    its config), ``rotates`` that llama.cpp may rotate a quantized cache (the weights do it for
-    themselves if a rotation was folded in). ``is_file`` says that the weights lie there already, in
+    its config), ``rotates`` that llama.cpp may rotate a quantized cache (not
+    needed if a rotation was folded into the weights). ``is_file`` says that the weights exist, in
     their only type, ``has_template`` that they come with a chat template.
-    ``n_places`` are those of its tokens, see ``native.constraint``, 0 where nobody counted them.
+    ``n_places`` are those of its tokens, see ``native.constraint``; 0 if they were not counted.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """Prompt styles: how a conversation becomes one text, for models that only continue text.
 
-The frames are those that each model was trained with; beside every style stands where it was
+The frames are those that each model was trained with; a comment at each style says where it was
 published. :mod:`infer_os.runtime.chat.frame` turns them into tokens.
 """
 
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 class PromptStyle:
     """The frame around each message.
 
-    A turn is ``user`` with the message in the place of ``{text}``, then ``assistant``, behind
+    A turn is ``user`` with the message in place of ``{text}``, then ``assistant``, after
     which the model writes until one of ``stops`` or its end token; ``end`` closes its reply.
-    ``system`` frames the text that opens the conversation; without one, ``opening`` stands there.
-    Special tokens of the vocabulary are spelled out and become those tokens. A ``newline`` is what
-    the model was trained to read and write in the place of line breaks. ``markers`` are the special
-    tokens without which the style is nothing but letters.
+    ``system`` frames the text that opens the conversation; without one, ``opening`` is used.
+    Special tokens of the vocabulary are spelled out and become those tokens. ``newline`` is what
+    the model was trained to read and write instead of line breaks. ``markers`` are the special
+    tokens that the vocabulary must have for the style to work.
     """
 
     name: str
@@ -34,14 +34,14 @@ class PromptStyle:
 
     @property
     def reply(self) -> str:
-        """The frame of a reply that is given as text, whose first word the model did not draw.
+        """The frame of a reply that is given as text rather than written by the model.
 
-        Behind a colon models begin with a space, as their training texts do.
+        After a colon, models begin with a space, as their training texts do.
         """
         return " {text}" if self.assistant.endswith(":") else "{text}"
 
 
-#: Two speakers, for base models, that know dialogues from their training texts.
+#: Two speakers, for base models, which know dialogues from their training texts.
 DIALOGUE = PromptStyle(
     "dialogue",
     "User and Assistant, for base models",
@@ -110,7 +110,7 @@ HUMAN_BOT = PromptStyle(
     stops=("<human>", "\n<bot>:"),
 )
 
-#: https://huggingface.co/stabilityai/stablelm-tuned-alpha-7b: its system prompt stood in front of
+#: https://huggingface.co/stabilityai/stablelm-tuned-alpha-7b: its system prompt preceded
 #: every conversation that it was trained on.
 STABLELM = PromptStyle(
     "stablelm",
@@ -130,7 +130,7 @@ STABLELM = PromptStyle(
     markers=("<|USER|>", "<|ASSISTANT|>", "<|SYSTEM|>"),
 )
 
-#: https://huggingface.co/bigscience/bloomz-7b1: an instruction as it is, which should make clear
+#: https://huggingface.co/bigscience/bloomz-7b1: the bare instruction, which should make clear
 #: where it stops; the answer ends with the end token.
 BLOOMZ = PromptStyle(
     "bloomz",
@@ -140,8 +140,8 @@ BLOOMZ = PromptStyle(
     markers=("</s>",),
 )
 
-#: https://huggingface.co/rinna/japanese-gpt-neox-3.6b-instruction-ppo: its tokenizer knows no line
-#: break, ``<NL>`` stands for it.
+#: https://huggingface.co/rinna/japanese-gpt-neox-3.6b-instruction-ppo: its tokenizer has no line
+#: breaks; ``<NL>`` stands for them.
 RINNA = PromptStyle(
     "rinna",
     "rinna's instruction models: ユーザー and システム",
@@ -160,7 +160,7 @@ JAPANESE = PromptStyle(
     system="{text}\n",
     user="ユーザー: {text}\n",
     assistant="システム:",
-    # a tokenizer without line breaks writes spaces in their place
+    # a tokenizer without line breaks writes spaces instead
     stops=("ユーザー:", "システム:"),
 )
 
@@ -183,7 +183,7 @@ STYLES: dict[str, PromptStyle] = {
     )
 }  # fmt: skip
 
-#: The name of the frame that a file's own chat template makes.
+#: The style that stands for a file's own chat template.
 TEMPLATE = "template"
 
 #: Every name that ``--style`` takes.

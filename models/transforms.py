@@ -1,6 +1,6 @@
 """Layout changes between a checkpoint's tensors and llama.cpp's, as pure functions of shapes.
 
-Each is a reordering of rows, after a transposition or not, so the converter can cut a tensor into
+Each reorders rows, some after a transposition, so the converter can cut a tensor into
 blocks of rows anywhere.
 """
 
@@ -19,7 +19,7 @@ class Transform(Protocol):
 
     @property
     def transposes(self) -> bool:
-        """Whether rows and columns change places before the rows are reordered."""
+        """Whether rows and columns are swapped before the rows are reordered."""
         ...
 
     def target_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -27,11 +27,11 @@ class Transform(Protocol):
         ...
 
     def row_order(self) -> NDArray[np.int64] | None:
-        """Source row of every target row, (n_rows,); None where the order stays."""
+        """Source row of every target row, (n_rows,); None if the order stays."""
         ...
 
     def for_bias(self) -> Transform:
-        """The change for the bias that belongs to a weight with this one."""
+        """The transform for the bias of a weight that has this transform."""
         ...
 
 
@@ -109,7 +109,7 @@ class UnfuseQKV(_KeepsShape):
         return np.ascontiguousarray(fused.transpose(1, 0, 2)).reshape(-1)  # (3 * n_embd,)
 
     def for_bias(self) -> UnfuseQKV:
-        """A bias is fused alike."""
+        """A bias is fused in the same way."""
         return self
 
 
@@ -137,7 +137,7 @@ class PairsToHalves(_KeepsShape):
         return np.concatenate(halves, axis=1).reshape(-1)  # (n_embd,)
 
     def for_bias(self) -> PairsToHalves:
-        """A bias is reordered alike."""
+        """A bias is reordered in the same way."""
         return self
 
 

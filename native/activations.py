@@ -1,4 +1,4 @@
-"""Collect the mean square of every column of what enters the weight matrices while decoding.
+"""Collect the mean square of every input column of the weight matrices while decoding.
 
 llama.cpp shows every node of a graph to an evaluation callback; ours is C++
 (native/src/activations.cpp), so that no Python runs inside a decode.
@@ -20,7 +20,7 @@ from .library import load_library
 from .owner import Owner
 
 _COMPLAINTS = {
-    Status.BAD_SHAPE: "{name}: its input changed its width between two graphs",
+    Status.BAD_SHAPE: "{name}: the width of its input changed between two graphs",
     Status.NO_MEMORY: "not enough memory to sum the activations",
     Status.NOT_FINITE: "{name}: an activation is NaN or infinite; the weights are damaged, or too "
     "large for F16",
@@ -29,7 +29,7 @@ _COMPLAINTS = {
 
 @dataclass(frozen=True, slots=True)
 class ActivationSums:
-    """What entered one weight matrix: (n_columns,) sums of squares over ``n_rows`` rows."""
+    """The inputs of one weight matrix: (n_columns,) sums of squares over ``n_rows`` rows."""
 
     sum_squares: NDArray[np.float64]
     n_rows: int
@@ -41,7 +41,7 @@ class ActivationSums:
 
 
 class ActivationCollector(Owner):
-    """Sums squares for one context at a time, over all that it decodes. A context manager.
+    """Sums squares for one context at a time, over all it decodes. A context manager.
 
     Give it to :class:`~.context.Context` as its observer and close it after that context.
     """
@@ -66,10 +66,10 @@ class ActivationCollector(Owner):
         return self._pointer
 
     def check(self) -> None:
-        """Complain about what a decode met.
+        """Raise what went wrong in a decode.
 
         Raises:
-            EvaluateError: values that are no numbers, or no memory; nothing is summed any more.
+            EvaluateError: values that are not finite, or no memory; nothing more is summed.
         """
         status = self._library.inferos_activations_status(self.user_data)
         if status != 0:

@@ -1,12 +1,12 @@
 """Find added tokens in a text as the ``tokenizers`` library does: the leftmost, then the longest.
 
-llama.cpp looks for one token after the other, the longest first, wherever it stands
+llama.cpp looks for one token after another, the longest first, anywhere in the text
 (``tokenizer_st_partition`` in src/llama-vocab.cpp): of two that overlap, it may take the later one.
-Nor does it know the library's flags, which files of ours have (``AddedVocabulary`` in
+Nor does it know the library's flags, which our files have (``AddedVocabulary`` in
 tokenizers/src/tokenizer/added_vocabulary.rs of https://github.com/huggingface/tokenizers): tokens
-that are not "normalized" are found in the text as it is; what lies between is normalized, and the
-others are found there, spelled as the normalizer spells them. "lstrip" and "rstrip" swallow white
-space, and "single_word" wants no letter beside the token.
+that are not "normalized" are found in the original text; the parts between are normalized, and the
+others are found there, in their normalized spelling. "lstrip" and "rstrip" swallow white space, and
+"single_word" allows no letter next to the token.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from .text_rules import LSTRIP, NORMALIZED, RSTRIP, SINGLE_WORD, SPECIAL, TextRu
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = range(1, 5)
 _HIDDEN_ATTRIBUTES = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
-# llama.cpp reads tokens that are spelled so as special, whatever their type says
+# llama.cpp treats tokens with this spelling as special, whatever their type
 _LOOKS_SPECIAL = ("<", "[", "_<", "▁<")
-#: Tokenizers whose added tokens are found here; of the others, by llama.cpp.
+#: Tokenizers whose added tokens are found here; llama.cpp finds those of the others.
 _MODELS = ("gpt2", "t5")
-# circled and squared letters, alphabetic though they are symbols; the joiners
+# circled and squared letters, which are symbols but alphabetic; the joiners
 _FURTHER_LETTERS = re.compile(
     "[\u200c\u200d\u24b6-\u24e9\U0001f130-\U0001f149\U0001f150-\U0001f169\U0001f170-\U0001f189]"
 )
@@ -63,7 +63,7 @@ class AddedTokens:
     def read(cls, header: GgufHeader, vocab: object, rules: TextRules) -> AddedTokens:
         """The tokens of a file; ``vocab`` is its ``llama_vocab *``.
 
-        Of other tokenizers than byte-level BPE and unigram there are none: llama.cpp finds theirs.
+        Only byte-level BPE and unigram have any: llama.cpp finds those of other tokenizers.
         """
         metadata = header.metadata
         if metadata.get("tokenizer.ggml.model") not in _MODELS:
@@ -79,7 +79,7 @@ class AddedTokens:
             attributes = llama_cpp.llama_vocab_get_attr(vocab, i)
             hidden = bool(attributes & _HIDDEN_ATTRIBUTES)
             if i in stated:
-                # what llama.cpp itself made special of ordinary text is never read in a message
+                # ordinary text that llama.cpp itself made special is never parsed in a message
                 made_special = SPECIAL if hidden and kind == _USER_DEFINED else 0
                 tokens.append(_Token(i, text, stated[i] | made_special))
             elif hidden:
@@ -90,13 +90,13 @@ class AddedTokens:
 
     @property
     def is_complete(self) -> bool:
-        """Whether no other added tokens may be found in what lies between."""
+        """Whether no other added tokens can occur in the parts between."""
         return self._flagged
 
     def split(self, text: str, *, parse_special: bool) -> Iterator[str | int]:
-        """The text in order: added tokens as their ids, what lies between normalized.
+        """The text in order: added tokens as their ids, the parts between normalized.
 
-        ``parse_special``: whether special tokens are found as well.
+        ``parse_special``: whether special tokens are found too.
         """
         if not self._flagged:
             text = self._rules.apply(text, parse_special=parse_special)
@@ -115,20 +115,20 @@ class AddedTokens:
 
 
 class _Search:
-    """The tokens that are found in one pass."""
+    """The tokens found in one pass."""
 
     def __init__(self, spelled: dict[int, str], tokens: Iterable[_Token]) -> None:
         self._tokens: dict[str, _Token] = {}
         for token in tokens:
-            # of two that are spelled alike, the first
+            # of two with the same spelling, the first
             self._tokens.setdefault(spelled.get(token.id, token.text), token)
         self._tokens.pop("", None)
-        # the first alternative that matches is taken
+        # a regular expression takes the first alternative that matches
         words = sorted(self._tokens, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, words))) if words else None
 
     def split(self, text: str, parse_special: bool) -> Iterator[str | int]:
-        """Tokens and what lies between; a match that does not count is passed over whole."""
+        """Tokens and the parts between; a match that does not count is skipped whole."""
         at = 0
         for found in self._pattern.finditer(text) if self._pattern else ():
             token = self._tokens[found[0]]
@@ -162,7 +162,7 @@ def _is_word(letter: str) -> bool:
 
 
 def hidden_texts(header: GgufHeader, rules: TextRules) -> dict[int, bytes]:
-    """Added tokens that are text, but are stored as control tokens.
+    """Added tokens that are text but stored as control tokens.
 
     llama.cpp would otherwise find them in text where the library does not.
     """

@@ -1,7 +1,7 @@
-"""Our kernels inside llama.cpp: bring them in once, and say whether they are in use.
+"""Our kernels inside llama.cpp: register them once, and say whether they are in use.
 
-They come as a ggml backend (native/src/kernels) that must be there before a context is created.
-Where they cannot be used, llama.cpp's own kernels compute everything and the reason is told.
+They are a ggml backend (native/src/kernels) that must be registered before a context is created.
+If they cannot be used, llama.cpp's own kernels compute everything and the reason is reported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NOTHING, _KERNELS, _KERNELS_AND_COLUMNS = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class KernelStatus:
-    """``variant`` is the instruction set of our kernels; empty: llama.cpp's run, for ``reason``."""
+    """``variant`` is our kernels' instruction set; if empty, llama.cpp's run, for ``reason``."""
 
     variant: str
     reason: str = ""
@@ -43,10 +43,10 @@ class KernelStatus:
 
 @dataclass(frozen=True, slots=True)
 class OwnKernels:
-    """What of a model is ours.
+    """What our kernels compute of a model.
 
     ``weights`` and ``caches`` are the types whose products and whose attention our kernels compute,
-    any number of tokens alike. Products of ``by_column`` types are computed as those of single
+    independent of the number of tokens. Products of ``by_column`` types are computed as for single
     tokens in batches of up to ``most_columns``, in a context of one sequence.
     """
 
@@ -62,10 +62,10 @@ SWITCHED_OFF = KernelStatus("", "switched off")
 
 @functools.cache
 def start_kernels() -> KernelStatus:
-    """Register the backend with llama.cpp, the first time; later calls only say how that went."""
+    """Register the backend with llama.cpp on the first call; later calls return its outcome."""
     library = load_library()
     route_logs()
-    # before anything of ggml's inner structs is read
+    # before any of ggml's internal structs are read
     complaint = build_complaint(build_info(library))
     if complaint:
         return KernelStatus("", complaint)
@@ -76,7 +76,7 @@ def start_kernels() -> KernelStatus:
 
 
 def kernel_status(wanted: bool) -> KernelStatus:
-    """What a model that wants our kernels, or does not, gets."""
+    """The status for a model that wants our kernels, or does not."""
     return start_kernels() if wanted else SWITCHED_OFF
 
 
@@ -88,12 +88,12 @@ def taken_types(status: KernelStatus) -> frozenset[str]:
 
 
 def _types_of(takes: Any) -> frozenset[str]:
-    """Names of the ggml types for which a function of the library's says yes."""
+    """Names of the ggml types for which a library function returns true."""
     return frozenset(kind.name for kind in ggml_types().values() if takes(kind.id))
 
 
 def own_kernels(status: KernelStatus, geometry: KvGeometry) -> OwnKernels | None:
-    """What our kernels compute of a model whose heads are of this geometry; None: nothing."""
+    """What our kernels compute of a model with heads of this geometry; None: nothing."""
     if not status.in_use:
         return None
     good = all(head % _BLOCK == 0 and head <= _MOST_HEAD
@@ -107,17 +107,17 @@ def own_kernels(status: KernelStatus, geometry: KvGeometry) -> OwnKernels | None
 
 
 def repacking(status: KernelStatus) -> Repacking:
-    """What decides about the layouts of a file's weights here."""
+    """What decides the layouts of a file's weights here."""
     return Repacking(llama_layouts().types, taken_types(status))
 
 
 def file_layouts(kinds: Iterable[str], status: KernelStatus) -> frozenset[str]:
-    """Types of a file's tensors that get another layout; see :meth:`.layouts.Repacking.of`."""
+    """Types of a file's tensors that get a different layout; see :meth:`.layouts.Repacking.of`."""
     return repacking(status).of(kinds)
 
 
 def layout_notes(kinds: Iterable[str], status: KernelStatus) -> tuple[str, ...]:
-    """What a user who asked for another layout should know, if the file stays as it is.
+    """Notes for a user who asked for another layout, if the file's own is kept.
 
     Args:
         kinds: types of the file's tensors.
@@ -132,16 +132,16 @@ def layout_notes(kinds: Iterable[str], status: KernelStatus) -> tuple[str, ...]:
 
 @contextmanager
 def kernels_for(status: KernelStatus, c_params: Any, *, by_column: bool = False) -> Iterator[None]:
-    """A context created in here, by this thread, has our kernels, or llama.cpp's alone.
+    """A context created inside, by this thread, has our kernels, or only llama.cpp's.
 
     Args:
         status: that of the model.
         c_params: the ``llama_context_params`` that it is created with.
-        by_column: let a few tokens be computed as single ones are, see :class:`OwnKernels`.
+        by_column: compute a few tokens as single ones are, see :class:`OwnKernels`.
     """
     switch = load_library().inferos_kernels_switch
     if status.in_use:
-        # left to itself, llama.cpp drops it where another device than the cache's computes it
+        # by default, llama.cpp drops it if a device other than the cache's computes it
         c_params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
     switch(_NOTHING if not status.in_use else _KERNELS_AND_COLUMNS if by_column else _KERNELS)
     try:

@@ -2,8 +2,8 @@
 
 In: rows, each a token with its position and sequence, and whether its logits are wanted. Out: rows
 of logits, in the order in which they were asked for. Every sequence has its own part of the cache
-(a stream of llama.cpp's), in which its tokens lie in order: so that what a row computes does not
-depend on which other sequences there are (docs/batch.md).
+(a llama.cpp stream), in which its tokens lie in order, so that a row's result does not depend on
+other sequences (docs/batch.md).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .sampler_chain import SamplerChain
 class BatchContextParams:
     """Sizes of a context of ``n_seq`` sequences with up to ``n_ctx`` tokens each.
 
-    ``n_batch`` rows are computed at most at once, ``n_outputs`` of them with logits. ``rotate`` is
+    At most ``n_batch`` rows are computed at once, ``n_outputs`` of them with logits. ``rotate`` is
     that of ``ContextParams``.
     """
 
@@ -42,7 +42,7 @@ class BatchContextParams:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What one decode computes, arrays of (n_rows,); ``outputs`` is 1 where logits are wanted."""
+    """The input of one decode, arrays of (n_rows,); ``outputs`` is 1 where logits are wanted."""
 
     tokens: NDArray[np.int32]
     positions: NDArray[np.int32]
@@ -57,7 +57,7 @@ class BatchContext(ContextOwner):
     """A KV cache for many sequences. A context manager; close it before its model."""
 
     def __init__(self, model: LlamaModel, params: BatchContextParams) -> None:
-        """Allocate.
+        """Allocate the context.
 
         Raises:
             ModelLoadError: llama.cpp cannot create it (usually: not enough memory).
@@ -74,7 +74,7 @@ class BatchContext(ContextOwner):
         self._make_batch()
 
     def _make_batch(self) -> None:
-        """A llama_batch over numpy's memory, so that it is filled by whole arrays."""
+        """A llama_batch over numpy's memory, to be filled with whole arrays."""
         n = self.n_batch
         self._tokens = np.zeros(n, np.int32)
         self._positions = np.zeros(n, np.int32)
@@ -106,8 +106,8 @@ class BatchContext(ContextOwner):
 
         Raises:
             ContextFull: a sequence has no room left.
-            Interrupted: an interrupt came; the cache holds a part of the rows.
-            ModelChanged: the model's file is not what was loaded any more.
+            Interrupted: an interrupt came; the cache holds some of the rows.
+            ModelChanged: the model's file has changed since it was loaded.
             DecodeError: anything else, with llama_decode's code.
         """
         n = len(rows)
@@ -157,9 +157,9 @@ class BatchContext(ContextOwner):
             raise DecodeError(f"the cache of sequence {sequence} cannot be cut at {n_tokens}")
 
     def copy(self, source: int, target: int) -> None:
-        """Make ``target`` hold what ``source`` holds, and nothing else.
+        """Make ``target`` hold exactly what ``source`` holds.
 
-        llama.cpp copies the rows before the next decode computes any; ``source`` may be cut until
-        then, since a cut leaves the rows where they are.
+        llama.cpp copies the rows before the next decode; ``source`` may be cut until then, since a
+        cut leaves the rows in place.
         """
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)

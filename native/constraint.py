@@ -1,7 +1,7 @@
 """Hold a text to a grammar while it is drawn: which tokens may come next.
 
-Between the logits and llama.cpp's samplers: a row of logits goes in, and the tokens with which the
-text cannot go on are lowered to minus infinity while a token is drawn. llguidance keeps the state.
+Between the logits and llama.cpp's samplers: a row of logits goes in, and the tokens that cannot
+come next are lowered to minus infinity while a token is drawn. llguidance keeps the state.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class _Tokens:
         self.whole: Any = None
 
     def __call__(self, data: bytes | str) -> list[int]:
-        """Tokens of a text that must come: as the model cuts it, where that gives the same text."""
+        """Tokens of text that must come: tokenized by the model, if that yields the same text."""
         vocab, plain = self._vocab(), data.encode() if isinstance(data, str) else bytes(data)
         if vocab is not None:
             tokens = vocab.tokenize(plain, add_special=False, parse_special=False)
             if vocab.detokenize(tokens) == plain:
                 return tokens
-        if self.whole is None:  # asked while it is being made
+        if self.whole is None:  # called while the tokenizer is being made
             return []
         return list(self.whole.greedy_tokenize(plain.decode("utf-8", "replace")))
 
@@ -50,7 +50,7 @@ _KNOWN: weakref.WeakKeyDictionary[Vocab, Any] = weakref.WeakKeyDictionary()
 
 
 def _tokenizer(vocab: Vocab) -> Any:
-    """A vocabulary's ``LLTokenizer``, made when the first text is held to something.
+    """A vocabulary's ``LLTokenizer``, made when the first text is constrained.
 
     Raises:
         GrammarError: the model has no token that could end a text.
@@ -65,29 +65,29 @@ def _tokenizer(vocab: Vocab) -> Any:
         tokens = _Tokens(vocab, ends)
         made = LLTokenizer(tokens, n_vocab=vocab.n_tokens, eos_token=ends)  # type: ignore[arg-type]
         tokens.whole = made
-        # only what makes it is large
+        # only making it takes much memory
         tokens.tokens = []
         _KNOWN[vocab] = made
     return made
 
 
-#: Of a constraint without a vocabulary, per token, and per place of the tree that holds the tokens;
-#: measured with 2 k to 250 k tokens of few and of many common beginnings.
+#: Bytes of a constraint without vocabulary, per token, and per place of the tree of tokens;
+#: measured with 2 k to 250 k tokens with few and with many common prefixes.
 _BYTES, _TOKEN_BYTES, _PLACE_BYTES = 7_000_000, 190, 100
-#: Places per token where the tokens are not known.
+#: Places per token if the tokens are not known.
 _PLACES = 5
 
 
 def constraint_bytes(n_vocab: int, n_places: int = 0) -> int:
     """Memory that a constraint takes with the vocabulary's tokens and masks.
 
-    ``n_places`` is :func:`count_places` of the tokens, 0 where they are not known.
+    ``n_places`` is :func:`count_places` of the tokens, 0 if they are not known.
     """
     return _BYTES + _TOKEN_BYTES * n_vocab + _PLACE_BYTES * (n_places or _PLACES * n_vocab)
 
 
 def count_places(tokens: Iterable[str]) -> int:
-    """Places of the tree that llguidance makes of tokens: one for each beginning that they have."""
+    """Places of the tree that llguidance makes of tokens: one for each of their prefixes."""
     found, last = 0, ""
     for token in sorted(tokens):
         shared = sum(1 for _ in itertools.takewhile(_same, zip(token, last, strict=False)))
@@ -101,7 +101,7 @@ def _same(pair: tuple[str, str]) -> bool:
 
 
 class TokenConstraint:
-    """One text's state: what may come next, and what came."""
+    """One text's state: what came, and what may come next."""
 
     def __init__(self, vocab: Vocab, kind: str, text: str) -> None:
         """Start a text.
@@ -119,10 +119,10 @@ class TokenConstraint:
         self._matcher = self._start.deep_copy()
 
     def blocked(self) -> NDArray[np.bool_]:
-        """The tokens that may not come next, (n_vocab,).
+        """The tokens that must not come next, (n_vocab,).
 
         Raises:
-            ConstraintFailed: the constraint became too large for its bounds.
+            ConstraintFailed: the constraint exceeded its bounds.
         """
         mask = self._mask
         self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
@@ -133,7 +133,7 @@ class TokenConstraint:
 
     @contextmanager
     def applied(self, logits: NDArray[np.float32]) -> Iterator[None]:
-        """Lower what may not come next in a row of logits, (n_vocab,), as long as it lasts."""
+        """Lower what must not come next in a row of logits, (n_vocab,), while inside."""
         kept = logits.copy()
         logits[self.blocked()] = -np.inf
         try:
@@ -142,10 +142,10 @@ class TokenConstraint:
             logits[:] = kept
 
     def accept(self, token: int) -> None:
-        """The text has one more token.
+        """Append a token to the text.
 
         Raises:
-            ConstraintFailed: the constraint became too large for its bounds.
+            ConstraintFailed: the constraint exceeded its bounds.
         """
         if not self._matcher.consume_token(token):
             raise self._failed()

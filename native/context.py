@@ -20,11 +20,11 @@ from .sampler_chain import SamplerChain
 
 @dataclass(frozen=True, slots=True)
 class ContextParams:
-    """Sizes of a context. ``n_outputs_max`` rows of logits are reserved, and no more.
+    """Sizes of a context. Exactly ``n_outputs_max`` rows of logits are reserved.
 
-    ``window`` adds one sequence, through which rows of sequence 0 are exported and imported a few
-    at a time; it costs a row of logits. ``rotate`` off keeps llama.cpp from rotating quantized
-    rows, for models whose weights do that already.
+    ``window`` adds a sequence, through which rows of sequence 0 are exported and imported a few at
+    a time; it costs a row of logits. Without ``rotate`` llama.cpp does not rotate quantized rows,
+    for models whose weights already do.
     """
 
     n_ctx: int
@@ -38,12 +38,12 @@ class ContextParams:
 
 
 _BYTES = ctypes.POINTER(ctypes.c_uint8)
-#: The sequence beside sequence 0, through which rows go in and out.
+#: The sequence, next to sequence 0, through which rows go in and out.
 _WINDOW = 1
 
 
 def decode_failure(code: int, full: str) -> DecodeError:
-    """What a return code of llama_decode other than 0 means; ``full`` says what has no room."""
+    """The error for a non-zero return code of llama_decode; ``full`` says what has no room."""
     if code == 1:
         return ContextFull(full)
     if code == 2:
@@ -63,7 +63,7 @@ class Context(ContextOwner):
         Args:
             model: its weights; it must outlive the context.
             params: sizes.
-            observer: is shown the nodes that are computed; it must outlive the context too.
+            observer: sees the nodes that are computed; it must outlive the context too.
 
         Raises:
             ModelLoadError: llama.cpp cannot create it (usually: not enough memory).
@@ -111,8 +111,8 @@ class Context(ContextOwner):
 
         Raises:
             ContextFull: the cache has no room.
-            Interrupted: an interrupt came; the cache holds a part of the tokens.
-            ModelChanged: the model's file is not what was loaded any more.
+            Interrupted: an interrupt came; the cache holds some of the tokens.
+            ModelChanged: the model's file has changed since it was loaded.
             DecodeError: anything else, with llama_decode's code.
         """
         n = len(tokens)

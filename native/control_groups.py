@@ -12,7 +12,7 @@ from pathlib import Path
 def own_groups(controller: str, root: Path) -> Iterator[tuple[int, Path]]:
     """The version and folder of each group of a controller (``memory``, ``cpu``).
 
-    Each group comes with all that contain it, whose limits hold as well. ``root`` stands in for
+    Each group comes with all that contain it, whose limits apply too. ``root`` stands in for
     ``/``; folders need not exist.
     """
     for line in kernel_text(root / "proc/self/cgroup").splitlines():
@@ -22,12 +22,12 @@ def own_groups(controller: str, root: Path) -> Iterator[tuple[int, Path]]:
         if number == "0" and not controllers:
             version, mounts = 2, ("sys/fs/cgroup", "sys/fs/cgroup/unified")
         elif controller in controllers.split(","):
-            # the folder has the names of all controllers that share it, and links by each of them
+            # the folder is named after all controllers that share it, with a link for each of them
             version, mounts = 1, (f"sys/fs/cgroup/{controller}",)
         else:
             continue
         for mount in mounts:
-            # inside a container the path may be that of the host: the mount itself is then ours
+            # inside a container the path may be the host's: our group is then the mount itself
             for folder in _upwards(path):
                 yield version, root / mount / folder
 

@@ -24,7 +24,7 @@ def parse_features(info: str) -> tuple[str, ...]:
     names: list[str] = []
     backend = ""
     for entry in info.split(" | "):
-        # a backend's name stands in front of its first feature only
+        # a backend's name precedes only its first feature
         label, _, feature = entry.rpartition(" : ")
         backend = label.strip() or backend
         name, _, value = feature.partition(" = ")
@@ -38,7 +38,7 @@ AMX = "AMX_INT8"
 
 
 def repacked_types(features: Sequence[str]) -> frozenset[str]:
-    """Tensor types that llama.cpp lays out anew for such a CPU, if it may.
+    """Tensor types that llama.cpp repacks for such a CPU, if allowed.
 
     :data:`infer_os.models.weight_types.TENSOR_TYPES` has them by instruction set.
     """
@@ -55,10 +55,10 @@ def repacked_types(features: Sequence[str]) -> frozenset[str]:
 
 
 def read_bandwidth(n_threads: int, *, n_bytes: int = 256 << 20, seconds: float = 0.5) -> float:
-    """Measured bytes per second that so many threads together read from memory.
+    """Measured bytes per second that ``n_threads`` threads together read from memory.
 
     Raises:
-        NativeError: no memory for the ``n_bytes`` that are read over and over.
+        NativeError: no memory for the ``n_bytes`` that are read repeatedly.
     """
     rate = ctypes.c_double()
     status = load_library().inferos_read_bandwidth(n_bytes, n_threads, seconds, ctypes.byref(rate))
@@ -70,9 +70,9 @@ def read_bandwidth(n_threads: int, *, n_bytes: int = 256 << 20, seconds: float =
 
 
 def multiply_rate(n_threads: int, *, seconds: float = 0.1, scaled: bool = False) -> float:
-    """Measured multiply-adds of bytes per second that so many threads do in registers.
+    """Measured multiply-adds of bytes per second that ``n_threads`` threads do in registers.
 
-    With ``scaled``, those of the kernels' innermost loop from the first cache, where every 32
+    With ``scaled``, those of the kernels' innermost loop from the L1 cache, where every 32
     products are scaled and added: the bound of a product of quantized weights with many columns.
 
     Raises:
@@ -87,8 +87,8 @@ def multiply_rate(n_threads: int, *, seconds: float = 0.1, scaled: bool = False)
 
 @functools.cache
 def possible_threads(n_threads: int) -> int:
-    """Of so many threads, how many this process can have at once.
+    """How many of ``n_threads`` threads this process can have at once.
 
-    OpenMP, which llama.cpp and our kernels compute with, ends the process where one fails to start.
+    OpenMP, used by llama.cpp and our kernels, ends the process if a thread fails to start.
     """
     return int(load_library().inferos_possible_threads(n_threads))

@@ -6,7 +6,7 @@
     ├── ModelLoadError    llama.cpp refused a model or a context
     ├── QuantizeError     rows that cannot be quantized as asked
     ├── StateError        a saved state that does not fit
-    ├── GrammarError      a grammar, JSON schema or regular expression of no use
+    ├── GrammarError      a grammar, JSON schema or regular expression that cannot be used
     │   └── ConstraintFailed  a text that cannot be held to its grammar any longer
     ├── EvaluateError     models and tokens that cannot be evaluated together
     └── DecodeError       llama_decode failed
@@ -14,7 +14,7 @@
         ├── ContextFull   no room left in the KV cache
         └── Interrupted   aborted by Ctrl-C
 
-``exit_code`` 1 marks what goes wrong while running; the others are about the user's input (2).
+``exit_code`` 1 marks failures at run time; the others are about the user's input (2).
 A message says what is wrong, where, and what would work; llama.cpp's own last words are added.
 """
 
@@ -60,7 +60,7 @@ class ConstraintFailed(GrammarError):
 
 
 class EvaluateError(NativeError):
-    """Too few tokens, models that do not compare, or values that are no numbers."""
+    """Too few tokens, models that cannot be compared, or values that are not finite."""
 
 
 class DecodeError(NativeError):
@@ -70,7 +70,7 @@ class DecodeError(NativeError):
 
 
 class ModelChanged(DecodeError):
-    """The mapped file has changed: what was computed since is worth nothing."""
+    """The mapped file has changed: nothing computed since can be trusted."""
 
 
 class ContextFull(DecodeError):

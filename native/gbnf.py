@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from .errors import GrammarError
 
 ROOT = "root"
-#: Bounds on what is read: characters of the text, rules, brackets within brackets, repetitions.
+#: Bounds on what is read: characters of the text, rules, nested brackets, repetitions.
 MOST_CHARACTERS, MOST_RULES, MOST_NESTED, MOST_REPEATS = 300_000, 5_000, 100, 100_000
-#: A regular expression may be so long and so deep, counted repetitions written out.
+#: Greatest length and depth of a regular expression, with counted repetitions written out.
 _MOST_EXPRESSION = 20_000
 _LAST = 0x10FFFF
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -34,7 +34,7 @@ class Chars:
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """What another rule describes."""
+    """A reference to another rule."""
 
     name: str
 
@@ -76,13 +76,13 @@ def lark_of_gbnf(text: str) -> str:
     """A GBNF grammar in the notation of llguidance.
 
     Raises:
-        GrammarError: it cannot be read, is too large, or no text can ever end by it.
+        GrammarError: it cannot be read, is too large, or no text of it can ever end.
     """
     rules = read_gbnf(text)
     uses = {name: _references(rule) for name, rule in rules.items()}
     for name, used in uses.items():
         if missing := sorted(used - rules.keys()):
-            raise GrammarError(f"rule {name} names {missing[0]}, which is no rule")
+            raise GrammarError(f"rule {name} names {missing[0]}, which is not a rule")
     if ROOT not in _productive(rules, uses):
         raise GrammarError(
             f"the rule {ROOT} never ends: each of its alternatives leads back to itself"
@@ -94,7 +94,7 @@ def lark_of_gbnf(text: str) -> str:
 
 
 class _Reader:
-    """Reads rules; brackets are kept on a stack of its own, so that depth costs no C stack."""
+    """Reads rules; brackets are kept on a list, so that depth costs no C stack."""
 
     def __init__(self, text: str) -> None:
         self._text, self._at = text, 0
@@ -116,12 +116,12 @@ class _Reader:
         while self._at < len(self._text):
             name = self._name()
             if name in rules:
-                raise self._fail(f"the rule {name} is there twice")
+                raise self._fail(f"the rule {name} occurs twice")
             if len(rules) >= MOST_RULES:
                 raise self._fail(f"more than {MOST_RULES} rules")
             self._skip(_SPACE)
             if not self._text.startswith("::=", self._at):
-                raise self._fail(f"expected ::= behind {name}")
+                raise self._fail(f"expected ::= after {name}")
             self._at += 3
             self._skip(_LINES)
             rules[name] = self._choice()
@@ -137,9 +137,9 @@ class _Reader:
 
     def _choice(self) -> Choice:
         """The alternatives of a rule, to the end of its line."""
-        # of each open bracket: the alternatives before, and the nodes of this one
+        # for each open bracket: the earlier alternatives, and the nodes of the current one
         stack: list[tuple[list[tuple[Node, ...]], list[Node]]] = [([], [])]
-        # nodes that a repetition behind them takes: a literal is several
+        # the nodes that a following repetition takes: a literal is several
         last = 0
         while True:
             self._skip(_LINES if len(stack) > 1 else _SPACE)
@@ -147,7 +147,7 @@ class _Reader:
             sign = self._peek()
             if sign == "(":
                 if len(stack) > MOST_NESTED:
-                    raise self._fail(f"more than {MOST_NESTED} brackets within each other")
+                    raise self._fail(f"more than {MOST_NESTED} nested brackets")
                 self._at += 1
                 stack.append(([], []))
                 last = 0
@@ -212,7 +212,7 @@ class _Reader:
         taken = tuple(nodes[len(nodes) - last :])
         del nodes[len(nodes) - last :]
         if last == 1 and isinstance(taken[0], Repeat):
-            raise self._fail(f"{sign!r} behind another repetition: put brackets around that")
+            raise self._fail(f"{sign!r} after another repetition: put brackets around that")
         nodes.append(Repeat(taken[0] if last == 1 else Choice((taken,)), least, most))
 
     def _character(self) -> str:
@@ -228,10 +228,10 @@ class _Reader:
             return _ESCAPES[kind]
         digits = self._text[self._at : self._at + _HEX.get(kind, 0)]
         if kind not in _HEX or not re.fullmatch(f"[0-9a-fA-F]{{{_HEX[kind]}}}", digits):
-            raise self._fail(f"\\{kind}{digits} is no escape")
+            raise self._fail(f"\\{kind}{digits} is not an escape")
         code = int(digits, 16)
         if code > _LAST or 0xD800 <= code <= 0xDFFF:
-            raise self._fail(f"\\{kind}{digits} is no character")
+            raise self._fail(f"\\{kind}{digits} is not a character")
         self._at += len(digits)
         return chr(code)
 
@@ -281,7 +281,7 @@ def _references(node: Node) -> set[str]:
 
 
 def _productive(rules: dict[str, Choice], uses: dict[str, set[str]]) -> set[str]:
-    """The rules by which some text can end."""
+    """The rules that some finite text follows."""
     users: dict[str, list[str]] = {}
     for name, used in uses.items():
         for one in used:
@@ -317,7 +317,7 @@ def _reachable(uses: dict[str, set[str]]) -> list[str]:
 
 
 def _expression(rules: dict[str, Choice], uses: dict[str, set[str]]) -> str | None:
-    """The grammar as one regular expression; None where it recurses or would be too long."""
+    """The grammar as one regular expression; None if it recurses or would be too long."""
     names = _reachable(uses)
     open_uses = {name: len(uses[name]) for name in names}
     users: dict[str, list[str]] = {}

@@ -106,10 +106,10 @@ class GgufHeader:
         return str(self.metadata.get("general.architecture", ""))
 
     def count(self, key: str, default: int, low: int = 1) -> int:
-        """The graph's setting ``{architecture}.{key}``; of one value per layer, the largest.
+        """The graph's setting ``{architecture}.{key}``; if per layer, the largest value.
 
         Raises:
-            GgufError: no whole number from ``low`` to 2^32 - 1.
+            GgufError: not a whole number from ``low`` to 2^32 - 1.
         """
         full = f"{self.architecture}.{key}"
         value = self.metadata.get(full, default)
@@ -155,7 +155,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
         try:
             return _read_watched(path)
         finally:
-            # what was read of a file that was cut meanwhile means nothing, an error included
+            # if the file was cut meanwhile, nothing read means anything, errors included
             if complaint := watch.complaint():
                 raise GgufError(complaint)
 
@@ -207,8 +207,8 @@ def tensor_array(header: GgufHeader, tensor: GgufTensor) -> NDArray[Any]:
         ) from error
 
 
-#: Reading a header of BLOOM's 250 thousand tokens takes a good part of a second, and every layer of
-#: a command reads it: the last one that is so large is kept.
+#: Reading a header with BLOOM's 250 thousand tokens takes a good part of a second, and every layer
+#: of a command reads it: the last one this large is kept.
 _WORTH_KEEPING = 1 << 20
 _large: dict[Path, tuple[tuple[int, ...], GgufHeader]] = {}
 

@@ -1,4 +1,4 @@
-"""What a text may be held to: a grammar, a JSON schema or a regular expression.
+"""What can constrain a text: a grammar, a JSON schema or a regular expression.
 
 In: their texts. Out: a checked grammar in the notation of llguidance
 (https://github.com/guidance-ai/llguidance), which :mod:`.constraint` follows token by token.
@@ -19,15 +19,15 @@ from .schema_form import exact_form, parts
 
 #: Kinds of constraints, named as the settings that hold them.
 KINDS = ("grammar", "json_schema", "regex")
-#: How a grammar says that all of the text follows a schema.
+#: How a grammar says that the whole text follows a schema.
 _SCHEMA_RULE = re.compile(r"\s*root\s*::=\s*%json\s+(.*)", re.DOTALL)
-#: Parts of a schema that are looked at to say where it fails.
+#: Most parts of a schema to examine when looking for the place where it fails.
 _MOST_PARTS = 500
-#: Where llguidance begins to say what is wrong with an expression.
+#: Where llguidance's complaint about an expression begins.
 _IN_EXPRESSION = re.compile(r"(?=regex parse error:\n|lookarounds not supported)")
 #: Columns before the expression in the message of Rust's regex.
 _INDENT = 4
-#: At most one space behind a colon or a comma, and none elsewhere: a text cannot go on with spaces.
+#: At most one space after a colon or a comma, and none elsewhere: a text cannot go on with spaces.
 _WHITESPACE: Any = {
     "whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?",
     "coerce_one_of": False, "lenient": False,
@@ -50,9 +50,9 @@ def compiled(kind: str, text: str) -> str:
 
     try:
         text.encode()
-    except UnicodeEncodeError:  # what is no UTF-8 on a command line, or half of a pair in a record
+    except UnicodeEncodeError:  # invalid UTF-8 on a command line, or half of a pair in a record
         raise GrammarError(
-            "half of a surrogate pair, or a byte that is no UTF-8, is in it"
+            "it contains half of a surrogate pair, or a byte that is not UTF-8"
         ) from None
     if kind == "grammar" and (schema := _SCHEMA_RULE.fullmatch(text)):
         kind, text = "json_schema", schema[1]
@@ -93,11 +93,11 @@ def _bytes() -> Any:
 
 
 def _complaint(grammar: str, *, may_be_empty: bool = True) -> str:
-    """Why no text can follow a grammar; "" where one can."""
+    """Why no text can follow a grammar; "" if one can."""
     from llguidance import LLMatcher
 
     matcher = LLMatcher(_bytes(), grammar, log_level=0, limits=limits())
-    # some limits are met only by the first token
+    # some limits only apply at the first token
     if not matcher.is_error():
         matcher.compute_bitmask()
     if matcher.is_error():
@@ -108,7 +108,7 @@ def _complaint(grammar: str, *, may_be_empty: bool = True) -> str:
 
 
 def limits() -> Any:
-    """What a grammar may cost: bounded time and memory of a compilation, and of a token."""
+    """What a grammar may cost: bounds on time and memory of its compilation and of each token."""
     from llguidance import LLParserLimits
 
     # a grammar over single characters has an item for each character of each token
@@ -119,14 +119,14 @@ def limits() -> Any:
 
 
 def one_line(said: str) -> str:
-    """The first lines of a complaint of llguidance, as one."""
-    if said.startswith("oneOf"):  # whose advice is an option that we do not have
+    """The first lines of a complaint from llguidance, as one line."""
+    if said.startswith("oneOf"):  # its advice is an option that we do not have
         return (
             "the keyword oneOf cannot be enforced unless its schemas exclude each other; use anyOf"
         )
     if place := _IN_EXPRESSION.search(said):
         return _expression_error(said[place.end() :])
-    if said.startswith("NoExtensionBias"):  # how it calls a text that nothing can begin
+    if said.startswith("NoExtensionBias"):  # its name for a text that nothing can begin
         return "no text follows it"
     said = said.replace("<non-verbose/>", "")
     lines = [line.strip() for line in said.partition("<state>")[0].splitlines()]
@@ -134,7 +134,7 @@ def one_line(said: str) -> str:
 
 
 def _expression_error(said: str) -> str:
-    """What is wrong with an expression, and where, without the text that llguidance puts around it.
+    """What is wrong with an expression, and where, without llguidance's text around it.
 
     ``said`` is a reason, or the expression with a line of carets below, then the reason.
     """
@@ -157,7 +157,7 @@ def _of_schema(schema: dict[str, Any]) -> str:
     whole = made(schema)
     if not (said := _complaint(whole, may_be_empty=False)):
         return whole
-    # llguidance does not say where: the innermost part that fails by itself is the place
+    # llguidance does not say where: find the innermost part that fails on its own
     named: dict[str, Any] = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     for place, part in islice(parts(schema), _MOST_PARTS):
         if place and (why := _complaint(made({**part, **named}), may_be_empty=False)):
@@ -166,7 +166,7 @@ def _of_schema(schema: dict[str, Any]) -> str:
 
 
 def check_grammar(text: str) -> None:
-    """See that a GBNF grammar can be used; no model is needed.
+    """Check that a GBNF grammar can be used; no model is needed.
 
     Raises:
         GrammarError: it cannot.
@@ -178,7 +178,7 @@ def grammar_of_schema(text: str) -> str:
     """A grammar, ``root ::= %json ...``, of a JSON schema.
 
     Raises:
-        GrammarError: it is no JSON, or has a keyword that cannot be enforced.
+        GrammarError: it is not JSON, or has a keyword that cannot be enforced.
     """
     compiled("json_schema", text)
     return f"root ::= %json {text}"

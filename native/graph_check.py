@@ -1,9 +1,9 @@
-"""Check what llama.cpp asserts instead of checking: a wrong value aborts the process.
+"""Check what llama.cpp only asserts: a wrong value would abort the process.
 
 Goes in: the header of a GGUF file. Comes out: nothing, or an error that says which key, token or
 tensor is wrong. For the graphs that infer-os converts to, a list says which keys and tensors a file
 may have: ``llama_model_base::load_hparams`` in llama.cpp's src/llama-model.cpp and src/models/ read
-them. Of other graphs only what all have in common is checked here; :mod:`.trial` loads those first.
+them. For other graphs only what all share is checked here; :mod:`.trial` loads those first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .gguf_file import GgufArray, GgufHeader, read_gguf_header
 from .graph_tensors import check_tensors
 from .vocab_check import check_vocabulary
 
-# ggml's CPU buffers and kernels want tensors at multiples of this
+# ggml's CPU buffers and kernels need tensors at multiples of this
 _ALIGNMENT = 32
 _MOST_LAYERS = 512  # LLAMA_MAX_LAYERS
 # far above any real model's
@@ -29,7 +29,7 @@ _LARGEST_SIZE = 1 << 24
 
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 
-#: A setting of the graph: what it must be, in words, and whether a value is.
+#: A setting of the graph: what it must be, in words, and a test for it.
 _Rule = tuple[str, Callable[[Any], bool]]
 
 
@@ -49,7 +49,7 @@ def check_graph(header: GgufHeader, *, vocab_only: bool = False) -> None:
 
     Args:
         header: of any GGUF file.
-        vocab_only: only the vocabulary is to be loaded, and the file may hold nothing else.
+        vocab_only: only the vocabulary will be loaded, and the file may hold nothing else.
 
     Raises:
         GgufError: sizes that contradict each other, a key or a tensor that the graph does not have
@@ -93,7 +93,7 @@ def _check_sizes(header: GgufHeader) -> None:
     if own and not key == value == n_embd // n_head:
         raise _bad(header, f"keys of {key} and values of {value}; a head has {n_embd // n_head}")
     rotates = graph.positions is Positions.ROTARY
-    # ggml's rotation of nothing never ends
+    # ggml's rotation of zero dimensions never ends
     low = 2 if rotates else 0
     n_rot = header.count("rope.dimension_count", default=key if rotates else 0, low=low)
     if n_rot % 2 or n_rot > key:
@@ -115,7 +115,7 @@ def _graph_sizes(header: GgufHeader) -> GraphSizes:
 
 
 def _check_keys(header: GgufHeader) -> None:
-    """The graph's own settings: those that it must have, those that it may, and their values."""
+    """The graph's own settings: required ones, allowed ones, and their values."""
     prefix = f"{header.architecture}."
     for name in _REQUIRED:
         if prefix + name not in header.metadata:
@@ -134,7 +134,7 @@ def _check_keys(header: GgufHeader) -> None:
         values = [value]
         if isinstance(value, GgufArray):
             values = list(value) if name in _PER_LAYER and len(value) == n_layer else []
-            # one value per layer is how other graphs write these; ours has one for all
+            # other graphs write one value per layer here; ours have one for all
             if len(set(values)) != 1:
                 shown = f"an array of {len(value)}"
                 raise _bad(header, f"{key!r} is {shown}; expected {wanted}")
@@ -162,7 +162,7 @@ _REQUIRED = (
 )  # fmt: skip
 _PER_LAYER = ("feed_forward_length", "attention.head_count", "attention.head_count_kv")
 
-#: What llama.cpp reads of our four graphs, and what its converter writes of them besides.
+#: What llama.cpp reads of our four graphs, and what else its converter writes of them.
 _SETTINGS: dict[str, _Rule] = {
     "context_length": _count(_LONGEST_CONTEXT),
     "embedding_length": _count(_LARGEST_SIZE),

@@ -1,6 +1,6 @@
 """Compare a file's tensors with its graph's row of :mod:`infer_os.models.graphs`.
 
-Types are those that ggml's CPU kernels take in that place.
+Types are those that ggml's CPU kernels accept in that place.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from infer_os.models.graphs import Graph, GraphSizes, GraphTensor, graph_named
 from .errors import GgufError
 from .gguf_file import GgufHeader, GgufTensor
 
-#: Types without a product (``vec_dot`` of ``ggml_type_traits_cpu``): ggml's inner layouts and
-#: whole numbers. Rows of the others can be looked up as well.
+#: Types without a product (``vec_dot`` of ``ggml_type_traits_cpu``): ggml's internal layouts and
+#: whole numbers. Rows of all others can also be looked up.
 NO_MATRIX = ("q8_1", "q8_k", "i8", "i16", "i32", "i64", "f64")
 
-# ggml adds to, and multiplies, f32 with f32 only (``ggml_compute_forward_binary_op``)
+# ggml adds and multiplies f32 only with f32 (``ggml_compute_forward_binary_op``)
 _VECTOR = "f32"
 
 _FUSED = "attn_qkv"
@@ -26,7 +26,7 @@ _SPLIT = (("attn_q", "n_embd"), ("attn_k", "n_kv"), ("attn_v", "n_kv"))
 
 
 def check_tensors(header: GgufHeader, sizes: GraphSizes) -> None:
-    """Compare a file's tensors with its graph's; the vocabulary was checked.
+    """Compare a file's tensors with its graph's; the vocabulary has been checked.
 
     Raises:
         GgufError: one is missing, unknown to the graph, or of a shape or type that it cannot have.
@@ -63,9 +63,7 @@ def _check_type(header: GgufHeader, tensor: GgufTensor, *, is_vector: bool) -> N
             header, f"the tensor {tensor.name!r} is {kind}; llama.cpp computes with it in {_VECTOR}"
         )
     if kind in NO_MATRIX:
-        raise _bad(
-            header, f"the tensor {tensor.name!r} is {kind}, which llama.cpp multiplies nothing with"
-        )
+        raise _bad(header, f"the tensor {tensor.name!r} is {kind}, which llama.cpp cannot multiply")
 
 
 def _tensors(graph: Graph, sizes: GraphSizes, present: Set[str]) -> Iterator[GraphTensor]:

@@ -30,12 +30,12 @@ _previous_hook: Callable[[sys.UnraisableHookArgs], object] = sys.__unraisablehoo
 def interruptible() -> Iterator[None]:
     """While inside, SIGINT also aborts decoding; Python's own handler runs as before.
 
-    So do SIGTERM and SIGHUP where Python handles them. A SystemExit that a handler raises while
-    llama.cpp is in a callback, which no exception leaves, is raised at the end.
+    So do SIGTERM and SIGHUP if Python handles them. A SystemExit that a handler raises while
+    llama.cpp is in a callback, which no exception can leave, is raised at the end.
 
-    Signals belong to the main thread: elsewhere this changes nothing, though what another thread
-    decodes while the main thread is inside is aborted as well. Streams of several models may
-    overlap: the last one that ends takes the handler away.
+    Signals belong to the main thread: in others this changes nothing, though what another thread
+    decodes while the main thread is inside is also aborted. Streams of several models may
+    overlap: the last one to end removes the handler.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -72,9 +72,9 @@ def _leave() -> BaseException | None:
 
 
 def _report(lost: sys.UnraisableHookArgs) -> None:
-    # raised inside llama.cpp's log callback, which no exception leaves
+    # raised inside llama.cpp's log callback, which no exception can leave
     global _ended
     if lost.exc_type is SystemExit:
         _ended = lost.exc_value
-    elif lost.exc_type is not KeyboardInterrupt:  # for that one, the flag has done it
+    elif lost.exc_type is not KeyboardInterrupt:  # the flag has already handled that one
         _previous_hook(lost)

@@ -1,7 +1,7 @@
-"""JSON schemas, checked word by word before anything follows them.
+"""JSON schemas, checked keyword by keyword before use.
 
 In: the text of a schema. Out: the schema, or an error that names the keyword and its place. Every
-keyword of draft 2020-12 is either enforced exactly or refused here: nothing is passed over.
+keyword of draft 2020-12 is either enforced exactly or refused here: nothing is ignored.
 Their meaning: https://json-schema.org/draft/2020-12/json-schema-validation.
 """
 
@@ -16,17 +16,17 @@ from urllib.parse import unquote
 
 from .errors import GrammarError
 
-#: Bounds on what is read: characters, objects within objects, lengths that a text can be held to.
+#: Bounds on what is read: characters, nested objects, lengths that can be enforced.
 MOST_CHARACTERS, MOST_NESTED, MOST_COUNT = 1_000_000, 100, 100_000
-#: A pattern may be so long, with so many brackets within each other.
+#: Most characters and most nested brackets of a pattern.
 MOST_PATTERN, MOST_BRACKETS = 10_000, 100
-#: A regular expression may be so long, counted repetitions written out.
+#: Longest regular expression, with counted repetitions written out.
 _MOST_REPEATED = 100_000
 #: A part of a regular expression: a class, an escape, a count, a bracket, or one character.
 _PIECE = re.compile(
     r"\[\^?\]?(?:\\.|[^\]\\])*\]|\\[xuUpP]\{[^}]*\}|\\.|(\{[0-9]+,?[0-9]*\})|.", re.DOTALL
 )
-#: Words that say something about a schema and ask for nothing.
+#: Keywords that describe a schema and require nothing.
 REMARKS = frozenset({
     "$schema", "$comment", "$defs", "definitions", "title", "description", "default", "examples",
     "deprecated", "readOnly", "writeOnly",
@@ -43,7 +43,7 @@ _OTHERS = frozenset({
 })  # fmt: skip
 #: What can be enforced.
 ENFORCED = frozenset(SUBSCHEMA | SUBSCHEMAS | _COUNTS | _LIMITS | _OTHERS | {"properties"})
-#: What JSON Schema has, and no text can be held to while it is written.
+#: Keywords of JSON Schema that cannot be enforced while a text is written.
 REFUSED = frozenset({
     "not", "if", "then", "else", "dependentSchemas", "dependentRequired", "dependencies",
     "contains", "minContains", "maxContains", "propertyNames", "patternProperties",
@@ -52,9 +52,9 @@ REFUSED = frozenset({
     "$recursiveRef", "$recursiveAnchor", "$vocabulary",
 })  # fmt: skip
 _TYPES = ("null", "boolean", "object", "array", "number", "integer", "string")
-#: Formats whose texts are right by their form alone.
+#: Formats that are determined by their syntax alone.
 FORMATS = ("uuid", "ipv4")
-#: Numbers beyond these have no exact place in a double.
+#: Numbers beyond these are not exact in a double.
 _MOST_NUMBER = 2**53
 
 
@@ -62,7 +62,7 @@ def read_schema(text: str) -> dict[str, Any]:
     """A schema that can be enforced, each keyword of it.
 
     Raises:
-        GrammarError: it is no JSON, no schema, too large, or has what cannot be enforced.
+        GrammarError: it is not JSON, not a schema, too large, or cannot be enforced.
     """
     text = text.removeprefix("\ufeff")
     if len(text) > MOST_CHARACTERS:
@@ -77,10 +77,10 @@ def read_schema(text: str) -> dict[str, Any]:
     except RecursionError:
         raise GrammarError(f"the JSON schema is nested deeper than {MOST_NESTED}") from None
     except ValueError as error:
-        raise GrammarError(f"the JSON schema is no JSON: {error}") from None
+        raise GrammarError(f"the JSON schema is not JSON: {error}") from None
     if not isinstance(schema, (dict, bool)):
-        raise GrammarError("the JSON schema is no object")
-    # what nests may be any value, an enum's as well
+        raise GrammarError("the JSON schema is not an object")
+    # any value may nest, even an enum's
     _check_depth(schema)
     try:
         json.dumps(schema, ensure_ascii=False).encode()
@@ -95,7 +95,7 @@ def read_schema(text: str) -> dict[str, Any]:
 
 
 def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _fraction(digits: str) -> float:
@@ -106,7 +106,7 @@ def _fraction(digits: str) -> float:
 
 
 def _integer(digits: str) -> int:
-    # a longer one is not even read as a whole number by Python
+    # Python does not even read a longer one
     _fraction(digits)
     return int(digits)
 
@@ -119,7 +119,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {key!r} is there twice in one object")
+            raise ValueError(f"the key {key!r} occurs twice in one object")
         found[key] = value
     return found
 
@@ -141,7 +141,7 @@ def _escaped(key: str) -> str:
 
 
 def failure(place: str, what: str) -> GrammarError:
-    """What is wrong at a place of a schema."""
+    """The error for a place in a schema."""
     return GrammarError(f"the JSON schema, at {place or '/'}: {what}")
 
 
@@ -152,7 +152,7 @@ def _check(schema: Any, root: Any) -> None:
         if isinstance(one, bool):
             continue
         if not isinstance(one, dict):
-            raise failure(place, f"a schema is an object, true or false, this is {_kind(one)}")
+            raise failure(place, f"a schema is an object, true or false; this is {_kind(one)}")
         for key, value in one.items():
             _check_keyword(f"{place}/{_escaped(key)}", key, value, root)
             waiting.extend(inner_schemas(f"{place}/{_escaped(key)}", key, value))
@@ -177,43 +177,43 @@ def _check_keyword(place: str, key: str, value: Any, root: Any) -> None:
     elif key in _LIMITS:
         _check_limit(place, key, value)
     elif key in SUBSCHEMA and isinstance(value, list):
-        raise failure(place, f"a list behind {key} is of older drafts; write prefixItems")
+        raise failure(place, f"a list as {key} belongs to older drafts; write prefixItems")
     elif key in SUBSCHEMAS and (not isinstance(value, list) or not value):
-        raise failure(place, f"{key} takes a list of schemas, this is {_kind(value)}")
+        raise failure(place, f"{key} takes a list of schemas; this is {_kind(value)}")
     elif key in NAMED and not isinstance(value, dict):
-        raise failure(place, f"{key} takes an object of schemas, this is {_kind(value)}")
+        raise failure(place, f"{key} takes an object of schemas; this is {_kind(value)}")
     elif key in _CHECKS:
         _CHECKS[key](place, value, root)
     elif key not in ENFORCED and key not in REMARKS:
-        raise failure(place, f"{key} is no keyword that is known")
+        raise failure(place, f"{key} is not a known keyword")
 
 
 def _check_count(place: str, key: str, value: Any) -> None:
     if isinstance(value, float) and value.is_integer():
         raise failure(place, f"{key} {value}: write it without a fraction")
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise failure(place, f"{key} takes a whole number from 0 on, this is {_kind(value)}")
+        raise failure(place, f"{key} takes a whole number from 0 on; this is {_kind(value)}")
     if value > MOST_COUNT:
         raise failure(place, f"{key} {value}: at most {MOST_COUNT} can be enforced")
 
 
 def _check_limit(place: str, key: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise failure(place, f"{key} takes a number, this is {_kind(value)}")
+        raise failure(place, f"{key} takes a number; this is {_kind(value)}")
     if not math.isfinite(value) or abs(value) > _MOST_NUMBER:
         raise failure(place, f"{key} {value}: at most {_MOST_NUMBER} can be enforced")
     if key == "multipleOf":
         if value <= 0:
-            raise failure(place, f"multipleOf {value}: it is larger than 0")
-        # a product of fractions in binary is hardly ever one by the arithmetic of its reader
+            raise failure(place, f"multipleOf {value}: must be larger than 0")
+        # in binary, multiples of a fraction are rarely exact for the reader of the text
         if value != int(value) or value > 10_000:
             raise failure(place, f"multipleOf {value}: only whole numbers to 10000 can be enforced")
 
 
 def _check_together(place: str, schema: dict[str, Any]) -> None:
-    """What depends on several keywords of one schema."""
+    """Check what depends on several keywords of one schema."""
     least, required = schema.get("minProperties", 0), set(schema.get("required", ()))
-    # a text may say a key twice, of which a reader takes one
+    # a text may repeat a key, and a reader takes only one of them
     if least > max(1, len(required)):
         raise failure(
             f"{place}/minProperties",
@@ -229,17 +229,17 @@ def _check_type(place: str, value: Any, _root: Any) -> None:
 
 def _check_enum(place: str, value: Any, _root: Any) -> None:
     if not isinstance(value, list) or not value:
-        raise failure(place, f"enum takes a list of values, this is {_kind(value)}")
+        raise failure(place, f"enum takes a list of values; this is {_kind(value)}")
 
 
 def _check_required(place: str, value: Any, _root: Any) -> None:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise failure(place, f"required takes a list of names, this is {_kind(value)}")
+        raise failure(place, f"required takes a list of names; this is {_kind(value)}")
 
 
 def _check_ref(place: str, value: Any, root: Any) -> None:
     if not isinstance(value, str):
-        raise failure(place, f"$ref takes a text, this is {_kind(value)}")
+        raise failure(place, f"$ref takes a text; this is {_kind(value)}")
     if value != "#" and not value.startswith("#/"):
         raise failure(place, f"$ref {value}: only places of the same schema, #/..., are followed")
     if referred(root, value) is None:
@@ -249,7 +249,7 @@ def _check_ref(place: str, value: Any, root: Any) -> None:
 
 
 def referred(root: Any, reference: str) -> Any:
-    """What ``#/...`` names in a schema; None where there is nothing."""
+    """What ``#/...`` names in a schema; None if there is nothing."""
     target = root
     for part in reference[2:].split("/") if reference != "#" else ():
         name = unquote(part).replace("~1", "/").replace("~0", "~")
@@ -261,7 +261,7 @@ def referred(root: Any, reference: str) -> Any:
 
 def _check_id(place: str, value: Any, _root: Any) -> None:
     if place != "/$id" or not isinstance(value, str):
-        raise failure(place, "$id can stand at the top only")
+        raise failure(place, "$id is only allowed at the top")
 
 
 def _check_draft(place: str, value: Any, _root: Any) -> None:
@@ -273,7 +273,7 @@ def _check_draft(place: str, value: Any, _root: Any) -> None:
 
 def _check_pattern(place: str, value: Any, _root: Any) -> None:
     if not isinstance(value, str):
-        raise failure(place, f"pattern takes a text, this is {_kind(value)}")
+        raise failure(place, f"pattern takes a text; this is {_kind(value)}")
     try:
         check_expression(value)
     except GrammarError as error:
@@ -300,22 +300,22 @@ _CHECKS: dict[str, Callable[[str, Any, Any], None]] = {
 
 
 def check_expression(expression: str) -> None:
-    """See that a regular expression is within bounds, before Rust reads it.
+    """Check that a regular expression is within bounds, before Rust reads it.
 
     Raises:
-        GrammarError: it is too long, or has too many brackets within each other.
+        GrammarError: it is too long, or has too many nested brackets.
     """
     if len(expression) > MOST_PATTERN:
         raise GrammarError(
             f"the regular expression has {len(expression)} characters; at most {MOST_PATTERN}"
         )
-    # of each open bracket: the characters it stands for, and those of its last part
+    # for each open bracket: the characters it stands for, and those of its last part
     stack, at = [[0, 0]], 0
     for found in _PIECE.finditer(expression):
         piece = found[0]
         if piece.startswith("(") and len(stack) > MOST_BRACKETS:
             raise GrammarError(
-                f"the regular expression has more than {MOST_BRACKETS} brackets within each other"
+                f"the regular expression has more than {MOST_BRACKETS} nested brackets"
             )
         if piece.startswith("("):
             stack.append([0, 0])
@@ -336,7 +336,7 @@ def check_expression(expression: str) -> None:
 
 
 def _count(digits: str) -> int:
-    """A count of a repetition; one that is too large for any use stays too large."""
+    """The count of a repetition; a huge one just stays too large."""
     digits = digits.lstrip("0")
     return int(digits[:9] or "0") if len(digits) <= 9 else 10**9
 

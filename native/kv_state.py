@@ -1,7 +1,7 @@
 """A sequence's saved KV rows: check their layout and re-encode them from one type to another.
 
 In: the bytes that ``llama_state_seq_get_data`` writes. Out: bytes that ``llama_state_seq_set_data``
-takes into a context with other cache types. The layout is that of the pinned llama.cpp, where a
+accepts in a context with other cache types. The layout is that of the pinned llama.cpp, where a
 cache has one stream, flash attention and no multi-part positions (``llama_context::
 state_seq_get_data`` in llama-context.cpp, ``llama_kv_cache::state_write`` in llama-kv-cache.cpp);
 numbers are little-endian:
@@ -61,7 +61,7 @@ class KvGeometry:
 
 @dataclass(frozen=True, slots=True)
 class KvFormat:
-    """How a cache stores rows. ``rotates``: llama.cpp's own rotation has not been switched off."""
+    """How a cache stores rows. ``rotates``: llama.cpp's own rotation is on."""
 
     type_k: str
     type_v: str
@@ -79,7 +79,7 @@ class KvFormat:
         return type_k.row_bytes(width_k), type_v.row_bytes(width_v)
 
     def token_bytes(self, geometry: KvGeometry) -> int:
-        """Bytes that a token takes in all layers."""
+        """Bytes of a token in all layers."""
         return geometry.n_layer * sum(self.row_bytes(geometry))
 
     def state_bytes(self, geometry: KvGeometry, n_cells: int) -> int:
@@ -114,7 +114,7 @@ def kv_geometry(header: GgufHeader) -> KvGeometry:
 
 @dataclass(frozen=True, slots=True)
 class StateLayout:
-    """A checked state: where each layer's rows begin, K of all layers and then V of all layers."""
+    """A checked state: where each layer's rows begin, K of all layers, then V of all layers."""
 
     n_cells: int
     parts: tuple[int, ...]
@@ -128,7 +128,7 @@ def read_layout(
     Args:
         state: (n,) the saved bytes.
         geometry: of the model.
-        form: of the cache that is said to have written it.
+        form: of the cache that supposedly wrote it.
         first: position of the first token.
         n_cells: tokens, with consecutive positions.
 
@@ -193,13 +193,13 @@ def reencode_state(
     n_cells: int,
     n_threads: int = 1,
 ) -> State:
-    """The same tokens as a cache of another format would have saved them.
+    """The same tokens as a cache of another format would save them.
 
     Args:
         state: (n,) what a cache of format ``source`` saved; not changed.
         geometry: of the model.
         source: of the cache that wrote it.
-        target: of the cache that shall read it.
+        target: of the cache that will read it.
         first: position of the first token.
         n_cells: tokens, with consecutive positions.
         n_threads: threads to use; each takes a float32 row as scratch.

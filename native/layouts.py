@@ -1,10 +1,10 @@
 """Which of llama.cpp's other layouts of weights are used here, and why not.
 
-llama.cpp can lay weights out anew for the CPU it was compiled for (its extra buffer types), all of
-a file's or none. Of these, AMX cannot be relied on: GCC 12 drops stores that ``_tile_loadconfig``
+llama.cpp can repack weights for the CPU it was compiled for (its extra buffer types), all of a
+file's or none. Of these, AMX cannot be relied on: GCC 12 drops stores that ``_tile_loadconfig``
 reads, and the first tile instruction ends the process with SIGILL
-(https://github.com/ggml-org/llama.cpp/pull/26954). So where llama.cpp was compiled with AMX, a
-child process multiplies in every layout first, and none is used unless it survives. The outcome is
+(https://github.com/ggml-org/llama.cpp/pull/26954). So if llama.cpp was compiled with AMX, a
+child process first multiplies in every layout, and none is used unless it survives. The outcome is
 kept in the cache folder, for as long as the library stays the same.
 """
 
@@ -31,7 +31,7 @@ from .library import load_library
 
 _FILE = "layouts.json"
 _LONGEST_S = 60.0
-#: Signals that say something of the code; of others, such as SIGKILL, the next run knows no more.
+#: Signals caused by the code itself; others, such as SIGKILL, say nothing about the next run.
 _FAULTS = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT)
 _CHILD = """
 import ctypes, resource, sys
@@ -42,7 +42,7 @@ sys.exit(ctypes.CDLL(sys.argv[1]).inferos_try_layouts())
 
 @dataclass(frozen=True, slots=True)
 class Layouts:
-    """``types`` of weights that llama.cpp may lay out anew; ``reason``: why there are none."""
+    """``types`` of weights that llama.cpp may repack; ``reason``: why there are none."""
 
     types: frozenset[str]
     reason: str = ""
@@ -50,15 +50,15 @@ class Layouts:
 
 @dataclass(frozen=True, slots=True)
 class Repacking:
-    """What decides which weights get another layout: types that llama.cpp may lay out, and ours."""
+    """What decides which weights get another layout: llama.cpp's types and ours."""
 
     moved: frozenset[str] = frozenset()
     taken: frozenset[str] = frozenset()
 
     def of(self, kinds: Iterable[str]) -> frozenset[str]:
-        """Types of a file's weights that get another layout; none: the file is used as it is.
+        """Types of a file's weights that get another layout; if empty, the file is used as it is.
 
-        llama.cpp moves every type that it can, or none: what it moves is out of our kernels' reach.
+        llama.cpp moves every type that it can, or none, and our kernels cannot use what it moves.
         So a file with a type that both could take is left to ours, which are faster at it.
 
         Args:
@@ -70,7 +70,7 @@ class Repacking:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """How a trial went: an empty ``complaint`` if well. ``lasting``: it would go so again."""
+    """How a trial went: an empty ``complaint`` means well. ``lasting``: it would repeat."""
 
     complaint: str
     lasting: bool = True
@@ -80,8 +80,8 @@ def choose_layouts(features: Sequence[str], trial: Callable[[], Trial]) -> Layou
     """The layouts for an llama.cpp that was compiled for such a CPU.
 
     Args:
-        features: as :func:`~.cpu.used_features` says them.
-        trial: multiplies in all layouts; only run where that may end the process.
+        features: as :func:`~.cpu.used_features` gives them.
+        trial: multiplies in all layouts; only run if that may end the process.
     """
     types = repacked_types(features)
     if AMX in features and (complaint := trial().complaint):
@@ -99,7 +99,7 @@ def run_trial(command: Sequence[str] = ()) -> Trial:
     """Multiply in all layouts in a child process.
 
     Args:
-        command: the child; by default this Python, which loads our library alone.
+        command: the child; by default this Python, which loads only our library.
     """
     if not command:
         if not sys.executable:
@@ -121,7 +121,7 @@ def run_trial(command: Sequence[str] = ()) -> Trial:
 
 
 def known_trial(folder: Path, run: Callable[[], Trial]) -> Trial:
-    """The trial of this library on this machine, as it is stored; run and stored if it is not.
+    """The stored trial of this library on this machine; run and stored first if there is none.
 
     A folder that cannot be written only costs another trial.
     """
@@ -140,7 +140,7 @@ def known_trial(folder: Path, run: Callable[[], Trial]) -> Trial:
 
 
 def _fingerprint() -> list[str | int]:
-    """Of what a trial holds for: the machine, and the library with llama.cpp's kernels."""
+    """What a trial is valid for: the machine, and the library with llama.cpp's kernels."""
     folder = Path(llama_cpp.llama_cpp._lib._name).resolve().parent
     found: list[str | int] = [platform.node()]
     for path in sorted(folder.glob("libggml-cpu*")):

@@ -1,4 +1,4 @@
-"""Load infer-os's native library beside llama.cpp's and check that they belong together."""
+"""Load infer-os's native library alongside llama.cpp's and check that they belong together."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def build_info(library: ctypes.CDLL) -> inferos_build_info:
 
 
 def llama_version() -> str:
-    """The llama.cpp in this process: what wrote a state must be what reads it."""
+    """The version of llama.cpp in this process: a state is read by the version that wrote it."""
     loaded = build_info(load_library()).ggml_version_loaded.decode()
     return f"llama-cpp-python {llama_cpp.__version__}, ggml {loaded}"
 

@@ -1,6 +1,6 @@
 """llama.cpp's log lines, into Python's ``logging`` under the name ``infer_os.llama``.
 
-And its last words, where it would end the process: one line to standard error.
+And its last words, if it ends the process: one line to standard error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import llama_cpp
 from .library import load_library
 
 logger = logging.getLogger("infer_os.llama")
-# without any handler, logging itself would print errors that an exception reports already
+# without a handler, logging itself would print errors that an exception already reports
 logger.addHandler(logging.NullHandler())
 
 # enum ggml_log_level; 5 continues the line before it
@@ -31,13 +31,13 @@ _LONGEST = 300
 def last_complaint() -> str:
     """llama.cpp's first error line since :func:`forget_complaints`; empty if none.
 
-    The first says why; those behind it only that what called it failed as well.
+    The first line says why; later ones only say that its callers failed too.
     """
     return _recent[0] if _recent else ""
 
 
 def forget_complaints() -> None:
-    """Start anew before a call whose failure is to be explained."""
+    """Forget earlier complaints, before a call whose failure should be explained."""
     _recent.clear()
 
 
@@ -68,14 +68,14 @@ def _on_abort(message: bytes) -> None:
     try:
         os.write(2, line.encode())
     finally:
-        # abort() comes next: a signal, a debugger's backtrace and perhaps a file of all memory
+        # otherwise abort() follows: a signal, a debugger's backtrace and perhaps a core file
         os._exit(1)
 
 
 def route_last_words() -> None:
     """End the process with one line and code 1 where ggml would abort it.
 
-    Memory that the system promised and then does not give, within a graph that is being built, is
-    an assertion of ggml: no caller can go on from there.
+    If the system fails to provide promised memory while a graph is being built, ggml asserts: no
+    caller can go on from there.
     """
     load_library().ggml_set_abort_callback(_on_abort)  # of the ggml that computes

@@ -32,10 +32,10 @@ _CONTROL, _UNUSED, _BYTE = 3, 5, 6
 _NO_TEXT = frozenset({2, _CONTROL, _UNUSED})
 _UNKNOWN_KEY = "tokenizer.ggml.unknown_token_id"
 _INT32_MIN = -(1 << 31)
-# texts of so many characters a token, and these besides, are tokenized whole
+# texts of up to this many characters per token, plus these, are tokenized whole
 _USUAL_LENGTH = 16
 _SHORT_TEXT = 4096
-# characters that a Unicode normal form may make one of: a letter with three marks
+# characters that a Unicode normal form may merge into one: a letter with three marks
 _MOST_COMPOSED = 4
 
 
@@ -53,8 +53,8 @@ class LoadMode:
 
 
 #: ``--load``: mmap keeps the file's own pages, shared between processes; fast copies the weights
-#: into llama.cpp's repacked layouts, without mapping the file besides; locked locks the file's own
-#: pages; direct copies as fast does, and reads past the page cache.
+#: into llama.cpp's repacked layouts, without also mapping the file; locked locks the file's own
+#: pages; direct copies as fast does, bypassing the page cache.
 LOAD_MODES: dict[str, LoadMode] = {
     "mmap": LoadMode(llama_cpp.LLAMA_LOAD_MODE_MMAP, repack=False),
     "fast": LoadMode(llama_cpp.LLAMA_LOAD_MODE_NONE, repack=True),
@@ -71,7 +71,7 @@ class Vocab:
         self._header = header
         self._rules = rules
         metadata = header.metadata
-        # for a vocabulary that names none, llama.cpp takes Falcon's 11 or T5's 1
+        # if a vocabulary names none, llama.cpp takes Falcon's 11 or T5's 1
         self._names_end = "tokenizer.ggml.eos_token_id" in metadata or metadata.get(
             "tokenizer.ggml.model"
         ) not in ("gpt2", "t5")
@@ -79,7 +79,7 @@ class Vocab:
         types = metadata.get("tokenizer.ggml.token_type", ())
         self.n_normal = self.n_tokens - sum(1 for kind in types if kind == _UNUSED)
         self._finds_added = metadata.get("tokenizer.ggml.model") in ("gpt2", "t5")
-        # llama.cpp's unigram knows no byte fallback
+        # llama.cpp's unigram has no byte fallback
         byte_fallback = metadata.get("tokenizer.ggml.model") == "t5" and _BYTE in types
         self._unknown = int(metadata.get(_UNKNOWN_KEY, -1)) if byte_fallback else -1
         self.bos: int = llama_cpp.llama_vocab_bos(pointer)
@@ -96,7 +96,7 @@ class Vocab:
         """Token ids of a text.
 
         Bytes that are not UTF-8 become U+FFFD first. ``add_special`` adds what the model wants
-        around a text; ``parse_special`` reads "<|endoftext|>" as the token and not as its letters.
+        around a text; ``parse_special`` reads "<|endoftext|>" as the token, not as its letters.
         """
         if isinstance(text, bytes):
             text = text.decode("utf-8", "replace")
@@ -114,12 +114,12 @@ class Vocab:
         if not add_special:
             return tokens
         around = self._tokenize(b"", True, False)
-        # of what is added, bos comes before the text and eos after it
+        # bos is added before the text, eos after it
         n_before = int(llama_cpp.llama_vocab_get_add_bos(self._pointer))
         return around[:n_before] + tokens + around[n_before:]
 
     def _tokenize_part(self, text: str, parse_special: bool) -> list[int]:
-        """Tokens of what lies between added tokens."""
+        """Tokens of a part between added tokens."""
         parse_special = parse_special and not self._added.is_complete
         tokens = self._tokenize(text.encode(), False, parse_special)
         if self._unknown >= 0 and self._unknown in tokens:
@@ -127,10 +127,10 @@ class Vocab:
         return tokens
 
     def fewest_tokens(self, text: str | bytes, most: int) -> int:
-        """How many tokens a text has at least, if those are more than ``most``; else 0.
+        """A lower bound on a text's tokens, if it is above ``most``; else 0.
 
-        A text that is far too long is known by its length, and else by its beginning: it costs no
-        more than a few times ``most`` tokens, however long it is.
+        A text that is far too long is recognised by its length, or else by its beginning: the cost
+        is at most a few times ``most`` tokens, however long it is.
         """
         n_tried = _USUAL_LENGTH * most + _SHORT_TEXT
         if len(text) <= n_tried:
@@ -141,21 +141,21 @@ class Vocab:
         if fewest > most:
             return fewest
         while n_tried < len(text):
-            # where a text is cut its tokens may be others: only many more of them decide
+            # cutting a text may change its tokens: only a wide excess decides
             if len(self.tokenize(text[:n_tried])) > 2 * most + _SHORT_TEXT:
                 return most + 1
             n_tried *= 2
         return 0
 
     def _least_characters(self, text: str) -> int:
-        """Characters that are left of a text before it is cut into tokens, at least."""
+        """Fewest characters that may remain of a text when it is cut into tokens."""
         if self._header.metadata.get("tokenizer.ggml.model") == "t5" or self._rules.may_shorten:
-            return 0  # of many blanks one is kept, and so of letters without a piece
+            return 0  # many blanks become one, as do many letters without a piece
         return len(text) // (_MOST_COMPOSED if self._rules.normalizer else 1)
 
     @functools.cached_property
     def _longest(self) -> int:
-        """Characters of the longest token as it is spelled: of text it stands for no more."""
+        """Characters of the longest token's spelling, which bounds the text a token stands for."""
         tokens = self._header.metadata.get("tokenizer.ggml.tokens", ())
         return max(1, max(map(len, tokens), default=1))
 
@@ -194,7 +194,7 @@ class Vocab:
         return {}
 
     def piece(self, token: int) -> bytes:
-        """The bytes that a token stands for; control tokens give none."""
+        """The bytes that a token stands for; empty for control tokens."""
         known = self._pieces.get(token)
         if known is not None:
             return known
@@ -209,7 +209,7 @@ class Vocab:
         return self._pieces[token]
 
     def plain_pieces(self) -> tuple[list[bytes], list[int]]:
-        """The bytes of every token, not kept; and the tokens that stand for no text."""
+        """The bytes of every token, not cached, and the tokens that stand for no text."""
         types = self._header.metadata.get("tokenizer.ggml.token_type", ())
         room = 256
         buffer = ctypes.create_string_buffer(room)
@@ -233,7 +233,7 @@ class Vocab:
         return pieces, no_text
 
     def ends(self) -> list[int]:
-        """The tokens that end a generation, the vocabulary's own one first."""
+        """The tokens that end a generation, the vocabulary's own first."""
         found = [
             token for token in range(self.n_tokens)
             if llama_cpp.llama_vocab_is_eog(self._pointer, token) and self.is_end(token)
@@ -250,7 +250,7 @@ class Vocab:
         return self.eos >= 0
 
     def is_end(self, token: int) -> bool:
-        """Whether the token ends a generation (``<|endoftext|>`` and its like)."""
+        """Whether the token ends a generation (``<|endoftext|>`` and the like)."""
         known = self._ends.get(token)
         if known is None:
             named = token != self.eos or self._names_end
@@ -272,9 +272,9 @@ class Vocab:
         ]  # fmt: skip
 
     def special_text(self, name: str) -> str:
-        """How the "bos", "eos", "unk", "pad", "sep", "cls" or "mask" token is spelled, or ""."""
+        """The spelling of the "bos", "eos", "unk", "pad", "sep", "cls" or "mask" token, or ""."""
         metadata = self._header.metadata
-        # llama.cpp has its own idea of one that the file does not name
+        # llama.cpp has its own default if the file does not name one
         token = metadata.get(f"tokenizer.ggml.{SPECIAL_NAMES.get(name, name)}_token_id")
         if not isinstance(token, int):
             return ""
@@ -305,7 +305,7 @@ class LlamaModel(Owner):
         Args:
             path: a GGUF file.
             load: a key of :data:`LOAD_MODES`.
-            native: let our own kernels compute, where they can be used; see :attr:`kernels`.
+            native: use our own kernels where possible; see :attr:`kernels`.
             vocab_only: only the vocabulary, no weights.
             progress: called with 0.0 to 1.0.
 
@@ -314,7 +314,7 @@ class LlamaModel(Owner):
             ModelLoadError: llama.cpp refuses the model.
         """
         self.path = path
-        #: What a user should know of how the file was read.
+        #: What the user should know about how the file was read.
         self.notes: tuple[str, ...] = ()
         self._pointer: Any = None
         try:
@@ -348,7 +348,7 @@ class LlamaModel(Owner):
         params = llama_cpp.llama_model_default_params()
         params.load_mode = mode.load_mode
         kinds = {tensor.type.name for tensor in self.header.tensors}
-        # our kernels read the file's own layout: copies in another would be out of their reach
+        # our kernels read the file's own layout and could not use copies in another
         params.use_extra_bufts = mode.repack and bool(file_layouts(kinds, self.kernels))
         params.n_gpu_layers = 0
         params.vocab_only = vocab_only
@@ -376,7 +376,7 @@ class LlamaModel(Owner):
             raise ModelLoadError(f"{self.path}: llama.cpp cannot load it: {last_complaint()}")
 
     def check(self) -> None:
-        """See that what was computed came from the file as it was loaded. Costs a microsecond.
+        """Check that the file has not changed since it was loaded. Costs a microsecond.
 
         Raises:
             ModelChanged: its mapped pages have changed.

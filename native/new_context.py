@@ -1,4 +1,4 @@
-"""Create a llama.cpp context: what its owners, of one sequence and of many, have in common."""
+"""Create a llama.cpp context: what the owners of one sequence and of many share."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class ContextSizes:
     """What a context is allocated for.
 
     ``n_ctx`` tokens in all sequences together, ``n_batch`` rows at once, ``n_outputs`` of them with
-    logits. ``unified``: sequences share their cells. ``rotate`` off keeps llama.cpp from rotating
-    quantized rows of the cache. ``by_column``: a few tokens are computed as single ones are, see
+    logits. ``unified``: sequences share their cells. Without ``rotate`` llama.cpp does not rotate
+    quantized cache rows. ``by_column``: a few tokens are computed as single ones are, see
     :class:`~.backend.OwnKernels`.
     """
 
@@ -59,7 +59,7 @@ class Observer(Protocol):
 
 @contextmanager
 def rotation(wanted: bool) -> Iterator[bool]:
-    """Create a context in here; yields whether it rotates (a user may have set the switch)."""
+    """Create a context inside; yields whether it rotates (a user may have set the switch)."""
     before = os.environ.get(_SWITCH)
     # llama.cpp reads it with atoi
     already_off = re.match(r"\s*[+-]?0*[1-9]", before or "") is not None
@@ -82,17 +82,17 @@ def new_context(
     Args:
         model: its weights; it must outlive the context.
         sizes: what is allocated.
-        what: how a message calls it, as in "a context of 512 tokens".
-        observer: is shown the nodes that are computed; it must outlive the context too.
+        what: its name in messages, as in "a context of 512 tokens".
+        observer: sees the nodes that are computed; it must outlive the context too.
 
     Raises:
         ModelLoadError: llama.cpp cannot create it (usually: not enough memory), or the system does
-            not give so many threads.
+            not allow this many threads.
     """
     threads = possible_threads(sizes.n_threads)
     if threads < sizes.n_threads:
         raise ModelLoadError(
-            f"{sizes.n_threads} threads: the system lets this process have {threads}; take fewer "
+            f"{sizes.n_threads} threads: the system allows this process {threads}; take fewer "
             "(--threads), or raise its limits (ulimit -u, ulimit -v, a container's pids.max)"
         )
     params = llama_cpp.llama_context_default_params()

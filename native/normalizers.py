@@ -1,9 +1,9 @@
-"""Steps that change a text before it is cut into tokens, as the ``tokenizers`` library takes them.
+"""Steps that change a text before it is cut into tokens, as in the ``tokenizers`` library.
 
 Goes in: the steps of a tokenizer.json's normalizer. Comes out: functions from text to text, or an
 error that names the step that cannot be expressed. Follows tokenizers/src/normalizers of
-https://github.com/huggingface/tokenizers. Characters that came to Unicode later than one library's
-tables, and not the other's, may differ.
+https://github.com/huggingface/tokenizers. Characters that are in one library's Unicode tables
+but too new for the other's may differ.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _Form = Literal["NFC", "NFD", "NFKC", "NFKD"]
 
 FORMS: tuple[_Form, ...] = ("NFC", "NFD", "NFKC", "NFKD")
 MOST_STEPS = 64
-#: Characters of a text that a step puts in, and of a pattern.
+#: Most characters of a text that a step inserts, and of a pattern.
 _LONGEST_TEXT = 256
 
-#: Unicode's White_Space, which is what Rust strips; Python's counts four separators besides.
+#: Unicode's White_Space, which is what Rust strips; Python's has four more separators.
 WHITE_SPACE = (
     "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009"
     "\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -52,14 +52,14 @@ def read_steps(text: str) -> tuple[Step, ...]:
     """The steps of a JSON list, each as tokenizer.json has it.
 
     Raises:
-        ValueError: it is malformed, or a step is not known.
+        ValueError: it is malformed, or a step is unknown.
     """
     try:
         entries = json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(entries, list) or len(entries) > MOST_STEPS:
-        raise ValueError(f"no list of up to {MOST_STEPS} steps")
+        raise ValueError(f"not a list of up to {MOST_STEPS} steps")
     return tuple(map(read_step, entries))
 
 
@@ -67,7 +67,7 @@ def read_step(entry: Any) -> Step:
     """One step.
 
     Raises:
-        ValueError: it is not known; the message names it.
+        ValueError: it is unknown; the message names it.
     """
     kind = entry.get("type") if isinstance(entry, dict) else entry
     match entry:
@@ -103,7 +103,7 @@ def is_form(entry: Any) -> bool:
 
 
 def lower(text: str) -> str:
-    """Lower case letter by letter: a final sigma is no other than the rest."""
+    """Lower case letter by letter: a final sigma is treated like any other."""
     return "".join(letter.lower() for letter in text)
 
 
@@ -138,10 +138,10 @@ def _strip_accents(text: str) -> str:
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
-    """A pattern as Python's.
+    """A pattern for Python's ``re``.
 
     Raises:
-        ValueError: it is not known to mean the same, or would match nothing.
+        ValueError: it may mean something else there, or would match nothing.
     """
     refusal = ValueError(f"the normalizer 'Replace' of the pattern {pattern!r} cannot be expressed")
     written, at, n_unbounded = "", 0, 0
@@ -167,7 +167,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
         found = re.compile(written)
     except (re.error, OverflowError) as error:
         raise refusal from error
-    # one repeat without an end cannot take exponential time
+    # a single unbounded repeat cannot take exponential time
     if n_unbounded > 1 or found.fullmatch(""):
         raise refusal
     return found

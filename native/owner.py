@@ -1,4 +1,4 @@
-"""What every owner of a resource has in common: it is a context manager that closes it."""
+"""The base of every owner of a resource: a context manager that closes it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Owner(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what it owns; a second call does nothing."""
+        """Release what it owns; a second call does nothing."""
 
     def __enter__(self: _Owner) -> _Owner:
         return self

@@ -1,6 +1,6 @@
 """How many threads this process can keep busy: the default of every ``--threads``.
 
-What other programs do to the cores at the moment is in here as well.
+It also says how busy other programs keep the cores.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ _ROOT = Path("/")
 
 
 def usable_cores(root: Path = _ROOT) -> int:
-    """Cores that this process may use, and has the time of; at least 1.
+    """Cores that this process may use, within its quota of time; at least 1.
 
     Processors that share a core (SMT) count as one: a single thread of ours fills its multipliers,
     and two would meet at every barrier. A control group's quota of processor time (``docker run
-    --cpus``) limits the number, rounded down, since a thread that is held back holds up all others.
+    --cpus``) limits the number, rounded down, since a throttled thread holds up all others.
     ``root`` stands in for ``/`` where files are read.
     """
     cores = {_siblings(processor, root) for processor in os.sched_getaffinity(0)}
@@ -27,10 +27,10 @@ def usable_cores(root: Path = _ROOT) -> int:
 
 
 def processors_left(root: Path = _ROOT) -> int | None:
-    """Processors that no other program is computing on at this moment; None if nobody says.
+    """Processors that no other program is using at this moment; None if unknown.
 
-    What counts are the tasks that run or wait for a processor, on the whole machine
-    (``/proc/loadavg``, https://docs.kernel.org/filesystems/proc.html), without our own.
+    Counts the tasks that run or wait for a processor, on the whole machine
+    (``/proc/loadavg``, https://docs.kernel.org/filesystems/proc.html), except our own.
     """
     fields = kernel_text(root / "proc/loadavg").split()
     running, slash, _ = fields[3].partition("/") if len(fields) > 3 else ("", "", "")
@@ -41,10 +41,10 @@ def processors_left(root: Path = _ROOT) -> int | None:
 
 
 def _own_running(root: Path) -> int:
-    """Threads of this process that run, at least the one that asks; idle ones may be spinning."""
+    """Running threads of this process, at least the calling one; idle ones may be spinning."""
     count = 0
     for status in (root / "proc/self/task").glob("*/stat"):
-        # the name, in parentheses, may hold blanks
+        # the name, in parentheses, may contain blanks
         state = kernel_text(status).rpartition(")")[2].split()[:1]
         count += state == ["R"]
     return max(1, count)
@@ -56,7 +56,7 @@ def _siblings(processor: int, root: Path) -> str:
 
 
 def _quota(version: int, folder: Path) -> float | None:
-    """Processors' worth of time that a group may use; None without a limit."""
+    """How many processors' time a group may use; None without a limit."""
     if version == 2:
         quota, _, period = kernel_text(folder / "cpu.max").strip().partition(" ")
     else:

@@ -29,7 +29,7 @@ class QuantizeStats:
     n_not_finite: int = 0
 
     def add(self, other: QuantizeStats) -> None:
-        """Take another block in."""
+        """Add another block's errors."""
         self.n_values += other.n_values
         self.sum_squared_error += other.sum_squared_error
         self.sum_squared_value += other.sum_squared_value
@@ -56,7 +56,7 @@ _REFUSALS = {
 
 
 def best_kernel() -> str:
-    """Which of ``KERNELS`` "best" stands for: "ggml" if the one loaded rounds unlike ours."""
+    """Which of ``KERNELS`` "best" stands for: "ggml" if the loaded ggml rounds unlike ours."""
     return KERNELS[load_library().inferos_best_kernel()]
 
 
@@ -88,14 +88,14 @@ def quantize_rows(
         n_threads: threads to use; they share the rows.
         row_order: (n_rows,) source row of each output row; None for all in order.
         importance: (n_per_row,) weight of each column's squared error.
-        measure: fill the stats, at the price of reading the result back.
+        measure: fill the stats, at the cost of reading the result back.
         kernel: one of ``KERNELS``, for comparison; the bytes are the same.
 
     Returns:
         (n_rows, bytes per row) uint8 and the stats.
 
     Raises:
-        QuantizeError: types, shape or row indices that do not go together, or a kernel that this
+        QuantizeError: types, shape or row indices that do not match, or a kernel that this
             CPU or type does not have.
     """
     source = _check_rows(rows, importance)

@@ -1,4 +1,4 @@
-"""What of a file and of a context truly lies in memory."""
+"""What part of a file and of a context is actually in memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REFUSALS = {
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
-    """Bytes that llama.cpp allocated; ``weights`` count whole, mapped or not."""
+    """Bytes that llama.cpp allocated; ``weights`` count in full, mapped or not."""
 
     weights: int
     kv: int
@@ -47,9 +47,9 @@ def context_buffers(context: Context) -> Buffers:
 
 
 def tells_residency(path: Path) -> bool:
-    """Whether the kernel tells this user which pages of a file are in the page cache.
+    """Whether the kernel shows this user which pages of a file are in the page cache.
 
-    Only those who own the file or may write it: for others every page counts as resident
+    Only its owner and those who may write it: for others every page counts as resident
     (mincore(2)).
 
     Raises:
@@ -61,7 +61,7 @@ def tells_residency(path: Path) -> bool:
 def resident_bytes(path: Path, offset: int = 0, length: int | None = None) -> int:
     """Bytes of a file (or of a part of it) that are in the page cache.
 
-    All of them where :func:`tells_residency` is false.
+    All of them if :func:`tells_residency` is false.
 
     Raises:
         OSError: the file cannot be mapped.
@@ -81,7 +81,7 @@ def resident_bytes(path: Path, offset: int = 0, length: int | None = None) -> in
 
 def peak_rss_bytes() -> int:
     """Largest resident set of this process so far, mapped file pages included."""
-    # getrusage counts what the parent held when it started this process, VmHWM does not
+    # getrusage includes what the parent held when it started this process; VmHWM does not
     with suppress(OSError):
         if held := status_number("VmHWM"):
             return held * 1024

@@ -40,21 +40,21 @@ class Distribution:
         return float(self.p[self.ids == token].sum())
 
     def draw(self, uniform: float) -> int:
-        """The token at a place of the unit interval."""
+        """The token at a point of the unit interval."""
         at = int(np.searchsorted(np.cumsum(self.p), uniform * float(self.p.sum()), side="right"))
         return int(self.ids[min(at, len(self.ids) - 1)])
 
     def without(self, other: Distribution) -> Distribution:
-        """What remains of it where ``other`` is taken off and what falls below zero left out.
+        """What remains after subtracting ``other`` and dropping what falls below zero.
 
-        The residual of speculative sampling, ``max(0, p - q)`` made a distribution (Leviathan et
+        The residual of speculative sampling, ``max(0, p - q)`` normalized (Leviathan et
         al. 2023, https://arxiv.org/abs/2211.17192, section 2.3).
         """
         order = np.argsort(other.ids)
         at = order[np.searchsorted(other.ids, self.ids, sorter=order).clip(max=len(order) - 1)]
         rest = np.maximum(self.p - np.where(other.ids[at] == self.ids, other.p[at], 0), 0)
         total = rest.sum()
-        # nothing is left only where both are the same: then a rejection was a rounding error
+        # nothing is left only if both are the same: then a rejection was a rounding error
         return Distribution(self.ids, rest / total) if total > 0 else self
 
 
@@ -110,17 +110,17 @@ class SamplerChain(Owner):
             data=data, size=len(candidates), selected=-1, sorted=False
         )
         llama_cpp.llama_sampler_apply(self._pointer, ctypes.byref(array))
-        # a sampler may have put the candidates elsewhere
+        # a sampler may have moved the candidates elsewhere
         kept = np.ctypeslib.as_array(array.data, (array.size,))
         weights = np.exp(kept["logit"].astype(np.float64) - kept["logit"].max())
         return Distribution(kept["id"].copy(), weights / weights.sum())
 
     def forget(self) -> None:
-        """Forget every token that was accepted."""
+        """Forget all accepted tokens."""
         llama_cpp.llama_sampler_reset(self._pointer)
 
     def penalize(self, token: int) -> None:
-        """Let the penalties count a token that was not drawn: one of the prompt."""
+        """Let the penalties count a token that was not drawn, but is in the prompt."""
         llama_cpp.llama_sampler_accept(self._penalties, token)
 
     def _add(self, sampler: Any) -> None:

@@ -1,6 +1,6 @@
-"""A checked JSON schema in the form in which llguidance enforces it exactly.
+"""A checked JSON schema in the form that llguidance enforces exactly.
 
-In: a schema of :mod:`.json_schema`. Out: one whose texts are all valid by the first.
+In: a schema of :mod:`.json_schema`. Out: one whose texts all follow the first.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from typing import Any
 
 from .json_schema import NAMED, REMARKS, SUBSCHEMA, SUBSCHEMAS, failure, inner_schemas, referred
 
-#: Keywords by which a schema holds together with others.
+#: Keywords that combine a schema with others.
 _COMPOSING = frozenset({"allOf", "anyOf", "oneOf", "$ref"})
-#: What asks for nothing, as it is when a schema was checked.
+#: Keywords that require nothing once a schema has been checked.
 _LEFT_OUT = frozenset({"$schema", "$id", "uniqueItems"})
 
 
 def exact_form(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema as llguidance takes it.
+    """The schema in llguidance's form.
 
     Raises:
-        GrammarError: no text that follows it has an end.
+        GrammarError: no finite text follows it.
     """
     _check_ends(schema)
     definitions = _has_composed_reference(schema, composed=False)
@@ -33,7 +33,7 @@ def exact_form(schema: dict[str, Any]) -> dict[str, Any]:
 def parts(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The schema and those within it, each with its place, the innermost first."""
     found: list[tuple[str, Any]] = [("", schema)]
-    for place, one in found:  # which grows meanwhile
+    for place, one in found:  # grows while being read
         if isinstance(one, dict):
             for key, value in one.items():
                 found.extend(inner_schemas(f"{place}/{key}", key, value))
@@ -41,10 +41,10 @@ def parts(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _include_limits(schema: dict[str, Any]) -> None:
-    """Write limits that are left out themselves as ones that are not.
+    """Write exclusive limits as inclusive ones.
 
-    llguidance 1.9.1 takes 37 for a number above 37 and below 37.5. A whole number has a next one;
-    of others those within a billionth of the limit are lost.
+    llguidance 1.9.1 accepts 37 as a number above 37 and below 37.5. A whole number has a next one;
+    of other numbers, those within a billionth of the limit are lost.
     """
     whole = schema.get("type") == "integer"
     for key, other, up in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
@@ -60,7 +60,7 @@ def _include_limits(schema: dict[str, Any]) -> None:
 
 
 def _musts(schema: dict[str, Any], root: Any) -> Iterator[Any]:
-    """The schemas that some part of every text of this one follows."""
+    """The schemas that some part of every text of this one must follow."""
     if "$ref" in schema:
         yield referred(root, schema["$ref"])
     yield from schema.get("allOf", ())
@@ -78,10 +78,10 @@ def _musts(schema: dict[str, Any], root: Any) -> Iterator[Any]:
 
 
 def _check_ends(root: dict[str, Any]) -> None:
-    """Find a schema whose texts must hold a text of the same schema, without end."""
+    """Find a schema whose texts must endlessly contain texts of the same schema."""
     done: set[int] = set()
     for place, start in parts(root):
-        # the way here, each step with what is to be followed from it
+        # the path so far, each step with what remains to follow from it
         way: list[tuple[int, Iterator[Any]]] = [(id(start), _musts(start, root))]
         on_way = {id(start)}
         while way:
@@ -90,7 +90,7 @@ def _check_ends(root: dict[str, Any]) -> None:
                 done.add(way[-1][0])
                 on_way.discard(way.pop()[0])
             elif id(step) in on_way:
-                raise failure(place, "it leads back to itself, so that no text of it ever ends")
+                raise failure(place, "it leads back to itself, so no text of it ever ends")
             else:
                 on_way.add(id(step))
                 way.append((id(step), _musts(step, root)))
@@ -101,7 +101,7 @@ def _siblings(schema: dict[str, Any]) -> set[str]:
 
 
 def _is_composed(schema: dict[str, Any], key: str, composed: bool) -> bool:
-    """Whether what stands behind a keyword holds together with other schemas."""
+    """Whether a keyword's value is combined with other schemas."""
     if key in ("$defs", "definitions"):
         return False
     if key == "oneOf" or (key == "allOf" and len(schema[key]) > 1):
@@ -112,7 +112,7 @@ def _is_composed(schema: dict[str, Any], key: str, composed: bool) -> bool:
 
 
 def _has_composed_reference(schema: Any, *, composed: bool) -> bool:
-    """Whether some ``$ref`` holds together with other keywords or schemas."""
+    """Whether some ``$ref`` is combined with other keywords or schemas."""
     if not isinstance(schema, dict):
         return False
     if "$ref" in schema and (composed or len(_siblings(schema)) > 1):
@@ -125,11 +125,10 @@ def _has_composed_reference(schema: Any, *, composed: bool) -> bool:
 
 
 def _closed(schema: Any, *, composed: bool, definitions: bool) -> Any:
-    """The schema in which an object has the properties that are listed, and no others.
+    """The schema with objects limited to their listed properties.
 
-    Where a schema does not say that there are others, there need not be any; a model would go on
-    with them. A schema that holds together with others stays as it is: it may be meant for the
-    properties of those.
+    If a schema does not mention others, none are needed, and a model would go on adding them. A
+    schema that is combined with others stays as it is: it may be about their properties.
     """
     if not isinstance(schema, dict):
         return schema

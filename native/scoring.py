@@ -1,7 +1,7 @@
-"""How well a model predicts a text, and how far another is from it: perplexity and KL divergence.
+"""How well a model predicts a text, and how far another is from it: perplexity, KL divergence.
 
 Goes in: loaded models and tokens. Comes out: records of figures. Logits are scored batch by batch,
-so that memory does not grow with the text, nor beyond two batches with the vocabulary.
+so that memory does not grow with the text, and holds at most two batches of logits.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class WindowSettings:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model and the cache that it runs with."""
+    """A model and the cache it runs with."""
 
     model: LlamaModel
     type_k: str = "f16"
@@ -91,10 +91,10 @@ class Perplexity:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """A candidate against a reference, token by token.
+    """A candidate compared with a reference, token by token.
 
     ``kl`` (n_tokens,) is KL(reference || candidate) in nats, ``same_top`` (n_tokens,) whether both
-    find the same token likeliest.
+    have the same likeliest token.
     """
 
     reference: Perplexity
@@ -114,7 +114,7 @@ class Divergence:
 
     @property
     def p99_kl(self) -> float:
-        """99 of 100 tokens diverge less."""
+        """The divergence that 99 of 100 tokens stay below."""
         return float(np.quantile(self.kl, 0.99))
 
     @property
@@ -128,7 +128,7 @@ def cut_windows(
 ) -> NDArray[np.int32]:
     """Cut tokens into (n_windows, n_ctx), as llama-imatrix and llama-perplexity do.
 
-    A last piece that does not fill a window is left out; where the model wants a token before a
+    A last piece that does not fill a window is left out; if the model wants a token before a
     text, it replaces the first one of every window.
 
     Raises:
@@ -158,7 +158,7 @@ def cut_windows(
 
 
 def evaluation_batch(n_vocab: int, n_ctx: int) -> int:
-    """Tokens of a batch that keeps the logits of all of them in bounded memory."""
+    """Tokens per batch such that the logits of all of them stay in bounded memory."""
     batch = _LOGIT_BYTES // (4 * n_vocab) // 32 * 32
     return min(n_ctx, max(_SMALLEST_BATCH, min(batch, _LARGEST_BATCH)))
 
@@ -181,7 +181,7 @@ def decode_window(
     """Decode one window into each context, a batch at a time, from an empty cache.
 
     Yields:
-        After each batch that has them: the position of the first row of logits, and how many.
+        After each batch with logits: the position of the first row of logits, and how many.
     """
     step = min(context.n_batch for context in contexts)
     for context in contexts:
@@ -210,7 +210,7 @@ def evaluate_perplexity(
         progress: called with windows done and in all.
 
     Raises:
-        EvaluateError: see :func:`cut_windows`; or the model computes no numbers.
+        EvaluateError: see :func:`cut_windows`; or the model's results are not finite.
         DecodeError: decoding failed or was interrupted.
     """
     scores = _score([subject], tokens, settings, progress)
@@ -227,7 +227,7 @@ def compare_models(
     """Run two models side by side over a text and compare all their probabilities.
 
     Args:
-        reference: the model to be close to.
+        reference: the model to compare with.
         candidate: the other; its vocabulary must have the same size.
         tokens: the text.
         settings: windows and threads.
@@ -280,7 +280,7 @@ def _score(
     scores = np.concatenate(found)
     for field, model in zip(("reference_log_prob", "candidate_log_prob"), models, strict=False):
         if not np.isfinite(scores[field]).all():
-            raise EvaluateError(f"{model.path.name}: it computes probabilities that are no numbers")
+            raise EvaluateError(f"{model.path.name}: computes probabilities that are not numbers")
     return scores
 
 
@@ -298,7 +298,7 @@ def score_rows(
 
     Args:
         logits: the reference's and, if there is one, the candidate's; (n_rows, n_vocab) each.
-        targets: (n_rows,) the token that truly follows each row.
+        targets: (n_rows,) the actual next token of each row.
         n_threads: threads; they share the rows.
 
     Returns:
@@ -306,7 +306,7 @@ def score_rows(
         ``reference_top``, ``candidate_top``; without a candidate its fields are 0.
 
     Raises:
-        EvaluateError: shapes or tokens that do not go together.
+        EvaluateError: shapes or tokens that do not match.
     """
     rows = [np.ascontiguousarray(one, np.float32) for one in logits]
     wanted = np.ascontiguousarray(targets, np.int32)

@@ -1,4 +1,4 @@
-"""What happens to text before llama.cpp cuts it into tokens, which llama.cpp itself cannot do.
+"""What happens to text before llama.cpp tokenizes it, where llama.cpp itself cannot do it.
 
 Goes in: the keys ``inferos.tokenizer.*`` of a file that infer-os wrote. ``normalizer`` is one
 Unicode normal form, ``normalizers`` a JSON list of steps as tokenizer.json has them; ``lowercase``
@@ -38,7 +38,7 @@ LSTRIP, RSTRIP, SINGLE_WORD, NORMALIZED, SPECIAL = (1 << i for i in range(5))
 class TextRules:
     """A Unicode normal form, and lower case for all but the ``kept`` special tokens.
 
-    ``steps`` go before both. ``prefix_space``: text between added tokens gets a space before it,
+    ``steps`` come before both. ``prefix_space``: text between added tokens gets a space before it,
     unless it begins with one. ``added``: ids and flags of the added tokens.
     """
 
@@ -51,11 +51,11 @@ class TextRules:
 
     @property
     def may_shorten(self) -> bool:
-        """Whether a long text may become a short one, by more than a normal form does."""
+        """Whether text may shrink by more than a normal form shrinks it."""
         return bool(self.steps) or any(flags & (LSTRIP | RSTRIP) for _, flags in self.added)
 
     def apply(self, text: str, *, parse_special: bool) -> str:
-        """The text as the vocabulary wants it, where added tokens are looked for afterwards."""
+        """The text as the vocabulary wants it, if added tokens are looked for afterwards."""
         text = self._steps(text)
         if not self.lowercase:
             return text
@@ -69,7 +69,7 @@ class TextRules:
         """The text as the vocabulary wants it: one without added tokens, or one token's.
 
         Raises:
-            ModelLoadError: the file's steps make far too much of it.
+            ModelLoadError: the file's steps make the text far too long.
         """
         text = self._steps(text)
         return lower(text) if self.lowercase else text
@@ -89,10 +89,10 @@ class TextRules:
 
 
 def read_text_rules(header: GgufHeader) -> TextRules:
-    """The rules that a file of ours states.
+    """The rules stated in one of our files.
 
     Raises:
-        GgufError: an unknown normal form or step, or added tokens that are not there.
+        GgufError: an unknown normal form or step, or added tokens that do not exist.
     """
     metadata = header.metadata
     lowercase = metadata.get(LOWERCASE_KEY) is True
@@ -106,7 +106,7 @@ def read_text_rules(header: GgufHeader) -> TextRules:
         raise _bad(header, f"the normalizer {normalizer!r} is unknown")
     steps = metadata.get(NORMALIZERS_KEY, "[]")
     if not isinstance(steps, str) or len(steps) > _LARGEST_RULES:
-        raise _bad(header, f"{NORMALIZERS_KEY} is no text of up to {_LARGEST_RULES} characters")
+        raise _bad(header, f"{NORMALIZERS_KEY} is not a text of up to {_LARGEST_RULES} characters")
     try:
         read = read_steps(steps)
     except ValueError as error:
@@ -121,13 +121,13 @@ def read_text_rules(header: GgufHeader) -> TextRules:
 
 
 def _numbers(header: GgufHeader, key: str) -> list[int]:
-    """The values of an array; the arrays of ids and of flags are of one length."""
+    """The values of an array; the arrays of ids and of flags have the same length."""
     value = header.metadata.get(key)
     other = header.metadata.get(ADDED_IDS_KEY)
     if value is None and other is None:
         return []
     if not isinstance(value, GgufArray) or value.type != _I32 or not isinstance(other, GgufArray):
-        raise _bad(header, f"{key} is no array of whole numbers")
+        raise _bad(header, f"{key} is not an array of whole numbers")
     if len(value) != len(other):
         raise _bad(header, f"{key} has {len(value)} values for {len(other)} tokens")
     return list(value)

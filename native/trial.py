@@ -1,8 +1,8 @@
-"""Load a model in a child process first, where an assertion of llama.cpp's ends only the child.
+"""Load a model in a child process first, where a failed llama.cpp assertion ends only the child.
 
-For files that the header check does not know in full: other graphs than those that infer-os
+For files that the header check does not cover in full: graphs other than those that infer-os
 converts to, and models in several parts. The child maps the file and computes a token, so what it
-reads is in the page cache when the model is loaded in earnest.
+reads is in the page cache when the model is actually loaded.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _CODE = "import sys; from infer_os.native.trial import main; main(sys.argv[1], s
 _N_CTX = 64
 _LONGEST_LINE = 200
 
-#: Files that passed, by place and state: a command loads some of them twice.
+#: Files that passed, by path and state: a command loads some of them twice.
 _passed: set[tuple[object, ...]] = set()
 
 
 def try_in_child(path: Path, *, vocab_only: bool) -> None:
     """Load the file, and compute one token, in a child process.
 
-    What llama.cpp refuses by itself is not an error here: loading says why.
+    What llama.cpp properly refuses is not an error here: loading will say why.
 
     Raises:
         ModelLoadError: llama.cpp ends the process on the file.
@@ -63,7 +63,7 @@ def _last_words(stderr: bytes, number: int) -> str:
 
 
 def main(path: str, vocab_only: bool) -> None:
-    """The child: load, tokenize, compute a token. Ends by a signal where llama.cpp asserts."""
+    """The child: load, tokenize, compute a token. Ends by a signal if llama.cpp asserts."""
     import llama_cpp
 
     llama_cpp.llama_backend_init()

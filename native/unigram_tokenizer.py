@@ -1,8 +1,8 @@
 """Sentencepiece's unigram tokenization with byte fallback, which llama.cpp's lacks.
 
 Goes in: UTF-8 text and the vocabulary of a GGUF file whose tokenizer is "t5". Comes out: token ids.
-llama.cpp takes the same path but writes the unknown token for a character without a piece, where
-sentencepiece writes the pieces of its bytes; :class:`~.model.Vocab` asks here for those texts only.
+llama.cpp finds the same path but writes the unknown token for a character without a piece, where
+sentencepiece writes the pieces of its bytes; :class:`~.model.Vocab` uses this only for such texts.
 Follows ``llm_tokenizer_ugm_session`` in llama.cpp's src/llama-vocab.cpp and, for the fallback,
 ``SentencePieceProcessor::PopulateSentencePieceText`` in sentencepiece.
 """
@@ -27,13 +27,13 @@ _CHARSMAP_KEY = "tokenizer.ggml.precompiled_charsmap"
 class CharsMap:
     """A normalizer's compiled table: text that is replaced, the longest match first.
 
-    A double array of 32-bit units behind its size in bytes (u32), then the replacements, each
-    with a zero byte at its end. Layout: ``PrecompiledCharsMap`` in sentencepiece's
+    Its size in bytes (u32), a double array of 32-bit units, then the replacements, each ending in a
+    zero byte. Layout: ``PrecompiledCharsMap`` in sentencepiece's
     src/normalizer.cc, units as in darts-clone's ``DoubleArrayUnit``.
     """
 
     def __init__(self, data: bytes) -> None:
-        """Take the table apart.
+        """Parse the table.
 
         Raises:
             ValueError: it is malformed.
@@ -105,7 +105,7 @@ def _base(unit: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class UnigramVocabulary:
-    """What a "t5" tokenizer is made of, as GGUF stores it; ``types`` are ``llama_token_type``."""
+    """The data of a "t5" tokenizer as GGUF stores it; ``types`` are ``llama_token_type``."""
 
     tokens: Sequence[str]
     scores: Sequence[float]
@@ -144,7 +144,7 @@ def check_unigram(header: GgufHeader) -> None:
     if charsmap is None:
         return
     if not isinstance(charsmap, GgufArray) or charsmap.type not in (0, 1):
-        raise GgufError(f"{header.path}: {_CHARSMAP_KEY} is no array of bytes")
+        raise GgufError(f"{header.path}: {_CHARSMAP_KEY} is not an array of bytes")
     try:
         CharsMap(bytes(value & 0xFF for value in charsmap))
     except ValueError as error:
@@ -191,7 +191,7 @@ class UnigramTokenizer:
         self._texts = texts
 
     def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
-        """Token ids of a text, nothing added around it."""
+        """Token ids of a text, with nothing added around it."""
         result: list[int] = []
         for part in self._partition(text.encode(), parse_special):
             if isinstance(part, int):

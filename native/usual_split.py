@@ -1,7 +1,7 @@
-"""The split of byte-level text where a GGUF file names none.
+"""The split of byte-level text if a GGUF file names none.
 
 Goes in: a header. Comes out: llama.cpp's name of the split that the models of this graph were
-trained with, and the override that makes llama.cpp take it. By itself it warns and takes its
+trained with, and the override that makes llama.cpp take it. Otherwise llama.cpp warns and takes its
 "default" split (``llama_vocab::impl::load`` in src/llama-vocab.cpp), which cuts numbers and
 punctuation as none of these models do.
 """
@@ -21,7 +21,7 @@ _KEY = "tokenizer.ggml.pre"
 
 
 def usual_split(header: GgufHeader) -> str:
-    """The split to take; "" where the file names one, or needs none, or its graph is not ours."""
+    """The split to take; "" if the file names one, needs none, or its graph is not ours."""
     metadata = header.metadata
     if metadata.get("tokenizer.ggml.model") != "gpt2" or metadata.get(_KEY):
         return ""
@@ -30,7 +30,7 @@ def usual_split(header: GgufHeader) -> str:
 
 
 def split_note(header: GgufHeader, split: str) -> str:
-    """What a user should know of a split that was taken for the file's."""
+    """A note for the user on a split chosen because the file names none."""
     return (
         f"{header.path.name}: it does not say how text is split ({_KEY}); split as {split}, as "
         f"{header.architecture} models are"

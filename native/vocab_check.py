@@ -1,8 +1,8 @@
-"""Check a vocabulary before llama.cpp builds a tokenizer of it.
+"""Check a vocabulary before llama.cpp builds a tokenizer from it.
 
 Follows ``llama_vocab::impl::load`` and ``tokenize`` in llama.cpp's src/llama-vocab.cpp, which
-assert on two tokens of one text and on special tokens that are not there, and throw through the C
-interface where a byte has no token.
+assert on two tokens with the same text and on missing special tokens, and throw through the C
+interface if a byte has no token.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .gguf_file import GgufArray, GgufHeader
 _PREFIX = "tokenizer.ggml."
 #: llama.cpp's tokenizers for these graphs: byte-level BPE, sentencepiece's BPE and its unigram.
 _MODELS = ("gpt2", "llama", "t5")
-#: Splits for text that is not spelled in bytes, or by which llama.cpp tokenizes in another way.
+#: Splits for text that is not byte-level, or with which llama.cpp tokenizes in another way.
 _OTHER_SPLITS = ("gemma4", "granite-embed-multi-311m", "sarvam-moe", "whitespace", "kimi-k2")
 _UNKNOWN, _BYTE = 2, 6
 _BYTE_TOKEN = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
@@ -26,14 +26,14 @@ _MOST_TOKENS = 1 << 24
 _LONGEST_TOKEN = 1 << 16
 _I32, _F32 = 5, 6
 
-#: llama.cpp's ids of the begin, the end and the unknown token where a file names none, and whether
-#: a text gets a begin and an end where a file does not say.
+#: llama.cpp's default ids of the begin, the end and the unknown token, and whether by default a
+#: text gets a begin and an end.
 _DEFAULTS: dict[str, dict[str, int]] = {
     "gpt2": {"bos": 11, "eos": 11, "add_bos": 0, "add_eos": 0},
     "llama": {"bos": 1, "eos": 2, "unknown": 0, "add_bos": 1, "add_eos": 0},
     "t5": {"eos": 1, "unknown": 2, "add_bos": 0, "add_eos": 1},
 }
-#: Splits with which llama.cpp begins a text with its begin token where a file does not say.
+#: Splits with which llama.cpp by default begins a text with its begin token.
 _BEGINNING_SPLITS = (
     "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
     "jina-v5-nano", "tekken", "chameleon",
@@ -115,11 +115,11 @@ def _check_tokens(
 def _check_split(header: GgufHeader) -> None:
     split = header.metadata.get(f"{_PREFIX}pre", "")
     if not isinstance(split, str) or split in _OTHER_SPLITS:
-        raise _bad(header, f"{_PREFIX}pre is {split!r}, which byte-level text is not split by")
+        raise _bad(header, f"{_PREFIX}pre is {split!r}, which is not a split for byte-level text")
 
 
 def _check_added(header: GgufHeader, model: str, n_tokens: int) -> None:
-    """What is added around a text must be there, as must the token for what is unknown."""
+    """The tokens added around a text must exist, as must the unknown token."""
     metadata, defaults = header.metadata, _DEFAULTS[model]
     begins = metadata.get(f"{_PREFIX}pre") in _BEGINNING_SPLITS and model == "gpt2"
     wanted = {
@@ -132,7 +132,7 @@ def _check_added(header: GgufHeader, model: str, n_tokens: int) -> None:
         if not 0 <= given < n_tokens:
             given = defaults.get(name, -1)
         if is_needed and not 0 <= given < n_tokens:
-            use = "what it does not know" if name == "unknown" else "every text"
+            use = "unknown text" if name == "unknown" else "every text"
             raise _bad(
                 header,
                 f"the tokenizer {model!r} writes a token for {use}, but no "

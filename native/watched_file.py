@@ -1,8 +1,8 @@
 """Watch a file that is in use: say when it was cut, overwritten or could not be read.
 
-Weights and checkpoints are mapped: what another program does to the file shows at once, and reading
-what it has cut off would end the process with SIGBUS. A watch turns that into zeros
-(native/src/mapping_guard.cpp) and a complaint, so that whoever read can refuse its result.
+Weights and checkpoints are mapped: changes by another program show at once, and reading a
+part that was cut off would end the process with SIGBUS. A watch turns that into zeros
+(native/src/mapping_guard.cpp) and a complaint, so that the reader can reject the result.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from .owner import Owner
 class WatchedFile(Owner):
     """A file whose content must not change while it is in use. Make it before mapping the file.
 
-    A context manager. Replacing the file by another of its name, or removing it, changes nothing:
-    what is mapped stays.
+    A context manager. Replacing or removing the file changes nothing: what is mapped stays.
     """
 
     def __init__(self, path: Path) -> None:
-        """Begin to watch.
+        """Start watching.
 
         Raises:
             OSError: the file cannot be opened.
@@ -32,7 +31,7 @@ class WatchedFile(Owner):
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._before = os.fstat(self._file)
         library = load_library()
-        # without /proc, or with hundreds of files at once, only its size and time are watched
+        # without /proc, or with hundreds of files at once, only size and time are watched
         self._watch: int = library.inferos_guard_watch(self._file)
         self._damaged = (
             library.inferos_guard_damaged(self._watch).contents
@@ -41,7 +40,7 @@ class WatchedFile(Owner):
         )
 
     def complaint(self) -> str:
-        """What happened to the file since it is watched; empty: nothing. Costs a microsecond."""
+        """What has happened to the file since the start; empty: nothing. Costs a microsecond."""
         if self._file < 0:
             return ""
         now, before = os.fstat(self._file), self._before
@@ -58,14 +57,14 @@ class WatchedFile(Owner):
         return ""
 
     def is_at(self, path: Path) -> bool:
-        """Whether a path leads to the file, or to nothing."""
+        """Whether a path leads to this file, or to nothing."""
         try:
             return os.path.samestat(self._before, path.stat())
         except OSError:
             return True
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

@@ -1,7 +1,7 @@
-"""Check what a program hands to the Python API, before anything is computed.
+"""Check what a program passes to the Python API, before anything is computed.
 
-Goes in: arguments of any type. Comes out: the same, or an error that says which and what was
-expected.
+Goes in: arguments of any type. Comes out: the same, or an error that says which one is wrong and
+what was expected.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _Record = TypeVar("_Record")
 
 
 def record_or(value: object, default: _Record, name: str) -> _Record:
-    """A settings record, or the default where there is None.
+    """A settings record, or the default for None.
 
     Raises:
         SettingsError: it is something else.
@@ -74,10 +74,10 @@ def file_path(value: object, name: str) -> Path:
 
 
 def many(value: Any, name: str) -> Iterable[Any]:
-    """Several prompts or records. One alone would be taken for its letters, or for its keys.
+    """Several prompts or records. A single one would be iterated by its letters or keys.
 
     Raises:
-        PromptError: it is one, or nothing that can be gone through.
+        PromptError: it is a single one, or not iterable.
     """
     if isinstance(value, (str, bytes, Mapping)):
         raise PromptError(f"{name} {_shown(value)}: this is only one; put it in a list")

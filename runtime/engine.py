@@ -1,6 +1,6 @@
 """The engine: a model with one context, and the tokens that its cache holds.
 
-Everything above it speaks to the protocol :class:`~.interface.Engine`.
+Everything above it uses the protocol :class:`~.interface.Engine`.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
     from .speculative.speculation import Speculation
 
-#: Bytes of rows that are held besides the cache while a session is saved.
+#: Bytes of rows held in addition to the cache while a session is saved.
 _SAVED_BATCH = 1 << 20
-#: Of a prompt's tokens, those held in a coarser type than it would get are worth keeping if they
-#: are at least one in so many.
+#: A prompt's tokens that are held in a coarser type than a new prompt would get are kept if they
+#: are at least one in this many.
 _WORTH_KEEPING = 8
 
 
@@ -65,12 +65,12 @@ class LlamaEngine(Owner):
             settings: how.
             progress: called with 0.0 to 1.0 while llama.cpp loads.
             warmed: called with bytes done and in all while the file is prefetched.
-            draft: the shape of a draft model that the plan must have room for, too.
+            draft: the shape of a draft model that the plan must also have room for.
 
         Raises:
             GgufError: the file cannot be used.
             SettingsError: the context is not possible for this model.
-            MemoryShortage: it does not fit, or may not be locked.
+            MemoryShortage: it does not fit, or cannot be locked.
             ModelLoadError: llama.cpp refuses it.
         """
         header = read_model_header(path)
@@ -98,7 +98,7 @@ class LlamaEngine(Owner):
             settings.n_threads, fixed=bool(settings.threads) or not self.rounding.is_own(caches)
         )
         self.vocab = model.vocab
-        # llama.cpp rounds the size of a cache up: what was asked for is the promise
+        # llama.cpp rounds the size of a cache up; only what was asked for is promised
         self.n_ctx = plan.sizes.n_ctx
         self.info = EngineInfo(
             path=path,
@@ -120,7 +120,7 @@ class LlamaEngine(Owner):
 
     @property
     def context(self) -> Context:
-        """The context, for those who read logits."""
+        """The context, for reading logits."""
         return self._cache.context
 
     def new_sampler(self, settings: SamplingSettings) -> LlamaSampler:
@@ -170,9 +170,9 @@ class LlamaEngine(Owner):
         self._cut(0)
 
     def release(self) -> None:
-        """Free the cache and its context, for something else on the same weights.
+        """Free the cache and its context, to use the weights for something else.
 
-        The next prompt makes another, and is computed from its beginning.
+        The next prompt makes a new one, and is computed from its beginning.
         """
         self._drop(RELEASED)
 
@@ -230,14 +230,14 @@ class LlamaEngine(Owner):
                 cache.grow(self._tokens, n_tokens)
             self._stage_end = cache.stage.up_to
         except BaseException as error:
-            # a change of stage that was cut short leaves nothing to rely on
+            # an aborted change of stage leaves nothing to rely on
             cut_short = isinstance(error, Interrupted) or not isinstance(error, Exception)
             self._drop(INTERRUPTED if cut_short else FAILED)
             raise
         return shared
 
     def _drop(self, reason: str) -> None:
-        """Hold nothing, in no context; the next prompt makes one."""
+        """Drop everything with its context; the next prompt makes a new one."""
         self._cache.drop(reason)
         self._tokens.clear()
         self._dirty, self._stage_end = False, 0
@@ -284,13 +284,13 @@ class LlamaEngine(Owner):
         return read_memory_use(self.info.path, self.context, self.vocab.n_tokens, planned)
 
     def close(self) -> None:
-        """Free what guesses, the context, then the model."""
+        """Free the drafters, the context, then the model."""
         if self.speculation is not None:
             self.speculation.close()
         self._owned.close()
 
 
 def _drop_pages(path: Path) -> None:
-    # a file that was deleted meanwhile has no pages to give back
+    # a file deleted in the meantime has no pages to release
     with suppress(OSError):
         drop_pages(path)

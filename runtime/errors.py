@@ -8,12 +8,12 @@ RuntimeFailure
 ├── SessionError    a session file that cannot be written, or must not be continued
 │   └── SessionUnwritten  what was said cannot be kept (while running: exit code 1)
 ├── BenchError      a benchmark that cannot be run, drawn or written
-│   └── ArmDied      a process that is measured ended by itself (exit code 1)
+│   └── ArmDied      a measured process ended by itself (exit code 1)
 ├── ModelBusy       a second generation in the thread that has one under way
 ├── ModelClosed     a model that is used after it was closed
 ├── ClusterError    a cluster that cannot be used, or that failed (while running: exit code 1)
 └── MemoryShortage  a model that does not fit into this machine's memory
-    └── LockShortage  weights that may not be locked
+    └── LockShortage  weights that cannot be locked
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class RuntimeFailure(Error):
 class SettingsError(RuntimeFailure):
     """An option whose value cannot work.
 
-    ``field`` is the setting's name where it is one of a record; the message begins with it then.
-    Elsewhere it is empty.
+    ``field`` is the setting's name if it is a record's; the message then begins with it. Otherwise
+    it is empty.
     """
 
     def __init__(self, message: str, field: str = "") -> None:
@@ -42,7 +42,7 @@ class SettingsError(RuntimeFailure):
         self.field = field
 
     def spelled(self, name: str) -> str:
-        """The message with the field called ``name``, as where it was set."""
+        """The message with the field called ``name``, as in the place where it was set."""
         return f"{name}{str(self).removeprefix(self.field)}" if self.field else str(self)
 
 
@@ -75,13 +75,13 @@ class BenchError(RuntimeFailure):
 
 
 class ArmDied(BenchError):
-    """A process that is measured ended by itself."""
+    """A measured process ended by itself."""
 
     exit_code = 1
 
 
 class ModelBusy(RuntimeFailure):
-    """A generation that would wait for one that its own thread has under way."""
+    """A generation that would wait for another one of its own thread."""
 
 
 class ModelClosed(RuntimeFailure):
@@ -89,6 +89,6 @@ class ModelClosed(RuntimeFailure):
 
 
 class ClusterError(RuntimeFailure):
-    """A cluster, or a node of it, that cannot go on. What was answered before stays."""
+    """A cluster, or a node of it, that cannot go on. Earlier answers stay."""
 
     exit_code: ClassVar[int] = 1

@@ -1,4 +1,4 @@
-"""One generation at a time: other threads wait, the same thread is told that it would wait forever.
+"""One generation at a time: other threads wait; the same thread, which would wait forever, fails.
 
 :class:`Turns` is the rule, :class:`Stream` an iterator that keeps a turn from its first item to its
 end. An engine has one cache, so two generations cannot be interleaved on it.
@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class _Holder:
-    """What is under way, the thread that began it, and how another thread ends it."""
+    """What is running, the thread that began it, and how another thread ends it."""
 
     what: str
     thread: int
@@ -30,7 +30,7 @@ class _Holder:
 
 
 class Turns:
-    """Who may use an engine now. For any number of threads."""
+    """Decides who may use an engine now. For any number of threads."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -42,12 +42,12 @@ class Turns:
         """Be the only one inside; wait while another thread is.
 
         Args:
-            what: what is done, for messages.
+            what: name of the operation, for messages.
             stop: ends it early; called by :meth:`close` in another thread.
 
         Raises:
-            ModelBusy: this thread itself is inside already, so that waiting would never end.
-            ModelClosed: there is nothing to use any more.
+            ModelBusy: this thread is already inside, so waiting would never end.
+            ModelClosed: the model is closed.
         """
         me = threading.get_ident()
         holder = _Holder(what, me, stop)
@@ -70,7 +70,7 @@ class Turns:
                 self._condition.notify_all()
 
     def close(self) -> bool:
-        """Let nobody in any more, and end what is under way; False if that was done before.
+        """Admit nobody from now on, and end what is running; False if already closed.
 
         What another thread computes ends at its next item.
         """
@@ -91,13 +91,13 @@ class Turns:
 
 
 class Stream(Owner, Generic[Item]):
-    """Items as they come, one turn long; may be closed early, and handed to another thread.
+    """Items as they come, within one turn; may be closed early or passed to another thread.
 
-    The turn begins with the first item that is asked for. One that is dropped is closed.
+    The turn begins when the first item is requested. A dropped stream is closed.
     """
 
     def __init__(self, turns: Turns, what: str, items: Generator[Item, None, None]) -> None:
-        # neither refers to the stream itself, so that a dropped one is freed at once
+        # neither refers to the stream itself, so that a dropped stream is freed at once
         me = weakref.ref(self)
 
         def stop() -> None:
@@ -116,7 +116,7 @@ class Stream(Owner, Generic[Item]):
             return next(self._items)
 
     def close(self) -> None:
-        """End it; what another thread is just computing is waited for."""
+        """End it, after waiting for what another thread is computing."""
         with self._lock:
             self._items.close()
 

@@ -1,4 +1,4 @@
-"""An engine without a model: scripted tokens, so that all above it can be tested in no time."""
+"""An engine without a model: scripted tokens, to test quickly all that is built on it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .sampler import Sampler
 from .settings import SamplingSettings
 from .speculative.speculation import Speculation
 
-#: Token that ends a generation, and how it is spelled.
+#: The token that ends a generation, and its spelling.
 END = 256
 END_TEXT = "<|endoftext|>"
 
@@ -33,7 +33,7 @@ class ByteVocabulary:
     def tokenize(
         self, text: str | bytes, *, add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
-        """The text's UTF-8 bytes, and its end tokens where special tokens are read."""
+        """The text's UTF-8 bytes, and its end tokens if special tokens are read."""
         data = text.encode() if isinstance(text, str) else text
         parts = data.split(END_TEXT.encode()) if parse_special else [data]
         tokens = list(parts[0])
@@ -64,7 +64,7 @@ class ByteVocabulary:
 
 
 class FakeSampler:
-    """Takes what the script says."""
+    """Draws what the script says."""
 
     def __init__(self) -> None:
         self.remembered: list[int] = []
@@ -82,7 +82,7 @@ class FakeSampler:
 
 
 class FakeFilter:
-    """Leaves every token that a row of logits has."""
+    """Keeps every token of a row of logits."""
 
     def begin(self, tokens: Sequence[int]) -> None:
         """Nothing is remembered."""
@@ -110,7 +110,7 @@ class FakeEngine:
     ) -> None:
         self._script = script
         self._tokens: list[int] = []
-        # the tokens that each row of logits has behind it
+        # for each row of logits, the tokens before it
         self._rows: list[list[int]] = []
         self.speculation: Speculation | None = None
         self.vocab = ByteVocabulary()
@@ -149,7 +149,7 @@ class FakeEngine:
         return self.n_ctx
 
     def new_filter(self, settings: SamplingSettings) -> FakeFilter:
-        """A filter that leaves what the script says."""
+        """A filter that keeps what the script says."""
         return FakeFilter()
 
     def step(self, token: int) -> None:

@@ -1,4 +1,4 @@
-"""Generate in four thin layers: tokens, text, one string; the terminal is the caller's."""
+"""Generate in four thin layers: tokens, text, one string; the terminal is up to the caller."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Timings:
 
 @dataclass(slots=True)
 class Generation:
-    """A generation under way: what it has drawn, what it cost, why it ended."""
+    """A generation in progress: what it has drawn, what it cost, why it ended."""
 
     tokens: list[int] = field(default_factory=list)
     timings: Timings = field(default_factory=Timings)
@@ -77,7 +77,7 @@ class TokenSource(Protocol):
         ...
 
     def first(self) -> int:
-        """The token behind the prompt."""
+        """The token after the prompt."""
         ...
 
     def advance(self, token: int, limit: int) -> list[int]:
@@ -116,7 +116,7 @@ class PlainSource:
 
 
 def token_source(engine: Engine, sampling: SamplingSettings) -> TokenSource:
-    """How an engine generates: with guesses, if it has something to guess with."""
+    """How an engine generates: with guesses, if it has drafters."""
     if engine.speculation is not None:
         return SpeculativeSource(engine, engine.speculation, sampling)
     return PlainSource(engine, engine.new_sampler(sampling))
@@ -127,8 +127,8 @@ def stream_tokens(
 ) -> Iterator[int]:
     """Token loop: feed the prompt, then draw and append until something ends it.
 
-    Yields every drawn token but the end of text. ``state`` is filled on the way and tells, after
-    the last token, why it ended (None if the caller stopped asking).
+    Yields every drawn token but the end of text. ``state`` is filled on the way and says, after the
+    last token, why it ended (None if the caller stopped asking).
     """
     timings = state.timings
     started = time.perf_counter()
@@ -156,7 +156,7 @@ def stream_tokens(
                 state.finish_reason = FinishReason.CONTEXT
                 return
             held += 1
-        # behind the token that is appended, the context has room for so many
+        # after the appended token, the context has room for this many
         drawn = advance(token, min(max_tokens - len(state.tokens), n_ctx - held + 1))
 
 
@@ -167,7 +167,7 @@ def stream_text(
     stop: StopSettings,
     state: Generation,
 ) -> Generator[str, None, None]:
-    """Text loop: whole characters, nothing of a stop string, Ctrl-C as an ordinary end."""
+    """Text loop: whole characters, no part of a stop string, Ctrl-C as an ordinary end."""
     text = TextStream(stop.strings)
     source = token_source(engine, sampling)
     try:

@@ -1,6 +1,6 @@
 """What a model is to everything above it: a vocabulary, an engine, and what was loaded.
 
-The token loop, text and sessions speak to :class:`Engine`, so that :class:`~.fake.FakeEngine` can
+The token loop, text and sessions use :class:`Engine`, so that :class:`~.fake.FakeEngine` can
 stand in for a model.
 """
 
@@ -37,7 +37,7 @@ class Vocabulary(Protocol):
         ...
 
     def fewest_tokens(self, text: str | bytes, most: int) -> int:
-        """How many tokens a text has at least, if those are more than ``most``; else 0."""
+        """A lower bound on a text's tokens, if it is above ``most``; else 0."""
         ...
 
     def piece(self, token: int) -> bytes:
@@ -49,17 +49,17 @@ class Vocabulary(Protocol):
         ...
 
     def special_texts(self) -> Sequence[str]:
-        """Every special token, as it is spelled."""
+        """The spelling of every special token."""
         ...
 
     def special_text(self, name: str) -> str:
-        """How the "bos", "eos", "unk", "pad", "sep", "cls" or "mask" token is spelled, or ""."""
+        """The spelling of the "bos", "eos", "unk", "pad", "sep", "cls" or "mask" token, or ""."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What was loaded, by which plan. ``notes`` are warnings for the user.
+    """What was loaded, and by which plan. ``notes`` are warnings for the user.
 
     ``style`` names the prompt style of the model.
     """
@@ -103,7 +103,7 @@ class Engine(Protocol):
     def feed(self, tokens: Sequence[int]) -> int:
         """Make the cache hold exactly ``tokens`` and compute the last one's logits.
 
-        What it shares with the tokens held so far is kept. Returns the number computed.
+        The prefix shared with the tokens held so far is kept. Returns the number computed.
 
         Raises:
             PromptError: no tokens, or more than the context holds.
@@ -121,7 +121,7 @@ class Engine(Protocol):
 
     @property
     def speculation(self) -> Speculation | None:
-        """What guesses tokens for it, if anything does."""
+        """What guesses its tokens, if anything does."""
         ...
 
     def new_filter(self, settings: SamplingSettings) -> TokenFilter:
@@ -149,13 +149,13 @@ class Engine(Protocol):
         ...
 
     def export_rows(self, n_tokens: int) -> tuple[KvFormat, Iterator[SavedRows]]:
-        """How the cache stores rows, and those of its first tokens, a few at a time."""
+        """The cache's row format, and the rows of its first tokens, a few at a time."""
         ...
 
     def restore(self, tokens: Sequence[int], form: KvFormat, batches: Iterator[SavedRows]) -> None:
         """Hold ``tokens``, whose rows a cache of that format exported.
 
-        Rows in other types than this cache's are re-encoded. Rows that do not fit are not used:
+        Rows in types other than this cache's are re-encoded. Rows that do not fit are not used:
         the tokens are computed again, and a note says so.
 
         Raises:
@@ -169,7 +169,7 @@ class Engine(Protocol):
         ...
 
     def take_notes(self) -> tuple[str, ...]:
-        """What happened to the cache since the last call that a user should know."""
+        """What has happened to the cache since the last call that the user should know."""
         ...
 
     def memory(self) -> MemoryUse:
@@ -182,7 +182,7 @@ class Engine(Protocol):
 
 
 def shared_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """Number of leading tokens that both have; by halving, since slices compare in C."""
+    """Number of leading tokens that both share; by bisection, since slices compare in C."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

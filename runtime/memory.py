@@ -1,4 +1,4 @@
-"""What this process holds in memory at the moment, and the most it ever held."""
+"""What this process holds in memory now, and the most it ever held."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read_memory_use(path: Path, context: Context, n_vocab: int, planned: int) ->
         path: the model's file.
         context: its context.
         n_vocab: width of a row of logits.
-        planned: what the plan said.
+        planned: the plan's total.
     """
     buffers = context_buffers(context)
     rss, anonymous, model_pages = parse_smaps(_smaps(), str(path.resolve()))
@@ -87,8 +87,8 @@ def _smaps() -> str:
 
 
 def _cached(path: Path) -> int | None:
-    """None where the kernel does not tell: the file is another user's."""
+    """None if the kernel does not say: the file is another user's."""
     try:
         return resident_bytes(path) if tells_residency(path) else None
-    except OSError:  # deleted meanwhile
+    except OSError:  # deleted in the meantime
         return 0

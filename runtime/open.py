@@ -1,4 +1,4 @@
-"""Open a model as the settings say: alone, or with what guesses its tokens."""
+"""Open a model as the settings say: alone, or with drafters."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def open_engine(
         settings: how; ``draft`` may be a GGUF file.
         progress: called with 0.0 to 1.0 while llama.cpp loads.
         warmed: called with bytes done and in all while the file is prefetched.
-        cache: a folder that keeps what verifications were measured to cost.
+        cache: a folder that keeps the measured costs of verifications.
 
     Raises:
         GgufError: a file cannot be used.
@@ -61,7 +61,7 @@ def open_engine(
         engine = stack.enter_context(
             LlamaEngine(path, settings, progress=progress, warmed=warmed, draft=header_shape(draft))
         )
-        # the plan of the two was checked; alone, the draft has the target's limit
+        # the plan for both was checked; on its own, the draft has the target's limit
         theirs = replace(
             settings, draft="none", kv="", kv_budget=0, prefetch=False,
             context=min(engine.n_ctx, draft.count("context_length", engine.n_ctx)),
@@ -75,7 +75,7 @@ def open_engine(
 
 
 def _limits(engine: LlamaEngine) -> tuple[str, ...]:
-    """A note where guesses may change the text; see :mod:`.speculative.rounding`."""
+    """A note if guesses could change the text; see :mod:`.speculative.rounding`."""
     plan = engine.info.plan
     stages = plan.schedule.stages if plan else ()
     reasons = (

@@ -4,8 +4,8 @@ The load modes (``--load``), by what they trade:
 
 ======  =====================================================================================
 mmap    the file's own pages: shared between processes, dropped under pressure; plain layout
-fast    private copies in llama.cpp's fastest layout; the file's pages are not kept besides
-locked  the file's own pages, locked: never dropped, as far as RLIMIT_MEMLOCK allows
+fast    private copies in llama.cpp's fastest layout; the file's pages are not also kept
+locked  the file's own pages, locked: never dropped, if RLIMIT_MEMLOCK allows
 direct  private copies in the fastest layout, read past the page cache: other files stay in it
 ======  =====================================================================================
 """
@@ -27,14 +27,14 @@ from .plan.memory_plan import LockShortage
 _CHUNK = 16 << 20
 _READERS = 4
 _CAP_IPC_LOCK = 14  # linux/capability.h
-#: Of what is to be locked, so much may be missing: the file's header is not mapped.
+#: The least share of the weights that must be locked: the file's header is not mapped.
 _LOCKED_SHARE = 0.98
 
 
 def prefetch(path: Path, progress: Callable[[int, int], None] | None = None) -> int:
     """Bring a file into the page cache with several readers; returns the bytes that were read.
 
-    Chunks that are there already cost next to nothing; where the kernel does not tell (see
+    Chunks already there cost next to nothing; if the kernel does not say (see
     :func:`tells_residency`), all are read.
 
     Raises:
@@ -84,7 +84,7 @@ def _read_through(handle: int, offset: int, size: int) -> None:
 
 
 def drop_pages(path: Path) -> int | None:
-    """Take a file's pages out of the page cache; returns the bytes that stay, if it can be known.
+    """Take a file's pages out of the page cache; returns the bytes that stay, if known.
 
     Pages that a process maps, that are locked or not yet written stay: posix_fadvise(2).
 
@@ -100,10 +100,10 @@ def drop_pages(path: Path) -> int | None:
 
 
 def check_lockable(n_bytes: int) -> None:
-    """See that so many bytes may be locked; raises the soft limit as far as the hard one.
+    """Check that ``n_bytes`` can be locked; raises the soft limit up to the hard one.
 
     Raises:
-        LockShortage: they may not; says what would allow it.
+        LockShortage: they cannot; says what would allow it.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     complaint = lock_complaint(n_bytes, locked_bytes(), hard, privileged=_may_lock_anything())
@@ -116,7 +116,7 @@ def check_lockable(n_bytes: int) -> None:
 def lock_complaint(n_bytes: int, locked: int, limit: int, *, privileged: bool) -> str | None:
     """Why ``n_bytes`` more cannot be locked under RLIMIT_MEMLOCK, and what to do; None if they can.
 
-    ``limit`` -1 is no limit, as getrlimit says it; ``privileged`` processes have none.
+    ``limit`` -1 is no limit, as in getrlimit; ``privileged`` processes have none.
     """
     needed = n_bytes + locked
     if privileged or limit < 0 or needed <= limit:
@@ -131,7 +131,7 @@ def lock_complaint(n_bytes: int, locked: int, limit: int, *, privileged: bool) -
 
 
 def check_locked(path: Path, n_bytes: int, before: int) -> None:
-    """See that the load has locked the weights, since llama.cpp only logs it if it could not.
+    """Check that loading has locked the weights, since llama.cpp only logs a failure.
 
     Raises:
         LockShortage: less than the weights is locked.

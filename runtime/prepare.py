@@ -23,7 +23,7 @@ def choose_context(header: GgufHeader, asked: int) -> tuple[int, tuple[str, ...]
     """The context to allocate, and a warning if it is longer than what the model learned.
 
     Raises:
-        GgufError: the file's context length is no number.
+        GgufError: the file's context length is not a number.
         SettingsError: the model has no positions that far.
     """
     trained = header.count("context_length", 2048)
@@ -33,15 +33,15 @@ def choose_context(header: GgufHeader, asked: int) -> tuple[int, tuple[str, ...]
 def plan_file(
     header: GgufHeader, settings: EngineSettings, draft: ModelShape | None = None
 ) -> tuple[Plan, tuple[str, ...]]:
-    """The plan of a file as it is about to be loaded, and warnings for the user.
+    """The plan of a file about to be loaded, and warnings for the user.
 
     Args:
         header: the file's.
         settings: how it is loaded.
-        draft: a draft model that is loaded beside it.
+        draft: a draft model that is loaded with it.
 
     Raises:
-        GgufError: a size in the header that is no number.
+        GgufError: a size in the header that is not a number.
         SettingsError: a context or a cache that is not possible for this model.
         MemoryShortage: it does not fit into ``--memory``, or into what is available.
     """
@@ -76,7 +76,7 @@ def load_model(
         warmed: called with bytes done and in all while the file is prefetched.
 
     Raises:
-        LockShortage: the weights may not be locked, or could not be.
+        LockShortage: the weights cannot be locked.
         ModelLoadError: llama.cpp refuses the file.
     """
     locked = settings.load == "locked"
@@ -90,7 +90,7 @@ def load_model(
     try:
         if locked:
             check_locked(path, n_bytes, before)
-        # copies are made: the file itself is not needed any more
+        # copies are made: the file itself is no longer needed
         if settings.drop_pages and settings.load == "fast":
             drop_pages(path)
     except BaseException:

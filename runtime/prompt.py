@@ -1,7 +1,7 @@
-"""Prompts: read from a file or a pipe, and as tokens, none of it further than a context reaches.
+"""Prompts: read from a file or a pipe and tokenized, no further than a context reaches.
 
-In: text of any length, of a stream that may have no end. Out: its bytes or tokens, or one error: a
-text that no context holds is neither read nor tokenized whole.
+In: text of any length, from a stream that may be endless. Out: its bytes or tokens, or one error: a
+text too long for any context is neither read nor tokenized whole.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def tokenize(vocab: Vocabulary, text: str | bytes, n_ctx: int) -> list[int]:
 
 
 def check_length(vocab: Vocabulary, n_ctx: int, what: str, *texts: str | bytes) -> None:
-    """Refuse what must be too long, before it is tokenized. What passes may be too long still.
+    """Refuse what must be too long, before it is tokenized. What passes may still be too long.
 
     Raises:
         PromptError: the texts have far more tokens than the context holds; ``what`` names them.

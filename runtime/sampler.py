@@ -21,7 +21,7 @@ class Sampler(Protocol):
     """Draws tokens and remembers what was drawn."""
 
     def draw(self, source: Any, row: int = -1) -> int:
-        """Draw from a row of the logits that the engine hands over; -1 is the last."""
+        """Draw from a row of the engine's logits; -1 is the last."""
         ...
 
     def remember(self, tokens: Iterable[int]) -> None:
@@ -34,14 +34,14 @@ class Sampler(Protocol):
 
 
 class TokenFilter(Protocol):
-    """What the settings leave of a row of logits, before anything is drawn."""
+    """What the settings leave of a row of logits before a draw."""
 
     def begin(self, tokens: Sequence[int]) -> None:
-        """The text so far is this, for the repetition penalty."""
+        """Set the text so far, for the repetition penalty."""
         ...
 
     def accept(self, token: int) -> None:
-        """The text has one more token."""
+        """Append a token to the text."""
         ...
 
     def distribution(self, logits: NDArray[np.float32]) -> Distribution:
@@ -68,7 +68,7 @@ class LlamaSampler:
 
     @property
     def chain(self) -> SamplerChain:
-        """The chain, for those who draw from other contexts."""
+        """The chain, to draw from other contexts."""
         return self._chain
 
     def draw(self, source: Context, row: int = -1) -> int:
@@ -100,7 +100,7 @@ class LlamaSampler:
 
 
 class LlamaFilter:
-    """The same without the draw. Without a ``vocab`` no constraint is followed."""
+    """The same without the draw. Without a ``vocab``, constraints are ignored."""
 
     def __init__(
         self, settings: SamplingSettings, n_vocab: int, vocab: Vocab | None = None
@@ -139,7 +139,7 @@ class LlamaFilter:
 
 
 def new_constraint(settings: SamplingSettings, vocab: Vocab) -> TokenConstraint | None:
-    """What the settings hold a text to, at its beginning.
+    """The settings' constraint, at the beginning of a text.
 
     Raises:
         GrammarError: it cannot be followed with this vocabulary.
@@ -148,7 +148,7 @@ def new_constraint(settings: SamplingSettings, vocab: Vocab) -> TokenConstraint 
 
 
 def add_filters(chain: SamplerChain, settings: SamplingSettings, n_vocab: int) -> None:
-    """Everything before the draw; at temperature 0 only what changes which token is likeliest."""
+    """Everything before the draw; at temperature 0 only what can change the likeliest token."""
     if settings.penalizes:
         chain.add_penalties(n_vocab, settings.repeat_last_n, settings.repeat_penalty)
     if settings.temperature == 0:

@@ -28,7 +28,7 @@ from .errors import SettingsError
 
 Value = TypeVar("Value")
 
-#: A seed that stands for a random one, and a number of tokens that is not limited: llama.cpp's.
+#: llama.cpp's signs for a random seed and for an unlimited number of tokens.
 RANDOM_SEED = NO_LIMIT = -1
 # the largest 32-bit value is llama.cpp's own sign for "choose one"
 _MOST_SEED = 0xFFFFFFFF - 1
@@ -95,7 +95,7 @@ def _check_constraint(given: tuple[tuple[str, str], ...]) -> None:
         raise SettingsError(f"{' and '.join(kind for kind, _ in given)}: give one of them")
     for kind, value in given:
         from infer_os.native.errors import GrammarError
-        from infer_os.native.grammar import compiled  # settings alone load nothing
+        from infer_os.native.grammar import compiled  # only needed here: settings load nothing
 
         try:
             compiled(kind, value)
@@ -119,7 +119,7 @@ class SamplingSettings:
     # llama.cpp computes in float32 and counts in int32: what those cannot hold is refused
     temperature: float = _setting(
         0.8, number(lambda t: t == 0 or 1e-3 <= t <= 1e3, "0 (the likeliest), or 0.001 to 1000"),
-        "T", "0 takes the likeliest token; more, bolder.",
+        "T", "0 takes the likeliest token; higher: bolder.",
     )  # fmt: skip
     top_k: int = _setting(
         40, whole(0, MOST_INT32, f"0 (off) to {MOST_INT32}"),
@@ -131,7 +131,7 @@ class SamplingSettings:
     )  # fmt: skip
     min_p: float = _setting(
         0.05, number(lambda p: 0 <= p < 1, "0 (off) to less than 1"),
-        "P", "Leave out what is less than P times the likeliest; 0 is off.", off=0,
+        "P", "Drop tokens below P times the likeliest's probability; 0 is off.", off=0,
     )  # fmt: skip
     repeat_penalty: float = _setting(
         1.0, number(lambda r: 0.001 <= r <= 1000, "0.001 to 1000; 1 is off"),
@@ -143,18 +143,18 @@ class SamplingSettings:
     )  # fmt: skip
     seed: int | None = _setting(
         None, whole(RANDOM_SEED, _MOST_SEED, f"0 to {_MOST_SEED}, or -1 (a random one)").or_none(),
-        "S", "Makes a run repeatable; -1 is a random one.",
+        "S", "Makes a run repeatable; -1 picks a random one.",
         unset="random", default_text="a random one",
     )  # fmt: skip
     grammar: str = _setting(
         "", text(), "FILE|TEXT",
-        "A grammar (GBNF) that the text must follow; docs/constraints.md has more.", unset="none",
+        "A grammar (GBNF) that the text must follow; see docs/constraints.md.", unset="none",
     )  # fmt: skip
     json_schema: str = _setting(
         "", text(), "FILE|TEXT", "A JSON schema that the text must follow.", unset="none"
     )
     regex: str = _setting(
-        "", text(), "TEXT", "A regular expression that all of the text must match.", unset="none"
+        "", text(), "TEXT", "A regular expression that the whole text must match.", unset="none"
     )
 
     def __post_init__(self) -> None:
@@ -166,13 +166,13 @@ class SamplingSettings:
 
     @property
     def constraints(self) -> tuple[tuple[str, str], ...]:
-        """What the text must follow: names of settings with their texts, those that are given."""
+        """What the text must follow: the given settings' names and texts."""
         given = ((name, getattr(self, name)) for name in CONSTRAINTS)
         return tuple((kind, text) for kind, text in given if text)
 
     @property
     def constraint(self) -> tuple[str, str] | None:
-        """The one of them that is given, or None."""
+        """The one that is given, or None."""
         return next(iter(self.constraints), None)
 
     @property
@@ -205,9 +205,9 @@ SAMPLER_NUMBERS = tuple(
 
 
 class Extra(Enum):
-    """What a process does besides running a model; :mod:`.plan.use` has the bytes.
+    """What a process does apart from running a model; :mod:`.plan.use` has the bytes.
 
-    The work that a command does is known before its model is loaded, and belongs to its plan.
+    A command's work is known before its model is loaded, and is part of its plan.
     """
 
     CONVERSION = "conversion"
@@ -228,9 +228,9 @@ class Extra(Enum):
         return self in (Extra.CONVERSION, Extra.DOWNLOAD)
 
 
-#: Guesses that a round of speculative decoding can have.
+#: Most guesses of a round of speculative decoding.
 MOST_GUESSES = 31
-#: ``--load``; :mod:`.pages` says what each trades.
+#: ``--load``; :mod:`.pages` describes the trade-offs.
 LOADS = ("mmap", "fast", "locked", "direct")
 MOST_THREADS = 512
 _ENGINE = {
@@ -254,11 +254,11 @@ class EngineSettings:
     """How a model is loaded. ``context`` 0 takes what it was trained for, at most 4096 tokens.
 
     ``kv`` is empty (F16 throughout), ``auto`` or a SPEC of :mod:`.kv.schedule`; ``kv_budget`` is in
-    bytes, 0 for none. ``memory`` is what everything may take in bytes, 0 for what there is now.
+    bytes, 0 for none. ``memory`` is the limit for everything in bytes, 0 for what is available now.
     ``draft`` is ``none``, ``lookup`` or the GGUF file of a draft model, of whose guesses at most
     ``draft_max`` are verified at once.
-    ``native`` lets our own kernels compute what they compute faster than llama.cpp's. ``threads`` 0
-    takes one per usable core. ``extras`` are what else the process does, for the plan.
+    ``native`` uses our own kernels where they are faster than llama.cpp's. ``threads`` 0
+    takes one per usable core. ``extras`` is what else the process does, for the plan.
 
     Raises:
         SettingsError: a value of another type or out of its range, or two that do not go together.
@@ -292,12 +292,12 @@ class EngineSettings:
 
     @property
     def n_outputs(self) -> int:
-        """Rows of logits of a batch: of a round of guesses, or one."""
+        """Rows of logits of a batch: those of a round of guesses, or one."""
         return 1 if self.draft == "none" else self.draft_max + 1
 
     @property
     def n_threads(self) -> int:
-        """Threads: as asked, else one per usable core."""
+        """Threads: as requested, else one per usable core."""
         from infer_os.native.processors import usable_cores  # settings alone load no C
 
         return self.threads or usable_cores()
@@ -313,9 +313,9 @@ _STOPS = {
 
 @dataclass(frozen=True, slots=True)
 class StopSettings:
-    """When a generation ends, besides the model's own end of text.
+    """When a generation ends, apart from the model's own end of text.
 
-    After ``max_tokens``, of which -1 sets no limit but the context; before one of ``strings``.
+    After ``max_tokens`` (-1: only the context limits them); before one of ``strings``.
 
     Raises:
         SettingsError: a value of another type, or out of its range.
@@ -339,7 +339,7 @@ CHAT_STOPS = StopSettings(256)
 
 
 def check_style(style: str) -> None:
-    """Find a style that no model has; an empty one is the model's own.
+    """Refuse an unknown style; an empty one is the model's own.
 
     Raises:
         SettingsError: there is no such style.

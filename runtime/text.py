@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 class TextStream:
     """Turns pieces into text as soon as it is certain.
 
-    A character whose bytes are not all there is held back, and so is a tail that may be the start
-    of a stop string.
+    An incomplete character is held back, as is a tail that may be the start of a stop string.
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
@@ -37,7 +36,7 @@ class TextStream:
         if not self._stops:
             return text
         self._held += text
-        # the stop that is complete first counts, so that the cut into tokens does not matter
+        # the first stop to be complete counts, so that token boundaries do not matter
         found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             text, self._held = self._held[: min(found)[1]], ""
@@ -52,7 +51,7 @@ class TextStream:
 
 
 def _longest_partial_stop(text: str, stops: Sequence[str]) -> int:
-    """Length of the longest end of ``text`` that begins a stop string."""
+    """Length of the longest suffix of ``text`` that begins a stop string."""
     longest = max((len(stop) for stop in stops), default=1) - 1
     for length in range(min(longest, len(text)), 0, -1):
         tail = text[-length:]
@@ -84,7 +83,7 @@ class Replacement:
 
 
 def replaced(chunks: Iterable[str], old: str, new: str) -> Iterator[str]:
-    """A stream of text with ``old`` replaced, wherever the chunks cut it."""
+    """A stream of text with ``old`` replaced, even across chunks."""
     replacement = Replacement(old, new)
     for chunk in chunks:
         if text := replacement.push(chunk):
@@ -94,7 +93,7 @@ def replaced(chunks: Iterable[str], old: str, new: str) -> Iterator[str]:
 
 
 def without_first_space(chunks: Iterable[str]) -> Iterator[str]:
-    """A stream of text without the blanks that it begins with.
+    """A stream of text without its leading blanks.
 
     Models start a reply with the space that follows the colon.
     """

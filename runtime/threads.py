@@ -1,8 +1,8 @@
-"""How many threads compute while other programs use the cores, too.
+"""How many threads compute while other programs also use the cores.
 
 Threads that compute an operation together wait for the last of them. One that has to share its
-core with another program holds up all, many times for each token: two threads beside two busy
-programs on two cores are several hundred times slower than one. So a thread is only used where a
+core with another program holds up all of them, many times per token: two threads next to two busy
+programs on two cores are several hundred times slower than one. So a thread is only used if a
 core is free for it.
 """
 
@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 from infer_os.native.processors import processors_left
 
-#: Seconds between two looks, and between two samples of one look.
+#: Seconds between two checks, and between two samples of a check.
 _EVERY_S, _APART_S = 0.05, 0.0003
-#: Samples in a row that must agree before threads are taken away: most tasks run for a moment only.
+#: Samples in a row that must agree before threads are taken away: most tasks run only briefly.
 _SAMPLES = 3
 
 
@@ -35,7 +35,7 @@ class ThreadCount:
 
         Args:
             most: threads on a quiet machine.
-            fixed: always take that many.
+            fixed: always use that many.
             left: says how many processors other programs leave.
             clock: seconds, and ``sleep`` waits for some.
             sleep: see ``clock``.
@@ -46,7 +46,7 @@ class ThreadCount:
         self._count = most
 
     def now(self) -> int:
-        """Threads to use for the next step; looks at the machine now and then."""
+        """Threads to use for the next step; checks the machine now and then."""
         if self._fixed or self._clock() < self._next:
             return self._count
         self._count = self._look()
@@ -62,7 +62,7 @@ class ThreadCount:
             if left is None:
                 return self._most
             found = max(found, min(self._most, left))
-            # others may only seem to be there: the best of the samples counts
+            # other programs may only seem busy: the best of the samples counts
             if found >= self._count:
                 break
         return found

@@ -1,8 +1,7 @@
 """From whatever a user calls a model to the GGUF file to load, converted once into the cache.
 
-A model that is there is used without asking the hub, so that it starts at once and offline; the
-commit is in the file's metadata. One process converts at a time; the others wait and take what it
-made.
+A cached model is used without asking the hub, so that it starts at once and offline; the commit
+is in the file's metadata. One process converts at a time; the others wait and use the result.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Reporter:
-    """Where the store tells what it does: lines, and a bar of bytes done and in all."""
+    """Where the store reports what it does: lines, and a bar of bytes done and in all."""
 
     note: Callable[[str], None]
     bar: Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]
@@ -40,13 +39,13 @@ def model_file(wish: ModelWish, settings: EngineSettings | None, report: Reporte
 
     Args:
         wish: a file, a folder, a name of the catalog or a hub id; and the type.
-        settings: how it will be loaded: what cannot fit then is not downloaded. None if it is not
-            to be loaded here and now.
-        report: is told what happens; silent for a file.
+        settings: how it will be loaded; what would not fit is not downloaded. None if it is not
+            loaded here and now.
+        report: receives progress and notes; silent for a file.
 
     Raises:
         SourceError: no such model (names near ones), or nothing in the cache and no network.
-        SettingsError: a type for what is a file already.
+        SettingsError: a type for what is already a file.
         MemoryShortage: it would not fit into memory.
         ConvertError, ConfigError: it cannot be converted. After a DownloadError and
             KeyboardInterrupt, the next call continues.
@@ -80,7 +79,7 @@ def cached_file(wish: ModelWish) -> Path:
 
     Raises:
         SourceError: no such model, or nothing of it, or not of that type, is in the cache.
-        SettingsError: a type for what is a file already.
+        SettingsError: a type for what is already a file.
     """
     source = find_source(wish.text)
     if isinstance(source, Path) and not source.is_dir():
@@ -111,7 +110,7 @@ def _check_file(path: Path, wish: ModelWish) -> None:
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a file of the cache; None if nothing is, or if it is not there."""
+    """What is wrong with a file of the cache; None if it is sound or missing."""
     from ..native.errors import GgufError
     from ..native.gguf_file import read_gguf_header
 
@@ -125,7 +124,7 @@ def _damage(path: Path) -> str | None:
 
 
 def _convert(shelf: Shelf, kind: str, settings: EngineSettings | None, report: Reporter) -> None:
-    """Convert into the cache, unless another process has done so meanwhile."""
+    """Convert into the cache, unless another process has done so in the meantime."""
     from .planning import check_conversion
 
     path = shelf.file(kind)
@@ -156,7 +155,7 @@ def _convert(shelf: Shelf, kind: str, settings: EngineSettings | None, report: R
 
 
 def _is_offline_and_unknown(source: HubSource | Path) -> bool:
-    """Whether even the config of a model can only come from what is on the disk."""
+    """Whether even the model's config can only come from the disk."""
     if isinstance(source, Path) or source.model is not None:
         return False
     from ..convert.hub import is_offline
@@ -185,7 +184,7 @@ def _run_conversion(shelf: Shelf, kind: str, report: Reporter) -> None:
 
 
 def _drop_older(shelf: Shelf, report: Reporter) -> None:
-    """Remove the conversions of what a folder was before, unless they are in use."""
+    """Remove conversions of a folder's earlier states, unless they are in use."""
 
     freed = 0
     for state in states(shelf.folder):

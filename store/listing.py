@@ -1,4 +1,4 @@
-"""What the command ``models`` tells: the catalog, what each model needs, what the cache holds."""
+"""What the command ``models`` shows: the catalog, what each model needs, what is cached."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ListedModel:
         return next(fitting, None)
 
     def memory(self, kind: str) -> int:
-        """Bytes that it takes in a type, at its largest."""
+        """Bytes of memory that it takes in a type, at most."""
         return next(plan.total for plan in self.plans if plan.weights.type == kind)
 
 
@@ -57,7 +57,7 @@ class ModelList:
 class CachedDetails:
     """A conversion in the cache; ``header`` is None, and ``damage`` says why, if it is damaged.
 
-    ``n_bytes`` is what it takes on the disk, ``converted`` when it was made, in seconds of the
+    ``n_bytes`` is its size on the disk, ``converted`` when it was made, in seconds since the
     epoch.
     """
 
@@ -70,7 +70,7 @@ class CachedDetails:
 
     @property
     def commit(self) -> str | None:
-        """The commit on the hub that it was made from."""
+        """The hub commit that it was made from."""
         return self._text("inferos.source.revision")
 
     @property
@@ -85,7 +85,7 @@ class CachedDetails:
 
     @property
     def bits_per_weight(self) -> float | None:
-        """Bits of the tensors' bytes for each of them."""
+        """Bits of tensor data per weight."""
         return self.header.bits_per_weight if self.header else None
 
     @property
@@ -103,7 +103,7 @@ class CachedDetails:
 
 @dataclass(frozen=True, slots=True)
 class ModelDetails:
-    """Everything known of a model: what the catalog has, and what the cache has."""
+    """Everything known about a model, from the catalog and the cache."""
 
     title: str
     listed: ListedModel | None
@@ -112,7 +112,7 @@ class ModelDetails:
 
 
 def list_models() -> ModelList:
-    """The whole catalog with its needs, and what is in the cache. Nothing is asked of the hub."""
+    """The whole catalog with its needs, and what is in the cache. The hub is not asked."""
     cached = cached_models()
     by_title = {model.title: model for model in cached}
     budget = Budget(read_memory().usable, repacked=repacking(kernel_status(True)))
@@ -124,7 +124,7 @@ def show_model(text: str) -> ModelDetails:
     """Everything about one model of the catalog or of the cache.
 
     Raises:
-        SourceError: it is in neither; names those that are spelled nearly so.
+        SourceError: it is in neither; names similar ones.
     """
     known = find_model(text)
     try:
@@ -167,7 +167,7 @@ def _details(kind: str, path: Path, n_bytes: int) -> CachedDetails:
     try:
         made = path.stat().st_mtime
     except OSError:
-        made = 0.0  # gone since it was listed, which the header will say
+        made = 0.0  # gone since it was listed; reading the header will say so
     try:
         return CachedDetails(kind, str(path), n_bytes, read_gguf_header(path), "", made)
     except GgufError as error:

@@ -1,6 +1,6 @@
 """From what a user calls a model to an engine that runs it.
 
-Goes in: a wish, settings, and where to tell what happens. Comes out: a loaded engine. The command
+Goes in: a wish, settings, and where to report progress. Comes out: a loaded engine. The command
 line, the Python API and the nodes of a cluster load through here.
 """
 
@@ -71,7 +71,7 @@ def open_batch(
 
 
 def open_on_node(wish: ModelWish, settings: EngineSettings, batch: BatchSettings) -> BatchEngine:
-    """:func:`open_batch` on a node of a cluster, where only a log is kept of what happens.
+    """:func:`open_batch` on a node of a cluster, where events only go to a log.
 
     ``settings.memory`` is what the node's worker may take, Ray's own libraries included.
     """
@@ -87,13 +87,13 @@ def draft_file(
 ) -> tuple[str, frozenset[Extra]]:
     """``--draft`` as the engine takes it: ``none``, ``lookup``, or the file of a draft model.
 
-    With it, what making that file did.
+    Also returns what making that file did.
 
-    ``auto`` is the catalog's partner of the model; where there is none, or it is neither in the
-    cache nor to be had, a note says so and what the text repeats is all that is looked up.
+    ``auto`` is the model's partner in the catalog; if it has none, or it is neither cached nor
+    downloadable, a note says so and only prompt lookup is used.
 
     Raises:
-        SourceError: a draft that was named is not to be found.
+        SourceError: a named draft cannot be found.
     """
     from ..convert.errors import ConvertError
     from ..models.catalog import find_model, model_of

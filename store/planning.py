@@ -52,9 +52,9 @@ RANKED = (
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What ``plan`` was asked: ``load`` empty and ``type`` None are to be chosen.
+    """What ``plan`` was asked: an empty ``load`` and a ``type`` of None are to be chosen.
 
-    ``parallel`` is a batch's; None is one text at a time.
+    ``parallel`` is that of a batch; None is one text at a time.
     """
 
     model: str
@@ -123,7 +123,7 @@ class SystemReport:
 def recommend(ranking: Sequence[RankedModel]) -> Recommendation | None:
     """The largest model that leaves memory to others and is fast enough; None if none fits.
 
-    Where there is no such model it is the fastest that fits.
+    If there is no such model, it is the fastest that fits.
     """
     for ranked in ranking:
         if ranked.advised is not None:
@@ -138,10 +138,10 @@ def recommend(ranking: Sequence[RankedModel]) -> Recommendation | None:
 def make_answer(request: PlanRequest, *, rates: bool = True) -> PlanAnswer:
     """Plan a model; reads headers and configs only, and downloads no more than a config.
 
-    Without ``rates``, the machine's bandwidth is not asked for: no plan says how fast it is then.
+    Without ``rates``, the machine's bandwidth is not measured, and no plan has a speed.
 
     Raises:
-        SourceError: no such model; names those that are spelled nearly so.
+        SourceError: no such model; names similar ones.
         SettingsError: options that do not go together or do not suit the model.
     """
     shape = find_shape(request.model)
@@ -172,7 +172,7 @@ def find_shape(text: str) -> ModelShape:
     """The sizes of a GGUF file, a checkpoint folder, a name of the catalog or a model on the hub.
 
     Raises:
-        SourceError: no such model; names those that are spelled nearly so.
+        SourceError: no such model; names similar ones.
         GgufError, ConfigError: a file or a config that cannot be used.
     """
     return source_shape(find_source(text))
@@ -188,10 +188,10 @@ def source_shape(source: HubSource | Path) -> ModelShape:
 
 
 def check_conversion(model: str, kind: str, settings: EngineSettings) -> None:
-    """See, before anything is downloaded, that a model of this type will fit when it is loaded.
+    """Check, before anything is downloaded, that a model of this type will fit when loaded.
 
     Raises:
-        MemoryShortage: it will not; carries the plan, and names the finest type that would fit.
+        MemoryShortage: it will not; has the plan, and names the finest type that would fit.
         SourceError, ConfigError, UnreachableError: as :func:`find_shape`.
     """
     request = PlanRequest(model, settings, settings.load, kind.lower(), settings.draft)
@@ -245,7 +245,7 @@ def _hub_config(source: HubSource) -> dict[str, object]:
 
 
 def _draft_shape(draft: str, target: str) -> ModelShape | None:
-    if draft in ("none", "lookup"):  # looking up needs no second model
+    if draft in ("none", "lookup"):  # lookup needs no second model
         return None
     if draft == "auto":
         known = find_model(target)
@@ -254,7 +254,7 @@ def _draft_shape(draft: str, target: str) -> ModelShape | None:
 
 
 def make_report() -> SystemReport:
-    """Look at the machine, measure its bandwidth anew, and rank the known models on it."""
+    """Look at the machine, measure its bandwidth again, and rank the known models on it."""
     memory, cpu = read_memory(), read_cpu()
     bandwidth = measured_now(cache_folder(), cpu, memory)
     extensions = read_extensions()

@@ -37,7 +37,7 @@ class CachedModel:
 
     @property
     def unfinished(self) -> int:
-        """Bytes on the disk besides the conversions."""
+        """Bytes on the disk apart from the conversions."""
         fetched = self.downloads.rglob("*") if self.downloads else ()
         return sum(disk_bytes(path) for path in (*self.parts, *fetched))
 
@@ -79,10 +79,10 @@ def _cached(folder: Path, title: str, group: list[Shelf]) -> CachedModel:
 
 
 def find_cached(text: str) -> CachedModel:
-    """The model of a name in the cache.
+    """The cached model with this name.
 
     Raises:
-        SourceError: it is not there; names those that are spelled nearly so.
+        SourceError: it is not there; names similar ones.
     """
     known = find_model(text)
     folder = str(Path(text).expanduser().resolve())
@@ -98,11 +98,11 @@ def find_cached(text: str) -> CachedModel:
 def remove_model(text: str, kind: str = "") -> tuple[str, int]:
     """Remove a model from the cache, or only its conversion to one type.
 
-    Returns its full name and the bytes that are free now.
+    Returns its full name and the bytes freed.
 
     Raises:
-        SourceError: nothing of it is there.
-        OutputError: a process uses it, or converts it at the moment. Then nothing is removed.
+        SourceError: nothing of it is in the cache.
+        OutputError: a process is using or converting it; nothing is removed.
     """
     model = find_cached(text)
     files = [file.path for file in model.files if not kind or file.type == kind.lower()]
@@ -131,7 +131,7 @@ def _contents(folder: Path) -> list[Path]:
 
 
 def _remove_folders(folder: Path) -> None:
-    """Remove a folder of empty folders, and the one around it if it is empty then."""
+    """Remove a folder of empty folders, and its parent if that is then empty."""
     for path in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
         path.rmdir()
     folder.rmdir()

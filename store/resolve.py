@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelWish:
-    """What the user calls a model. An empty ``type`` takes what is in the cache, else the default.
+    """What the user calls a model. An empty ``type`` takes what is cached, else the default.
 
     Raises:
         UnsupportedError: no such type.
@@ -75,7 +75,7 @@ def find_source(
         checkpoint: for SOURCE of ``convert``, which has ``--revision`` and takes no GGUF file.
 
     Raises:
-        SourceError: neither; names those that are spelled nearly so.
+        SourceError: neither; names similar ones.
         UnsupportedError: a revision of what is here, or one that cannot be one.
     """
     nothing = "no such folder" if checkpoint else "no such file or folder"
@@ -93,7 +93,7 @@ def find_source(
         return path
     known = find_model(text)
     if known is None and (not is_hub_id(text) or path.suffix.lower() == ".gguf"):
-        # a path has marks that no name has
+        # a path has characters that no name has
         if not any(mark in text for mark in "/.~"):
             nothing += ", and no name in the catalog; hub ids look like EleutherAI/gpt-j-6B"
         raise SourceError(f"{text}: {nothing}{near(text)}")

@@ -3,7 +3,7 @@
     {cache}/models/hub/{owner}--{name}/{revision}/{name}-{type}.gguf
     {cache}/models/folders/{name}-{hash of its path}/{hash of its files}/{name}-{type}.gguf
 
-A folder counts as another one when the name, size or time of one of its files changes.
+A folder counts as a different one when the name, size or time of one of its files changes.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from ..convert.source import HubSource
 from ..locks import try_unused
 from ..models.catalog import find_model
 
-#: What a name becomes if nothing of it is in the cache: what ``convert`` makes, and what computes
-#: fastest on a CPU.
+#: The type of a model that is not yet cached: the default of ``convert``, and the fastest on a CPU.
 DEFAULT_TYPE = "q4_0"
 
 
 LOCK = ".lock"
 
 
-#: Tells of a converted folder where it was.
+#: Says where a converted folder was.
 ORIGIN = "source.txt"
 
 
@@ -38,7 +37,7 @@ _HASHED = 16  # hexadecimal digits
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """The place of one model in the cache; ``state`` is a revision, or the hash of a folder."""
+    """One model's place in the cache; ``state`` is a revision, or the hash of a folder."""
 
     source: HubSource | Path
     folder: Path
@@ -46,27 +45,27 @@ class Shelf:
 
     @property
     def title(self) -> str:
-        """What messages call the model: its hub id, or its folder."""
+        """The model's name in messages: its hub id, or its folder."""
         return self.source.repository if isinstance(self.source, HubSource) else str(self.source)
 
     @property
     def name(self) -> str:
-        """What its files are called."""
+        """The model's name in the names of its files."""
         return self.source.name
 
     def file(self, kind: str) -> Path:
-        """Where its conversion to a type is, or will be."""
+        """The path of its conversion to a type, made or not."""
         return self.folder / self.state / f"{self.name}-{kind.lower()}.gguf"
 
     def types(self) -> list[str]:
-        """The types that are there, the default one first, then the largest."""
+        """The types that are cached, the default one first, then the largest."""
         files = [p for p in (self.folder / self.state).glob("*.gguf") if not p.name.startswith(".")]
         kinds = {type_of(path, self.name): path.stat().st_size for path in files}
         return sorted(kinds, key=lambda kind: (kind != DEFAULT_TYPE, -kinds[kind]))
 
 
 def shelf_of(source: HubSource | Path) -> Shelf:
-    """Where the conversions of a model are kept; a folder must be there, for its files to count."""
+    """Where the conversions of a model are kept; a folder must exist, since its files count."""
     if isinstance(source, Path):
         source = source.resolve()
     models = cache_folder() / "models"
@@ -80,11 +79,11 @@ def shelf_of(source: HubSource | Path) -> Shelf:
 
 
 def shelves() -> Iterator[Shelf]:
-    """Everything that the cache holds, hub models first; of a folder one shelf per state."""
+    """Everything that the cache holds, hub models first; one shelf per state of a folder."""
     models = cache_folder() / "models"
     for folder in sorted(models.glob("hub/*--*")):
         for state in states(folder):
-            # an id has one slash: what follows it may hold dashes of its own
+            # an id has one slash; what follows may contain dashes
             repository = folder.name.replace("--", "/", 1)
             yield Shelf(HubSource(repository, state, find_model(repository)), folder, state)
     for folder in sorted(models.glob("folders/*")):
@@ -104,7 +103,7 @@ def titles() -> list[str]:
 
 
 def states(folder: Path) -> list[str]:
-    """The revisions of a hub model, or the hashes of a folder, that have a place."""
+    """The revisions of a hub model, or the hashes of a folder, that are in the cache."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir())
 
 
@@ -131,7 +130,7 @@ def _state_of(folder: Path) -> str:
 
 
 def tidy(folder: Path) -> None:
-    """Remove what is empty of a model's place; the caller holds its lock."""
+    """Remove what is empty in a model's place; the caller holds its lock."""
     for state in states(folder):
         try:
             (folder / state).rmdir()
@@ -149,7 +148,7 @@ def tidy(folder: Path) -> None:
 
 
 def disk_bytes(path: Path) -> int:
-    """Bytes that a file takes on its disk, which is less than its size while it is being filled."""
+    """Bytes that a file takes on disk, fewer than its size while it is being filled."""
     try:
         status = path.stat()
     except OSError:
@@ -158,7 +157,7 @@ def disk_bytes(path: Path) -> int:
 
 
 def remove_files(paths: list[Path]) -> int:
-    """Remove files of the cache, all or none; returns the bytes that they took.
+    """Remove files of the cache, all or none; returns the bytes they took.
 
     Raises:
         OutputError: a process uses one of them, or one cannot be removed.
@@ -177,7 +176,7 @@ def remove_files(paths: list[Path]) -> int:
 
 @contextmanager
 def _unused(paths: list[Path]) -> Iterator[None]:
-    """Hold files so that no engine takes them: each holds a shared lock on its own."""
+    """Hold files so that no engine takes them: an engine holds a shared lock on its file."""
     with ExitStack() as stack:
         for path in paths:
             try:

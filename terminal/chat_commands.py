@@ -1,4 +1,4 @@
-"""The commands of a chat: one table, from which /help and Tab are made as well."""
+"""The commands of a chat: one table, which /help and Tab completion use too."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..runtime.settings import SamplingSettings, StopSettings
 
 _LONGEST_QUOTE = 60
-#: What a reply follows where it follows nothing.
+#: The value of a constraint that is not set.
 _NONE = "none"
 
 
@@ -33,15 +33,15 @@ class ChatState:
 
 
 class ChatEnd(Exception):
-    """The person wants to go."""
+    """The user ends the chat."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
     """A command: its name, what may follow it, what it does.
 
-    ``run`` gets what follows, and may return a message that is to be answered. An ``argument`` in
-    brackets may be left out.
+    ``run`` gets what follows, and may return a message to answer. An ``argument`` in brackets is
+    optional.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Command:
 
 
 def obey(chat: ChatState, line: str) -> str | None:
-    """Run a command line. Returns a message that is to be answered now.
+    """Run a command line. Returns a message to answer now, if any.
 
     Raises:
         ChatEnd: the chat is over.
@@ -119,7 +119,7 @@ def _system(chat: ChatState, argument: str) -> None:
         return
     session.system = "" if argument == _NONE else argument
     console.note("The system prompt is set." if session.system else
-                 "There is no system prompt any more.")  # fmt: skip
+                 "The system prompt is removed.")  # fmt: skip
 
 
 def _quoted(text: str) -> str:
@@ -191,7 +191,7 @@ def _set(chat: ChatState, argument: str) -> None:
         raise SettingsError(f"/set {name} {value.strip()}: expected {setting.expected}") from None
     changes = {name: parsed}
     if name in CONSTRAINTS and parsed:
-        # the new one takes the place of another
+        # the new one replaces another
         changes |= {each: "" for each, _ in chat.sampling.constraints if each != name}
     owner = setting.owner
     try:
@@ -234,7 +234,7 @@ def _save(chat: ChatState, argument: str) -> None:
 
 def _load(chat: ChatState, argument: str) -> None:
     load(chat.session, _path("/load", argument))
-    # what --session holds is another conversation
+    # --session holds another conversation
     chat.session.changed = True
 
 
@@ -252,16 +252,16 @@ def save(session: Session, path: Path) -> None:
     from ..cache import cache_folder
     from ..runtime.chat.session_file import save_session
 
-    told_saved(session, path, save_session(path, session, session.engine.info.path, cache_folder()))
+    note_saved(session, path, save_session(path, session, session.engine.info.path, cache_folder()))
 
 
-def told_saved(session: Session, path: Path, n_bytes: int) -> None:
-    """Say what a file holds now."""
+def note_saved(session: Session, path: Path, n_bytes: int) -> None:
+    """Say what a file now holds."""
     console.note(f"saved {_turns(session)} in {path}, {size_text(n_bytes)}")
 
 
 def load(session: Session, path: Path) -> None:
-    """Continue the conversation that a file keeps; it is not ``changed`` then."""
+    """Continue the conversation in a file; the session then counts as not ``changed``."""
     from ..cache import cache_folder
     from ..runtime.chat.session_file import load_session
 
@@ -271,7 +271,7 @@ def load(session: Session, path: Path) -> None:
     console.note(f"continuing {_turns(session)} from {path}")
     if not has_rows:
         console.note(
-            "note: it was not ended in order: its turns are there, and are computed again with the "
+            "note: it did not end cleanly: its turns are there, and are computed again with the "
             "next message"
         )
 

@@ -2,10 +2,10 @@
 
 Colours and bars appear only on a terminal. rich is imported when there is something to draw.
 
-Text of strangers (names, checkpoints, headers, what a model writes) passes here and cannot steer a
-terminal: control characters are spelled out, in an answer only where stdout is a terminal. A
-failure of stdout or stdin is a :class:`_StreamError`; one of stderr is passed over, since there is
-nowhere to report it.
+Untrusted text (names, checkpoints, headers, model output) passes here and cannot control the
+terminal: control characters are spelled out, in an answer only if stdout is a terminal. A failure
+of stdout or stdin raises :class:`_StreamError`; one of stderr is ignored, since there is nowhere to
+report it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Progress(Protocol):
-    """Takes what is done and what there is in all."""
+    """Takes the work done so far and the total."""
 
     def __call__(self, done: int, total: int) -> None:
         """Show it."""
@@ -46,7 +46,7 @@ class _StreamError(Error):
 
 @contextmanager
 def _stream(name: str) -> Iterator[None]:
-    """Failures inside are of this stream. A closed pipe is the command framework's matter."""
+    """Report failures inside as this stream's. A closed pipe is left to the command framework."""
     try:
         yield
     except BrokenPipeError:
@@ -56,7 +56,7 @@ def _stream(name: str) -> Iterator[None]:
 
 
 def answer(text: str, end: str = "\n", wrap: WordWrap | None = None) -> None:
-    """Print to stdout at once; on a terminal, without characters that would steer it.
+    """Print to stdout at once; on a terminal, without characters that would control it.
 
     ``wrap`` breaks the text between words, see :func:`word_wrap`.
     """
@@ -75,14 +75,14 @@ def _put(data: bytes) -> None:
 
 
 def word_wrap() -> WordWrap | None:
-    """What breaks a text between words while it is written to stdout; None where that is no
-    terminal, or one without a cursor that moves."""
+    """What breaks text between words as it is written to stdout; None if stdout is not a
+    terminal with a movable cursor."""
     if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
         return None
     from .wrapping import WordWrap
 
     def columns() -> int:
-        # not of $COLUMNS, which is as old as the shell's last prompt
+        # not $COLUMNS, which is as old as the shell's last prompt
         try:
             return os.get_terminal_size(sys.stdout.fileno()).columns or 80
         except OSError:
@@ -97,7 +97,7 @@ def answer_json(value: object) -> None:
 
 
 def _json(value: object) -> str:
-    """One line; what would steer a terminal is escaped, which is the same JSON."""
+    """One line; what would control a terminal is escaped, which leaves the JSON value the same."""
     text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False)
     return escaped(text)
 
@@ -112,20 +112,20 @@ def note(text: str) -> None:
 
 
 def _tell(text: str) -> None:
-    """A line to stderr. Where it cannot be written, there is nowhere to say so."""
+    """Write a line to stderr. If that fails, there is nowhere to say so."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
 
 def _broken(line: str, width: int) -> str:
-    """A line as several, none longer than ``width`` if its words are not."""
+    """Split a line into lines of at most ``width``, unless a word is longer."""
     from .wrapping import folded
 
     return "\n".join(folded(line, width))
 
 
 def notes(texts: Iterable[str]) -> None:
-    """Print what the user should know of a run."""
+    """Print what the user should know about a run."""
     for text in texts:
         note("note: " + printable(text.replace("\n", " ")))
 
@@ -136,7 +136,7 @@ def fail(text: str) -> None:
 
 
 def is_wide(columns: int) -> bool:
-    """Whether a table on stdout has so many columns; a pipe has any number."""
+    """Whether stdout is at least ``columns`` wide; a pipe always is."""
     import shutil
 
     return not sys.stdout.isatty() or shutil.get_terminal_size().columns >= columns
@@ -147,7 +147,7 @@ def table(
 ) -> None:
     """Draw a table; the first ``left`` columns are text, the others numbers.
 
-    On a terminal that is too narrow, each row's last columns go to a line of their own.
+    On a terminal that is too narrow, each row's last columns go on a separate line.
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     stream = sys.stderr if stderr else sys.stdout
@@ -172,7 +172,7 @@ def table(
     for i, column in enumerate(columns):
         if i < left:
             drawn.add_column(Text(printable(column)), overflow="fold")
-        else:  # a number that is broken over two lines cannot be read
+        else:  # a number broken across two lines cannot be read
             drawn.add_column(Text(printable(column)), justify="right", no_wrap=True)
     for row in rows:
         drawn.add_row(*map(Text, row))
@@ -182,7 +182,7 @@ def table(
 
 
 class _Quiet:
-    """A stream whose failures are passed over: stderr, for a library that draws on it."""
+    """A stream whose failures are ignored: stderr, for a library that draws on it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -232,14 +232,14 @@ def definitions(rows: Iterable[tuple[str, str]]) -> None:
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Progress | None]:
-    """A bar over bytes on stderr; nothing where stderr is no terminal."""
+    """A bar over bytes on stderr; None if stderr is not a terminal."""
     with progress_steps() as steps:
         yield steps(label)
 
 
 @contextmanager
 def progress_steps() -> Iterator[Callable[[str], Progress | None]]:
-    """Bars for steps one after the other: call with a step's name, get where its progress goes."""
+    """Bars for successive steps: called with a step's name, returns its progress callback."""
     if not sys.stderr.isatty():
         yield lambda label: None
         return
@@ -272,7 +272,7 @@ class BatchProgress(Protocol):
 
 @contextmanager
 def batch_bar(total: int | None) -> Iterator[BatchProgress | None]:
-    """A bar over records with their rates on stderr; nothing where stderr is no terminal."""
+    """A bar over records with their rates on stderr; None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -294,7 +294,7 @@ def batch_bar(total: int | None) -> Iterator[BatchProgress | None]:
 
 
 def answer_lines() -> Callable[[bytes], None]:
-    """Where lines of bytes go to stdout, each at once."""
+    """A function that writes lines of bytes to stdout, each at once."""
 
     def write(line: bytes) -> None:
         if sys.stdout.isatty():
@@ -313,7 +313,7 @@ def stdin_stream() -> Any:
 
 def note_json(value: object) -> None:
     """Print one JSON object to stderr, where stdout holds records."""
-    # straight to stderr: a line that is broken is no JSON
+    # straight to stderr: a broken line is not JSON
     _tell(_json(value))
 
 
@@ -323,7 +323,7 @@ def stdin_is_terminal() -> bool:
 
 
 def stdin_is_piped() -> bool:
-    """Whether a pipe, a socket or a file is on stdin: neither a terminal, nor /dev/null."""
+    """Whether stdin is a pipe, a socket or a file, rather than a terminal or /dev/null."""
     if sys.stdin is None:
         return False
     try:
@@ -334,13 +334,13 @@ def stdin_is_piped() -> bool:
 
 
 def wait_for_stdin(seconds: float) -> bool:
-    """Wait until there is something to read from stdin, or its end; False if the time is up."""
+    """Wait until stdin has something to read, or ends; False if the time is up."""
     if sys.stdin is None:
         return True
     try:
         return bool(select.select([sys.stdin.fileno()], [], [], seconds)[0])
     except (OSError, ValueError):
-        return True  # closed, or no file at all: reading finds out
+        return True  # closed, or not a file: reading will tell
 
 
 def read_stdin() -> bytes:
@@ -350,11 +350,11 @@ def read_stdin() -> bytes:
 
 
 def read_line() -> bytes:
-    """A line of stdin with its end; nothing at the end, or if it is closed."""
+    """A line of stdin with its line end; nothing at the end, or if stdin is closed."""
     with _stream("input"):
         return b"" if sys.stdin is None else sys.stdin.buffer.readline()
 
 
 def prompt_stream() -> TextIO | None:
-    """Where a prompt is seen: on stderr, so that stdout can be redirected, else on stdout."""
+    """Where a prompt is visible: stderr, so that stdout can be redirected, else stdout."""
     return next((stream for stream in (sys.stderr, sys.stdout) if stream.isatty()), None)

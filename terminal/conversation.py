@@ -25,7 +25,7 @@ def converse(
     Args:
         session: the conversation.
         sampling: how replies are drawn, until /set changes it.
-        stops: when they end.
+        stops: when replies end.
         history: a file for what is typed on a terminal.
     """
     chat = ChatState(session, sampling, stops)
@@ -35,7 +35,7 @@ def converse(
         except ChatEnd:
             return
         except KeyboardInterrupt:
-            # between a reply and the next prompt; a pipe has nobody to go on with
+            # between a reply and the next prompt; with a pipe, nobody can go on
             if not console.stdin_is_terminal():
                 raise
 
@@ -79,29 +79,29 @@ def _answer_entries(chat: ChatState, history: Path) -> None:
                 message = obey(chat, entry.text)
             else:
                 message, chat.attempts = entry.text, 0
-            # a pipe has nobody to go on with
+            # with a pipe, nobody can go on
             stopped = message and _print_reply(chat, message, "/set max_tokens raises that")
             if stopped and not console.stdin_is_terminal():
                 raise KeyboardInterrupt
             chat.session.keep()
         except ModelChanged:
-            raise  # every further turn would fail as well
+            raise  # every further turn would fail too
         except (RuntimeFailure, NativeError) as error:
             console.fail(str(error))
         console.notes(chat.session.engine.take_notes())
 
 
 def _print_reply(chat: ChatState, message: str, raise_limit: str) -> bool:
-    """Print a reply as it comes; returns whether Ctrl-C ended it.
+    """Print a reply as it is written; returns whether Ctrl-C ended it.
 
-    ``raise_limit`` says to a person what lets a reply be longer.
+    ``raise_limit`` tells the user how to allow longer replies.
     """
     from ..runtime.generate import FinishReason
     from ..runtime.text import without_first_space
 
     session, sampling = chat.session, chat.sampling
     if sampling.seed is not None:
-        # another draw, repeatable as well
+        # a different draw, but a repeatable one
         sampling = replace(sampling, seed=(sampling.seed + chat.attempts) % _SEEDS)
     reply = session.reply(message, sampling, chat.stops)
     interrupted = False

@@ -1,6 +1,6 @@
-"""The demo: the bundled checkpoint to Q8_0 and Q4_0, and a text from each.
+"""The demo: the bundled checkpoint converted to Q8_0 and Q4_0, and a text from each.
 
-Each text is written by a process of its own, so that its peak memory is its own.
+A separate process writes each text, so that peak memory is measured per type.
 """
 
 from __future__ import annotations

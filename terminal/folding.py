@@ -1,4 +1,4 @@
-"""Tables on terminals that are too narrow for them: what fits, and where the rest goes.
+"""Tables on terminals too narrow for them: what fits, and where the rest goes.
 
 Goes in: names of columns, and rows of cells. Come out: lines. Prints nothing.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-#: Between two columns of a folded table, and of one that rich draws; and what a column of words can
-#: be broken to.
+#: Blanks between columns of a folded table, and of one that rich draws; and the least width that a
+#: column of words can be broken to.
 _GAP, _WIDE_GAP, _NARROWEST = 2, 3, 12
 
 
@@ -20,7 +20,7 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
 def fitting_columns(
     columns: Sequence[str], rows: Sequence[Sequence[str]], left: int, width: int
 ) -> int:
-    """Columns from the first on that fit into ``width``; those of words may be broken."""
+    """How many columns, from the first, fit into ``width``; columns of words may be broken."""
     widths = _widths(columns, rows)
     least = [min(n, _NARROWEST) if i < left else n for i, n in enumerate(widths)]
     if sum(least) + _WIDE_GAP * (len(least) - 1) <= width:
@@ -35,7 +35,7 @@ def fitting_columns(
 def folded_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], left: int, n_kept: int, width: int
 ) -> list[str]:
-    """A table's lines: of each row the first columns, then the others with their names."""
+    """A table's lines: each row's first columns, then the others with their names."""
     widths = _widths(columns, rows)[:n_kept]
 
     def line(cells: Sequence[str]) -> str:
@@ -47,6 +47,6 @@ def folded_table(
     for row in rows:
         lines.append(line(row))
         rest = zip(columns[n_kept:], row[n_kept:], strict=True)
-        told = ", ".join(f"{name} {cell}".strip() for name, cell in rest if cell)
-        lines += textwrap.wrap(told, width, initial_indent="  ", subsequent_indent="  ")
+        others = ", ".join(f"{name} {cell}".strip() for name, cell in rest if cell)
+        lines += textwrap.wrap(others, width, initial_indent="  ", subsequent_indent="  ")
     return lines

@@ -1,7 +1,7 @@
-"""Text of strangers, made so that it cannot steer a terminal.
+"""Untrusted text, made safe to print on a terminal.
 
 Goes in: any text. Comes out: the same with control characters spelled out, as ``\\x1b``; as one
-line, as several, or as JSON, which says the same then. Prints nothing.
+line, as several, or as JSON, whose value stays. Prints nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 
-#: What moves the cursor, ends a line, or turns the direction of what follows: C0 and C1, the line
+#: What moves the cursor, ends a line, or changes the direction of what follows: C0 and C1, the line
 #: and paragraph separators, the bidirectional embeddings, overrides and isolates, invisible format
 #: characters, tags and halves of surrogate pairs. Not the joiners and marks that scripts need.
 _STEERING = re.compile(
@@ -20,7 +20,7 @@ _OF_TEXT = "\n\t"
 
 
 def printable(text: str) -> str:
-    """Text as one line that cannot steer a terminal: control characters are spelled out."""
+    """Text as one line that cannot control a terminal: control characters are spelled out."""
     return _STEERING.sub(_spelled, text)
 
 
@@ -30,7 +30,7 @@ def harmless(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """The same for JSON, whose value stays; the ends of its lines are left alone."""
+    """The same for JSON, whose value stays; line ends are left alone."""
     return _STEERING.sub(lambda c: c[0] if c[0] in _OF_TEXT else json.dumps(c[0])[1:-1], text)
 
 

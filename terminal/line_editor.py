@@ -1,6 +1,6 @@
 """What is typed in a chat: lines with editing, history and completion, blocks, or a pipe's lines.
 
-On a terminal: arrows and Ctrl-R go through what was typed before, also in earlier runs; Tab
+On a terminal: arrows and Ctrl-R go through what was typed before, in earlier runs too; Tab
 completes commands; Alt-Enter (or Esc, Enter) breaks the line. Everywhere: a line that begins with
 \"\"\" opens a block, which ends with the line that ends with \"\"\".
 """
@@ -31,7 +31,7 @@ FILES = ("FILES",)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What was entered at once. In a block, a / begins no command."""
+    """What was entered at once. In a block, a / does not begin a command."""
 
     text: str
     is_command: bool
@@ -41,7 +41,7 @@ class Entries(Protocol):
     """What was entered before, for prompt_toolkit."""
 
     def remember(self, entry: str) -> None:
-        """Add an entry, of one line or more, unless it is the last one again."""
+        """Add an entry, of one line or more, unless it repeats the last one."""
         ...
 
 
@@ -55,12 +55,12 @@ def read_entries(
     """What a person enters, until Ctrl-D or the end of the pipe; None for Ctrl-C.
 
     Args:
-        prompt: what stands in front of a line.
+        prompt: shown in front of a line.
         commands: names to complete, each with the words that may follow it.
         history: a file for what was typed, on a terminal only.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C where stdin is a pipe.
+        KeyboardInterrupt: Ctrl-C if stdin is a pipe.
     """
     shown = console.prompt_stream()
     if not console.stdin_is_terminal() or shown is None:
@@ -104,7 +104,7 @@ def _read_entry(prompt: str, ask: Callable[[str], str]) -> Entry:
             console.note(f"note: the block was not ended with {_QUOTES}")
             rest = _QUOTES
     lines.append(rest.rstrip().removesuffix(_QUOTES))
-    # the quotes may stand on lines of their own
+    # the quotes may be on lines of their own
     text = "\n".join(lines).removeprefix("\n").removesuffix("\n")
     return Entry(command + text, bool(command))
 
@@ -123,13 +123,13 @@ def _read_pipe(_prompt: str) -> str:
 def _terminal(
     shown: TextIO, commands: Mapping[str, tuple[str, ...]], history: Path
 ) -> tuple[Callable[[str], str], Callable[[], None]]:
-    """What asks for a line, and what then remembers the lines of an entry as one."""
+    """A function that asks for a line, and one that then remembers the lines of an entry as one."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.output.vt100 import Vt100_Output
     from prompt_toolkit.shortcuts import CompleteStyle
 
     output = Vt100_Output.from_pty(shown, term=os.environ.get("TERM"))
-    # asking the terminal for the cursor's place would keep it raw after Enter until it answers,
+    # asking the terminal for the cursor position would keep it raw after Enter until it answers,
     # and a Ctrl-C in that time would be lost
     output.enable_cpr = False
     kept: Any = _open_history(history)
@@ -161,7 +161,7 @@ def _encodable(text: str) -> str:
 
 
 def _continuation(_width: int, _line: int, wrapped: int) -> str:
-    """What stands in front of a further line; nothing where one is only too long."""
+    """What precedes a further line; nothing if the line is only wrapped."""
     return "" if wrapped else _CONTINUED
 
 
@@ -171,7 +171,7 @@ def _key_bindings() -> KeyBindings:
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     bindings = KeyBindings()
-    # not where one searches the history
+    # not while searching the history
     typing = has_focus(DEFAULT_BUFFER)
 
     @bindings.add("enter", filter=typing)
@@ -219,7 +219,7 @@ def _first_grapheme(text: str) -> str:
 
 
 def _last_grapheme(text: str) -> str:
-    """Likewise the last one."""
+    """The last one, likewise."""
     from wcwidth import grapheme_boundary_before
 
     return text[grapheme_boundary_before(text, len(text)) :] if text else ""
@@ -252,11 +252,11 @@ def _completer(commands: Mapping[str, tuple[str, ...]]) -> Completer:
 
 
 def _open_history(path: Path) -> Entries:
-    """The history in a file for its owner alone; in memory where there can be none."""
+    """The history in a file that only its owner can read; in memory if that is impossible."""
     from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
     class Whole(History):
-        """Takes entries as a whole; what the editor hands over, line by line, is none."""
+        """Takes whole entries; ignores the single lines that the editor hands over."""
 
         def append_string(self, string: str) -> None:
             pass
@@ -267,8 +267,8 @@ def _open_history(path: Path) -> Entries:
 
     class InFile(Whole, FileHistory):
         def store_string(self, string: str) -> None:
-            # a full disk is no reason to end a conversation, nor is (in older prompt_toolkits) half
-            # a character
+            # neither a full disk nor (in older versions of prompt_toolkit) half a character is a
+            # reason to end a conversation
             with suppress(OSError):
                 super().store_string(_encodable(string))
 

@@ -64,7 +64,7 @@ def _shown(value: Any) -> str:
 
 
 def statistics_line(completion: Completion, load_s: float | None = None) -> str:
-    """What a generation cost, in one line."""
+    """What a generation cost, on one line."""
     from ..native.residency import peak_rss_bytes
 
     t = completion.timings
@@ -108,7 +108,7 @@ def memory_json(use: MemoryUse) -> dict[str, int | None]:
 
 
 def memory_line(use: MemoryUse) -> str:
-    """``/stats``: what is in memory, and as what."""
+    """``/stats``: what is in memory, and what for."""
     size = size_text
     return (
         f"[resident {size(use.rss)}: {size(use.anonymous)} anonymous, {size(use.model_pages)} of "
@@ -175,7 +175,7 @@ def speculation_json(engine: Engine, tokens_per_s: float) -> dict[str, Any]:
 
 
 def speculation_line(engine: Engine) -> str | None:
-    """What guessing did, in one line; None where nothing guesses."""
+    """What guessing did, on one line; None if nothing guesses."""
     if engine.speculation is None:
         return None
     report = engine.speculation.report()
@@ -254,7 +254,7 @@ def show_report(report: ConversionReport) -> None:
 
 
 def _show_calibration(report: CalibrationReport) -> None:
-    """What the importance weights were worth, on text that they were not collected from."""
+    """How much the importance weights helped, on text they were not collected from."""
     rows = [
         (name, f"{q.perplexity:.3f}", f"{q.kl:.6f}", f"{100 * q.top1:.2f} %")
         for name, q in (("without weights", report.without), ("with weights", report.with_weights))

@@ -19,7 +19,7 @@ def result_json(rows: Sequence[Row], place: Place, notes: Sequence[str]) -> dict
 
 
 def show_rows(rows: Sequence[Row]) -> None:
-    """All tables, and the reasons of what was not reached."""
+    """All tables, and why some claims were not reached."""
     from ..measure.tables import all_tables, reasons
 
     for i, table in enumerate(all_tables(rows)):

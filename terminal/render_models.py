@@ -169,7 +169,7 @@ def show_details(details: ModelDetails) -> None:
         if file.commit:
             console.answer(f"commit {file.commit[:_SHORT_COMMIT]}")
         console.answer(f"converted {_time(file):%Y-%m-%d %H:%M}")
-        console.answer(file.path)  # no table: it would be broken into lines
+        console.answer(file.path)  # not in a table, which would break it into lines
         console.answer(_run_line(details, file.type))
     if not details.files:
         console.answer(f"\ninfer-os pull {_argument(details)}")
@@ -189,7 +189,7 @@ def _time(file: CachedDetails) -> datetime:
 
 
 def _name(title: str, *, wide: bool) -> str:
-    """A title, or its last part where there is little room."""
+    """A title, or its last part if there is little room."""
     return title if wide else title.rpartition("/")[2]
 
 

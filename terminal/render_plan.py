@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..runtime.plan.memory_plan import Plan
     from ..store.planning import PlanAnswer, Recommendation, SystemReport
 
-#: Columns that the ranking of the models takes whole.
+#: Columns of the terminal that the whole ranking of models needs.
 _WIDE = 100
 
 
@@ -71,7 +71,7 @@ def show_plan(plan: Plan, *, stderr: bool = False) -> None:
     if plan.draft:
         n = plan.beside.n_drafts
         rows.append(("draft", "weights, cache and buffers" + _times(n), plan.draft))
-    if plan.when == OUTSIDE:  # it is in place of the model, not beside it
+    if plan.when == OUTSIDE:  # in memory instead of the model, not next to it
         rows.append(("before or after", "without the model", plan.beside.passing))
     cells = [(name, what, size_text(n_bytes)) for name, what, n_bytes in rows]
     cells.append(("total", plan.when, size_text(plan.total, up=True)))
@@ -105,8 +105,8 @@ def show_answer(answer: PlanAnswer) -> None:
         n = plan.sizes.n_seq
         what = "token" if n == 1 else f"step of {n} sequences"
         console.answer_paragraph(
-            f"at most {_rate(plan.tokens_per_s)} tokens/s without guesses: how fast this machine "
-            f"reads, over the bytes read per {what}"
+            f"at most {_rate(plan.tokens_per_s)} tokens/s without guesses: this machine's read "
+            f"bandwidth over the bytes read per {what}"
         )
 
 
@@ -188,7 +188,7 @@ def show_system(report: SystemReport) -> None:
         rows.insert(3, ("address limit", size(memory.rlimit)))
     console.table(("this machine", ""), rows, left=2)
     console.answer("")
-    # on a narrow terminal the names would be squeezed out
+    # on a narrow terminal there would be no room for the names
     wide = console.is_wide(_WIDE)
     ranking = [
         (
@@ -207,7 +207,7 @@ def show_system(report: SystemReport) -> None:
 
 
 def _recommendation(report: SystemReport) -> str:
-    """What to run, and by which rule."""
+    """What to run, and the rule behind it."""
     best = report.recommended
     if best is None:
         return "none of them fits into this machine's memory"
@@ -223,7 +223,7 @@ def _recommendation(report: SystemReport) -> str:
 
 
 def run_command(best: Recommendation) -> str:
-    """The command that does as a recommendation's plan says."""
+    """The command that follows a recommendation's plan."""
     plan = best.plan
     words = ["infer-os run --model", best.model.name, "--type", plan.weights.type]
     if plan.schedule.spec != "f16":

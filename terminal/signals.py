@@ -1,7 +1,7 @@
-"""The streams and signals of a command, in order before anything heavy is imported.
+"""The streams and signals of a command, set up before anything heavy is imported.
 
-While the application is imported a signal ends the process at once; :func:`ending_in_order` then
-turns signals into exceptions, so that what is held is given back.
+While the application is imported, a signal ends the process at once; later :func:`ending_in_order`
+turns signals into exceptions, so that resources are released.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-#: Signals that end a command in order, besides Ctrl-C.
+#: Signals that end a command cleanly, apart from Ctrl-C.
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -23,9 +23,9 @@ _AGAIN_S = 0.02
 
 
 def open_streams() -> None:
-    """Give closed standard streams /dev/null.
+    """Open /dev/null for closed standard streams.
 
-    Otherwise the next file that is opened gets a standard stream's number, and what C libraries
+    Otherwise the next file opened gets the number of a standard stream, and what C libraries
     print goes into it.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -44,9 +44,9 @@ def open_streams() -> None:
 
 
 def end_at_once() -> None:
-    """Let signals end the process without a word: nothing was begun yet.
+    """Let signals end the process silently: nothing was begun yet.
 
-    What was ignored, as by ``nohup``, stays ignored.
+    Signals that were ignored, as under ``nohup``, stay ignored.
     """
 
     def end(number: int, _frame: FrameType | None) -> None:
@@ -63,10 +63,10 @@ def end_at_once() -> None:
 def ending_in_order() -> Iterator[None]:
     """While inside, Ctrl-C raises KeyboardInterrupt, SIGTERM and SIGHUP raise SystemExit(128 + n).
 
-    Each of the latter once: a second one does not disturb what the first one ends. Signals that
-    are ignored stay ignored. An exception that Python drops, as of a callback of llama.cpp or a
-    finalizer, is raised again a moment later. Afterwards the handlers are as they were. Signals
-    belong to the main thread: elsewhere this changes nothing.
+    The latter are raised once: a second one does not disturb the clean-up after the first. Signals
+    that are ignored stay ignored. An exception that Python drops, as in a callback of llama.cpp or
+    a finalizer, is raised again a moment later. Afterwards the handlers are restored. Signals
+    belong to the main thread: in other threads this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -89,7 +89,7 @@ def ending_in_order() -> Iterator[None]:
 
 
 class _End:
-    """How signals end a command: the first one that is no Ctrl-C counts."""
+    """How signals end a command: the first one other than Ctrl-C counts."""
 
     def __init__(self) -> None:
         self._number = 0
@@ -103,7 +103,7 @@ class _End:
             raise SystemExit(128 + number)
 
     def drop(self, lost: sys.UnraisableHookArgs) -> None:
-        """The hook for what Python drops: a signal is sent again."""
+        """The hook for exceptions that Python drops: sends the signal again."""
         if lost.exc_type is KeyboardInterrupt:
             number = int(signal.SIGINT)
         elif lost.exc_type is SystemExit and self._number:
@@ -118,6 +118,6 @@ class _End:
         self._again.start()
 
     def over(self) -> None:
-        """Send nothing any more."""
+        """Send nothing from now on."""
         if self._again is not None:
             self._again.cancel()

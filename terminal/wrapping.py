@@ -2,7 +2,7 @@
 
 Goes in: text as it comes, in pieces of any size. Comes out: the same text with line breaks and
 cursor movements, so that each piece shows at once and a word that reaches the edge moves to the
-next line as a whole. Line breaks and indentation of the text's own stay as they are.
+next line as a whole. The text's own line breaks and indentation stay.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Callable
 
 _JOINER = "\u200d"
 _TAB = 8
-#: What may not begin a line, of the scripts that are broken between any two letters.
+#: What must not begin a line, in the scripts that can be broken between any two letters.
 _CLOSING = frozenset(
     "、。，．・：；？！゛゜ヽヾゝゞ々ー’”）〕］｝〉》」』】…ぁぃぅぇぉっゃゅょァィゥェォッャュョ"
 )
 
 
 class WordWrap:
-    """The cursor's place in a line, and the word that stands before it."""
+    """The cursor's place in a line, and the word before it."""
 
     def __init__(self, columns: Callable[[], int]) -> None:
         """Begin at the start of a line; ``columns`` says how wide the terminal is now."""
@@ -26,22 +26,22 @@ class WordWrap:
         self._width = columns()
         self._start = 0  # column where the word begins
         self._word = ""
-        # whether the word cannot be moved: it fills its line, or its column is not known
+        # whether the word cannot be moved: it fills its line, or its column is unknown
         self._fixed = False
         self._lost = False  # the terminal was resized in this line
-        self._after_break = False  # a line break of ours was the last: blanks are dropped
+        self._after_break = False  # we just broke the line: blanks are dropped
 
     def push(self, text: str) -> str:
         """What to write for the next piece of text."""
         if (width := max(self._columns(), 2)) != self._width:
-            # where the terminal has put the cursor is not known up to the next line
+            # where the terminal has put the cursor is unknown until the next line
             self._start, self._word = self._column() % width, ""
             self._fixed = self._lost = True
             self._width = width
         return "".join(map(self._character, text))
 
     def cut(self, line: str) -> list[str]:
-        """The parts of a line between which it may be broken, with the blanks behind them."""
+        """The parts of a line between which it may be broken, with the blanks after them."""
         parts = [""]
         for c in line:
             if (parts[-1][-1:] == " " and c != " ") or self._may_break_before(c):
@@ -94,18 +94,18 @@ class WordWrap:
         return self._start + _width(self._word)
 
     def _may_break_before(self, c: str) -> bool:
-        """Whether a new word begins, though no blank stands before it."""
+        """Whether a new word begins without a blank before it."""
         if not self._word or c in _CLOSING or self._word.endswith(_JOINER):
             return False
         wide = _width(c) == 2
-        # zero-width characters belong to what stands before them
+        # zero-width characters belong to what precedes them
         return wide or (_width(self._word[-1]) == 2 and c.isalnum())
 
 
 def folded(line: str, columns: int) -> list[str]:
-    """A line as several of at most ``columns`` columns, broken as :class:`WordWrap` breaks it.
+    """Split a line into lines of at most ``columns`` columns, as :class:`WordWrap` does.
 
-    A word that is longer than a line stays whole: the terminal breaks it.
+    A word longer than a line stays whole: the terminal breaks it.
     """
     if _width(line) <= columns:
         return [line]

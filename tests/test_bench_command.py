@@ -133,7 +133,7 @@ def test_files_that_do_not_go_together(run: Cli, converted: Converter, tmp_path:
     assert "no such file" in run("bench", tmp_path / "no.gguf", "--techniques").user_error
     other = converted(TARGET)
     result = run("bench", converted(), "--techniques", "--baseline", other)
-    assert "it is no file of the same model" in result.user_error
+    assert "it is not a file of the same model" in result.user_error
     assert (
         "--draft lookup: without MODEL"
         in run("bench", "--techniques", "--draft", "lookup").user_error
@@ -174,7 +174,7 @@ def test_techniques_of_the_bundled_pair(run: Cli, monkeypatch: pytest.MonkeyPatc
     assert len({task.text for task in tasks}) == 3
     assert "speculative decoding" in done.out
     assert "Not reached, because:" in done.out
-    assert "100 tokens of a prompt, then 8" in done.err
+    assert "100 prompt tokens, then 8" in done.err
 
 
 def test_random_weights_take_acceptance_from_the_bundled_pair(

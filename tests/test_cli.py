@@ -523,7 +523,7 @@ def test_a_pipe_that_stays_open_says_what_is_waited_for(converted: Converter) ->
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert running.stderr is not None
-    assert running.stderr.readline().startswith(b"waiting for the end of the text that is piped")
+    assert running.stderr.readline().startswith(b"waiting for the end of the piped input")
     out, _ = running.communicate(b"", timeout=60)
     assert (running.returncode, len(out) > 0) == (0, True)
 

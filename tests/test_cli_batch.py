@@ -215,7 +215,7 @@ def test_an_output_that_exists_is_refused_before_loading(model: Path, tmp_path: 
     out.write_text("mine\n")
     done = batch(Path("no-such.gguf"), "-i", source, "-o", out)
     assert done.returncode == 2
-    assert b"exists already" in done.stderr
+    assert b"already exists" in done.stderr
     assert out.read_text() == "mine\n"
     assert batch(model, "-i", source, "-o", out, "--resume").returncode == 2
     assert out.read_text() == "mine\n"
@@ -311,7 +311,7 @@ def test_csv_in_and_out_with_resume(model: Path, tmp_path: Path) -> None:
     assert out.read_text().count("length") == 9
     again = batch(model, "-i", source, "-o", out, "--resume")
     assert again.returncode == 0
-    assert b"complete already" in again.stderr
+    assert b"already complete" in again.stderr
 
 
 def test_a_grammar_of_generate(model: Path, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_every_answered_turn_survives_a_kill(model: Path, tmp_path: Path) -> Non
     again = chat(model, session, "four")
     assert again.returncode == 0
     assert "continuing 3 turns" in again.stderr
-    assert "note: it was not ended in order" in again.stderr
+    assert "note: it did not end cleanly" in again.stderr
     assert "computed again" in again.stderr
     assert messages_in(session) == ["one", "two", "three", "four"]
     last = chat(model, session)

@@ -344,7 +344,7 @@ def test_forbidden_network(
         (["gpt2", "Hi", "-p", "Ho"], "'Hi' is a PROMPT; drop it, or --prompt"),
         (["Hi", "--model", "gpt2", "-p", "Ho"], "'Hi' is a PROMPT, as --model names the MODEL"),
         (["gpt2", " "], "the prompt is empty"),
-        (["gpt2"], "nothing to answer: give a PROMPT, pipe a text in, or add --interactive"),
+        (["gpt2"], "nothing to answer: give a PROMPT, pipe in a text, or add --interactive"),
     ],
 )
 def test_words_that_do_not_go_together(run: Cli, words: list[str], says: str) -> None:

@@ -9,8 +9,8 @@ _FOLDER = Path(__file__).parent
 #: About 6 M parameters, trained on Jane Austen's novels; see its README.md.
 TARGET = _FOLDER / "austen-6m"
 
-#: A tenth of it, with the same tokenizer.
+#: A tenth of that size, with the same tokenizer.
 DRAFT = _FOLDER / "austen-draft"
 
-#: Text that neither has seen.
+#: Text that neither model has seen.
 HELD_OUT = _FOLDER / "held-out.txt"

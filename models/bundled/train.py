@@ -1,14 +1,14 @@
 """Train the two bundled GPT-NeoX models, ``austen-6m`` and ``austen-draft``, on a CPU.
 
 In: public-domain prose found inside Debian packages, fetched by package name with ``apt-get
-download`` (nothing is put on the system). Out, beside this script: the folders ``austen-6m/`` and
+download`` (nothing is installed). Out, next to this script: the folders ``austen-6m/`` and
 ``austen-draft/`` (config.json, model.safetensors in float16, tokenizer.json,
 tokenizer_config.json and a model card), ``held-out.txt`` and ``SOURCES.md``.
 
 Stages, in order: ``prepare`` (texts), ``tokenizer``, ``target``, ``draft``, ``export``
 (measure and write); ``all`` runs every one. Each stage keeps its result in the work folder, and
 the training stages go on from their last checkpoint. Needs numpy, torch, transformers,
-tokenizers and safetensors; Infer-OS itself needs none of torch or transformers.
+tokenizers and safetensors; Infer-OS itself needs neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ DRAFT_BATCH = 4
 KEEP = 32  # answers of the target kept for each position of the draft's lessons
 STAGES = ("prepare", "tokenizer", "target", "draft", "export")
 
-# Without the first three glibc maps and unmaps every activation anew, which halves the speed;
+# Without the first three glibc maps and unmaps memory for every activation, which halves the speed;
 # the last keeps waiting threads from burning time that others on the machine could use.
 ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
@@ -56,7 +56,7 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Source:
-    """One book: where it is found and how its chapters are told apart."""
+    """One book: where it is found and how its chapters are recognised."""
 
     key: str
     title: str
@@ -166,7 +166,7 @@ def _read_lines(source: Source, root: Path) -> list[str]:
 
 
 def _paragraphs(lines: list[str]) -> str:
-    """Unwrap hard-wrapped lines: one line a paragraph, a blank line between two."""
+    """Unwrap hard-wrapped lines: one line per paragraph, with blank lines between them."""
     blocks: list[list[str]] = [[]]
     for line in lines:
         if line.strip():
@@ -178,7 +178,7 @@ def _paragraphs(lines: list[str]) -> str:
 
 
 def _chapters(source: Source, lines: list[str]) -> list[str]:
-    """Cut one book at its chapter headings; what stands before the first one is dropped."""
+    """Cut one book at its chapter headings; anything before the first one is dropped."""
     starts = [i for i, line in enumerate(lines) if re.match(source.heading, line.strip())]
     ends = [*starts[1:], len(lines)]
     closing = re.compile(r"^(?:(?:THE END|FINIS|Finis)\.?$|A NOTE ON THE TEXT|End of the Project)")
@@ -771,7 +771,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run the asked stage, or all of them."""
+    """Run the requested stage, or all of them."""
     args = _arguments()
     if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ENVIRONMENT})

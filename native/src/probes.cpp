@@ -23,9 +23,9 @@ std::atomic<uint64_t> sink{0};
 // What is fetched into the second cache ahead of its use, in words. The first cache keeps track of a
 // dozen lines on their way at most: a loop that only loads gets four fifths of what the memory gives.
 constexpr size_t kAhead = 8192 / sizeof(uint64_t);
-// Words that are read between two looks at the clock.
+// Words that are read between two checks of the clock.
 constexpr size_t kPiece = (size_t{1} << 20) / sizeof(uint64_t);
-// The best rate is looked for in windows of so many seconds.
+// The best rate is looked for in windows of this many seconds.
 constexpr double kWindow = 0.02;
 
 // Independent sums: the loads are limited by the memory, not by one addition after another.
@@ -71,7 +71,7 @@ Read widest_read() {
     return cpu.avx512f ? read_avx512 : cpu.avx2 ? read_avx2 : read_anywhere;
 }
 
-// The largest rate that pass() gives in so many seconds.
+// The largest rate that pass() gives within `seconds`.
 template <typename Pass> double best_rate(double seconds, double amount, Pass pass) {
     double     best = 0.0;
     const auto end  = Clock::now() + std::chrono::duration<double>(seconds);
@@ -132,7 +132,7 @@ Reading read_for(const uint64_t * data, size_t n, double seconds) {
     while (found.end() - found.begin < seconds) {
         for (size_t first = 0; first < n; first += kPiece) {
             size_t done = 0;
-            // a small part is read several times between two looks at the clock
+            // a small part is read several times between two checks of the clock
             do {
                 total += read(data + first, std::min(kPiece, n - first));
                 done += std::min(kPiece, n - first);

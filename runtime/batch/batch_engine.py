@@ -45,7 +45,7 @@ from .scheduler import Limits
 from .sequence import Listener, Sequence, is_plain_greedy
 from .settings import BatchSettings
 
-#: Names a sample: its record's id, and its number.
+#: Identifies a sample: its record's id, and its number.
 SampleKey = tuple[str | int, int]
 
 
@@ -74,15 +74,15 @@ class BatchEngine(Owner):
             settings: how it is loaded.
             batch: how it is run.
             warmed: called with bytes done and in all while the file is prefetched.
-            model: the file's weights if they are loaded already, as the settings say; whoever
-                loaded them closes them, after this.
+            model: the file's weights, if already loaded as the settings say; whoever loaded them
+                closes them, after this.
 
         Raises:
             GgufError: the file cannot be used.
             SettingsError: options that are not possible for this model.
             MemoryShortage: it does not fit.
             ModelLoadError: llama.cpp refuses it.
-            TemplateFailure: its chat template was asked for and cannot be used.
+            TemplateFailure: its chat template was requested and cannot be used.
         """
         batch = batch or BatchSettings()
         draft = read_draft(path, settings)
@@ -91,7 +91,7 @@ class BatchEngine(Owner):
         self.path = path
         self._rotates = ROTATION_KEY not in header.metadata
         self._plans_constraint = Extra.CONSTRAINT in settings.extras
-        #: Bytes that the plans foresee at most, the measurement's included.
+        #: Most bytes of the plans, including that of the measurement.
         self.planned_bytes = plan.total
         self.curve: tuple[CurvePoint, ...] = ()
         with ExitStack() as stack:
@@ -109,7 +109,7 @@ class BatchEngine(Owner):
                     self._context.close()
                     self._context = self._new_context(plan)
             info = ModelInfo(path, self._model.chat_template, style_for(header.metadata))
-            #: What it gets of records.
+            #: Makes prompts of records.
             self.prompts = Prompts(info, self.vocab, batch)
             self._owned = stack.pop_all()
         self.plan: Plan = plan
@@ -160,7 +160,7 @@ class BatchEngine(Owner):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know; conversations may add to it, which the first one shows."""
+        """What the user should know; the first conversation may add to it."""
         return (*self._plan_notes, *self.prompts.notes)
 
     def take_notes(self) -> tuple[str, ...]:
@@ -176,7 +176,7 @@ class BatchEngine(Owner):
 
     @property
     def context(self) -> BatchContext:
-        """The context, for those who look at its memory."""
+        """The context, to inspect its memory."""
         return self._context
 
     # ---- pushed
@@ -324,10 +324,10 @@ class BatchEngine(Owner):
         return Sequence(record, index, prompt, sampler, text, self.prompts.frame(record))
 
     def plan_constraint(self) -> None:
-        """Count what a constraint takes, which only a record may ask for, before the first is made.
+        """Count the memory of a constraint, which only a record may ask for, before the first one.
 
         Raises:
-            MemoryShortage: it does not fit beside the plan.
+            MemoryShortage: it does not fit in addition to the plan.
         """
         if self._plans_constraint:
             return

@@ -31,7 +31,7 @@ class BatchDraft:
 
 
 def read_draft(target: Path, settings: EngineSettings) -> BatchDraft | None:
-    """The draft that the settings name; None where it is none, or lookup alone.
+    """The draft that the settings name; None for ``none`` or ``lookup``.
 
     Raises:
         GgufError: the file cannot be used.

@@ -1,9 +1,9 @@
 """Guessed tokens for the sequences of a batch, each with drafters of its own.
 
-A step of the batch engine has at least :data:`~..plan.step_rows.LEAST_ROWS` rows. Where there are
+A step of the batch engine has at least :data:`~..plan.step_rows.LEAST_ROWS` rows. With
 fewer sequences than that, the others are fillers: guesses take their place, so that verifying them
 costs nothing, and a draft model only has to pay for its own time. With more sequences a step is
-bound by arithmetic, and guesses would displace tokens that are certain: then there are none.
+bound by arithmetic, and guesses would displace certain tokens: then there are no guesses.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MakeDrafters = Callable[[], list[tuple[Drafter, bool]]]
 
 
 class Guesses:
-    """Who guesses for which slot. Drafters of a sequence that has ended go to the next one."""
+    """Which drafters guess for which slot. Drafters of a finished sequence go to the next one."""
 
     def __init__(self, make: MakeDrafters, draft_max: int) -> None:
         """Start without drafters; they are made when a sequence needs them.
@@ -95,7 +95,7 @@ class Guesses:
         self._proposals.pop(slot, None)
 
     def step_took(self, seconds: float, n_busy: int) -> None:
-        """A step took so long; each of its sequences has a share of it to win by guessing."""
+        """Record a step's time; each of its sequences can gain a share of it by guessing."""
         share = seconds / n_busy
         self._step_s = share if not self._step_s else 0.9 * self._step_s + 0.1 * share
 

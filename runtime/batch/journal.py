@@ -1,10 +1,10 @@
-"""The output of a batch: a line per result, so that a run that was killed can be resumed.
+"""The output of a batch: a line per result, so that a killed run can be resumed.
 
 A line is written with one system call as soon as its result is there, so that a killed process
 loses nothing that was finished; every few seconds and at the end the file is synced to disk, so
 that a power cut loses no more than these. What a kill or a full disk leaves half-written at the end
-is cut off on ``resume``; a line elsewhere that is no answer is an error, and nothing is deleted.
-CSV and Parquet are written at the end, from a journal beside them.
+is cut off on ``resume``; any other line that is not an answer is an error, and nothing is deleted.
+CSV and Parquet are written at the end, from a journal next to them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TABLES = (".csv", ".parquet")
 _LARGEST_ANSWER = 256 << 20
 _KEYS = ("id", "text", "tokens", "finish_reason", "error")
 
-#: A sample that was answered, (id, index), or a line that is no record, (None, line).
+#: A sample that was answered, (id, index), or a line that is not a record, (None, line).
 DoneKey = tuple[str | int | None, int]
 
 
@@ -50,15 +50,15 @@ def line_of(result: Result) -> bytes:
 
 
 def key_of(result: Result) -> DoneKey:
-    """What a result is known by when a run is resumed."""
+    """The key of a result when a run is resumed."""
     return (None, result.line) if result.error is not None else (result.id, result.index or 0)
 
 
 def check_results(path: Path, *, resume: bool, force: bool, source: Path | None = None) -> None:
-    """See that an output may be written; nothing is created. ``source`` is the input's file.
+    """Check that an output can be written; nothing is created. ``source`` is the input's file.
 
     Raises:
-        SettingsError: it exists, or is the input, or its name or folder is none to write to.
+        SettingsError: it exists, is the input, or has an unusable name or folder.
     """
     ending = path.suffix.lower()
     if ending not in (*_LINES, *_TABLES):
@@ -73,18 +73,18 @@ def check_results(path: Path, *, resume: bool, force: bool, source: Path | None 
         if source is not None and source.exists() and written.exists() and (
             written.samefile(source)
         ):  # fmt: skip
-            raise SettingsError(f"{written}: is the input as well; give another --output")
+            raise SettingsError(f"{written}: is also the input; give another --output")
     if resume or force:
         return
     for existing in (path, journal_path(path)):
         if existing.exists():
             raise SettingsError(
-                f"{existing}: exists already; --resume continues it, --force replaces it"
+                f"{existing}: already exists; --resume continues it, --force replaces it"
             )
 
 
 def journal_path(path: Path) -> Path:
-    """Where the lines go: the output itself, or a file beside a table."""
+    """Where the lines go: the output itself, or a file next to a table."""
     return path if path.suffix.lower() in _LINES else path.with_name(f"{path.name}.partial.jsonl")
 
 
@@ -98,18 +98,18 @@ class Journal(Owner):
 
         Args:
             path: the output.
-            resume: keep what is there; else start anew.
+            resume: keep what is there; else start over.
             clock: seconds.
 
         Raises:
-            SettingsError: another run writes it, or it holds what no batch has written.
+            SettingsError: another run is writing it, or it holds something else than answers.
         """
         self.path = path
         self._lines = journal_path(path)
         self._clock = clock
         self._synced = clock()
         self.done: set[DoneKey] = set()
-        #: A table that was completed by an earlier run.
+        #: Whether an earlier run has completed the table.
         self.is_complete = resume and path != self._lines and path.exists() and (
             not self._lines.exists()
         )  # fmt: skip
@@ -137,12 +137,12 @@ class Journal(Owner):
             raise
 
     def _recover(self) -> int:
-        """Read what is there; returns how many bytes of it stay."""
+        """Read the lines; returns how many bytes of them to keep."""
         size = 0  # up to the last answer
-        half = 0  # the number of a line behind it that a kill may have left
+        half = 0  # the number of a following line that a kill may have left
         with os.fdopen(os.dup(self._handle), "rb") as handle:
             for number, line in enumerate(_bounded(handle), 1):
-                if not line.strip():  # of an editor, or of a file that was put together
+                if not line.strip():  # from an editor, or where files were joined
                     continue
                 try:
                     key = None if half else _done_key(line)
@@ -161,7 +161,7 @@ class Journal(Owner):
 
     def _no_answer(self, number: int) -> SettingsError:
         return SettingsError(
-            f"{self._lines}: line {number} is no answer of a batch; remove it, or give another "
+            f"{self._lines}: line {number} is not an answer of a batch; remove it, or give another "
             "--output"
         )
 
@@ -169,7 +169,7 @@ class Journal(Owner):
         """Append a result.
 
         Raises:
-            ResultsUnwritten: the disk is full, or fails otherwise; half a line does not stay.
+            ResultsUnwritten: the disk is full, or fails otherwise; no half line stays.
         """
         data = memoryview(line_of(result))
         try:
@@ -184,7 +184,7 @@ class Journal(Owner):
             raise self._failure(self._lines, error) from None
 
     def _begin(self) -> None:
-        """Cut off what is not kept. A run that starts anew may fail before it has an answer."""
+        """Cut off what is not kept. A new run may fail before it has an answer."""
         if not self._has_begun:
             os.ftruncate(self._handle, self._size)
             os.lseek(self._handle, self._size, os.SEEK_SET)
@@ -193,12 +193,12 @@ class Journal(Owner):
             self._has_begun = True
 
     def sync(self) -> None:
-        """Bring everything to the disk."""
+        """Sync everything to the disk."""
         os.fsync(self._handle)
         self._synced = self._clock()
 
     def finish(self) -> None:
-        """The run is over: sync, and write the table if that is what was asked for.
+        """The run is over: sync, and write the table if one was requested.
 
         Raises:
             ResultsUnwritten: the disk is full, or fails otherwise; the journal stays.
@@ -211,7 +211,7 @@ class Journal(Owner):
             self.sync()
             if target == self._lines:
                 return
-            # the journal is locked, so that nobody else makes the part
+            # the journal is locked, so nobody else makes the part
             with new_file(target, part=target.with_name(f".{target.name}.tmp")) as handle:
                 write = _write_csv if target.suffix.lower() == ".csv" else _write_parquet
                 write(self._read_lines(), handle, target)
@@ -233,7 +233,7 @@ class Journal(Owner):
                     yield json.loads(line)
 
     def close(self) -> None:
-        """Close the file, which unlocks it; one that got nothing in it does not stay."""
+        """Close the file, which unlocks it; an empty one is removed."""
         if self._handle >= 0:
             if self._is_new and self._size == 0:
                 self._lines.unlink(missing_ok=True)
@@ -242,7 +242,7 @@ class Journal(Owner):
 
 
 def _bounded(handle: BinaryIO) -> Iterator[bytes]:
-    """Lines; one that is longer than any answer, in pieces."""
+    """Lines; one longer than any answer comes in pieces."""
     while line := handle.readline(_LARGEST_ANSWER):
         yield line
 
@@ -252,7 +252,7 @@ def _is_zeros(line: bytes) -> bool:
 
 
 def _is_half_a_line(line: bytes) -> bool:
-    """Whether a kill or a power cut may have left it: the beginning of a line, or zeros."""
+    """Whether a kill or a power cut may have left it: the start of a line, or zeros."""
     start = b'{"id": '
     is_begun = line.startswith(start) or start.startswith(line)
     return _is_zeros(line) or (not line.endswith(b"\n") and is_begun)
@@ -271,7 +271,7 @@ def _done_key(line: bytes) -> DoneKey:
 
 
 def table_rows(path: Path) -> int | None:
-    """Answers of a finished table; None where that cannot be read."""
+    """Number of answers in a finished table; None if that cannot be read."""
     try:
         if path.suffix.lower() == ".parquet":
             return int(parquet_module(path).ParquetFile(path).metadata.num_rows)
@@ -305,7 +305,7 @@ def _write_parquet(rows: Iterator[dict[str, Any]], handle: BinaryIO, target: Pat
     import pyarrow
 
     columns, kept = _columns(rows)
-    # a column has one type: ids that are not all numbers of 64 bits become texts
+    # a column has one type: ids become texts unless all are 64-bit numbers
     ids = [row["id"] for row in kept if row["id"] is not None]
     if not all(isinstance(i, int) and -(1 << 63) <= i < 1 << 63 for i in ids):
         kept = [{**row, "id": row["id"] if row["id"] is None else str(row["id"])} for row in kept]

@@ -1,8 +1,7 @@
 """Bounded reading: the lines of a file or a pipe, and JSON values that span lines.
 
 In: a binary stream of any length, whose lines may have any length too. Out: lines with their
-numbers, or objects of JSON, none larger than :data:`LARGEST`; nothing is held besides the one that
-is being read.
+numbers, or objects of JSON, none larger than :data:`LARGEST`; only the one being read is held.
 """
 
 from __future__ import annotations
@@ -19,27 +18,27 @@ from ..errors import SettingsError
 
 #: Bytes of a record: more than the largest context (1048576 tokens) of long tokens has.
 LARGEST = 16 << 20
-#: Bytes that are passed over in search of a line's or a row's end before the file is given up.
+#: Bytes to skip in search of the end of a line or row before giving up on the file.
 MOST_PASSED = 1 << 30
-#: Bytes of blank lines that are looked through for where a file begins.
+#: Bytes of blank lines to skip in search of a file's beginning.
 _MOST_BLANK = 1 << 16
 _CHUNK = 1 << 16
 _BLANK = b" \t\r\n"
 #: The beginnings of UTF-16 and UTF-32.
 _OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
-# a word that is cut off ends this far from the end of what was read
+# an incomplete word ends within this distance from the end of what was read
 _NEAR_END = 16
 
 
 class JsonError(ValueError):
-    """Text that is no JSON; says why in a user's words."""
+    """Text that is not JSON; says why in the user's terms."""
 
 
 class Input:
-    """A stream whose beginning has been looked at; ``start`` is that, without blanks."""
+    """A stream whose beginning was examined: ``start``, without blanks."""
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
-        """Look at the beginning, and leave out a byte order mark.
+        """Examine the beginning, and drop a byte order mark.
 
         Raises:
             SettingsError: it is UTF-16 or UTF-32.
@@ -50,7 +49,7 @@ class Input:
             piece = stream.readline(_CHUNK)
             held += piece
             text = held.removeprefix(codecs.BOM_UTF8).lstrip(_BLANK)
-            # what stands behind a bracket says whether it opens a list of objects
+            # what follows a bracket says whether it opens a list of objects
             if not piece or (text and text.rstrip(_BLANK) != b"["):
                 break
         if held.startswith(_OTHER_MARKS):
@@ -59,7 +58,7 @@ class Input:
         self.start = self._held.lstrip(_BLANK)
 
     def lines(self) -> Iterator[tuple[int, bytes | None]]:
-        """Every line with its number from 1; None for one that is too long, which is passed over.
+        """Every line with its number from 1; None for one that is too long, which is skipped.
 
         Raises:
             SettingsError: a line has no end.
@@ -87,13 +86,13 @@ class Input:
             line = self._stream.readline(_CHUNK)
             passed += len(line)
             if passed > MOST_PASSED:
-                raise SettingsError(f"{self._name}: a line of more than 1 GB: these are no records")
+                raise SettingsError(f"{self._name}: a line of more than 1 GB: not records")
 
     def objects(self) -> Iterator[Any]:
-        """The values of a JSON array, or values one after the other, each as soon as it is there.
+        """The values of a JSON array, or successive values, each as soon as it is complete.
 
         Raises:
-            JsonError: it is no JSON from here on, or a value is too large.
+            JsonError: the rest is not JSON, or a value is too large.
         """
         decoder = codecs.getincrementaldecoder("utf-8")()
         text, at, size, ended = "", 0, _CHUNK, False
@@ -104,7 +103,7 @@ class Input:
             if at < len(text):
                 mark = text[at]
                 if closed:
-                    raise JsonError("something stands behind the end of the list")
+                    raise JsonError("something follows the end of the list")
                 if is_array and not opened:
                     opened, at = True, at + 1
                     continue
@@ -128,27 +127,27 @@ class Input:
             if len(text) - at > LARGEST:
                 raise JsonError(f"a record of more than {LARGEST} characters")
             data = self.read(size)
-            # twice as much each time: a large value is not tried again at every chunk
+            # twice as much each time, so that a large value is not retried at every chunk
             size, ended = min(2 * size, LARGEST), not data
             try:
                 text, at = text[at:] + decoder.decode(data, final=ended), 0
             except UnicodeDecodeError:
-                raise JsonError("is no UTF-8 text") from None
+                raise JsonError("is not UTF-8 text") from None
 
     def read(self, size: int) -> bytes:
         """At most ``size`` bytes; nothing at the end."""
         if self._held:
             data, self._held = self._held[:size], self._held[size:]
             return data
-        # what a pipe has now, where it can say so
+        # what a pipe has now, if it can say so
         return getattr(self._stream, "read1", self._stream.read)(size)
 
 
 def parse_json(text: str) -> Any:
-    """A JSON value; a key that is there twice is an error.
+    """A JSON value; a repeated key is an error.
 
     Raises:
-        JsonError: it is none.
+        JsonError: it is not JSON.
     """
     try:
         return json.loads(text, object_pairs_hook=_object)
@@ -161,7 +160,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise JsonError(f'the key "{twice[:60]}" is there twice')
+        raise JsonError(f'the key "{twice[:60]}" occurs twice')
     return value
 
 
@@ -175,7 +174,7 @@ def _skip_blanks(text: str, at: int) -> int:
 
 
 def _decode(text: str, at: int, *, ended: bool) -> tuple[Any, int]:
-    """The value at a place and where it ends; 0 where more text may complete it."""
+    """The value at a place and where it ends; 0 if more text may complete it."""
     try:
         value, end = _DECODER.raw_decode(text, at)
     except json.JSONDecodeError as error:
@@ -185,7 +184,7 @@ def _decode(text: str, at: int, *, ended: bool) -> tuple[Any, int]:
         return None, 0
     except (ValueError, RecursionError) as error:
         raise JsonError(json_fault(error)) from None
-    # a number may go on where the text ends
+    # a number at the end of the text may be incomplete
     if end == len(text) and not ended and text[end - 1] not in '}]"':
         return None, 0
     return value, end

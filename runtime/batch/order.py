@@ -1,4 +1,4 @@
-"""Results in the order of the input, where that is asked for."""
+"""Results in the order of the input, if requested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Before a batch: the plan of a file with many sequences, and how many of them are worth it."""
+"""Before a batch: the plan of a file with many sequences, and how many of them pay."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..plan.use import Use, plan_use
 from ..settings import EngineSettings, Extra
 from .drafts import BatchDraft
 
-#: Numbers of sequences that are tried; a step has at least 8 rows in any case.
+#: Numbers of sequences to try; a step has at least 8 rows in any case.
 CANDIDATES = (8, 16, 32)
-#: A larger number must give so much more throughput.
+#: A larger number must give this much more throughput.
 _WORTH = 1.05
 _REPEATS = 3
 _LONGEST_S = 10.0
@@ -27,7 +27,7 @@ _LONGEST_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """Tokens per second of decode steps of so many sequences."""
+    """Tokens per second of decode steps of ``n_seq`` sequences."""
 
     n_seq: int
     tokens_per_s: float
@@ -41,11 +41,11 @@ def plan_batch(
 ) -> tuple[Plan, tuple[str, ...]]:
     """The plan of ``parallel`` sequences and the slots they get, and notes; it need not fit.
 
-    A batch has one context for its whole life, and so one type: that of the last stage, which is
-    the one that holds a whole sequence.
+    A batch has one context for its whole life, and so one type: that of the last stage, which
+    holds a whole sequence.
 
     Raises:
-        GgufError: a size in the header that is no number.
+        GgufError: a size in the header is not a number.
         SettingsError: a context or a cache that is not possible for this model.
     """
     limit = settings.memory or read_memory().usable
@@ -98,8 +98,8 @@ def measure_curve(
     """Throughput of decode steps of 8, 16, ... sequences, until it stops growing.
 
     Args:
-        most: sequences that there are.
-        step: computes a decode step of so many sequences.
+        most: the most sequences.
+        step: computes a decode step of a number of sequences.
         clock: seconds.
     """
     curve: list[CurvePoint] = []
@@ -120,7 +120,7 @@ def measure_curve(
 
 
 def best_parallel(curve: tuple[CurvePoint, ...]) -> int:
-    """The number from which on more sequences give no more throughput."""
+    """The number of sequences beyond which throughput no longer grows."""
     best = curve[0]
     for point in curve[1:]:
         if point.tokens_per_s < _WORTH * best.tokens_per_s:

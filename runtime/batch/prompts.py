@@ -1,6 +1,6 @@
 """What the model gets of a record: the tokens of its prompt or messages, and what ends the text.
 
-A prompt is read as ``generate`` reads one, behind the batch's prefix. A conversation is framed as
+A prompt is read as ``generate`` reads one, after the batch's prefix. A conversation is framed as
 ``chat`` frames it; its special tokens come from the frame alone.
 """
 
@@ -19,7 +19,7 @@ from .settings import BatchSettings
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a model's file says of conversations: its chat template, and its family's style."""
+    """What a model's file says about conversations: its chat template, and its family's style."""
 
     path: Path
     chat_template: str | None
@@ -27,14 +27,14 @@ class ModelInfo:
 
 
 class Prompts:
-    """Makes prompts of records. ``notes`` grow when the first conversation comes."""
+    """Makes prompts of records. The first conversation adds to ``notes``."""
 
     def __init__(self, info: ModelInfo, vocab: Vocabulary, batch: BatchSettings) -> None:
-        """A frame that was asked for is made at once, others when they are needed.
+        """A requested frame is made at once, others when they are needed.
 
         Raises:
             SettingsError: the model has no chat template, but the style is ``template``.
-            TemplateFailure: its template was asked for and cannot be used.
+            TemplateFailure: its template was requested and cannot be used.
         """
         self.info, self.vocab = info, vocab
         self.notes: tuple[str, ...] = ()

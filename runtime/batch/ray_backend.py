@@ -2,9 +2,9 @@
 
 Goes in: the address of a running Ray cluster, and how a node opens its engine. It answers records
 as :class:`~.batch_engine.BatchEngine` does, so that files, journal and order are the same. A block
-whose worker is lost is computed again elsewhere; an answer that was given is not given twice.
+whose worker is lost is computed again elsewhere; no answer is given twice.
 
-Ray is imported here alone, and only when it is asked for.
+Ray is imported only here, and only when requested.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from .journal import DoneKey, key_of, line_of
 from .records import BadRecord, Record, RecordParser, Result, result_of, value_of
 from .running import BatchStatistics
 
-#: Records of a block: what a lost worker may have to compute again, and what a node needs to keep
-#: its sequences busy between two half-empty moments.
+#: Records of a block: enough to keep a node's sequences busy, few enough to compute again if a
+#: worker is lost.
 LARGEST_BLOCK, SMALLEST_BLOCK = 256, 16
 #: Blocks that each node should get, so that a slow one does not decide when all is done.
 _BLOCKS_PER_NODE = 4
 #: Blocks that a node has at a time: the one that it computes, and the next.
 _IN_FLIGHT = 2
-#: What Ray holds of blocks and calls once a worker computes, besides what it held before.
+#: What Ray additionally holds, for blocks and calls, once a worker computes.
 _BLOCK_BYTES = 32_000_000
-#: Times that a worker is started again; a model that kills its node must not do so forever.
+#: Times that a worker is restarted; a model that kills its node must not do so forever.
 _RESTARTS = 8
 
 #: Opens a node's engine, on the node; a function that can be pickled.
@@ -54,7 +54,7 @@ OpenEngine = Callable[[], BatchEngine]
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """What a node says with each block: where it is, what runs there, what the block cost."""
+    """What a node reports with each block: where it is, what runs there, what the block cost."""
 
     node: str
     model: str
@@ -94,10 +94,10 @@ class RayBatch(Owner):
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             raise SettingsError(
-                f"--ray {address}: no cluster to be reached ({_first_line(error)}); start one with "
-                "ray start --head"
+                f"--ray {address}: no cluster can be reached ({_first_line(error)}); start one "
+                "with ray start --head"
             ) from None
-        # the driver tells what happens; Ray's own words are in its log files
+        # the driver reports what happens; Ray's own messages are in its log files
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._places = [
@@ -114,7 +114,7 @@ class RayBatch(Owner):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of the nodes' engines, each once."""
+        """What the user should know about the nodes' engines, each note once."""
         texts = (text for report in self.nodes.values() for text in report.notes)
         return tuple(dict.fromkeys(texts))
 
@@ -127,7 +127,7 @@ class RayBatch(Owner):
     def run(
         self, records: Iterable[Record | BadRecord], done: Set[SampleKey] = frozenset()
     ) -> Generator[Result, None, None]:
-        """Answer records; a block's results come when all of it is finished.
+        """Answer records; a block's results come when the whole block is finished.
 
         All records are read first, into Ray's object store. See :meth:`BatchEngine.run`.
 
@@ -164,7 +164,7 @@ class RayBatch(Owner):
         places = itertools.cycle(self._places)
 
         def place() -> dict[str, Any]:
-            # one worker per node; where its node is lost, Ray may start it on another
+            # one worker per node; if its node is lost, Ray may start it on another
             affinity = NodeAffinitySchedulingStrategy(next(places), soft=True)
             return {"scheduling_strategy": affinity, "max_restarts": _RESTARTS}
 
@@ -201,7 +201,7 @@ class RayBatch(Owner):
         """Take a node's report.
 
         Raises:
-            SettingsError, ClusterError: it cannot work, or has another model than the others.
+            SettingsError, ClusterError: it cannot work, or has a different model from the others.
         """
         if failure := report.get("failure"):
             kind = SettingsError if report["is_input"] else ClusterError
@@ -225,7 +225,7 @@ class RayBatch(Owner):
 class Worker:
     """What Ray keeps on a node: an engine, made once; called with a block, returns its answers.
 
-    What goes wrong comes back as a report: an exception would reach the user as Ray's.
+    Failures come back as a report: an exception would reach the user as Ray's.
     """
 
     def __init__(
@@ -238,7 +238,7 @@ class Worker:
         self._sampling, self._stops = sampling, stops
         self._failure, self._is_input, self._model = "", False, ""
         self._engine: BatchEngine | None = None
-        # what Ray's own libraries hold is none of the engine's plan
+        # what Ray's own libraries hold is not in the engine's plan
         self._overhead = overhead_bytes()
         try:
             mine = (__version__, llama_version())
@@ -287,9 +287,9 @@ class Worker:
 
 
 def overhead_bytes() -> int:
-    """What a worker takes more than the plan of a program with an engine foresees.
+    """Memory that a worker takes beyond the plan of a program with an engine.
 
-    To be asked before there is an engine.
+    To be called before there is an engine.
     """
     return max(0, psutil.Process().memory_info().rss - PROCESS_BYTES) + _BLOCK_BYTES
 
@@ -301,7 +301,7 @@ def block_size(n_records: int, n_nodes: int) -> int:
 
 
 def cut_blocks(rows: Iterator[str], n_nodes: int) -> Iterator[list[str]]:
-    """Rows in blocks; of a long input, no more is held here than decides their size."""
+    """Rows in blocks; only as much of a long input is held as needed to choose their size."""
     head = list(itertools.islice(rows, LARGEST_BLOCK * _BLOCKS_PER_NODE * n_nodes))
     size = block_size(len(head), n_nodes)
     rest = itertools.chain(head, rows)
@@ -312,7 +312,7 @@ def cut_blocks(rows: Iterator[str], n_nodes: int) -> Iterator[list[str]]:
 def _rows(
     records: Iterable[Record | BadRecord], done: Set[SampleKey], bad: list[Result]
 ) -> Iterator[str]:
-    """Records as they travel; those that are none are put aside as results."""
+    """Records as sent to the nodes; invalid ones are put aside as results."""
     for record in records:
         if isinstance(record, BadRecord):
             bad.append(Result(record.id, record.line, error=record.error))
@@ -329,7 +329,7 @@ def _table(rows: list[str]) -> Any:
 
 
 def _answer_table(answers: list[tuple[int, str]], report: str) -> Any:
-    """Answers as rows; the report stands in the first one, which has no answer."""
+    """Answers as rows; the report is in the first one, which has no answer."""
     import pyarrow
 
     return pyarrow.table({

@@ -1,6 +1,6 @@
 """Read records: JSON, CSV, Parquet, or plain lines, each value with its number.
 
-The name's ending says which: ``.jsonl .ndjson .json`` (an object a line, or one list of objects),
+The file's extension says which: ``.jsonl .ndjson .json`` (an object per line, or a list of them),
 ``.csv``, ``.parquet``, ``.txt``; a pipe is JSON, or plain lines if it begins otherwise.
 """
 
@@ -19,8 +19,7 @@ from .lines import LARGEST, MOST_PASSED, Input, JsonError, parse_json
 from .records import NUMBERS, BadRecord
 from .stopping import Stop, stoppable
 
-#: A number, a value as JSON gives it and what the number counts (lines, if nothing is said), or
-#: what cannot be read.
+#: A number, a JSON value and what the number counts (lines by default), or what cannot be read.
 Value = tuple[int, Any] | tuple[int, Any, str] | BadRecord
 
 _JSON = (".jsonl", ".ndjson", ".json")
@@ -32,14 +31,14 @@ _STDIN = "standard input"
 
 
 def read_values(path: Path, stop: Stop | None = None) -> Iterator[Value]:
-    """The values of a file. The file is opened at once, and read as they are asked for.
+    """The values of a file. The file is opened at once, and read on demand.
 
     Args:
         path: a file, or a pipe with a name.
         stop: ends reads that wait: they raise ReadingStopped.
 
     Raises:
-        SettingsError: it cannot be read, or its name does not say how.
+        SettingsError: it cannot be read, or its extension is unknown.
     """
     ending = path.suffix.lower()
     if ending == ".parquet":
@@ -63,11 +62,11 @@ def read_pipe(stream: BinaryIO, stop: Stop | None = None) -> Iterator[Value]:
 
 
 def count_records(path: Path) -> int | None:
-    """How many records a file has, for a progress bar; None if that is not known."""
+    """How many records a file has, for a progress bar; None if unknown."""
     ending = path.suffix.lower()
     if ending == ".parquet":
         return int(_parquet_file(path).metadata.num_rows)
-    # a field of a table may hold line ends; what is no plain file can be read once only
+    # a table's field may contain line ends; anything but a plain file can be read only once
     if ending == ".csv" or not stat.S_ISREG(path.stat().st_mode):
         return None
     with _open(path) as handle:
@@ -85,7 +84,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _spans_lines(found: Input) -> bool:
-    """Whether values are not one a line: a list, or objects that are broken over lines."""
+    """Whether values are not one per line: a list, or objects that span lines."""
     first = found.start.partition(b"\n")[0].rstrip()
     return first == b"{" or _LIST.match(found.start) is not None
 
@@ -104,9 +103,9 @@ def _json_values(found: Input) -> Iterator[Value]:
                 del line  # a long one is not held twice
                 yield number, parse_json(text)
             except UnicodeDecodeError:
-                yield BadRecord(number, f"line {number}: is no UTF-8 text")
+                yield BadRecord(number, f"line {number}: is not UTF-8 text")
             except JsonError as error:
-                yield BadRecord(number, f"line {number}: no JSON: {error}")
+                yield BadRecord(number, f"line {number}: not JSON: {error}")
 
 
 def _object_values(found: Input) -> Iterator[Value]:
@@ -117,7 +116,7 @@ def _object_values(found: Input) -> Iterator[Value]:
             yield number, value, "record"
     except JsonError as error:
         number += 1
-        yield BadRecord(number, f"record {number}: no JSON: {error}; what follows was not read")
+        yield BadRecord(number, f"record {number}: not JSON: {error}; the rest was not read")
 
 
 def _too_long(number: int) -> BadRecord:
@@ -126,7 +125,7 @@ def _too_long(number: int) -> BadRecord:
 
 
 def _plain_values(found: Input) -> Iterator[Value]:
-    """A prompt a line; the line's number is its id."""
+    """A prompt per line; the line's number is its id."""
     for number, line in found.lines():
         if line is None:
             yield _too_long(number)
@@ -172,10 +171,10 @@ class _Rows:
             line = self._take(LARGEST)
 
     def pass_row(self) -> bool:
-        """Go on to where the quotes are in pairs: lines inside of a field are no rows.
+        """Skip to where the quotes are paired: lines inside a field are not rows.
 
         Returns:
-            Whether rows may follow; none do in a file of which too much was passed over.
+            Whether rows may follow; none do if too much was skipped.
         """
         while self.quotes % 2 and self.size < MOST_PASSED and (line := self._take(LARGEST)):
             self._pass_line(line)
@@ -189,11 +188,11 @@ class _Rows:
 
 
 class _RowTooLong(Exception):
-    """A row that no quote ends, or a prompt that no context holds."""
+    """A row without a closing quote, or a prompt that no context holds."""
 
 
 def _csv_values(found: Input, path: Path) -> Iterator[Value]:
-    """A record a row; the first names the columns. A row's number is the line that it ends in."""
+    """A record per row; the first names the columns. A row's number is the line it ends in."""
     csv.field_size_limit(LARGEST)
     with io.TextIOWrapper(io.BufferedReader(_Raw(found)), "utf-8", "replace", newline="") as text:
         lines = _Rows(text)
@@ -201,7 +200,7 @@ def _csv_values(found: Input, path: Path) -> Iterator[Value]:
         try:
             columns = next(rows, [])
         except (csv.Error, _RowTooLong) as error:
-            raise SettingsError(f"{path}: line 1: no CSV: {_row_fault(error)}") from None
+            raise SettingsError(f"{path}: line 1: not CSV: {_row_fault(error)}") from None
         if twice := [name for name in columns if name and columns.count(name) > 1]:
             raise SettingsError(f"{path}: line 1: two columns have the name {twice[0]!r}")
         while True:
@@ -212,11 +211,11 @@ def _csv_values(found: Input, path: Path) -> Iterator[Value]:
                 return
             except (csv.Error, _RowTooLong) as error:
                 goes_on = lines.pass_row()
-                reason = f"{lines.place}: no CSV: {_row_fault(error)}"
+                reason = f"{lines.place}: not CSV: {_row_fault(error)}"
                 yield BadRecord(max(lines.number, lines.first), reason)
                 if not goes_on:
                     return
-                rows = csv.reader(lines, strict=True)  # the old one is inside of a field
+                rows = csv.reader(lines, strict=True)  # the old one is inside a field
                 continue
             if row:
                 yield _csv_value(max(lines.number, lines.first), row, columns)
@@ -255,10 +254,10 @@ def _csv_value(number: int, row: list[str], columns: list[str]) -> Value:
 
 
 def _typed(key: str, text: str) -> Any:
-    """A field of a CSV as the type that its column has; as it is where it cannot be that.
+    """A CSV field as its column's type, or unchanged if that is impossible.
 
     Raises:
-        JsonError: messages that are no JSON.
+        JsonError: messages that are not JSON.
     """
     try:
         if key in NUMBERS:
@@ -271,12 +270,12 @@ def _typed(key: str, text: str) -> Any:
         return parse_json(text)
     except JsonError as error:
         if key == "messages" or "deep" in str(error):
-            raise JsonError(f'"{key}" is no JSON: {error}') from None
+            raise JsonError(f'"{key}" is not JSON: {error}') from None
         return text  # a stop string may begin with a bracket
 
 
 def _parquet_values(path: Path) -> Iterator[Value]:
-    """A record a row; a row's number is its line."""
+    """A record per row; a row's number is its line."""
     file = _parquet_file(path)
     number = 0
     for batch in file.iter_batches(_ROWS, use_threads=False):
@@ -291,7 +290,7 @@ def _parquet_file(path: Path) -> Any:
     try:
         return parquet.ParquetFile(path)
     except (OSError, ValueError) as error:
-        raise SettingsError(f"{path}: no Parquet file: {error}") from None
+        raise SettingsError(f"{path}: not a Parquet file: {error}") from None
 
 
 def parquet_module(path: Path) -> Any:

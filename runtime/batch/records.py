@@ -46,7 +46,7 @@ _MOST_SEED = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A prompt, or a conversation to go on with, and how: ``n`` samples of it.
+    """A prompt, or a conversation to continue, and how: ``n`` samples of it.
 
     ``seed`` is the record's own; without one, and with a seed of the run, each sample gets one that
     depends on the run's seed and the id alone.
@@ -64,11 +64,11 @@ class Record:
 
     @property
     def place(self) -> str:
-        """Where it stands, in the words of its input."""
+        """Its place in the input, for messages."""
         return f"{self.unit} {self.line}"
 
     def sample_seed(self, index: int) -> int | None:
-        """The seed of a sample; None where neither the record nor the run has one."""
+        """The seed of a sample; None if neither the record nor the run has one."""
         if self.seed is not None:
             return self.seed if index == 0 else _derived("sample", self.seed, index)
         if self.sampling.seed is None:
@@ -82,7 +82,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class BadRecord:
-    """A line that is no record, and why. ``id`` is None where not even that can be read."""
+    """A line that is not a record, and why. ``id`` is None if not even that can be read."""
 
     line: int
     error: str
@@ -134,9 +134,9 @@ class Result:
 
 
 def value_of(record: Record) -> dict[str, Any]:
-    """A record as JSON again, with all of its settings.
+    """A record as JSON again, with all its settings.
 
-    A :class:`RecordParser` of the same run makes the same record of it.
+    A :class:`RecordParser` of the same run makes the same record from it.
     """
     sampling, stops = record.sampling, record.stops
     value: dict[str, Any] = {
@@ -154,7 +154,7 @@ def value_of(record: Record) -> dict[str, Any]:
 
 
 def result_of(line: int, value: Mapping[str, Any]) -> Result:
-    """A result again of :meth:`Result.as_json`; what JSON could not say of a float is NaN."""
+    """The result behind :meth:`Result.as_json`; a float that JSON cannot express is NaN."""
     told = value.get("logprobs")
     return Result(
         value["id"], line, value["text"], tuple(value["tokens"]), value["finish_reason"],
@@ -179,18 +179,18 @@ def _derived(*parts: str | int) -> int:
 
 
 class RecordParser:
-    """Checks values one after the other; remembers the ids that it has seen."""
+    """Checks values one by one; remembers the ids that it has seen."""
 
     def __init__(self, sampling: SamplingSettings, stops: StopSettings) -> None:
-        """``sampling`` and ``stops`` hold for what a record does not say itself."""
+        """``sampling`` and ``stops`` apply where a record says nothing."""
         self._sampling = sampling
         self._stops = stops
         self._lines: dict[str | int, int] = {}
 
     def parse(self, line: int, value: Any, unit: str = "line") -> Record | BadRecord:
-        """A record of a value as JSON gives it; ``line`` counts from 1.
+        """A record from a JSON value; ``line`` counts from 1.
 
-        It is the id of a record without one. ``unit`` is what it counts, in the words of an error.
+        It is the id of a record without one. ``unit`` is what it counts, for messages.
         """
         identity: str | int | None = None
         try:
@@ -199,7 +199,7 @@ class RecordParser:
             identity = self._identity(line, value)
             record = replace(self._record(line, identity, value), unit=unit)
             if (other := self._lines.get(identity)) is not None:
-                # two answers with one id could not be told apart
+                # two answers with the same id could not be distinguished
                 fault = _twice(identity, other, unit, is_own=value.get("id") is not None)
                 identity = None
                 raise _Bad(fault)
@@ -222,7 +222,7 @@ class RecordParser:
     def _record(self, line: int, identity: str | int, value: Mapping[str, Any]) -> Record:
         if unknown := [key for key in value if key not in KNOWN]:
             raise _Bad(f"unknown setting {unknown[0]!r}; known: {', '.join(KNOWN)}")
-        # a column of a table says nothing where it is empty
+        # an empty field of a table says nothing
         given = {key: _plain(item) for key, item in value.items() if item is not None}
         if ("prompt" in given) == ("messages" in given):
             raise _Bad('a record has either "prompt" or "messages"')
@@ -258,9 +258,9 @@ class RecordParser:
 
 def _twice(identity: str | int, other: int, unit: str, *, is_own: bool) -> str:
     if is_own:
-        return f"the id {identity!r} is that of {unit} {other} already"
+        return f"the id {identity!r} is already that of {unit} {other}"
     return (
-        f"it has no id, and its number, {identity}, is the id of {unit} {other} already; give all "
+        f"it has no id, and its number, {identity}, is already the id of {unit} {other}; give all "
         "records an id, or none"
     )
 
@@ -270,7 +270,7 @@ class _Bad(Exception):
 
 
 def _said(error: Exception) -> str:
-    """What is wrong, with a setting as a record spells it."""
+    """What is wrong, with the setting's name as in a record."""
     if not isinstance(error, SettingsError):
         return str(error)
     key = "stop" if error.field == "strings" else error.field
@@ -278,7 +278,7 @@ def _said(error: Exception) -> str:
 
 
 def _constraint(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the record's text must follow, in place of what the run's must."""
+    """What the record's text must follow, instead of the run's constraint."""
     texts = {key: given[key] for key in CONSTRAINTS if key in given}
     if len(texts) > 1:
         raise _Bad(f"{' and '.join(map(json.dumps, texts))}: a record has one of them")
@@ -293,7 +293,7 @@ def _constraint(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A number of numpy's, as a table's rows may have it from Python, as Python's."""
+    """A numpy number, which a table's rows may have in Python, as a Python number."""
     if isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, Integral):

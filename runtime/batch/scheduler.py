@@ -2,9 +2,9 @@
 
 There are ``n_slots`` slots, each a sequence of the cache. A slot holds tokens and has others to
 feed; those at the end whose logits are wanted (the last one, or several that a draft proposed) are
-fed in *decode* steps, all before them in *prefill* steps. What a step computes is a rectangle:
-neighbouring slots, so many rows each, since llama.cpp computes such a one at once. Rows that have
-nothing to compute are fillers, which are trimmed afterwards.
+fed in *decode* steps, all before them in *prefill* steps. A step computes a rectangle: neighbouring
+slots with the same number of rows, since llama.cpp computes that at once. Rows that have nothing to
+compute are fillers, which are trimmed afterwards.
 
 Results must not depend on what else is in a step, so a step keeps to the bounds within which
 llama.cpp's CPU kernels compute a row alike (docs/batch.md): at least :data:`LEAST_ROWS` rows, a
@@ -20,16 +20,16 @@ from typing import NamedTuple
 from ..interface import shared_prefix
 from ..plan.step_rows import LEAST_ROWS, STOCK, Bounds, decode_width, whole_height
 
-#: Tokens of a common beginning that are worth waiting for, or copying a sequence for.
+#: Tokens of a common prefix that are worth waiting for, or copying a sequence for.
 WORTH_SHARING = 16
-#: What a step costs besides its rows, in rows; decides between few wide and many narrow steps.
+#: What a step costs apart from its rows, in rows; decides between few wide and many narrow steps.
 _STEP_COST = 12
 FILLER = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``n_ctx`` tokens a slot, ``n_batch`` rows a step, ``chunk`` prefill rows between decodes."""
+    """``n_ctx`` tokens per slot, ``n_batch`` rows per step, ``chunk`` prefill rows in between."""
 
     n_ctx: int
     n_slots: int
@@ -66,7 +66,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Where a prompt goes. ``n_kept`` tokens of it are there already, or are copied from a slot."""
+    """Where a prompt goes. ``n_kept`` of its tokens are already there, or copied from a slot."""
 
     slot: int
     n_kept: int
@@ -75,7 +75,7 @@ class Admission:
 
 @dataclass(slots=True)
 class Counts:
-    """Rows by what became of them."""
+    """Rows by their use."""
 
     prefilled: int = 0
     decoded: int = 0
@@ -101,7 +101,7 @@ class _Slot:
 
 
 class Scheduler:
-    """Slots, what they hold, and what comes next. ``counts`` tells what was computed."""
+    """Slots, what they hold, and what comes next. ``counts`` says what was computed."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -125,8 +125,8 @@ class Scheduler:
     def admit(self, prompt: Sequence[int]) -> Admission | None:
         """Give a prompt a slot; None if none is free, or if it should wait.
 
-        It waits while another slot is about to compute a beginning that both have. The caller
-        copies and trims the cache as the answer says, before the next step.
+        It waits while another slot is about to compute a common prefix. The caller copies and trims
+        the cache as the answer says, before the next step.
         """
         prompt = list(prompt)
         free = [i for i, slot in enumerate(self._slots) if not slot.busy]
@@ -144,7 +144,7 @@ class Scheduler:
         best = max(kept, key=lambda i: kept[i])
         if coming >= WORTH_SHARING and coming > kept[best]:
             return None
-        # of equally good ones the first, so that busy slots are neighbours
+        # among equally good ones the first, so that busy slots are neighbours
         slot = max(free, key=lambda i: (kept[i], -len(self._slots[i].held), -i))
         source = None
         if kept[best] - kept[slot] >= WORTH_SHARING:
@@ -164,7 +164,7 @@ class Scheduler:
         self._slots[slot].n_wanted = n_wanted
 
     def spare_rows(self, *, more: bool) -> int:
-        """Rows of each sequence that a step would fill, besides those of its next tokens.
+        """Rows of each sequence that a step would fill, apart from those of its next tokens.
 
         ``more``: whether free slots may get a prompt before that step.
         """
@@ -193,10 +193,10 @@ class Scheduler:
         del self._slots[slot].held[n_tokens:]
 
     def release(self, slot: int) -> None:
-        """A slot's sequence has ended; what it holds stays for a prompt that begins alike.
+        """A slot's sequence has ended; what it holds stays for a prompt with a common prefix.
 
-        A full one is cut, so that there is a place for fillers; the caller trims the cache to what
-        is :meth:`held` then.
+        A full one is cut, to make room for fillers; the caller trims the cache to what is then
+        :meth:`held`.
         """
         ended = self._slots[slot]
         ended.busy, ended.todo, ended.n_wanted = False, [], 1
@@ -233,7 +233,7 @@ class Scheduler:
         return self._decode(ready) if ready else None
 
     def _prefill(self, waiting: list[int]) -> Step:
-        """The rectangle over the first run of neighbours that does most for its rows."""
+        """The most useful rectangle, per row, over the first run of neighbours."""
         run = [waiting[0]]
         for slot in waiting[1:]:
             if slot != run[-1] + 1 or len(run) >= self._limits.n_batch // LEAST_ROWS:

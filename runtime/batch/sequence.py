@@ -22,7 +22,7 @@ Listener = Callable[[int, str], None]
 
 
 class Sequence:
-    """A sample under way, in a slot. ``frame`` is that of its conversation, if it is one."""
+    """A sample in progress, in a slot. ``frame`` is that of its conversation, if it is one."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Sequence:
 
     def _add(self, text: str) -> None:
         if self._frame is not None and not self._pieces:
-            # as a conversation shows it: the space behind the frame is no part of a reply
+            # as a conversation shows it: the space after the frame is not part of a reply
             text = text.lstrip()
         if text:
             self._pieces.append(text)
@@ -79,7 +79,7 @@ class Sequence:
                 self.listener(self.index, text)
 
     def result(self, reason: FinishReason, *, with_logprobs: bool) -> Result:
-        """What it has become."""
+        """The finished result."""
         rest = self._stream.finish()
         self._add(rest if self._lines is None else self._lines.push(rest) + self._lines.finish())
         return Result(
@@ -100,7 +100,7 @@ class Sequence:
 
 
 def is_plain_greedy(settings: SamplingSettings) -> bool:
-    """Whether the likeliest token is all that is asked for, so that no sampler is needed."""
+    """Whether only the likeliest token is wanted, so that no sampler is needed."""
     return settings.temperature == 0 and not settings.penalizes and not settings.constraint
 
 

@@ -26,8 +26,8 @@ _BATCH = {
 class BatchSettings:
     """How records are run: ``parallel`` sequences at once, 0 to measure how many are worth it.
 
-    ``logprobs``: so many of the likeliest tokens are told for each one drawn. ``prefix`` stands in
-    front of every prompt that is not a conversation; ``system`` opens every conversation that has
+    ``logprobs``: this many of the likeliest tokens are reported for each one drawn. ``prefix``
+    precedes every prompt that is not a conversation; ``system`` opens every conversation that has
     no system message of its own. ``style`` frames conversations; empty for the model's own.
 
     Raises:

@@ -1,10 +1,9 @@
-"""Frames: how the turns of a conversation become the tokens that stand in the cache.
+"""Frames: how the turns of a conversation become the tokens in the cache.
 
-In go the system prompt, the turns (messages as text, replies as the tokens that were drawn) and a
-new message, or a conversation that is text throughout; out come tokens. What the frame itself says
-is read with its special tokens; what a person typed never is: ``<|endoftext|>`` in a message stays
-letters. Text between two special tokens is cut into tokens as one piece, whoever wrote it, as
-Hugging Face's tokenizers do.
+In: the system prompt, the turns (messages as text, replies as the tokens that were drawn) and a new
+message, or a conversation that is all text. Out: tokens. The frame's own text is read with its
+special tokens; typed text never is: ``<|endoftext|>`` in a message stays letters. Text between two
+special tokens is tokenized as one piece, whoever wrote it, as Hugging Face's tokenizers do.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """Text of a person: never read as special tokens."""
+    """Text from the user: never read as special tokens."""
 
     text: str
 
@@ -54,7 +53,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """An end of text: what follows is cut into tokens on its own."""
+    """An end of text: what follows is tokenized separately."""
 
 
 #: A piece of a conversation; a bare string is the frame's own, with special tokens spelled out.
@@ -64,8 +63,8 @@ Piece = str | Typed | Drawn | Cut
 class Frame(Protocol):
     """A way to write conversations.
 
-    Any of ``stops`` ends a reply, and so does a token of ``ends`` (besides the vocabulary's own end
-    tokens); ``newline`` is its line break.
+    Any of ``stops`` ends a reply, as does a token of ``ends`` or one of the vocabulary's own end
+    tokens; ``newline`` is its line break.
     """
 
     name: str
@@ -91,7 +90,7 @@ class Frame(Protocol):
 
 
 class PieceTokenizer:
-    """Pieces to tokens, remembering the texts that come again at every turn."""
+    """Pieces to tokens, caching texts that recur at every turn."""
 
     def __init__(self, vocab: Vocabulary) -> None:
         self._vocab = vocab
@@ -105,7 +104,7 @@ class PieceTokenizer:
 
     @functools.cached_property
     def start(self) -> tuple[int, ...]:
-        """What the model wants in front of any text (a start token, if it has one)."""
+        """What the model wants before any text (a start token, if it has one)."""
         plain = self._vocab.tokenize("a", add_special=False)
         whole = self._vocab.tokenize("a", add_special=True)
         ends = (i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
@@ -125,7 +124,7 @@ class PieceTokenizer:
         return before, found[0] if found else ""
 
     def encode(self, pieces: Iterable[Piece], *, again: bool = True) -> list[int]:
-        """Their tokens. ``again``: whether the same texts will come again, and are remembered."""
+        """Their tokens. ``again``: whether the same texts will recur, and so are cached."""
         encode = self._encode if again else self._tokenize
         tokens: list[int] = []
         text: list[str] = []

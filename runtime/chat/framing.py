@@ -1,7 +1,7 @@
 """Which frame a model's conversations get: its own template, its family's style, or another one.
 
-In go a style's name and a model, of one sequence or of many; out come the frame and what the user
-should know of it.
+In: a style's name and a model, of one sequence or of many. Out: the frame, and what the user
+should know about it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .template import TemplateFrame
 
 
 class SpeakerInfo(Protocol):
-    """What a model's file says of conversations."""
+    """What a model's file says about conversations."""
 
     @property
     def path(self) -> Path:
@@ -73,7 +73,7 @@ def make_frame(style: str, speaker: Speaker) -> Frame:
 def choose_frame(speaker: Speaker, style: str = "", system: str = "") -> tuple[Frame, list[str]]:
     """The frame for a style's name; by default the model's own template, else its style.
 
-    Returns it with what differs from what one may expect.
+    Returns it with notes on anything unexpected.
 
     Raises:
         SettingsError: there is no such style, or the model has no template.

@@ -1,11 +1,11 @@
-"""Chat templates are rendered in a process of their own, whose time and memory are limited.
+"""Chat templates are rendered in a separate process, whose time and memory are limited.
 
-In go a template, its variables and conversations; out comes for each the text that the template
-writes, as runs that say who wrote them: the template itself, a message, or nobody knows. jinja2's
-sandbox keeps a template from files and programs, but lets it loop for ever and ask for any memory,
-while it is compiled as well.
+In: a template, its variables and conversations. Out: for each the text that the template writes, as
+runs that say who wrote them: the template itself, a message, or unknown. jinja2's sandbox keeps a
+template from files and programs, but not from looping forever or using any amount of memory, even
+during compilation.
 
-One process serves all of a program's templates. It is started for the first one, waits at no cost,
+One process serves all of a program's templates. It is started for the first one, waits at no cost
 and ends with the program.
 """
 
@@ -33,7 +33,7 @@ from .frame import Message
 #: Whose text a run is: see :mod:`.sandbox.marked`.
 UNKNOWN, OWN, FIRST_MESSAGE = 0, 1, 2
 
-#: Processor time of a request, and the time by the clock until a caller gives up, seconds.
+#: Processor time of a request, and wall-clock time until the caller gives up, in seconds.
 SECONDS, PATIENCE = 3.0, 6.0
 #: Address space of the process, bytes.
 MEMORY = 512 << 20
@@ -48,7 +48,7 @@ _START = (
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What a template shall write; ``asks``: a reply shall follow."""
+    """What a template should write; ``asks``: a reply will follow."""
 
     messages: tuple[Message, ...]
     asks: bool
@@ -56,7 +56,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """What it wrote: runs of :data:`UNKNOWN`, :data:`OWN` or :data:`FIRST_MESSAGE` + i, texts."""
+    """A template's runs of :data:`UNKNOWN`, :data:`OWN` or :data:`FIRST_MESSAGE` + i, texts."""
 
     runs: tuple[tuple[int, str], ...]
 
@@ -66,7 +66,7 @@ class Rendering:
         return "".join(text for _, text in self.runs)
 
     def holds(self, message: int) -> bool:
-        """Whether text of a message, by its number, is seen in it."""
+        """Whether it contains text of a message, given by its number."""
         return any(mark == FIRST_MESSAGE + message for mark, _ in self.runs)
 
 
@@ -76,9 +76,9 @@ def render(
     conversations: Sequence[Conversation],
     until: float | None = None,
 ) -> list[Rendering | TemplateFailure]:
-    """Render conversations: for each what the template writes, or why it does not.
+    """Render conversations: for each what the template writes, or why it fails.
 
-    ``until`` is the moment of ``time.monotonic()`` to give up at, by default :data:`PATIENCE` from
+    ``until`` is the ``time.monotonic()`` at which to give up, by default :data:`PATIENCE` from
     now.
 
     Raises:
@@ -110,7 +110,7 @@ _RUNNING: list[subprocess.Popen[bytes]] = []
 
 
 def _exchange(line: bytes, deadline: float) -> list[str | list[tuple[int, str]]]:
-    """The process' answer to a request; a process that fails is ended, the next call starts one."""
+    """The process's answer to a request; one that fails is ended, and the next call starts one."""
     if _RUNNING and _RUNNING[0].poll() is not None:
         _end()
     if not _RUNNING:
@@ -118,7 +118,7 @@ def _exchange(line: bytes, deadline: float) -> list[str | list[tuple[int, str]]]
     try:
         answer = json.loads(_ask(_RUNNING[0], line, deadline))
     except BaseException:
-        # Ctrl-C as well: an answer that nobody read would be taken for the next one
+        # on Ctrl-C too: an unread answer would be taken for the next one
         _end()
         raise
     if answer == "memory":
@@ -130,7 +130,7 @@ def _exchange(line: bytes, deadline: float) -> list[str | list[tuple[int, str]]]
 
 
 def _start() -> subprocess.Popen[bytes]:
-    """Start the process, with jinja2 and nothing else in reach."""
+    """Start the process, with access to jinja2 and nothing else."""
     folders = [str(Path(__file__).resolve().parent), *_library_folders()]
     command = [sys.executable, "-I", "-S", "-c", _START, str(MEMORY), str(SECONDS), *folders]
     try:
@@ -174,7 +174,7 @@ def _ask(process: subprocess.Popen[bytes], line: bytes, deadline: float) -> byte
         if not ready:
             raise TemplateFailure(f"the chat template fails: it takes longer than {PATIENCE:g} s")
         if sink in ready:
-            # if nobody reads, the other pipe has ended, too
+            # if nobody reads, the other pipe has also ended
             with contextlib.suppress(BlockingIOError, BrokenPipeError):
                 unsent = unsent[os.write(sink, unsent) :]
             if not unsent:
@@ -217,7 +217,7 @@ def _close(process: subprocess.Popen[bytes]) -> None:
 
 
 def _forget() -> None:
-    """After a fork, the process is the parent's, and so is a lock that a thread held."""
+    """After a fork, the process belongs to the parent, as does a lock that a thread held."""
     global _LOCK
     _LOCK = threading.Lock()
     while _RUNNING:

@@ -28,11 +28,11 @@ class SessionRecord:
 
 
 class Session:
-    """A conversation on an engine. ``last`` tells about the latest reply.
+    """A conversation on an engine. ``last`` describes the latest reply.
 
-    ``changed`` says that a turn, a reset or another conversation came since it began; whoever keeps
-    it in a file sets it back. ``keep`` is called by who talks, after each turn and command: it
-    brings the turns into the file, if there is one.
+    ``changed`` says that a turn, a reset or another conversation came since it began; whoever saves
+    it to a file resets it. ``keep`` is called by the chat after each turn and command: it writes
+    the turns to the file, if there is one.
     """
 
     def __init__(self, engine: Engine, style: PromptStyle | Frame, system: str = "") -> None:
@@ -56,7 +56,7 @@ class Session:
 
     @property
     def system(self) -> str:
-        """The system prompt; what follows another one is computed again.
+        """The system prompt; after a change, what follows is computed again.
 
         Raises:
             PromptError: it alone fills the context; the old one stays.
@@ -92,7 +92,7 @@ class Session:
         return self._frame
 
     def tokens(self) -> list[int]:
-        """All of it, as it stands in a cache."""
+        """The whole conversation, as a cache holds it."""
         return self._frame.tokens(self._system, self._turns, None)
 
     def record(self) -> SessionRecord:
@@ -100,7 +100,7 @@ class Session:
         return SessionRecord(self._frame.name, self._system, tuple(self._turns))
 
     def resume(self, record: SessionRecord) -> None:
-        """Go on where a recorded conversation was.
+        """Continue a recorded conversation.
 
         Raises:
             SettingsError: its style is unknown here.
@@ -128,9 +128,9 @@ class Session:
         """Answer a message, chunk by chunk; the turn is kept however the reply ends.
 
         Old turns are dropped when the message and a quarter of the context for the reply do not
-        fit, and then down to half of the context, the newest turn excepted: what stays must be
-        computed again, which must not be the fate of every later turn as well. ``dropped_turns``
-        counts those of this reply.
+        fit, and then down to half of the context, except the newest turn: what stays must be
+        computed again, and this should not recur on every later turn. ``dropped_turns`` counts
+        those of this reply.
 
         Raises:
             PromptError: the message alone does not fit.
@@ -144,7 +144,7 @@ class Session:
             stream = stream_text(self._engine, prompt, sampling, stops, self.last)
             with closing(stream):
                 own_text = _kept(self._up_to_end(stream), drawn)
-                # a text that follows a grammar would not follow it any more
+                # a text that follows a grammar would no longer follow it
                 yield from (
                     own_text if sampling.constraint
                     else replaced(own_text, self._frame.newline, "\n")
@@ -156,7 +156,7 @@ class Session:
             self.changed = True
 
     def _up_to_end(self, stream: Iterator[str]) -> Iterator[str]:
-        """The stream up to a special token that ends a turn, which shows in the tokens alone."""
+        """The stream up to a special token that ends a turn, which shows only in the tokens."""
         shown = 0
         for chunk in stream:
             at = self._end_of_turn()
@@ -169,15 +169,15 @@ class Session:
             shown += len(chunk)
 
     def _end_of_turn(self) -> int | None:
-        """Where in the reply such a token stands."""
+        """Where in the reply such a token is."""
         ends = self._frame.ends
         return next((i for i, token in enumerate(self.last.tokens) if token in ends), None)
 
     def _reply_tokens(self, visible: str) -> tuple[int, ...]:
-        """The reply's tokens as later turns shall see them: without a stop string or end token.
+        """The reply's tokens as later turns will see them: without a stop string or end token.
 
-        The drawn tokens are kept as they are, so that the cache can be; only what a stop string
-        cuts out of the middle of a token is tokenized anew.
+        The drawn tokens are kept as they are, so that the cache stays valid; only if a stop string
+        cuts a token in the middle is the rest of it tokenized again.
         """
         vocab = self._engine.vocab
         tokens = self.last.tokens[: self._end_of_turn()]
@@ -188,14 +188,14 @@ class Session:
         return tuple(tokens)
 
     def _make_room(self, message: str, limit: int) -> list[int]:
-        """The prompt for a message, after as many of the oldest turns as must are dropped."""
+        """The prompt for a message, after dropping as many of the oldest turns as needed."""
         n_ctx = self._engine.n_ctx
         reserve = min(limit, n_ctx // 4)
         check_length(self._engine.vocab, n_ctx, "the message", message)
         alone = len(self._frame.tokens(self._system, (), message))
         if alone + 1 > n_ctx:
             raise PromptError(
-                f"the message and what must precede it are {alone} tokens; the context of {n_ctx} "
+                f"the message and what must precede it have {alone} tokens; the context of {n_ctx} "
                 "has no room for it"
             )
         dropped = 0
@@ -216,18 +216,18 @@ class Session:
 
 
 def _nowhere() -> None:
-    """No file keeps the conversation."""
+    """The conversation is not kept in a file."""
 
 
 def _kept(chunks: Iterator[str], kept: list[str]) -> Iterator[str]:
-    """The same chunks, which are kept besides."""
+    """The same chunks, also appended to ``kept``."""
     for chunk in chunks:
         kept.append(chunk)
         yield chunk
 
 
 def _cut_tokens(vocab: Vocabulary, tokens: list[int], visible: bytes) -> list[int]:
-    """The tokens whose text is ``visible``, a beginning of theirs."""
+    """The leading tokens whose text is ``visible``."""
     kept, held = [], 0
     for token in tokens:
         piece = vocab.piece(token)

@@ -2,19 +2,19 @@
 
 A file is continued only if this user's infer-os wrote it, for the same model and the same
 llama.cpp: llama.cpp reads a saved state with little checking (CVE-2026-43629), so nothing else may
-reach it. Every part carries a keyed BLAKE2b hash (RFC 7693), and its key, 32 random bytes, lies
-readable by its owner alone in ``session.key`` in the cache folder; whoever loses it loses the
-sessions. Layout, numbers little-endian:
+reach it. Every part carries a keyed BLAKE2b hash (RFC 7693). Its key, 32 random bytes, is in
+``session.key`` in the cache folder, readable only by its owner; without it the sessions are lost.
+Layout, numbers little-endian:
 
     16 bytes magic, u32 format version, u32 length of the header
     header: JSON (see :class:`_Header`)
-    32 bytes hash of all before
+    32 bytes hash of all the above
     for each batch of tokens: rows as llama.cpp saves them, 32 bytes hash of the batch's number,
     the header's hash and the rows
 
 The model is known by a hash of its GGUF header, its size, and 4 KiB from the middle of each tensor:
-that tells fine-tunes of one model apart without reading gigabytes. It is not proof against somebody
-who builds two models to collide.
+that distinguishes fine-tunes of one model without reading gigabytes. It does not protect against
+somebody who builds two models to collide.
 """
 
 from __future__ import annotations
@@ -76,20 +76,20 @@ class _Header:
 
 
 def save_session(path: Path, session: Session, model: Path, cache_folder: Path) -> int:
-    """Write a conversation; the file appears when it is complete. Returns its bytes.
+    """Write a conversation; the file appears when it is complete. Returns its size in bytes.
 
     Args:
-        path: the file; replaced if it is a session file already.
+        path: the file; replaced if it is already a session file.
         session: the conversation.
         model: the GGUF file that its engine runs.
-        cache_folder: where the key lies.
+        cache_folder: where the key is.
 
     Raises:
         SessionError: it cannot be written, or another kind of file is in the way.
-        StateError: llama.cpp saves another layout than it should.
+        StateError: llama.cpp saves an unexpected layout.
     """
     check_name(path)
-    # what was forgotten, or cut off a reply, may still lie in the cache
+    # what was forgotten, or cut off a reply, may still be in the cache
     tokens = session.tokens()
     del tokens[shared_prefix(session.engine.tokens, tokens) :]
     return _write(path, session, name_model(model), tokens, cache_folder)
@@ -101,15 +101,15 @@ def save_turns(path: Path, session: Session, model_id: str, cache_folder: Path) 
     Args:
         path: the file.
         session: the conversation.
-        model_id: what :func:`name_model` says of its model.
-        cache_folder: where the key lies.
+        model_id: the result of :func:`name_model` for its model.
+        cache_folder: where the key is.
     """
     check_name(path)
     return _write(path, session, model_id, [], cache_folder)
 
 
 def name_model(model: Path) -> str:
-    """What a session says of its model: see :func:`model_hash`."""
+    """How a session identifies its model: see :func:`model_hash`."""
     return model_hash(read_gguf_header(model))
 
 
@@ -145,11 +145,11 @@ def _write(
 def load_session(path: Path, session: Session, model: Path, cache_folder: Path) -> bool:
     """Continue a saved conversation on ``session`` and its engine.
 
-    Returns whether its rows were there. Where only turns are, as after a kill, they are computed
-    with the next message.
+    Returns whether its rows were there. If only turns are, as after a kill, they are computed with
+    the next message.
 
     Raises:
-        SessionError: not a session of ours, changed, or of another model or llama.cpp.
+        SessionError: not one of our sessions, changed, or from another model or llama.cpp.
     """
     _exists(path)
     key = _read_key(cache_folder)
@@ -171,7 +171,7 @@ def load_session(path: Path, session: Session, model: Path, cache_folder: Path) 
 
 
 def is_session(path: Path) -> bool:
-    """Whether a file begins as ours do."""
+    """Whether a file begins like our session files."""
     try:
         with path.open("rb") as file:
             return file.read(len(_MAGIC)) == _MAGIC
@@ -180,10 +180,10 @@ def is_session(path: Path) -> bool:
 
 
 def model_hash(header: GgufHeader) -> str:
-    """What tells a model from others: see the module's text.
+    """A hash that identifies a model: see the module's docstring.
 
     Raises:
-        SessionError: the model's file cannot be read any more.
+        SessionError: the model's file can no longer be read.
     """
     digest = hashlib.blake2b(digest_size=_HASH_BYTES)
     try:
@@ -243,7 +243,7 @@ def _check_fits_here(path: Path, header: _Header, session: Session, model: Path)
 def _read_batches(
     path: Path, file: BinaryIO, header: _Header, secret: tuple[bytes, bytes], geometry: KvGeometry
 ) -> Iterator[SavedRows]:
-    """Rows, each batch checked before it is handed on; the file must end with the last."""
+    """Rows, each batch checked before it is passed on; the file must end with the last."""
     key, tag = secret
     form = KvFormat(header.type_k, header.type_v, header.rotates)
     n_tokens = len(header.tokens) if header.batch else 0
@@ -303,7 +303,7 @@ def _read_key(cache_folder: Path) -> bytes:
 
 
 def check_name(path: Path) -> None:
-    """Check before any work that a session can be kept under this name.
+    """Check, before any work, that a session can be saved under this name.
 
     Raises:
         SessionError: another kind of file is in the way, there is no such folder, or no file can
@@ -312,7 +312,7 @@ def check_name(path: Path) -> None:
     if _exists(path):
         if not is_session(path):
             raise SessionError(f"{path}: not a session file of infer-os; choose another name")
-        # whoever took the right to write away, root or not, wants it to stay
+        # a write-protected file must stay, even for root
         if not path.stat().st_mode & 0o222 or not os.access(path, os.W_OK):
             raise SessionError(f"{path}: may not be written; chmod u+w, or choose another name")
     if not path.absolute().parent.is_dir():
@@ -323,8 +323,8 @@ def _exists(path: Path) -> bool:
     """Whether there is such a file.
 
     Raises:
-        SessionError: there cannot be one, such as with 300 letters or a zero byte, or something
-            else has the name: to open a pipe would wait for its other end.
+        SessionError: the name is impossible, such as 300 letters or a zero byte, or something
+            else has it: opening a pipe would wait for its other end.
     """
     try:
         mode = os.stat(path).st_mode

@@ -1,9 +1,9 @@
-"""Keep a conversation in its file while it goes on, against kills, crashes and other programs.
+"""Save a conversation to its file as it goes on, against kills, crashes and other programs.
 
-A :class:`SessionPlace` is a session file's name that one process writes: its lock lies in the cache
+A :class:`SessionPlace` is a session file's name that one process writes: its lock is in the cache
 folder, under a hash of the name, so that it survives the file's replacement. A
-:class:`SessionKeeper` writes the turns after each of them (without KV rows, which are large and can
-be computed again) and everything at the end; it replaces nothing that another program wrote.
+:class:`SessionKeeper` writes the turns after each turn (without KV rows, which are large and can be
+computed again) and everything at the end; it never replaces what another program wrote.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class SessionKeeper:
         self._kept = session.record()
 
     def keep(self, session: Session) -> None:
-        """Bring the turns to the disk if they are others than those that are there.
+        """Write the turns to the disk if they differ from those in the file.
 
         Raises:
             SessionError: they cannot be written, or another program changed the file.
@@ -71,7 +71,7 @@ class SessionKeeper:
     def save(self, session: Session) -> tuple[Path, int] | None:
         """Keep everything, at the end. Returns where and its bytes; None if nothing changed.
 
-        Where another program changed the file, the conversation goes into a new one beside it.
+        If another program changed the file, the conversation goes into a new one next to it.
 
         Raises:
             SessionError: it cannot be written.
@@ -85,7 +85,7 @@ class SessionKeeper:
         if self._place.is_changed():
             raise SessionError(
                 f"{self.path}: another program changed it since this chat read it; it is left as "
-                "it is, and this conversation is kept beside it at the end"
+                "it is, and this conversation is saved next to it at the end"
             )
 
 

@@ -1,6 +1,6 @@
 """A session file's name, which one process writes.
 
-Its lock lies in the cache folder, under a hash of the name, so that it survives the file's
+Its lock is in the cache folder, under a hash of the name, so that it survives the file's
 replacement.
 """
 
@@ -30,7 +30,7 @@ _ONE_THREAD = RLock()
 class SessionPlace:
     """A session file's name, locked against other processes until it is closed.
 
-    ``part`` is the sibling in which a new file grows: the same at each time, so that what a killed
+    ``part`` is the sibling in which a new file grows: always the same, so that what a killed
     process left is overwritten.
     """
 
@@ -59,7 +59,7 @@ class SessionPlace:
         _HELD[self.lock] = self
 
     def try_writing(self) -> None:
-        """See that a file can be made here, before anything is said that would be lost.
+        """Check that a file can be made here, before anything is said that would be lost.
 
         Raises:
             SessionError: it cannot.
@@ -77,15 +77,15 @@ class SessionPlace:
         return now is not None and now != self._seen
 
     def saw(self) -> None:
-        """Take the file as it is now for the one that is known."""
+        """Remember the file's present state as the known one."""
         self._seen = _stamp(self.path)
 
     def close(self) -> None:
-        """Give the name back."""
+        """Release the name."""
         if self._handle < 0:
             return
         _HELD.pop(self.lock, None)
-        with suppress(OSError):  # who opened it meanwhile sees that it lost its name
+        with suppress(OSError):  # whoever opened it meanwhile will see that it lost its name
             self.lock.unlink()
         os.close(self._handle)
         self._handle = -1

@@ -1,8 +1,8 @@
 """Chat templates: the jinja2 text in a model's file that says how its conversations are written.
 
-A template sees the messages themselves, so that what it computes of them is what transformers
-computes. Of every character that it writes it is known whether the template wrote it or a message
-did: only the template's own text is read with its special tokens.
+A template sees the messages themselves, so that it computes the same as in transformers. For every
+character of its output it is known whether it comes from the template or from a message: only the
+template's own text is read with its special tokens.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .rendering import FIRST_MESSAGE, OWN, PATIENCE, Conversation, Rendering, re
 
 #: The special tokens that transformers gives a template, each if the model has it.
 _VARIABLES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
-#: Renderings of earlier replies' beginnings that are remembered.
+#: Renderings of earlier replies' beginnings to cache.
 _MOST_LEADS = 4096
-#: What is put behind a message to see whether a template reads it.
+#: Appended to a message to see whether a template reads it.
 _PROBE = " Qx7"
 
 #: Runs of a rendering: whose text, and the text.
@@ -35,8 +35,8 @@ _ASKED = (Message("user", "Hello"), Message("assistant", "Yes."), Message("user"
 class TemplateFrame:
     """The frame that a chat template makes.
 
-    ``merges_system`` says that the template has no place for a system prompt, which therefore goes
-    in front of the first message; ``variables`` are the special tokens by name.
+    ``merges_system`` says that the template has no place for a system prompt, which then goes
+    before the first message; ``variables`` are the special tokens by name.
     """
 
     name = TEMPLATE
@@ -50,7 +50,7 @@ class TemplateFrame:
         """
         self._template = template
         self._vocab = vocab
-        # one call may render several times, and all of it has an end
+        # one call may render several times, with one time limit for all
         self._until = time.monotonic() + PATIENCE
         self._tokenizer = PieceTokenizer(vocab)
         spelled = {f"{name}_token": vocab.special_text(name) for name in _VARIABLES}
@@ -94,7 +94,7 @@ class TemplateFrame:
             for place, turn in zip(replies, turns, strict=True)
         }
         pieces: list[Piece] = []
-        # the last text that is not the template's own, and where what stands behind it begins
+        # the last text that is not the template's own, and where the text after it begins
         last, behind = -1, 0
         for mark, text in rendering.runs:
             place = mark - FIRST_MESSAGE
@@ -127,11 +127,11 @@ class TemplateFrame:
         return (Message("system", system), *messages)
 
     def _with_leads(self, whole: Conversation, replies: Sequence[int]) -> Rendering:
-        """The template's text; :attr:`_leads` then knows what came before each of the replies.
+        """The template's text; :attr:`_leads` then has what came before each of the replies.
 
-        That is what the template wrote behind a message when its reply was drawn. What it writes
-        there of a reply that is known may differ, often by a space that the model draws itself; the
-        tokens in the cache stand behind this.
+        That is what the template wrote after a message when its reply was drawn. What it writes
+        there once the reply is known may differ, often by a space that the model draws itself; the
+        tokens in the cache follow the former.
         """
         if len(self._leads) > _MOST_LEADS:
             self._leads.clear()
@@ -151,7 +151,7 @@ class TemplateFrame:
     def _check_shown(
         self, conversation: Conversation, rendering: Rendering, places: Sequence[int]
     ) -> None:
-        """Refuse a template that writes the same whatever one of these messages says.
+        """Refuse a template whose output does not depend on one of these messages.
 
         Raises:
             TemplateFailure: it does.
@@ -185,8 +185,8 @@ class TemplateFrame:
         """What ends a reply: the text or the special token that follows one in the template."""
         runs = _behind_last(rendering, 1)
         if runs is None:
-            # the template changes replies so that they are not known again: what stays the same
-            # behind another one follows it
+            # the template changes replies beyond recognition: what stays the same after a
+            # different one follows it
             other = self._render([_changed(asked, 1)])[0]
             if not isinstance(other, Rendering) or other.text == rendering.text:
                 raise TemplateFailure("the chat template leaves out the replies")
@@ -198,7 +198,7 @@ class TemplateFrame:
 
 
 def _rendered(rendering: Rendering | TemplateFailure) -> Rendering:
-    """A rendering; raises the failure that took its place."""
+    """A rendering; raises the failure if there is one instead."""
     if isinstance(rendering, TemplateFailure):
         raise rendering
     return rendering
@@ -211,7 +211,7 @@ def _piece(run: tuple[int, str]) -> Piece:
 
 
 def _behind_last(rendering: Rendering | TemplateFailure, message: int) -> Runs | None:
-    """The runs behind the last one of a message; None if none of its text is seen."""
+    """The runs after the last one of a message; None if none of its text occurs."""
     if isinstance(rendering, TemplateFailure) or not rendering.holds(message):
         return None
     runs = rendering.runs
@@ -220,7 +220,7 @@ def _behind_last(rendering: Rendering | TemplateFailure, message: int) -> Runs |
 
 
 def _common_end(one: Rendering, other: Rendering) -> Runs:
-    """The runs at the end of a rendering that another one ends with as well."""
+    """The runs that two renderings both end with."""
     both = zip(reversed(one.text), reversed(other.text), strict=False)
     left = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both))
     runs: list[tuple[int, str]] = []
@@ -233,19 +233,19 @@ def _common_end(one: Rendering, other: Rendering) -> Runs:
 
 
 def _own_beginning(runs: Runs) -> str:
-    """The text that runs begin with, as far as it is the template's own."""
+    """The leading text of runs, as far as it is the template's own."""
     return "".join(text for _, text in itertools.takewhile(lambda run: run[0] == OWN, runs))
 
 
 def _changed(conversation: Conversation, place: int) -> Conversation:
-    """The conversation, one of whose messages says something else."""
+    """The conversation with one of its messages changed."""
     messages = list(conversation.messages)
     messages[place] = replace(messages[place], content=messages[place].content + _PROBE)
     return replace(conversation, messages=tuple(messages))
 
 
 def _merged(system: str, messages: Sequence[Message]) -> list[Message]:
-    """The messages, the first of the user behind the system prompt, which has no other place."""
+    """The messages, with the system prompt put before the user's first for lack of a place."""
     first = next(i for i, message in enumerate(messages) if message.role == "user")
     merged = Message("user", f"{system}\n\n{messages[first].content}")
     return [*messages[:first], merged, *messages[first + 1 :]]

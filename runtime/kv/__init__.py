@@ -1,1 +1,1 @@
-"""The KV cache: which precision it has at which length, and the cache that follows that."""
+"""The KV cache: its precision at each length, and the cache that follows this schedule."""

@@ -1,10 +1,10 @@
 """How the KV cache's precision steps down as a context grows: pure functions, no model needed.
 
 In: what the user asked for (types and token counts, or a number of bytes) and the sizes of the
-model's rows. Out: a :class:`KvSchedule`, whose stages say which types hold up to how many tokens.
+model's rows. Out: a :class:`KvSchedule`, whose stages say which types hold how many tokens.
 
-A change of stage exports the rows a few at a time, each batch re-encoded at once; then the old
-context goes, the new one comes, and the rows are imported. So what is held at the worst moment is
+A change of stage exports the rows a few at a time, each batch re-encoded at once; then the new
+context replaces the old one, and the rows are imported. So the most that is held at any moment is
 
     old context + rows in the new types + one batch in the old types, or
     new context + rows in the new types,
@@ -24,7 +24,7 @@ from ..errors import SettingsError
 
 #: llama.cpp rounds the cells of a context up to a multiple of this (``GGML_PAD(n_ctx, 256)``).
 CELL_STEP = 256
-#: Rows that are exported at once: about so many bytes, and no more than this part of a context.
+#: Rows to export at once: about this many bytes, and at most this part of a context.
 _BATCH_BYTES = 8 << 20
 _BATCH_SHARE = 16
 #: What a budget chooses from, best first.
@@ -37,7 +37,7 @@ _STAGE = re.compile(r"([a-z0-9_]+)(?:/([a-z0-9_]+))?(?::(\d{1,9}))?")
 class KvModel:
     """What a schedule needs to know about a model.
 
-    ``rotates``: llama.cpp rotates quantized rows; it does not where the weights do that already.
+    ``rotates``: llama.cpp rotates quantized rows; it does not if the weights already do.
     """
 
     geometry: KvGeometry
@@ -56,12 +56,12 @@ class KvStage:
 
     @property
     def name(self) -> str:
-        """As a user writes it: ``q8_0`` or ``q8_0/q4_0``."""
+        """As the user writes it: ``q8_0`` or ``q8_0/q4_0``."""
         return self.type_k if self.type_k == self.type_v else f"{self.type_k}/{self.type_v}"
 
     @property
     def n_cells(self) -> int:
-        """Cells that a context for it has."""
+        """Cells of a context for it."""
         return cells_for(self.up_to)
 
     def form(self, model: KvModel) -> KvFormat:
@@ -77,7 +77,7 @@ class KvStage:
 class KvSchedule:
     """Stages in order, the last of which reaches the whole context.
 
-    With a ``budget``, no stage and no change of stage holds more bytes than that.
+    With a ``budget``, no stage or change of stage holds more bytes than that.
     """
 
     stages: tuple[KvStage, ...]
@@ -85,7 +85,7 @@ class KvSchedule:
 
     @property
     def n_ctx(self) -> int:
-        """Tokens that fit in the end."""
+        """Tokens that fit in the last stage."""
         return self.stages[-1].up_to
 
     @property
@@ -96,12 +96,12 @@ class KvSchedule:
         return ",".join(f"{stage.name}:{stage.up_to}" for stage in self.stages)
 
     def index_for(self, n_tokens: int) -> int:
-        """Number of the first stage that holds so many tokens; else of the last one."""
+        """Number of the first stage that holds ``n_tokens`` tokens, else of the last."""
         fitting = (i for i, stage in enumerate(self.stages) if n_tokens <= stage.up_to)
         return next(fitting, len(self.stages) - 1)
 
     def peak_bytes(self, model: KvModel) -> int:
-        """Most bytes at any time, if tokens come one after the other."""
+        """Most bytes at any time, if tokens come one by one."""
         moves = [
             migration_bytes(model, old, new, old.up_to)
             for old, new in zip(self.stages, self.stages[1:], strict=False)
@@ -109,15 +109,15 @@ class KvSchedule:
         return max([stage.n_bytes(model) for stage in self.stages] + moves)
 
     def prompt_stage(self, model: KvModel, n_tokens: int) -> KvStage:
-        """In what to compute a prompt of so many tokens from nothing.
+        """The stage in which to compute a prompt of ``n_tokens`` tokens from an empty cache.
 
         The first stage's types, in a cache as large as the prompt; it is quantized afterwards. If a
-        budget forbids that, the finest stage's that it allows, down to the prompt's own.
+        budget forbids that, those of the finest stage that it allows, down to the prompt's own.
         """
         target = self.index_for(n_tokens)
         for stage in self.stages[:target]:
             wide = replace(stage, up_to=n_tokens)
-            # the first token after the prompt may need one stage more
+            # the first token after the prompt may need the next stage
             goals = self.stages[target : self.index_for(min(n_tokens + 1, self.n_ctx)) + 1]
             peak = max(migration_bytes(model, wide, goal, n_tokens) for goal in goals)
             if self.budget is None or peak <= self.budget:
@@ -126,7 +126,7 @@ class KvSchedule:
 
 
 def cells_for(n_tokens: int) -> int:
-    """Cells of the context that llama.cpp makes for so many tokens."""
+    """Cells of the context that llama.cpp makes for ``n_tokens`` tokens."""
     return -(-n_tokens // CELL_STEP) * CELL_STEP
 
 
@@ -160,15 +160,15 @@ def parse_spec(spec: str) -> tuple[KvStage, ...]:
         found = _STAGE.fullmatch(part.strip())
         if not found:
             raise SettingsError(
-                f"--kv {spec}: {part.strip()!r} is no stage; expected TYPE or TYPE:N,TYPE:N,..., "
-                "such as f16:512,q8_0:2048"
+                f"--kv {spec}: {part.strip()!r} is not a stage; expected TYPE or "
+                "TYPE:N,TYPE:N,..., such as f16:512,q8_0:2048"
             )
         type_k, type_v = found[1], found[2] or found[1]
         for name in (type_k, type_v):
             if name not in KV_TYPES:
                 raise SettingsError(f"--kv {spec}: unknown type {name}; known: {_KNOWN}")
         if found[3] is None and i < len(parts) - 1:
-            raise SettingsError(f"--kv {spec}: only the last stage may go without a token count")
+            raise SettingsError(f"--kv {spec}: only the last stage may lack a token count")
         up_to = int(found[3]) if found[3] is not None else 0
         if found[3] is not None and up_to <= (stages[-1].up_to if stages else 0):
             raise SettingsError(
@@ -301,10 +301,10 @@ def choose_schedule(
 
     Args:
         spec: a SPEC, or empty: F16 throughout.
-        budget: bytes of all sequences together, or 0 for none. It derives the stages, so only
+        budget: bytes of all sequences together, or 0 for none. It determines the stages, so only
             ``auto`` goes with it.
         model: what is known of the model.
-        n_ctx: tokens of context that are wanted, of each sequence.
+        n_ctx: wanted tokens of context of each sequence.
         n_seq: sequences.
 
     Raises:

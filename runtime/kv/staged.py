@@ -1,8 +1,8 @@
 """The KV cache of one sequence, whose precision follows a schedule.
 
 Owns the context. A change of stage happens between tokens: rows are exported a few at a time and
-re-encoded at once, the old context goes, the next one comes, the rows are imported. Where the rows
-are not what they should be, the tokens are computed again, and a note says so.
+re-encoded at once, the next context replaces the old one, the rows are imported. If the rows are
+not what they should be, the tokens are computed again, and a note says so.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RELEASED = "it was freed for a batch"
 class KvStatus:
     """Where a cache stands. ``up_to`` is the number of tokens that this stage holds.
 
-    Bytes and tokens are 0 where a change of stage was cut short and left none.
+    Bytes and tokens are 0 if an aborted change of stage left none.
     """
 
     stage: int
@@ -53,20 +53,20 @@ class SavedRows:
 
 
 class KvBytes:
-    """Counts the bytes of caches and rows that are alive, and the most there have been."""
+    """Counts the bytes of live caches and rows, and their peak."""
 
     def __init__(self) -> None:
         self.alive = 0
         self.peak = 0
 
     def add(self, n_bytes: int) -> None:
-        """So many more (or fewer) are alive."""
+        """Add to the live bytes (or subtract)."""
         self.alive += n_bytes
         self.peak = max(self.peak, self.alive)
 
     @contextmanager
     def held(self, n_bytes: int) -> Iterator[None]:
-        """So many more, in here."""
+        """Count ``n_bytes`` more while inside."""
         self.add(n_bytes)
         try:
             yield
@@ -77,7 +77,7 @@ class KvBytes:
 class StagedCache(Owner):
     """One sequence's cache. A context manager; close it before its model.
 
-    ``notes`` collects what a user should know about changes of stage.
+    ``notes`` collects what the user should know about changes of stage.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class StagedCache(Owner):
         """The context of the present stage; a change of stage replaces it.
 
         Raises:
-            StateError: a change of stage failed or was interrupted, and left none.
+            StateError: a change of stage failed or was interrupted, and left no context.
         """
         if self._context is None:
             raise StateError(f"the KV cache is gone: {self._gone}; the next prompt makes another")
@@ -129,7 +129,7 @@ class StagedCache(Owner):
         return replace(self._stage.form(self._kv), rotates=self._rotates)
 
     def status(self, n_tokens: int) -> KvStatus:
-        """Where the cache stands with so many tokens."""
+        """Where the cache stands with ``n_tokens`` tokens."""
         stage, stages = self._stage, self.schedule.stages
         names = [known.name for known in stages]
         n_bytes, up_to = (stage.n_bytes(self._kv), stage.up_to) if self.is_open else (0, 0)
@@ -141,7 +141,7 @@ class StagedCache(Owner):
     # ---- stages
 
     def start(self, n_tokens: int) -> None:
-        """Make an empty cache that can compute a prompt of so many tokens.
+        """Make an empty cache that can compute a prompt of ``n_tokens`` tokens.
 
         Raises:
             ModelLoadError: llama.cpp cannot create the context.
@@ -155,19 +155,19 @@ class StagedCache(Owner):
         self._replace(stage)
 
     def is_coarse(self, n_tokens: int) -> bool:
-        """Whether a prompt of so many tokens would be computed in something finer than now."""
+        """Whether a prompt of ``n_tokens`` tokens would be computed in a finer type than now."""
         return self._stage.name != self.schedule.prompt_stage(self._kv, n_tokens).name
 
     def fits(self, n_tokens: int) -> bool:
-        """Whether the present stage may hold so many tokens."""
+        """Whether the present stage can hold ``n_tokens`` tokens."""
         return n_tokens <= self._stage.up_to
 
     def grow(self, tokens: Sequence[int], n_tokens: int) -> None:
         """Move what is held, ``tokens``, to the stage that holds ``n_tokens``.
 
         Raises:
-            ModelLoadError: llama.cpp cannot create the context; nothing is held any more.
-            Interrupted: while tokens were computed again; nothing is held any more.
+            ModelLoadError: llama.cpp cannot create the context; the cache is then empty.
+            Interrupted: while tokens were computed again; the cache is then empty.
         """
         stage = self.schedule.stages[self.schedule.index_for(n_tokens)]
         saved: list[SavedRows] = []
@@ -201,7 +201,7 @@ class StagedCache(Owner):
 
         Args:
             n_tokens: how many are held.
-            largest: bytes of a batch, if smaller ones than for a change of stage are wanted.
+            largest: bytes of a batch, if it should be smaller than for a change of stage.
 
         Raises:
             StateError: llama.cpp wrote another layout.
@@ -232,7 +232,7 @@ class StagedCache(Owner):
                 del rows
 
     def convert(self, rows: SavedRows, source: KvFormat, target: KvFormat) -> State:
-        """Rows in another format; the very same bytes if it is no other.
+        """Rows in another format; the very same bytes if the format is the same.
 
         Raises:
             StateError: they are not in the source's.
@@ -274,7 +274,7 @@ class StagedCache(Owner):
     # ---- the context
 
     def _replace(self, stage: KvStage) -> None:
-        """An empty cache of that stage; the present one is kept if it is just the same."""
+        """An empty cache of that stage; the present one is kept if it is identical."""
         if self._context is not None and stage == self._stage:
             self._context.trim(0)
             return
@@ -285,7 +285,7 @@ class StagedCache(Owner):
         self._context = Context(
             self._model,
             ContextParams(
-                # what was asked for decides the size of a batch; the cells are rounded up
+                # the size of a batch follows what was asked for; the cells are rounded up
                 n_ctx=stage.up_to, n_threads=self._kv.n_threads, type_k=stage.type_k,
                 type_v=stage.type_v, window=True, rotate=self._kv.rotates,
                 n_outputs_max=self._n_outputs,

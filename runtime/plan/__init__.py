@@ -1,1 +1,1 @@
-"""What a model takes here: its sizes, this machine's, the plan of its memory, what to choose."""
+"""What a model needs here: its sizes, the machine's, its memory plan, what to choose."""

@@ -1,8 +1,8 @@
 """How fast this machine reads memory and its caches: measured, and kept in a small file.
 
-Goes in: the processors and the memory. Comes out: a :class:`Bandwidth`. What is kept is measured
-again when it is a month old, when the machine or its kernel is another one or was started again,
-and soon when other programs were busy meanwhile: :func:`is_current` decides.
+Goes in: the processors and the memory. Comes out: a :class:`Bandwidth`. It is measured again
+after a month, when the machine or its kernel has changed or was restarted, and soon if other
+programs were busy in the meantime: :func:`is_current` decides.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from .machine import Cpu, Memory
 _FILE = "bandwidth.json"
 _LEAST_BYTES, _MOST_BYTES = 64 << 20, 256 << 20
 _SECONDS = 0.5
-#: Bytes that a small model may read per token: what caches hold is read faster.
+#: Bytes that a small model may read per token: what fits the caches is read faster.
 _CACHED = (1 << 20, 4 << 20, 16 << 20, 64 << 20)
 _CACHED_SECONDS = 0.1
 _DAY = 86_400.0
-#: Seconds that a measurement is kept; one of a busy machine only spares the next commands theirs.
+#: Seconds that a measurement is kept; one of a busy machine only serves the next few commands.
 _KEPT, _KEPT_BUSY = 30 * _DAY, 600.0
-#: Of all processors' time, what other programs may take of a quiet machine.
+#: Share of all processors' time that other programs may take on a quiet machine.
 _QUIET = 0.1
 
 
@@ -43,8 +43,8 @@ _QUIET = 0.1
 class Bandwidth:
     """Bytes per second that are read from memory, by all usable cores and by one.
 
-    ``cached`` are those of all cores over and over from so many bytes, the fewest first: a model
-    that small may lie in the caches.
+    ``cached`` are those of all cores when reading this many bytes repeatedly, the fewest first: a
+    model that small may fit the caches.
     """
 
     all_cores: float
@@ -52,7 +52,7 @@ class Bandwidth:
     cached: tuple[tuple[int, float], ...] = ()
 
     def best(self, other: Bandwidth) -> Bandwidth:
-        """The larger of each: other work only makes a measurement slower."""
+        """The larger of each: other work can only slow a measurement down."""
         rates = dict(other.cached)
         for size, rate in self.cached:
             rates[size] = max(rate, rates.get(size, 0.0))
@@ -65,7 +65,7 @@ class Bandwidth:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A measurement, of which machine, when (seconds since 1970), and whether that was busy."""
+    """A measurement, its machine, when (seconds since 1970), and whether that was busy."""
 
     bandwidth: Bandwidth
     machine: str
@@ -75,7 +75,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class CpuTime:
-    """Seconds of all processors: worked for anybody (or taken by other guests), and by us."""
+    """Seconds of all processors: used by anybody (or taken by other guests), and by us."""
 
     worked: float
     ours: float
@@ -89,7 +89,7 @@ def probe_bytes(memory: Memory) -> int:
 def measure_bandwidth(cpu: Cpu, memory: Memory) -> Bandwidth:
     """Measure; takes about two seconds.
 
-    Reads up to 256 MiB, far more than caches hold, and never more than an eighth of what is free.
+    Reads up to 256 MiB, far more than caches hold, and at most an eighth of what is free.
 
     Raises:
         NativeError: there is no memory to read.
@@ -100,32 +100,32 @@ def measure_bandwidth(cpu: Cpu, memory: Memory) -> Bandwidth:
     cached = tuple(
         (size, read_bandwidth(cpu.usable, n_bytes=size, seconds=_CACHED_SECONDS))
         for size in _CACHED
-        if size >= cpu.usable << 16  # each core needs some to read
+        if size >= cpu.usable << 16  # each core needs something to read
     )
     # other work in between must not make two cores slower than one
     return Bandwidth(max(one, every), one, cached)
 
 
 def machine_fingerprint(cpu: Cpu, memory: Memory) -> str:
-    """What a measurement holds for: another machine, or other cores, measure again."""
+    """What a measurement is valid for: another machine, or other cores, are measured again."""
     return f"{platform.node()} {cpu.model} {cpu.sockets}x{cpu.cores} {cpu.usable} {memory.total}"
 
 
 def running_machine(cpu: Cpu, memory: Memory, root: Path = Path("/")) -> str:
-    """The machine as it runs now: with its kernel, since it was started."""
+    """The machine as it runs now: with its kernel, since its start."""
     boot = kernel_text(root / "proc/sys/kernel/random/boot_id").strip()
     return f"{machine_fingerprint(cpu, memory)} {platform.release()} {boot}"
 
 
 def is_current(kept: Kept, machine: str, now: float) -> bool:
-    """Whether a measurement still stands for what the machine can do."""
+    """Whether a measurement is still valid for the machine."""
     age = now - kept.at
-    # one of the future: the clock was set back
+    # one from the future: the clock was set back
     return kept.machine == machine and 0 <= age <= (_KEPT_BUSY if kept.busy else _KEPT)
 
 
 def was_busy(before: CpuTime, after: CpuTime, seconds: float, n_threads: int) -> bool:
-    """Whether others than this process had the machine's processors between two looks."""
+    """Whether other processes used the machine's processors between two readings."""
     others = (after.worked - before.worked) - (after.ours - before.ours)
     return others > _QUIET * max(seconds, 1e-9) * n_threads
 
@@ -134,7 +134,7 @@ def read_cpu_time() -> CpuTime:
     """What the kernel says now."""
     spent = psutil.cpu_times()
     idle = spent.idle + getattr(spent, "iowait", 0.0)
-    # a guest's time is in user time already
+    # a guest's time is already in user time
     worked = sum(spent) - idle - getattr(spent, "guest", 0.0) - getattr(spent, "guest_nice", 0.0)
     own = os.times()
     return CpuTime(worked, own.user + own.system)
@@ -149,7 +149,7 @@ def measured_now(
     clock: Callable[[], float] = time.time,
     cpu_time: Callable[[], CpuTime] = read_cpu_time,
 ) -> Bandwidth:
-    """Measure, and keep it: the better of it and what is kept and current."""
+    """Measure, and keep the better of the result and the current kept measurement."""
     before, started = cpu_time(), clock()
     found = measure(cpu, memory)
     now = clock()
@@ -157,7 +157,7 @@ def measured_now(
     new = Kept(found, running_machine(cpu, memory), now, busy)
     old = load_bandwidth(folder)
     if old is not None and is_current(replace(old, busy=False), new.machine, now):
-        # a quiet one stays what it was: only its age decides when the machine is asked again
+        # a quiet measurement stays quiet: only its age decides when to measure again
         at = old.at if busy and not old.busy else now
         new = Kept(found.best(old.bandwidth), new.machine, at, busy and old.busy)
     store_bandwidth(folder, new)
@@ -165,7 +165,7 @@ def measured_now(
 
 
 def is_known(folder: Path, cpu: Cpu, memory: Memory) -> bool:
-    """Whether :func:`known_bandwidth` has no need to measure."""
+    """Whether :func:`known_bandwidth` does not need to measure."""
     return _current(folder, cpu, memory, time.time()) is not None
 
 
@@ -192,7 +192,7 @@ def known_bandwidth(
 
 
 def load_bandwidth(folder: Path) -> Kept | None:
-    """What is kept in a folder; None if there is nothing, or nothing sound."""
+    """What is kept in a folder; None if there is nothing valid."""
     try:
         record = json.loads((folder / _FILE).read_text())
         cached = tuple((int(size), float(rate)) for size, rate in record["cached"])

@@ -21,13 +21,13 @@ _FINE_KV = ("f16", "q8_0")
 #: Tokens per second that a recommended model can reach: about as fast as people read aloud.
 FLOOR = 3.0
 _LEAST_LEFT = 1_000_000_000
-# private copies should leave the page cache and other programs some room
+# private copies should leave room for the page cache and other programs
 _ROOM = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is fixed already; None leaves it to the choice."""
+    """What is already fixed; None leaves the choice open."""
 
     type: str | None = None
     schedule: KvSchedule | None = None
@@ -35,7 +35,7 @@ class Wish:
 
 
 def choose(planner: Planner, wish: Wish) -> Plan:
-    """The finest weights whose plan fits, with the finest cache that fits beside them.
+    """The finest weights whose plan fits, with the finest cache that fits next to them.
 
     A cache that ends in Q8_0 comes before coarser weights, a coarser one after all of them. If
     nothing fits: the smallest plan, whose ``fits`` is false.
@@ -65,11 +65,10 @@ def headroom(usable: int) -> int:
 
 
 def advise(planner: Planner) -> Plan | None:
-    """The plan that a person would run: with memory to spare, and fast enough to read along.
+    """The plan to recommend: with memory to spare, and fast enough to read along.
 
     The finest weights that leave :func:`headroom` of the limit, with a cache no coarser than Q8_0,
-    and whose bound is :data:`FLOOR` tokens per second or more, where that is known. None if there
-    are none.
+    and whose bound, if known, is at least :data:`FLOOR` tokens per second. None if there are none.
     """
     budget = planner.budget
     roomy = replace(planner, budget=replace(budget, limit=budget.limit - headroom(budget.limit)))
@@ -82,7 +81,7 @@ def advise(planner: Planner) -> Plan | None:
 
 
 def type_table(planner: Planner, chosen: Plan) -> tuple[Plan, ...]:
-    """The plan of every type that the weights can have, with the chosen cache and load mode."""
+    """The plan for every type of the weights, with the chosen cache and load mode."""
     return tuple(
         planner.plan(weights, chosen.schedule, chosen.load) for weights in planner.shape.options
     )
@@ -152,11 +151,11 @@ def _reasons(planner: Planner, chosen: Plan, wish: Wish) -> Iterator[str]:
     if chosen.shape.is_file:
         yield f"type {kind}: the file's own"
     elif wish.type is not None:
-        yield f"type {kind}: as asked"
+        yield f"type {kind}: as requested"
     else:
         yield f"type {kind}: the finest whose weights, cache and buffers fit into {limit}"
     if wish.schedule is not None:
-        yield f"kv {chosen.schedule.spec}: as asked"
+        yield f"kv {chosen.schedule.spec}: as requested"
     elif chosen.schedule.spec == "f16":
         yield "kv f16: full precision fits"
     else:
@@ -165,7 +164,7 @@ def _reasons(planner: Planner, chosen: Plan, wish: Wish) -> Iterator[str]:
             f"kv {chosen.schedule.spec}: with f16 throughout it would be {size_text(plain.total)}"
         )
     if wish.load is not None:
-        yield f"load {chosen.load}: as asked"
+        yield f"load {chosen.load}: as requested"
     elif chosen.load == "fast":
         yield f"load fast: {kind} has a faster layout, and private copies leave room"
     elif _gains(planner, chosen.weights):

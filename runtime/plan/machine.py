@@ -27,7 +27,7 @@ _MEMORY_FILES = {
     2: ("memory.max", "memory.current", "inactive_file"),
 }
 
-#: ggml's name of a feature and the kernel's flags of it (x86, then ARM); any of them counts.
+#: ggml's name of a feature and the kernel's flags for it (x86, then ARM); any of them counts.
 FEATURE_FLAGS: dict[str, tuple[str, ...]] = {
     "SSE3": ("pni",), "SSSE3": ("ssse3",), "AVX": ("avx",), "AVX2": ("avx2",), "F16C": ("f16c",),
     "FMA": ("fma",), "BMI2": ("bmi2",), "AVX_VNNI": ("avx_vnni",), "AVX512": ("avx512f",),
@@ -40,7 +40,7 @@ FEATURE_FLAGS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class ControlGroup:
-    """A control group that limits memory: ``used`` is without pages that can be dropped."""
+    """A control group that limits memory: ``used`` excludes pages that can be dropped."""
 
     path: str
     limit: int
@@ -49,7 +49,7 @@ class ControlGroup:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of memory. ``rlimit`` is this process's own limit of addresses, None without one.
+    """Bytes of memory. ``rlimit`` is this process's own address-space limit, None without one.
 
     ``group`` is the tightest of the control groups that this process is in.
     """
@@ -63,13 +63,13 @@ class Memory:
 
     @property
     def limit(self) -> int:
-        """What a process may ever have."""
+        """The most that a process may have."""
         limits = [self.total, self.rlimit, self.group.limit if self.group else None]
         return min(limit for limit in limits if limit is not None)
 
     @property
     def usable(self) -> int:
-        """What it can have now without swapping."""
+        """What it can use now without swapping."""
         left = max(0, self.group.limit - self.group.used) if self.group else self.available
         return min(self.available, left, self.limit)
 
@@ -87,7 +87,7 @@ class Cpu:
 
 @dataclass(frozen=True, slots=True)
 class Extensions:
-    """Features of the CPU that the loaded llama.cpp uses, and those that it leaves unused."""
+    """Features of the CPU that the loaded llama.cpp uses, and those it leaves unused."""
 
     used: tuple[str, ...]
     unused: tuple[str, ...]
@@ -95,14 +95,14 @@ class Extensions:
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """Room on the disk of a folder."""
+    """Free space on a folder's disk."""
 
     folder: Path
     free: int
 
 
 def read_memory(root: Path = _ROOT) -> Memory:
-    """The machine's memory and every limit that holds for this process."""
+    """The machine's memory and every limit on this process."""
     memory, swap = psutil.virtual_memory(), psutil.swap_memory()
     groups = [group for group in _groups(root) if group.limit < memory.total]
     address, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -154,7 +154,7 @@ def read_cpu(root: Path = _ROOT) -> Cpu:
 
 
 def read_extensions(root: Path = _ROOT) -> Extensions:
-    """What llama.cpp uses, from its own report, and what the kernel says there is besides."""
+    """What llama.cpp uses, from its own report, and what else the kernel lists."""
     used = used_features()
     flags: set[str] = set()
     for line in kernel_text(root / "proc/cpuinfo").splitlines():

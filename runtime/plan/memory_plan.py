@@ -24,7 +24,7 @@ from ..kv.schedule import KvModel, KvSchedule, KvStage, migration_bytes
 PROCESS_BYTES = 80_000_000
 VOCABULARY_BYTES = 325
 
-#: When a process is at its largest that converts a small model, or draws a report of one.
+#: When a process that converts a small model, or draws a report about one, is at its largest.
 OUTSIDE = "before or after the model"
 
 _DRAFT_TYPE = "q4_0"
@@ -36,7 +36,7 @@ _MASK_BYTES = 2  # flash attention takes its mask in F16
 class Sizes:
     """How a context is used: tokens of each sequence, sequences, tokens per batch, logits rows.
 
-    One row of logits more than sequences is reserved for the window, see ``ContextParams``.
+    One row of logits beyond the sequences is reserved for the window, see ``ContextParams``.
     """
 
     n_ctx: int
@@ -57,7 +57,7 @@ class Sizes:
 
     @property
     def n_mask_rows(self) -> int:
-        """Rows of the attention's mask: each sequence has as many, whose cells are its own."""
+        """Rows of the attention's mask, which each sequence has over its own cells."""
         return -(-self.n_ubatch // self.n_seq) * self.n_seq
 
 
@@ -65,8 +65,8 @@ class Sizes:
 class Budget:
     """What a plan may use: bytes of memory, and the machine's measured read bandwidth.
 
-    ``repacked`` says which weights get a faster layout here. ``cached`` are the rates at which so
-    many bytes are read over and over, the fewest first.
+    ``repacked`` says which weights get a faster layout here. ``cached`` are the rates of reading a
+    number of bytes repeatedly, the fewest first.
     """
 
     limit: int
@@ -75,10 +75,10 @@ class Budget:
     cached: tuple[tuple[int, float], ...] = ()
 
     def rate(self, n_bytes: int) -> float | None:
-        """Bytes per second at most that are read where ``n_bytes`` are read over and over.
+        """Most bytes per second when ``n_bytes`` are read repeatedly.
 
-        Fewer bytes are never read more slowly, so the rate of the next smaller size that was
-        measured is a bound.
+        Fewer bytes are never read more slowly, so the rate of the next smaller measured size is a
+        bound.
         """
         if self.bandwidth is None:
             return None
@@ -88,9 +88,9 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What a process holds besides a model: bytes by name, as :func:`.use.beside` finds them.
+    """What a process holds apart from a model: bytes by name, as :func:`.use.beside` finds them.
 
-    ``passing`` bytes are held only before the model is loaded, or after it is closed. A ``batch``
+    ``passing`` bytes are held only before the model is loaded or after it is closed. A ``batch``
     has one cache for its whole life, in which ``n_drafts`` sequences each open the draft.
     """
 
@@ -105,8 +105,8 @@ class Plan:
     """Bytes of everything, at their largest, for one choice of type, cache and load mode.
 
     ``kv`` is the most that the cache holds, changes of stage included. ``staging`` is what loading
-    needs besides the weights, before there is a cache. ``tokens_per_s`` is a bound: what reading
-    allows while little of the context is held; None where the bandwidth is not known.
+    needs in addition to the weights, before the cache. ``tokens_per_s`` is a bound: what reading
+    allows while little of the context is held; None if the bandwidth is unknown.
     """
 
     shape: ModelShape
@@ -127,7 +127,7 @@ class Plan:
 
     @property
     def program(self) -> int:
-        """The program with all that it holds besides the model."""
+        """The program with all it holds apart from the model."""
         return self.process + sum(n_bytes for _, n_bytes in self.beside.parts)
 
     @property
@@ -159,7 +159,7 @@ class Plan:
 
 
 def kv_model(shape: ModelShape, n_threads: int = 1) -> KvModel:
-    """What a schedule needs to know of a model."""
+    """What a schedule needs to know about a model."""
     geometry = KvGeometry(shape.n_layer, shape.n_head_kv, shape.head_dim, shape.head_dim)
     return KvModel(geometry, shape.rotates, graph_named(shape.graph).flash_attention, n_threads)
 
@@ -167,8 +167,8 @@ def kv_model(shape: ModelShape, n_threads: int = 1) -> KvModel:
 def kv_bytes(shape: ModelShape, schedule: KvSchedule, sizes: Sizes) -> int:
     """Most bytes that the caches of all sequences hold.
 
-    Without a budget a prompt is computed in the first stage's types however long it is, and
-    quantized afterwards: then that is the peak.
+    Without a budget a prompt of any length is computed in the first stage's types and quantized
+    afterwards: then that is the peak.
     """
     model = kv_model(shape, sizes.n_threads)
     peak = schedule.peak_bytes(model)
@@ -182,7 +182,7 @@ def kv_bytes(shape: ModelShape, schedule: KvSchedule, sizes: Sizes) -> int:
 def compute_bytes(shape: ModelShape, sizes: Sizes, stage: KvStage) -> int:
     """Bytes of the compute buffer and of the matrix kernels' scratch.
 
-    Of a graph over ``n`` tokens, a layer's largest moment holds several (n, n_embd) arrays beside
+    In a graph over ``n`` tokens, a layer holds at most several (n, n_embd) arrays in addition to
     the (n, n_ff) one, as the graph's row says; or the last one holds the logits. The mask of the
     attention, (cells, n), and the rotations of a quantized cache live throughout.
     """
@@ -193,7 +193,7 @@ def compute_bytes(shape: ModelShape, sizes: Sizes, stage: KvStage) -> int:
     layer = n * (arrays * row + shape.n_ff * _F32)
     attention = n * graph.attention_arrays * row
     last = sizes.n_rows * (shape.n_vocab * _F32 + 2 * row) + n * row
-    # a sequence's rows see the cells of that sequence alone
+    # a sequence's rows see only that sequence's cells
     mask = stage.n_cells * n * _MASK_BYTES
     model = kv_model(shape)
     rotations = sum(n * n * _F32 for n in stage.form(model).rotations(model.geometry))
@@ -203,7 +203,7 @@ def compute_bytes(shape: ModelShape, sizes: Sizes, stage: KvStage) -> int:
 
 
 def staging_bytes(weights: WeightOption, load: str, repacked: Repacking) -> int:
-    """What loading holds besides the weights: a buffer of one tensor.
+    """What loading holds in addition to the weights: a buffer of one tensor.
 
     ``fast`` needs it for what gets another layout, ``direct`` for everything (aligned reads).
     """
@@ -221,9 +221,9 @@ def process_bytes(shape: ModelShape) -> int:
 
 
 def draft_bytes(shape: ModelShape, sizes: Sizes) -> int:
-    """A draft model beside another: weights, an F16 cache, buffers, vocabulary.
+    """A draft model's weights, F16 cache, buffers and vocabulary.
 
-    Its context is the target's, as far as it was trained for. A draft that is no file yet is taken
+    Its context is the target's, as far as it was trained for. A draft that is not yet a file counts
     as Q4_0.
     """
     n_ctx = min(sizes.n_ctx, shape.n_ctx_train)
@@ -242,10 +242,10 @@ def draft_bytes(shape: ModelShape, sizes: Sizes) -> int:
 def decode_tokens_per_s(
     shape: ModelShape, weights: WeightOption, schedule: KvSchedule, budget: Budget, n_seq: int = 1
 ) -> float | None:
-    """Tokens per second at most, where nothing is guessed, of all sequences that step together.
+    """Most tokens per second without guesses, of all sequences that step together.
 
-    A step reads every weight once, and what each sequence holds. While that is one token: more of
-    the context only adds what is read.
+    A step reads every weight once, and what each sequence holds: here one token. More context only
+    adds to what is read.
     """
     model = kv_model(shape)
     held = schedule.stages[0].form(model).token_bytes(model.geometry)
@@ -267,7 +267,7 @@ class Planner:
     def plan(self, weights: WeightOption, schedule: KvSchedule, load: str) -> Plan:
         """The bytes of one choice; it need not fit.
 
-        A batch has the types of the last stage, which is the one that holds a whole sequence.
+        A batch has the types of the last stage, which holds a whole sequence.
         """
         if self.beside.batch:
             last = schedule.stages[-1]
@@ -303,7 +303,7 @@ def check_plan(plan: Plan, remedies: str = REMEDIES) -> None:
     """Refuse a model that can only thrash; ``remedies`` say what would help.
 
     Raises:
-        MemoryShortage: the plan does not fit; carries it.
+        MemoryShortage: the plan does not fit; has the plan.
     """
     if not plan.fits:
         parts = (
@@ -321,7 +321,7 @@ def check_plan(plan: Plan, remedies: str = REMEDIES) -> None:
 
 
 class MemoryShortage(RuntimeFailure):
-    """The model does not fit into memory. ``plan`` has the figures, where there are any."""
+    """The model does not fit into memory. ``plan`` has the figures, if there are any."""
 
     def __init__(self, message: str, plan: Plan | None = None) -> None:
         super().__init__(message)
@@ -329,4 +329,4 @@ class MemoryShortage(RuntimeFailure):
 
 
 class LockShortage(MemoryShortage):
-    """The weights may not be locked, or could not be."""
+    """The weights cannot be locked."""

@@ -10,11 +10,11 @@ _DEFAULT_CONTEXT = 4096
 
 
 def context_for(graph: str, name: str, trained: int, asked: int) -> tuple[int, tuple[str, ...]]:
-    """The context to allocate, and a warning if it is longer than what the model learned.
+    """The context to allocate, and a warning if it is longer than what the model was trained for.
 
     Args:
         graph: llama.cpp's architecture.
-        name: of the model, for the error.
+        name: the model's, for the error.
         trained: tokens that it was trained for.
         asked: tokens that the user wants; 0 for what suits the model.
 

@@ -17,7 +17,7 @@ from ..kv.schedule import KvModel
 _TEMPLATE_KEY, _TOKENS_KEY = "tokenizer.chat_template", "tokenizer.ggml.tokens"
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 _LOOKED_UP = (_EMBEDDING, "position_embd.weight")
-# tensors that a mixture leaves in other types than its name says
+# tensors that a mixture leaves in types other than its name says
 _MATRICES = ("ffn_up.weight", "ffn_down.weight", "attn_qkv.weight", "attn_output.weight")
 #: llama.cpp's LLAMA_FTYPE numbers of mixtures, to the names of ``convert --type``.
 _MIXTURES = {row.file_type: row.name for row in RECIPES.values() if row.is_mixture}
@@ -26,10 +26,10 @@ _MIXTURES = {row.file_type: row.name for row in RECIPES.values() if row.is_mixtu
 def header_shape(header: GgufHeader, *, constrained: bool = False) -> ModelShape:
     """The shape of a file's model; its only type is the file's own.
 
-    ``constrained`` counts what a constraint needs of its tokens, a second for 250,000.
+    ``constrained`` counts what a constraint needs of its tokens, which takes a second for 250,000.
 
     Raises:
-        GgufError: a size in the header that is no number.
+        GgufError: a size in the header is not a number.
     """
     geometry = kv_geometry(header)
     n_embd = header.count("embedding_length", 0, low=0)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 LEAST_ROWS = 8
 
 
-#: Repacked weights take four rows at once, and what is left over by another kernel.
+#: Repacked weights take four rows at once, and the remainder by another kernel.
 ROWS_STEP = 4
 
 
@@ -27,14 +27,14 @@ MOST_ROWS_OF_SLOT = 56
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Of a step: the fewest rows, what they are a multiple of, and the most of one sequence."""
+    """A step's fewest rows, what they are a multiple of, and the most of one sequence."""
 
     least_rows: int
     rows_step: int
     most_of_slot: int
 
 
-#: Within which llama.cpp's kernels compute a row alike, and where ours compute everything.
+#: The bounds within which llama.cpp's kernels compute a row alike, and those of our kernels.
 STOCK = Bounds(LEAST_ROWS, ROWS_STEP, MOST_ROWS_OF_SLOT)
 
 
@@ -43,7 +43,7 @@ UNBOUND = Bounds(1, 1, 256)
 
 def decode_width(span: int, height: int, n_slots: int, bounds: Bounds) -> int:
     """Slots of a decode step whose ready ones are ``span`` wide and feed ``height`` tokens."""
-    # several rows each make up for a width that is no multiple
+    # several rows each make up for a width that is not a multiple
     whole = -(-span // bounds.rows_step) * bounds.rows_step if height == 1 else span
     return min(n_slots, max(-(-bounds.least_rows // height), whole))
 
@@ -57,11 +57,11 @@ def whole_height(height: int, width: int, bounds: Bounds) -> int:
 
 
 def output_rows(n_slots: int) -> int:
-    """The most rows, all with logits, of any decode step with so many slots.
+    """The most rows, all with logits, of any decode step with ``n_slots`` slots.
 
-    Exact over both bounds; with guesses, of which :meth:`Scheduler.spare_rows` allows so many that
-    the ready slots and their guesses are no more than :data:`LEAST_ROWS` rows. What a context
-    reserves and a plan counts.
+    Exact over both bounds; with guesses, of which :meth:`Scheduler.spare_rows` allows only so many
+    that the ready slots and their guesses are at most :data:`LEAST_ROWS` rows. A context reserves
+    and a plan counts this number.
     """
     most = 0
     for bounds in (STOCK, UNBOUND):
@@ -77,5 +77,5 @@ def _rounded(n: int) -> int:
 
 
 def slots_for(parallel: int) -> int:
-    """Slots for so many sequences: where there are more than 8, full steps of four."""
+    """Slots for a number of sequences: above 8, a multiple of four."""
     return parallel if parallel <= LEAST_ROWS else _rounded(parallel)

@@ -30,7 +30,7 @@ from .memory_plan import (
 from .positions import context_for
 from .step_rows import MOST_GUESSING, output_rows, slots_for
 
-#: Rows that a step of a batch computes at most.
+#: Most rows that a step of a batch computes.
 N_BATCH = 512
 #: A batch's records, answers and arrays, what each of its sequences adds, a sampler and a place in
 #: the graph, and what drawing takes of each token of the vocabulary (measured with 1 to 32
@@ -44,13 +44,13 @@ ENGINE_BYTES = 4_000_000
 _MB = 1_000_000
 
 
-#: Bytes that work besides the model leaves while the model runs (benchmarks/plan_peaks.py).
+#: Bytes that other work leaves behind while the model runs (benchmarks/plan_peaks.py).
 _LEFT = {
     Extra.CONVERSION: 5 * _MB, Extra.DOWNLOAD: 12 * _MB, Extra.SESSION: 5 * _MB,
     Extra.TERMINAL: 12 * _MB, Extra.PARQUET: 60 * _MB, Extra.BENCH: 12 * _MB,
     Extra.TEMPLATE: 22 * _MB, Extra.EVALUATION: 6 * _MB,
 }  # fmt: skip
-#: What a conversion leaves of each token of the vocabulary.
+#: What a conversion leaves behind per token of the vocabulary.
 _TOKEN_LEFT = 140
 #: Blocks of a conversion and the pages that it has read, before there is an engine; of a small
 #: model all of it, but for what an engine would have taken.
@@ -63,7 +63,7 @@ _DRAWING = 50 * _MB
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How a model is used. ``parallel`` is what was asked of a batch; 0 is one text at a time.
+    """How a model is used. ``parallel`` is a batch's setting; 0 is one text at a time.
 
     ``draft`` is the shape of a draft model, whose guesses the settings ask for.
     """
@@ -74,7 +74,7 @@ class Use:
 
     @property
     def n_seq(self) -> int:
-        """Sequences that there is room for."""
+        """Sequences to make room for."""
         return slots_for(self.parallel) if self.parallel else 1
 
     @property
@@ -90,7 +90,7 @@ class Use:
 
 
 def beside(shape: ModelShape, use: Use) -> Beside:
-    """What the process holds besides the model, by name, and what passes before or after it."""
+    """What the process holds apart from the model, by name, and what only before or after it."""
     parts: list[tuple[str, int]] = []
     if use.parallel:
         drawn = _TOKEN_DRAWN * shape.n_vocab
@@ -123,7 +123,7 @@ def plan_bench(
         shape: the model's.
         use: of one engine.
         kvs: SPECs of the caches that are compared; the first engine has the first of them.
-        batches: contexts that are made one after the other, when the engines are closed; F16.
+        batches: contexts made one after another, once the engines are closed; F16.
         budget: what it may take.
 
     Raises:
@@ -143,7 +143,7 @@ def plan_bench(
     more = sum(plan.total - plan.program + ENGINE_BYTES for plan in others)
     parts = (*first.beside.parts, *((("other caches", more),) if others else ()))
     sequences = max((plan.total - plan.program for plan in contexts), default=0)
-    # what an engine frees stays with the C library, if it is not much
+    # small amounts that an engine frees stay with the C library
     kept = min(first.kv + first.compute, _KEPT_FREE)
     passing = max(first.beside.passing, sequences + BATCH_BYTES + kept - more)
     return replace(first, beside=replace(first.beside, parts=parts, passing=passing))
@@ -152,11 +152,11 @@ def plan_bench(
 def plan_eval(
     shape: ModelShape, reference: ModelShape | None, settings: EngineSettings, budget: Budget
 ) -> Plan:
-    """The plan of an evaluation of one file with one cache, beside a reference with an F16 cache.
+    """The plan of an evaluation of one file with one cache, next to a reference with an F16 cache.
 
     Args:
         shape: the file's, in its only type.
-        reference: that of what it is compared with, in its only type; None is nothing.
+        reference: the shape of what it is compared with, in its only type; None for none.
         settings: whose context is the window, and whose cache is the file's.
         budget: what it may take.
 
@@ -167,7 +167,7 @@ def plan_eval(
     schedule, _ = schedule_from_spec(settings.kv, kv_model(shape, settings.n_threads), window)
     staged = len(schedule.stages) > 1
     batch = N_BATCH if staged else evaluation_batch(shape.n_vocab, window)
-    # of a window's second half there are logits, so the first batches have none
+    # only a window's second half has logits, so the first batches have none
     ends = [min(start + batch, window) for start in range(0, window, batch)]
     rows = 1 if staged else max(min(batch, end - window // 2) for end in ends)
     sizes = Sizes(window, 1, batch, rows, settings.n_threads)
@@ -188,7 +188,7 @@ def plan_eval(
 def make_planner(
     shape: ModelShape, use: Use, budget: Budget
 ) -> tuple[Planner, KvSchedule | None, tuple[str, ...]]:
-    """What all plans of a use share, the cache that was asked for (None: to be chosen), and notes.
+    """What all plans of a use share, the requested cache (None: to be chosen), and notes.
 
     Raises:
         SettingsError: a context or a cache that is not possible for this model.
@@ -220,7 +220,7 @@ def plan_use(
         shape: the model's.
         use: what is done with it.
         budget: what it may take.
-        type: of the weights; None chooses, a file has but one.
+        type: of the weights; None chooses, a file has only one.
 
     Raises:
         SettingsError: a context or a cache that is not possible for this model.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 _BUCKETS = 8
-#: A guess counts less with every later one of its bucket, so that the last some forty decide.
+#: A guess counts less with every later one in its bucket, so that about the last forty decide.
 _FADE = 0.975
-#: Weight of what is expected beforehand, in guesses.
+#: Weight of the prior expectation, in guesses.
 _PRIOR = 2.0
 
 
@@ -26,7 +26,7 @@ class _Count:
 
 @dataclass(slots=True)
 class Acceptance:
-    """Running rates by confidence. A drafter's word is believed until it is measured."""
+    """Running rates by confidence. A drafter's confidence is believed until measured."""
 
     first: float
     _all: _Count = field(default_factory=_Count)
@@ -35,17 +35,17 @@ class Acceptance:
 
     @property
     def rate(self) -> float:
-        """Of a guess whose confidence is not known."""
+        """The rate of a guess of unknown confidence."""
         return self._all.rate(self.first)
 
     def rate_at(self, confidence: float) -> float:
-        """Of a guess with that confidence."""
-        # what the drafter's word has been worth in all, then at this confidence
+        """The rate of a guess with that confidence."""
+        # how far the drafter's confidence held overall, then at this level
         worth = (self._all.right + _PRIOR) / (self._claimed + _PRIOR)
         return self._buckets[_bucket(confidence)].rate(min(1.0, confidence * worth))
 
     def record(self, confidence: float, right: bool) -> None:
-        """A guess that was verified was right, or wrong."""
+        """Record whether a verified guess was right."""
         self._all.add(right)
         self._claimed = self._claimed * _FADE + confidence
         self._buckets[_bucket(confidence)].add(right)

@@ -8,22 +8,22 @@ from dataclasses import dataclass
 
 from ..settings import MOST_GUESSES
 
-#: Sizes of a batch that are measured at start.
+#: Batch sizes that are measured at start.
 MEASURED = (1, 2, 3, 4, 6, 8)
 #: Weights of a new measurement: for all sizes (the text grows, machines get busy), by whether it is
-#: of a single step, and for its own size beside the others.
+#: of a single step, and for its own size relative to the others.
 _ALL_SINGLE, _ALL, _OWN = 0.25, 0.02, 0.1
 _GUESS, _FAR = 0.1, 3.0
-#: How fast a size that is not measured any more returns to what it was at start.
+#: How fast a size that is no longer measured returns to its value at start.
 _RETURN = 0.003
-#: Logarithm of how far a measurement counts; what is beyond is something else that happened.
+#: Logarithm of how far a measurement counts; anything beyond has some other cause.
 _STRAY = math.log(3.0)
 
 
 class StepCosts:
     """Seconds of a batch of ``n`` tokens, between the measured sizes by interpolation.
 
-    What was measured at start is scaled by what happens since. The logarithms are averaged: the
+    What was measured at start is scaled by later measurements. The logarithms are averaged: the
     mean of a noisy ratio and that of its inverse would drift apart.
     """
 
@@ -32,7 +32,7 @@ class StepCosts:
         known = _rising(dict(sorted(seconds.items())))
         self._sizes = set(seconds)
         self._start = {n: _interpolated(known, n) for n in range(1, MOST_GUESSES + 2)}
-        # logarithms: of all sizes, and of a size beside the single step
+        # logarithms: of all sizes, and of a size relative to the single step
         self._scale = 0.0
         self._shift: dict[int, float] = {}
 
@@ -41,26 +41,26 @@ class StepCosts:
         return self._start[n] * math.exp(self._scale + self._shift.get(n, 0.0))
 
     def record(self, n: int, seconds: float) -> None:
-        """A batch of ``n`` tokens took so long."""
+        """A batch of ``n`` tokens took ``seconds``."""
         error = math.log(max(seconds, 1e-9) / self.seconds(n))
         error = min(max(error, -_STRAY), _STRAY)
         self._scale += (_ALL_SINGLE if n == 1 else _ALL) * error
         if n == 1:
-            # only beside a single step can another size be told to be what it was
+            # other sizes are only comparable relative to a single step
             self._shift = {size: shift * (1 - _RETURN) for size, shift in self._shift.items()}
             return
         self._sizes.add(n)
         self._shift[n] = self._shift.get(n, 0.0) + _OWN * error
 
     def measured(self) -> dict[int, float]:
-        """What is known of the sizes that were measured."""
+        """Seconds of the sizes that were measured."""
         return {n: self.seconds(n) for n in sorted(self._sizes)}
 
 
 def _rising(seconds: dict[int, float]) -> dict[int, float]:
     """The nearest curve that does not fall: neighbours that do are averaged (isotonic regression).
 
-    A batch does not take less time than a smaller one; where it was measured so, it was noise.
+    A batch does not take less time than a smaller one; such a measurement is noise.
     """
     blocks: list[tuple[float, list[int]]] = []
     for n, value in seconds.items():
@@ -79,7 +79,7 @@ def _interpolated(seconds: Mapping[int, float], n: int) -> float:
     sizes = list(seconds)
     low = max((size for size in sizes if size < n), default=sizes[0])
     high = min((size for size in sizes if size > n), default=0)
-    if not high:  # beyond the last: as steep as before it
+    if not high:  # beyond the last size, extrapolate the last slope
         low, high = sizes[-2], sizes[-1]
     slope = (seconds[high] - seconds[low]) / (high - low)
     return max(seconds[low] + slope * (n - low), min(seconds.values()))
@@ -87,14 +87,14 @@ def _interpolated(seconds: Mapping[int, float], n: int) -> float:
 
 @dataclass(slots=True)
 class GuessCosts:
-    """Seconds of a drafter's first guess after the text went on, and of each more."""
+    """Seconds of a drafter's first guess after new text, and of each further one."""
 
     first: float = 0.0
     more: float = 0.0
     known: bool = False
 
     def record(self, first: float, more: list[float]) -> None:
-        """A round of guesses took so long."""
+        """A round of guesses took ``seconds``."""
         if not self.known:
             self.first, self.more, self.known = first, more[0] if more else first, True
             return

@@ -27,15 +27,15 @@ class Drafter(Protocol):
     name: str
 
     def begin(self, tokens: Sequence[int]) -> None:
-        """The text is this now."""
+        """Set the text."""
         ...
 
     def push(self, token: int) -> None:
-        """The text has one more token."""
+        """Append a token to the text."""
         ...
 
     def guess(self) -> Generator[Drafted]:
-        """Guess on, a token at a time, for as long as the caller asks."""
+        """Yield guesses, a token at a time, for as long as the caller asks."""
         ...
 
     @property

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class DrafterReport:
     """A drafter's figures. ``acceptance`` is the running rate, ``guess_s`` seconds of a guess.
 
-    ``gain`` is the expected speed over plain steps; where it is no more than 1, the drafter is off.
+    ``gain`` is the expected speed over plain steps; at 1 or below, the drafter is off.
     """
 
     name: str

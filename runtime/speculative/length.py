@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 Seconds = Callable[[int], float]
 
-#: Guessing must promise so much more than a plain step: rates and times are not known exactly.
+#: Guessing must promise this much more than a plain step: rates and times are not exact.
 MARGIN = 1.03
 
 
 def expected_tokens(survival: Sequence[float]) -> float:
-    """Tokens that a round is expected to give: its own one, and each guess that survives.
+    """Tokens that a round is expected to give: its own, and each guess that survives.
 
     ``survival[i]`` is the probability that guesses 0 to i are all right (Leviathan et al. 2023,
     https://arxiv.org/abs/2211.17192, equation 1, with a rate per guess).
@@ -24,8 +24,8 @@ def best_length(survival: Sequence[float], verify: Seconds, spent: float) -> int
 
     Args:
         survival: per guess, the probability that it and all before are right.
-        verify: seconds of a batch of so many tokens.
-        spent: seconds that the guesses have cost; they are gone either way.
+        verify: seconds of a batch by its number of tokens.
+        spent: seconds that the guesses have already cost.
     """
 
     def rate(n: int) -> float:
@@ -45,10 +45,10 @@ def pays_to_guess(
 
     Args:
         survival: of the guesses at hand.
-        rate: the probability that a guess which is not known yet is right, if those before are.
+        rate: the probability that a further guess is right, if those before are.
         limit: most guesses.
-        verify: seconds of a batch of so many tokens.
-        guess: seconds of so many guesses.
+        verify: seconds of a batch by its number of tokens.
+        guess: seconds of a number of guesses.
     """
     here = len(survival)
     tokens = expected_tokens(survival)
@@ -71,8 +71,8 @@ def expected_gain(rate: float, limit: int, verify: Seconds, guess: Seconds) -> f
     Args:
         rate: the probability that a guess is right, if those before are.
         limit: most guesses.
-        verify: seconds of a batch of so many tokens.
-        guess: seconds of so many guesses.
+        verify: seconds of a batch by its number of tokens.
+        guess: seconds of a number of guesses.
     """
     best, survival = 0.0, []
     for n in range(1, limit + 1):

@@ -1,4 +1,4 @@
-"""Prompt lookup: guess that the text goes on as it did where its last tokens stood before.
+"""Prompt lookup: guess that the text goes on as it did after an earlier occurrence of its ending.
 
 Texts that are revised, translated, summarized or quoted repeat themselves; no second model is
 needed. The idea is that of A. Saxena's "prompt lookup decoding" (2023).
@@ -10,9 +10,9 @@ from collections.abc import Generator, Sequence
 
 from .draft import Drafted
 
-#: Lengths of the endings that are looked for, the longest first.
+#: Lengths of the endings to look for, longest first.
 LONGEST, SHORTEST = 5, 2
-#: Rows of the confidence: an ending of so many tokens was found (before anything is measured).
+#: Initial confidence by the length in tokens of the ending that was found.
 _CONFIDENCE = {2: 0.35, 3: 0.55, 4: 0.7, 5: 0.8}
 
 
@@ -24,7 +24,7 @@ class LookupDrafter:
 
     def __init__(self) -> None:
         self._tokens: list[int] = []
-        # where the text goes on behind the latest place of each n-gram
+        # where the text goes on after the latest occurrence of each n-gram
         self._follows: dict[tuple[int, ...], int] = {}
         self._indexed = 0
 
@@ -41,7 +41,7 @@ class LookupDrafter:
         self._tokens.append(token)
 
     def guess(self) -> Generator[Drafted]:
-        """Go on as behind the latest earlier place of the longest ending that is found."""
+        """Go on as after the latest earlier occurrence of the longest ending found."""
         self._index()
         tokens = self._tokens
         for length in range(min(LONGEST, len(tokens) - 1), SHORTEST - 1, -1):
@@ -49,7 +49,7 @@ class LookupDrafter:
             if at is None:
                 continue
             confidence = _CONFIDENCE[length]
-            # a period shorter than the guess repeats itself
+            # a period shorter than the guess repeats
             period = len(tokens) - at
             guessed = 0
             while True:
@@ -58,7 +58,7 @@ class LookupDrafter:
         return
 
     def _index(self) -> None:
-        """Enter every n-gram that something follows, so not the ending itself."""
+        """Enter every n-gram that something follows, hence not the ending itself."""
         tokens = self._tokens
         for end in range(max(self._indexed, SHORTEST), len(tokens)):
             for length in range(SHORTEST, min(LONGEST, end) + 1):

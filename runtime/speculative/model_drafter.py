@@ -20,8 +20,8 @@ class ModelDrafter:
     """A draft model that follows a text.
 
     Tokens that only the target has are left out of the draft's text. A guess is its likeliest
-    token; where the target's is drawn with rejection sampling, the guess is drawn, too, with the
-    same settings.
+    token; if the target draws with rejection sampling, the guess is also drawn, with the same
+    settings.
     """
 
     name = "model"
@@ -31,14 +31,14 @@ class ModelDrafter:
 
         Args:
             engine: the draft; closed with the drafter.
-            shared: per id of the draft, (n_draft,), whether it is the same token of the target.
+            shared: per id of the draft, (n_draft,), whether it is the same token in the target.
         """
         self.engine = engine
         self._shared = shared
         # added to the logits: what the target lacks is never guessed
         self._barred = np.where(shared, 0, -np.inf).astype(np.float32) if not shared.all() else None
         self._text: list[int] = []
-        # of the engine's tokens, those that are the text's; then guesses, perhaps still right
+        # the engine's tokens that belong to the text; guesses follow, perhaps still right
         self._n_right = 0
         self._guessed: list[int] = []
         self._filter: TokenFilter | None = None

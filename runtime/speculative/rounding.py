@@ -1,9 +1,9 @@
-"""How many tokens a batch may have and still give the very logits that single steps give.
+"""How many tokens a batch may have and still give exactly the logits of single steps.
 
 Kernels that sum in another order round differently; measured on the pinned llama.cpp, bit for bit
-(``tests/runtime/speculative/test_rounding.py`` repeats it). Our own kernels sum a column alike
-whatever is beside it (docs/kernels.md): they set no limit. Other weights are computed column by
-column beside them, up to a few columns.
+(``tests/runtime/speculative/test_rounding.py`` repeats it). Our own kernels sum a column in the
+same way whatever else is in the batch (docs/kernels.md): they set no limit. Other weights are then
+computed column by column, up to a few columns.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from infer_os.native.kv_state import kv_geometry
 #: Weights whose products llama.cpp computes column by column up to so many columns.
 _ALIKE = frozenset(row.name for row in TENSOR_TYPES.values() if row.is_column_by_column)
 _MOST_COLUMNS = 7
-#: With an F16 cache, single steps split the attention over the cells from so many on.
+#: With an F16 cache, single steps split the attention over the cells from this many on.
 _SPLIT_CELLS = 512
 _FLOAT_CACHES = frozenset(row.name for row in TENSOR_TYPES.values() if row.is_float)
 #: Load modes that leave weights as the file has them.
@@ -30,7 +30,7 @@ _NO_LIMIT = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """What of a loaded model decides how a batch rounds.
+    """The properties of a loaded model that decide how a batch rounds.
 
     Args:
         weight_types: of the matrices.

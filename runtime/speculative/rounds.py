@@ -13,7 +13,7 @@ from .model_drafter import ModelDrafter
 from .speculation import Speculation
 from .verifier import SameDistribution, SameText, Verifier
 
-#: Times that each size of a batch is measured at start.
+#: Times that each batch size is measured at start.
 _REPEATS = 3
 
 
@@ -26,9 +26,9 @@ class SpeculativeSource:
         speculation: Speculation,
         settings: SamplingSettings,
     ) -> None:
-        """Choose the rule: the same text where it is determined, else the same distribution."""
+        """Choose the rule: the same text if it is determined, else the same distribution."""
         self._engine, self._speculation = engine, speculation
-        # a constraint follows what is drawn: its state is not asked about a guess
+        # a constraint follows what is drawn: guesses do not change its state
         determined = (
             settings.temperature == 0 or settings.seed is not None or bool(settings.constraint)
         )
@@ -96,10 +96,10 @@ class SpeculativeSource:
 def measure_steps(
     engine: Engine, largest: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[int, float]:
-    """Seconds of a batch of each size up to ``largest``, behind what the engine holds.
+    """Seconds of a batch of each size up to ``largest``, after what the engine holds.
 
-    The text is computed on for a moment and cut off again; the logits of its last token are gone
-    then. Sizes take turns, so that a busy moment does not hit one of them alone.
+    The text is briefly extended and cut off again; the logits of its last token are then gone.
+    Sizes alternate, so that a busy moment does not affect only one of them.
     """
     held = list(engine.tokens)
     room = min(engine.room, engine.n_ctx - len(held))

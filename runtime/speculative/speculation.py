@@ -1,7 +1,7 @@
 """Decide at every step whether to guess, with which drafter, and how far; learn from the outcome.
 
-A guess that does not pay is not made. Whether it would pay again is found out by guessing a few
-tokens without verifying them, so rarely that it costs about a hundredth of the time.
+A guess that does not pay is not made. To find out whether it would pay again, a few tokens are
+guessed without verifying them, so rarely that it costs about a hundredth of the time.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from .stored import CostStore
 
 #: Guesses that are only compared, not verified, before a drafter is trusted or left for a while.
 _TRIALS = 5
-#: Of the time, the share that trials may take.
+#: Share of the time that trials may take.
 _TRIAL_SHARE = 0.008
-#: Each trial in vain makes the next pause longer, up to so many times.
+#: Each failed trial makes the next pause longer, up to this many times.
 _LONGEST_PAUSE = 16
-#: Rounds between two single steps: what a round must beat has to be measured, too.
+#: Rounds between two single steps, which must be measured too: a round must beat them.
 _ROUNDS = 24
 #: Free guesses in vain before they are asked for less often, the longest time without, and the
-#: seconds that a decision takes besides the asking.
+#: seconds that a decision takes apart from the asking.
 _VAIN, _LONGEST_VAIN_PAUSE, _ASKING_S = 8, 48, 15e-6
-#: Guesses with so much to compute before say nothing about the usual cost.
+#: Guesses with this many tokens to compute first say nothing about the usual cost.
 _USUAL_BACKLOG = 4
 
 
@@ -57,7 +57,7 @@ class Runner:
     """A drafter and what is known about it."""
 
     drafter: Drafter
-    #: Whether a guess costs so little that it is always made.
+    #: Whether a guess is cheap enough to be always made.
     free: bool
     acceptance: Acceptance
     costs: GuessCosts = field(default_factory=GuessCosts)
@@ -77,7 +77,7 @@ class Runner:
         return self.pause > 0 and not self.free
 
     def follow(self, tokens: Sequence[int]) -> None:
-        """The text has these more tokens."""
+        """Append tokens to the text."""
         if self.trial is not None:
             right = self.trial.token == tokens[0]
             self.acceptance.record(self.trial.confidence, right)
@@ -91,7 +91,7 @@ class Runner:
                 self.start_trials()
 
     def start_trials(self) -> None:
-        """See anew what its guesses are worth."""
+        """Start measuring its guesses again."""
         self.trials_left, self.trials_right, self.trial_s = _TRIALS, 0, 0.0
 
 
@@ -110,7 +110,7 @@ class Speculation:
         Args:
             drafters: each with whether its guesses are free.
             draft_max: most guesses of a round.
-            store: keeps what steps were measured to cost.
+            store: keeps the measured costs of steps.
             clock: seconds, for tests.
         """
         self.runners = [Runner(d, free, Acceptance(0.4 if free else 0.6)) for d, free in drafters]
@@ -118,7 +118,7 @@ class Speculation:
         self._store = store
         known = store.load() if store is not None else None
         self.steps: StepCosts | None = StepCosts(known) if known else None
-        #: Plain steps before anything is to be decided again.
+        #: Plain steps before the next decision.
         self.idle = 0
         self._clock = clock
         self._measured = known
@@ -128,7 +128,7 @@ class Speculation:
         self._unseen: list[int] = []
 
     def begin(self, tokens: Sequence[int]) -> None:
-        """A text to go on with."""
+        """Begin with a text to continue."""
         self._unseen.clear()
         self.idle = 0
         for runner in self.runners:
@@ -136,20 +136,20 @@ class Speculation:
             runner.drafter.begin(tokens)
 
     def use_rule(self, rule: str) -> None:
-        """Keep the costs of this rule of verification apart: drawing takes its time as well."""
+        """Keep the costs of this verification rule separate: drawing takes time too."""
         if self._measured and rule not in self._steps_of:
             self._steps_of[rule] = StepCosts(self._measured)
         self.steps = self._steps_of.get(rule, self.steps)
 
     def set_costs(self, seconds: dict[int, float]) -> None:
-        """Steps were measured to take so long, by their size."""
+        """Set the measured seconds of steps, by size."""
         self._measured = seconds
         self.steps = StepCosts(seconds)
         if self._store is not None:
             self._store.store(seconds)
 
     def push(self, token: int) -> None:
-        """The text has one more token."""
+        """Append a token to the text."""
         self._unseen.append(token)
 
     def propose(self, limit: int) -> Proposal | None:
@@ -185,7 +185,7 @@ class Speculation:
             runner.trial = guesses[0]
         runner.vain += 1
         if runner.vain >= _VAIN:
-            # asking is not quite free: beside the steps of a tiny model it can be seen
+            # asking is not quite free: with a tiny model's steps it is noticeable
             share = (self._clock() - started + _ASKING_S) / (_TRIAL_SHARE * self._verify(1))
             runner.pause = min(int(share), _LONGEST_VAIN_PAUSE)
         return []
@@ -200,7 +200,7 @@ class Speculation:
             if limit < min(self.draft_max, _TRIALS):
                 pass
             elif runner.trials_right and self._pays_at(runner, [], latest, limit):
-                runner.start_trials()  # it may have turned good: its past counts less soon
+                runner.start_trials()  # it may have improved: soon its past counts less
             else:
                 self._rest(runner)
             return []
@@ -261,7 +261,7 @@ class Speculation:
             runner.costs.record(seconds, [])
 
     def _rest(self, runner: Runner) -> None:
-        """Do without it, for so long that the next trials are a small share of the time."""
+        """Pause it for long enough that the next trials are a small share of the time."""
         expected = max(runner.trial_s, _TRIALS * runner.costs.first)
         tokens = expected / (_TRIAL_SHARE * self._verify(1))
         runner.pause = max(_TRIALS, int(tokens)) * runner.patience
@@ -274,7 +274,7 @@ class Speculation:
         """A round was verified: ``n_right`` guesses from the first on were right."""
         runner, guesses = proposal.runner, proposal.guesses
         self._count(proposal, n_right)
-        # those behind the first wrong one were never judged
+        # those after the first wrong one were never judged
         for i, guess in enumerate(guesses[: n_right + 1]):
             runner.acceptance.record(guess.confidence, i < n_right)
         if n_right:

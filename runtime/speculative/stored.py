@@ -1,4 +1,4 @@
-"""Keep what steps were measured to cost, so that the next start need not measure again."""
+"""Keep the measured costs of steps, so that the next start need not measure again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..plan.machine import read_cpu, read_memory
 from ..settings import EngineSettings
 
 _FILE = "speculative.json"
-#: Models and settings that are kept; the oldest goes first.
+#: Number of models and settings to keep; the oldest goes first.
 _MOST = 64
 
 
@@ -30,7 +30,7 @@ class CostStore:
     key: str
 
     def load(self) -> dict[int, float] | None:
-        """The seconds of a batch by its size; None where nothing sound is stored."""
+        """The seconds of a batch by its size; None if nothing valid is stored."""
         try:
             costs = {int(n): float(s) for n, s in self._records()[self.key].items()}
         except (KeyError, ValueError, TypeError, AttributeError):
@@ -57,7 +57,7 @@ class CostStore:
 
 
 def cost_store(folder: Path, model: Path, settings: EngineSettings) -> CostStore:
-    """Where the costs of a file are kept, as it is loaded here.
+    """Where the costs of a file, loaded with these settings, are kept.
 
     Raises:
         OSError: there is no such file.

@@ -1,8 +1,8 @@
-"""Verify guesses in one batch: what is right is kept, the first wrong one is put right.
+"""Verify guesses in one batch: right ones are kept, the first wrong one is corrected.
 
-Two rules. Where the text must be the one that would have come without guesses (greedy, or a seed is
-given), each token is drawn from the target as ever, and a guess counts if it is what was drawn.
-Where only the distribution must be the target's, rejection sampling keeps more of the guesses
+Two rules. If the text must be the same as without guesses (greedy, or with a seed), each token is
+drawn from the target as usual, and a guess counts if it equals the drawn token.
+If only the distribution must be the target's, rejection sampling keeps more of the guesses
 (Leviathan et al. 2023, https://arxiv.org/abs/2211.17192, algorithm 1).
 """
 
@@ -25,7 +25,7 @@ class Verifier(Protocol):
     """Draws tokens from an engine's logits, with guesses or without."""
 
     def begin(self, prompt: Sequence[int]) -> None:
-        """A prompt was computed."""
+        """Begin after a computed prompt."""
         ...
 
     def most_rows(self) -> int:
@@ -37,9 +37,9 @@ class Verifier(Protocol):
         ...
 
     def verify(self, token: int, guesses: Sequence[Drafted]) -> list[int]:
-        """Append ``token``, draw the tokens behind it as far as the guesses are right, and one.
+        """Append ``token``, draw the tokens after it as far as the guesses are right, and one more.
 
-        The engine then holds everything but the last of what is returned.
+        The engine then holds all but the last of the returned tokens.
         """
         ...
 
@@ -92,7 +92,7 @@ class SameDistribution:
     """Draws from the target's distribution by rejecting guesses that are too likely."""
 
     def __init__(self, engine: Engine, settings: SamplingSettings) -> None:
-        """Make a sampler for what is not guessed, and a filter for what is."""
+        """Make a sampler for tokens without guesses, and a filter for verification."""
         self._engine = engine
         self._sampler: Sampler = engine.new_sampler(settings)
         self._filter: TokenFilter = engine.new_filter(settings)
@@ -144,5 +144,5 @@ class SameDistribution:
 
 
 def _proposal(guess: Drafted) -> Distribution:
-    """What a guess was drawn from: where it was not drawn, it alone."""
+    """What a guess was drawn from: only itself, if it was not drawn."""
     return guess.distribution or Distribution(np.array([guess.token], np.int32), np.ones(1))

@@ -11,20 +11,20 @@ from infer_os.native.gguf_file import GgufHeader
 
 from ..errors import SettingsError
 
-#: ``tokenizer.ggml.token_type`` of a row that no text can give (llama.h, LLAMA_TOKEN_TYPE_UNUSED).
+#: ``tokenizer.ggml.token_type`` of a row that no text produces (llama.h, LLAMA_TOKEN_TYPE_UNUSED).
 _UNUSED = 5
-#: Of the smaller vocabulary, so much must be shared for a draft to be of use.
+#: Share of the smaller vocabulary that must be shared for a draft to be useful.
 _LEAST_SHARED = 0.5
 
 
 def shared_tokens(target: GgufHeader, draft: GgufHeader) -> NDArray[np.bool_]:
-    """Per id of the draft, (n_draft,), whether it is the same token of the target.
+    """Per id of the draft, (n_draft,), whether it is the same token in the target.
 
     Ids beyond the shorter vocabulary, and those that only pad either, are not shared: they are
     never proposed and never fed to the draft.
 
     Raises:
-        SettingsError: an id that stands for a text in both, but not for the same.
+        SettingsError: an id stands for different texts in the two.
     """
     ours, theirs = _tokens(target), _tokens(draft)
     ours_used, theirs_used = _used(target, len(ours)), _used(draft, len(theirs))
@@ -34,9 +34,9 @@ def shared_tokens(target: GgufHeader, draft: GgufHeader) -> NDArray[np.bool_]:
     for token in np.flatnonzero(shared).tolist():
         if ours[token] != theirs[token]:
             raise SettingsError(
-                f"--draft {draft.path}: another tokenizer than {target.path.name}'s: token {token} "
-                f"is {theirs[token]!r} there and {ours[token]!r} here; a draft must share the "
-                "target's vocabulary"
+                f"--draft {draft.path}: its tokenizer differs from {target.path.name}'s: token "
+                f"{token} is {theirs[token]!r} there and {ours[token]!r} here; a draft must share "
+                "the target's vocabulary"
             )
     if shared.sum() < _LEAST_SHARED * n_both:
         raise SettingsError(

@@ -310,7 +310,7 @@ def test_a_tensor_in_two_shards(checkpoint: Path, output: Path) -> None:
     names = sorted(tensors)
     shards = [{n: tensors[n] for n in names[: half + 1]}, {n: tensors[n] for n in names[half:]}]
     write_shards(checkpoint, shards)
-    refused(checkpoint, output, FileFormatError, names[half], "model-00001-of-00002", "as well")
+    refused(checkpoint, output, FileFormatError, names[half], "is also in model-00001-of-00002")
 
 
 @pytest.mark.parametrize("shard", [FIRST, SECOND])
@@ -334,7 +334,7 @@ def entry(shape: list[int], begin: int, end: int, dtype: str = "F32") -> dict[st
 
 HEADERS: dict[str, tuple[object, str]] = {
     "not JSON": (b"{not json", "not JSON"),
-    "not UTF-8": (b"{\xff}", "is no UTF-8 text"),
+    "not UTF-8": (b"{\xff}", "is not UTF-8 text"),
     "UTF-16": (b"\xff\xfe{\0}\0", "save it as UTF-8"),
     "a huge number": (b'{"a": ' + b"1" * 5000 + b"}", "a number has thousands of digits"),
     "a list": ([], "not a JSON object"),

@@ -146,7 +146,7 @@ def test_a_matrix_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     settings = ConvertSettings(PARALLEL, target)
     with pytest.raises(OutputError, match=r"there\.gguf: already exists; --force"):
         calibrated(settings, matrix=there)
-    with pytest.raises(OutputError, match="-o and --imatrix name one file"):
+    with pytest.raises(OutputError, match="-o and --imatrix name the same file"):
         calibrated(settings, matrix=tmp_path / "x" / ".." / "o.gguf")
     with pytest.raises(OutputError, match="no such folder"):
         calibrated(settings, matrix=tmp_path / "none" / "m.gguf")
@@ -163,7 +163,7 @@ def test_the_text_is_never_replaced(tmp_path: Path) -> None:
     shutil.copy(TEXT, text)
     for target, matrix in ((text, None), (tmp_path / "o.gguf", text)):
         settings = ConvertSettings(PARALLEL, target, force=True)
-        with pytest.raises(OutputError, match="name one file"):
+        with pytest.raises(OutputError, match="name the same file"):
             calibrated(settings, text, matrix)
     assert text.read_bytes() == TEXT.read_bytes()
 

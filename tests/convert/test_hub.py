@@ -268,7 +268,7 @@ def test_a_disk_that_is_too_small_for_output_and_shard(
         monkeypatch.setattr(os, "statvfs", statvfs)
 
     with_room(needed - 1)
-    with pytest.raises(OutputError, match="the file, with the download that it is made from"):
+    with pytest.raises(OutputError, match="the file and the download that it is made from"):
         sharded.convert()
     assert sharded.shard_downloads() == []
     assert (sharded.cached(), sharded.made()) == ([], [])

@@ -225,9 +225,9 @@ def test_tensors_of_a_newer_llama_cpp_are_passed_over(tmp_path: Path) -> None:
         ({f"{NAME}.counts": np.array([-1], np.float32)}, "counts -1 rows"),
         ({f"{NAME}.counts": np.array([np.nan], np.float32)}, "counts nan rows"),
         ({f"{NAME}.counts": np.array([1e30], np.float32)}, r"counts 1e\+30 rows"),
-        ({f"{NAME}.in_sum2": np.full(32, np.nan, np.float32)}, "negative or no numbers"),
-        ({f"{NAME}.in_sum2": np.full(32, np.inf, np.float32)}, "negative or no numbers"),
-        ({f"{NAME}.in_sum2": np.full(32, -1, np.float32)}, "negative or no numbers"),
+        ({f"{NAME}.in_sum2": np.full(32, np.nan, np.float32)}, "negative or not numbers"),
+        ({f"{NAME}.in_sum2": np.full(32, np.inf, np.float32)}, "negative or not numbers"),
+        ({f"{NAME}.in_sum2": np.full(32, -1, np.float32)}, "negative or not numbers"),
         ({f"{NAME}.in_sum2": None, f"{NAME}.counts": None, "x": np.ones(3)}, "without entries"),
     ],
 )
@@ -242,8 +242,8 @@ def test_bad_tensors_are_refused(change: dict[str, Any], words: str, tmp_path: P
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"datasets": "a.txt"}, "datasets is no list"),
-        ({"datasets": [1, 2]}, "datasets is no list of names"),
+        ({"datasets": "a.txt"}, "datasets is not a list"),
+        ({"datasets": [1, 2]}, "datasets is not a list of names"),
         ({"datasets": ["a"] * 1025}, "at most 1024"),
         ({"chunk_count": "many"}, "chunk_count is 'many'"),
         ({"chunk_size": -1}, "chunk_size is -1"),

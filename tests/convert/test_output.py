@@ -280,7 +280,7 @@ def test_only_ordinary_files_are_replaced(folder: Path, linked: bool) -> None:
         pipe = folder / "pipe"
         target.symlink_to(pipe)
     os.mkfifo(pipe)
-    with pytest.raises(OutputError, match="no ordinary file"):
+    with pytest.raises(OutputError, match="not an ordinary file"):
         convert(ConvertSettings(PARALLEL, target, force=True))
     assert pipe.is_fifo()
 

@@ -224,7 +224,7 @@ def test_unused_pieces_are_not_matched(tmp_path: Path) -> None:
 def test_spaces_kept_are_noted(tmp_path: Path) -> None:
     vocabulary = read(spiece(tmp_path, SIMPLE + message(3, number(4, 0))))
     assert (vocabulary.add_space_prefix, vocabulary.remove_extra_whitespaces) == (True, False)
-    assert any("nothing but spaces" in note for note in vocabulary.notes)
+    assert any("a text of only spaces" in note for note in vocabulary.notes)
     assert pieces_of(vocabulary, "a  b ", tmp_path / "m.gguf") == list("▁a▁▁b▁")
 
 
@@ -242,11 +242,11 @@ REFUSED: dict[str, tuple[bytes, type[ConvertError], str]] = {
     "ends in a number": (SIMPLE + b"\x80", FileFormatError, "within a number"),
     "endless number": (b"\xff" * 30, FileFormatError, "too long"),
     "a group": (varint(3 << 3 | 3), FileFormatError, "wire type 3"),
-    "a number for a piece": (number(1, 5), FileFormatError, "no message"),
+    "a number for a piece": (number(1, 5), FileFormatError, "not a message"),
     "a number for a text": (
-        message(1, number(1, 5)), FileFormatError, "a number in place of bytes"),
+        message(1, number(1, 5)), FileFormatError, "a number instead of bytes"),
     "bytes for a type": (
-        message(1, message(1, b"a") + message(3, b"b")), FileFormatError, "bytes in place"),
+        message(1, message(1, b"a") + message(3, b"b")), FileFormatError, "bytes instead"),
     "a score of three bytes": (
         message(1, message(1, b"a") + message(2, b"abc")), FileFormatError, "not a sentence"),
     "a text that is not utf-8": (message(1, message(1, b"\xff")), FileFormatError, "utf-8"),

@@ -102,7 +102,7 @@ def test_a_header_that_is_not_the_plans(
     monkeypatch.setattr(pipeline, "verify_header", lambda path, plan: plans.append(plan))
     verified(PARALLEL, tmp_path / "m.gguf", "q8_0")
     verify_header(tmp_path / "m.gguf", plans[0])
-    with pytest.raises(VerifyError, match=r"has \('token_embd\.weight', .*'f16'\) where .*'q8_0'"):
+    with pytest.raises(VerifyError, match=r"has \('token_embd\.weight', .*'f16'\), but .*'q8_0'"):
         verify_header(converted(PARALLEL, "f16"), plans[0])
     with pytest.raises(VerifyError, match="does not read back"):
         verify_header(PARALLEL / "config.json", plans[0])

@@ -59,7 +59,7 @@ def test_counts(text: str, expected: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("text", ["0", "9", "x", "1,", "-1", "1.5", "²"])
 def test_wrong_counts(text: str) -> None:
-    with pytest.raises(SettingsError, match=r"--batch .*: .* is no number from 1 to 8"):
+    with pytest.raises(SettingsError, match=r"--batch .*: .* is not a number from 1 to 8"):
         parse_counts("--batch", text, 1, 8)
 
 
@@ -136,7 +136,7 @@ def test_energy_is_that_of_the_packages(tmp_path: Path) -> None:
 
 def test_energy_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     assert find_zones(tmp_path) == (
-        (), "this machine shows no RAPL counters in /sys/class/powercap"
+        (), "this machine has no RAPL counters in /sys/class/powercap"
     )  # fmt: skip
     _zone(tmp_path, "intel-rapl:0", "no number")
     zones, missing = find_zones(tmp_path)

@@ -158,7 +158,7 @@ def test_a_model_of_another_width_is_refused(converted: Converter) -> None:
             ):
                 context.decode(TOKENS, 0, outputs=len(TOKENS))
         with pytest.raises(
-            EvaluateError, match=r"blk\.0\.\w+\.weight: its input changed its width"
+            EvaluateError, match=r"blk\.0\.\w+\.weight: the width of its input changed"
         ):
             collector.results()
 

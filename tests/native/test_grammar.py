@@ -18,7 +18,7 @@ from infer_os.runtime.settings import EngineSettings, SamplingSettings, StopSett
         ('root ::= "a', "unexpected end"),
         ('other ::= "a"', "root"),
         ('root ::= root "a"', "never ends"),
-        ("root ::= missing", "root names missing, which is no rule"),
+        ("root ::= missing", "root names missing, which is not a rule"),
         ("", "root"),
     ],
 )

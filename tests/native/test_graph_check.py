@@ -106,8 +106,8 @@ BAD_FILES: dict[str, tuple[Callable[[GgufParts], None], str]] = {
     "a norm in q8_0": (_type("output_norm.weight", 8), "is q8_0; llama.cpp computes with it in"),
     "a norm in f16": (_type("output_norm.weight", 1), "is f16; llama.cpp computes with it in f32"),
     "a bias in bf16": (_type("blk.0.attn_qkv.bias", 30), "is bf16"),
-    "a matrix in q8_1": (_type("blk.0.ffn_up.weight", 9), "multiplies nothing with"),
-    "a matrix in i32": (_type("token_embd.weight", 26), "multiplies nothing with"),
+    "a matrix in q8_1": (_type("blk.0.ffn_up.weight", 9), "cannot multiply"),
+    "a matrix in i32": (_type("token_embd.weight", 26), "cannot multiply"),
     "an unknown tensor": (lambda p: setattr(p.tensors[0], "name", "x"), "is missing"),
 }
 

@@ -273,7 +273,7 @@ def test_a_model_that_computes_no_numbers_is_refused(converted: Converter, tmp_p
         file.write(np.array([np.nan], "<f4").tobytes())
     with (
         LlamaModel(path) as damaged,
-        pytest.raises(EvaluateError, match=r"damaged.gguf: .* no numbers"),
+        pytest.raises(EvaluateError, match=r"damaged.gguf: .* not numbers"),
     ):
         evaluate_perplexity(Subject(damaged), TOKENS, SETTINGS)
 

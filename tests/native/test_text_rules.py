@@ -182,9 +182,9 @@ def test_a_pattern_that_is_refused(pattern: str) -> None:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("", "Expecting"), ("{}", "no list"), ("[" * 60_000, "deep"), ('["x"]', "'x'"),
+        ("", "Expecting"), ("{}", "not a list"), ("[" * 60_000, "deep"), ('["x"]', "'x'"),
         ('[{"type": "BertNormalizer"}]', "'BertNormalizer'"), ("[null]", "None"),
-        (json.dumps([NFC] * 65), "no list"), (json.dumps([replace("", "a")]), "'Replace'"),
+        (json.dumps([NFC] * 65), "not a list"), (json.dumps([replace("", "a")]), "'Replace'"),
         (json.dumps([STRIP | {"strip_left": 1}]), "'Strip'"),
         (json.dumps([{"type": "Prepend", "prepend": ""}]), "'Prepend'"),
     ],
@@ -208,8 +208,8 @@ BAD_KEYS: dict[str, tuple[dict[str, Key | None], str]] = {
     "an id that is no token": (
         {IDS: Key(5, [1 << 20], True), FLAG_KEY: Key(5, [1], True)}, "a token above"),
     "a negative id": ({IDS: Key(5, [-1], True), FLAG_KEY: Key(5, [1], True)}, "a token above"),
-    "ids that are text": ({IDS: Key(STRING, "x")}, "no array"),
-    "steps that are a number": ({text_rules.NORMALIZERS_KEY: Key(4, 1)}, "no text"),
+    "ids that are text": ({IDS: Key(STRING, "x")}, "not an array"),
+    "steps that are a number": ({text_rules.NORMALIZERS_KEY: Key(4, 1)}, "not a text"),
     "steps that are not known": (
         {text_rules.NORMALIZERS_KEY: Key(STRING, '[{"type": "X"}]')}, "'X'"),
 }  # fmt: skip
@@ -288,7 +288,7 @@ Change = Callable[[Json], Any]
 REFUSED: dict[str, tuple[Change, str]] = {
     "BERT's": (lambda d: d.update(normalizer={"type": "BertNormalizer"}), "'BertNormalizer'"),
     "bytes": (lambda d: d.update(normalizer=seq(NFC, {"type": "ByteLevel"})), "'ByteLevel'"),
-    "no list": (lambda d: d.update(normalizer={"type": "Sequence"}), "'Sequence'"),
+    "not a list": (lambda d: d.update(normalizer={"type": "Sequence"}), "'Sequence'"),
     "very many": (lambda d: d.update(normalizer=seq(*[NFC] * 65)), "more than 64 steps"),
     "a pattern": (lambda d: d.update(normalizer=replace("a|b", "", "Regex")), "a|b"),
     "digits and a space": (

@@ -138,4 +138,4 @@ def test_more_threads_than_the_system_gives(converted: Converter) -> None:
         timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("300 threads: the system lets this process have ")
+    assert done.stdout.startswith("300 threads: the system allows this process ")

@@ -167,7 +167,7 @@ def test_a_table_that_is_no_array(tmp_path: Path) -> None:
     assert kind in (0, 1)
     path.write_bytes(data[: at + 4] + struct.pack("<I", 7) + data[at + 8 :])
     read_gguf_header(path)
-    with pytest.raises(GgufError, match="no array of bytes"):
+    with pytest.raises(GgufError, match="not an array of bytes"):
         LlamaModel(path, vocab_only=True)
 
 

@@ -166,7 +166,7 @@ def test_system(chat: ChatState, capsys: Capture) -> None:
     with pytest.raises(PromptError, match="--context"):
         obey(chat, "/system " + "x" * 500)
     assert chat.session.system == "Be brief,\nplease."
-    assert told(capsys, chat, "/system none") == "There is no system prompt any more.\n"
+    assert told(capsys, chat, "/system none") == "The system prompt is removed.\n"
     assert told(capsys, chat, "/system") == "There is no system prompt.\n"
 
 

@@ -1,6 +1,6 @@
 // Products of weights that our kernels have no layout for, with a few columns: each column by ggml's
 // own dot product, which is what llama.cpp computes for a single one. So a token's result does not
-// depend on the tokens beside it there either, and a batch that verifies guesses gives the very
+// depend on the other tokens there either, and a batch that verifies guesses gives the very
 // logits of single steps.
 #pragma once
 

@@ -10,7 +10,7 @@
 //     float  sum[width]         scale * (sum of the quants), for types with a minimum
 //
 // Every column's result is one chain of fused multiply-adds in the order of the blocks, whatever
-// the width of its tile: a token's result does not depend on the tokens beside it.
+// the width of its tile: a token's result does not depend on the other tokens.
 #pragma once
 
 #include <cstddef>

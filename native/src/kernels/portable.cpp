@@ -37,7 +37,7 @@ Column quantize(const float * x) {
     column.scale        = ggml_fp16_to_fp32(ggml_fp32_to_fp16(largest / 127.0f));
     for (int i = 0; i < kBlock; i++) {
         const float scaled = x[i] * inverse;
-        // what a conversion of no number gives is of no account, as long as it is small
+        // the result for NaN does not matter, as long as it is small
         const bool fits  = scaled >= -127.5f && scaled <= 127.5f;
         column.quants[i] = fits ? static_cast<int>(std::nearbyint(scaled)) : -127;
     }

@@ -18,7 +18,7 @@ template <class Isa> struct Unpacked {
 };
 
 // out[i]: bytes 4 i to 4 i + 3 of 16 bytes at p of every row. Two levels of interleaving within
-// 128-bit lanes are enough, since load_rows has put every fourth row beside each other.
+// 128-bit lanes are enough, since load_rows has put every fourth row next to each other.
 template <class Isa>
 INLINE void transpose16(const uint8_t * p, size_t stride, typename Isa::Int * out) {
     const auto a      = Isa::load_rows(p, stride);

@@ -1,4 +1,4 @@
-"""jinja2 as transformers sets it up for chat templates, with texts that know who wrote them."""
+"""jinja2 as transformers sets it up for chat templates, with texts that record who wrote them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from jinja2.visitor import NodeTransformer
 
 from .marked import FIRST_MESSAGE, Marked, each, join, marked, marks_of, own, whole
 
-#: Compiled templates that are kept; a program talks in the manner of one or two.
+#: Compiled templates to keep; a program uses one or two.
 _KEPT = 4
 
 
 class GenerationTag(Extension):
-    """``{% generation %}``: says which text a model is trained on, and changes nothing of it."""
+    """``{% generation %}``: marks the text that a model is trained on, and does not change it."""
 
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Any) -> nodes.Node:
-        """A call of what stands inside, which thus has a scope of its own, as in transformers."""
+        """A call of the tag's body, which gives it its own scope, as in transformers."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_written"), [], [], body).set_lineno(line)
@@ -57,7 +57,7 @@ class _Literals(NodeTransformer):
 
 
 class ChatEnvironment(ImmutableSandboxedEnvironment):
-    """What a chat template finds around it."""
+    """The environment of a chat template."""
 
     concat = staticmethod(join)
 
@@ -86,7 +86,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return formatted
 
 
-# what jinja2's "~" makes one text with
+# what jinja2's "~" joins texts with
 jinja2.runtime.concat = join  # type: ignore[attr-defined]
 
 
@@ -96,7 +96,7 @@ def compiled(template: str) -> jinja2.Template:
 
     Raises:
         jinja2.TemplateError: it is malformed.
-        RecursionError: it is nested too deep.
+        RecursionError: it is nested too deeply.
     """
     environment = ChatEnvironment()
     tree = _Literals(environment.literals).visit(environment.parse(template))
@@ -113,7 +113,7 @@ def rendered(
     variables: Mapping[str, str],
     asks: bool,
 ) -> str:
-    """What a template writes of messages of (role, content); ``asks``: a reply shall follow."""
+    """What a template writes for messages (role, content); ``asks``: a reply will follow."""
     return template.render(
         messages=[
             {"role": own(role), "content": marked(text, chr(FIRST_MESSAGE + i) * len(text))}
@@ -156,7 +156,7 @@ def _to_json(
     )
     if type(value) is not Marked:
         return text
-    # the writer of a letter is that of its escape
+    # an escape has the same writer as its letter
     spelled = [json.dumps(char, ensure_ascii=ensure_ascii)[1:-1] for char in str.__iter__(value)]
     pairs = zip(marks_of(value), spelled, strict=True)
     marks = "".join(mark * len(escape) for mark, escape in pairs)

@@ -1,8 +1,8 @@
-"""The loop of the process: a request a line, an answer a line, both JSON.
+"""The loop of the process: one request per line, one answer per line, both JSON.
 
 A request holds a template, its variables and conversations; the answer has for each what the
-template wrote, as runs of text of one writer, or why it did not. Limits that the template cannot
-lift end what takes too long or too much.
+template wrote, as runs of text with one writer, or why it failed. Limits that the template cannot
+lift end whatever takes too long or too much.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from .environment import compiled, rendered
 from .marked import marks_of
 
-#: Most characters that a conversation may become.
+#: Most characters that a conversation may have.
 _LONGEST_TEXT = 1 << 22
 _LONGEST_REASON = 200
 
@@ -32,7 +32,7 @@ def serve(memory: int, seconds: float) -> None:
     _limit(memory)
     with open(0, "rb") as source, open(1, "wb") as sink:
         for line in source:
-            # without a handler, these end the process whatever it does
+            # without a handler, these end the process whatever it is doing
             signal.setitimer(signal.ITIMER_PROF, seconds)
             signal.setitimer(signal.ITIMER_REAL, 2 * seconds)
             enough = True
@@ -50,7 +50,7 @@ def serve(memory: int, seconds: float) -> None:
 
 def _limit(memory: int) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    # Ctrl-C is for the program that this one serves
+    # Ctrl-C is meant for the program that this one serves
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
@@ -89,7 +89,7 @@ def _answers(request: dict[str, Any]) -> list[Any]:
 
 
 def _runs(text: str) -> list[tuple[int, str]]:
-    """The runs of characters that have one mark, with its number."""
+    """The runs of characters with the same mark, each with the mark's number."""
     runs, at = [], 0
     plain = str.__str__(text)
     for mark, group in itertools.groupby(marks_of(text)):

@@ -1,7 +1,7 @@
-"""Text that knows of each of its characters who wrote it.
+"""Text that records who wrote each of its characters.
 
-Whatever jinja2 and Python compute of it is computed of the real letters. An operation that is not
-known here gives ordinary text, whose writer is unknown: marks get lost, but are never made up.
+Whatever jinja2 and Python compute from it is computed from the real letters. An operation unknown
+here gives ordinary text, whose writer is unknown: marks get lost, but are never made up.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _PLACES = re.compile("%(.)", re.DOTALL)
 class Marked(str):
     """A text and a mark for every character of it."""
 
-    # the sandbox lets no template reach a name that begins so
+    # the sandbox keeps templates from names that begin like this
     __slots__ = ("_marks",)
     _marks: str
 
     def __new__(cls, text: str = "") -> Marked:
-        """A text of unknown writers; :func:`marked` says who they are."""
+        """A text of unknown writers; :func:`marked` sets them."""
         made = str.__new__(cls, text)
         made._marks = UNKNOWN * len(made)
         return made
@@ -36,7 +36,7 @@ class Marked(str):
         return self if not spec else whole(str.__format__(self, spec), self)
 
     def __add__(self, other: str) -> str:
-        # another type, like Markup, decides what it becomes together with this
+        # a type such as Markup decides itself what the sum becomes
         if not isinstance(other, str) or hasattr(other, "__html__"):
             return NotImplemented
         return join((self, other))
@@ -136,7 +136,7 @@ class Marked(str):
         return each(self, str.capitalize)
 
     def _found(self, parts: Iterable[str], sep: str | None) -> list[str]:
-        """The parts, which stand in this text in their order, ``sep`` (or blanks) between them."""
+        """The parts, which occur in this text in order, with ``sep`` (or blanks) between them."""
         found, at = [], 0
         for part in parts:
             if sep is None:
@@ -156,7 +156,7 @@ def marked(text: str, marks: str) -> Marked:
 
 
 def own(text: str) -> Marked:
-    """A text of the template's own."""
+    """The template's own text."""
     return marked(text, OWN * len(text))
 
 
@@ -166,14 +166,14 @@ def marks_of(text: str) -> str:
 
 
 def join(items: Iterable[str], between: str = "") -> str:
-    """The items as one text, ``between`` them another."""
+    """The items as one text, with ``between`` between them."""
     items = list(items)
     text = str.join(between, items)
     return marked(text, marks_of(between).join(map(marks_of, items)))
 
 
 def each(text: str, change: Callable[[str], str]) -> str:
-    """A text whose characters are changed one by one, as far as their number shows."""
+    """A text whose characters were changed one by one, if their number has stayed the same."""
     changed, marks = change(str.__str__(text)), marks_of(text)
     if len(changed) != len(text):
         lengths = (len(change(char)) for char in str.__iter__(text))
@@ -182,19 +182,19 @@ def each(text: str, change: Callable[[str], str]) -> str:
 
 
 def _is_own(value: Any) -> bool:
-    """Whether the template alone wrote it; a number says nothing of a message's text."""
+    """Whether only the template wrote it; a number reveals nothing of a message's text."""
     if isinstance(value, str):
         return not marks_of(value).strip(OWN)
     return isinstance(value, int)
 
 
 def whole(text: str, *sources: Any) -> str:
-    """A text that was made of the sources, in a way that is not known."""
+    """A text made from the sources in an unknown way."""
     return own(text) if all(map(_is_own, sources)) else text
 
 
 def _filled(form: Marked, values: Iterator[Any], text: str) -> str:
-    """What ``%`` made of a form that holds nothing but ``%s`` and ``%%``."""
+    """What ``%`` made of a form that has only ``%s`` and ``%%``."""
     parts, at = [], 0
     for place in _PLACES.finditer(form):
         parts += [form[at : place.start()], str(next(values)) if place[1] == "s" else form[0:0]]

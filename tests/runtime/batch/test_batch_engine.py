@@ -208,11 +208,11 @@ def test_logprobs_are_those_of_the_model(converted: Converter) -> None:
 
 def test_what_cannot_be_answered_is_told_and_the_run_goes_on(converted: Converter) -> None:
     items = [
-        BadRecord(1, "line 1: no JSON"),
+        BadRecord(1, "line 1: not JSON"),
         Record("long", 2, GREEDY, StopSettings(4), "x" * 4000),
         Record("empty", 3, GREEDY, StopSettings(4), ""),
         Record("good", 4, GREEDY, StopSettings(4), "abc"),
-        BadRecord(5, "line 5: no JSON"),
+        BadRecord(5, "line 5: not JSON"),
     ]
     with BatchEngine(converted(), replace(SETTINGS, context=32), BatchSettings(2)) as engine:
         got = {result.id or result.line: result for result in engine.run(items)}

@@ -56,7 +56,7 @@ def test_a_half_written_end_is_cut_off(tail: bytes, tmp_path: Path) -> None:
 def test_a_file_of_others_is_left_alone(text: str, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(text)
-    with pytest.raises(SettingsError, match="line 1 is no answer of a batch"):
+    with pytest.raises(SettingsError, match="line 1 is not an answer of a batch"):
         Journal(path, resume=True)
     assert path.read_text() == text
 
@@ -154,7 +154,7 @@ def test_an_existing_output_is_refused(tmp_path: Path) -> None:
         path = tmp_path / name
         check_results(path, resume=False, force=False)
         journal_path(path).write_text("")
-        with pytest.raises(SettingsError, match=r"exists already; --resume .* --force"):
+        with pytest.raises(SettingsError, match=r"already exists; --resume .* --force"):
             check_results(path, resume=False, force=False)
         check_results(path, resume=True, force=False)
         check_results(path, resume=False, force=True)
@@ -172,7 +172,7 @@ def test_the_input_is_never_the_output(tmp_path: Path) -> None:
     other.symlink_to(source)
     for path in (source, other):
         for resume, force in ((True, False), (False, True), (False, False)):
-            with pytest.raises(SettingsError, match="is the input as well"):
+            with pytest.raises(SettingsError, match="is also the input"):
                 check_results(path, resume=resume, force=force, source=source)
     check_results(tmp_path / "out.jsonl", resume=False, force=False, source=source)
 
@@ -231,7 +231,7 @@ def test_an_odd_line_between_answers_is_refused_and_nothing_deleted(
         path = journal_path(tmp_path / name)
         data = line_of(ONE) + odd + line_of(TWO)
         path.write_bytes(data)
-        with pytest.raises(SettingsError, match="line 2 is no answer of a batch; remove it"):
+        with pytest.raises(SettingsError, match="line 2 is not an answer of a batch; remove it"):
             Journal(tmp_path / name, resume=True)
         assert path.read_bytes() == data
 

@@ -26,9 +26,9 @@ def test_json_lines(tmp_path: Path) -> None:
     got = values(tmp_path / "a.jsonl", data)
     assert got[0] == (1, {"id": 1})
     assert isinstance(got[1], BadRecord) and got[1].line == 3
-    assert "line 3: no JSON" in got[1].error
+    assert "line 3: not JSON" in got[1].error
     assert got[2] == (4, [3])
-    assert got[3] == BadRecord(5, "line 5: is no UTF-8 text")
+    assert got[3] == BadRecord(5, "line 5: is not UTF-8 text")
     assert got[4] == (6, {"id": 2})
     assert count_records(tmp_path / "a.jsonl") == 5
 
@@ -79,7 +79,7 @@ def test_parquet(tmp_path: Path) -> None:
     ]
     assert count_records(path) == 2
     path.write_bytes(b"PAR1 not really")
-    with pytest.raises(SettingsError, match="no Parquet file"):
+    with pytest.raises(SettingsError, match="not a Parquet file"):
         list(read_values(path))
 
 
@@ -151,17 +151,17 @@ def test_a_list_of_objects(
         (b'[{"id": 1}, {"id": 2]', "Expecting ',' delimiter"),
         (b'[{"id": 1}, {"id": 2}', "the list has no end"),
         (b'[{"id": 1} {"id": 2}]', "a comma is missing"),
-        (b'[{"id": 1}] x', "behind the end of the list"),
-        (b'[{"id": 1}, "\xff"]', "is no UTF-8 text"),
+        (b'[{"id": 1}] x', "follows the end of the list"),
+        (b'[{"id": 1}, "\xff"]', "is not UTF-8 text"),
         (b'[{"id": 1}, ' + b"[" * 200_000, "nested too deep"),
         (b'[{"id": 1}, {"id": ' + b"1" * 5000 + b"}]", "thousands of digits"),
-        (b'[{"id": 1}, {"a": 1, "a": 2}]', 'the key "a" is there twice'),
+        (b'[{"id": 1}, {"a": 1, "a": 2}]', 'the key "a" occurs twice'),
     ],
 )
 def test_a_broken_list_ends_in_one_error(data: bytes, complaint: str, tmp_path: Path) -> None:
     got = values(tmp_path / "a.json", data)
     assert isinstance(got[-1], BadRecord)
-    assert complaint in got[-1].error and "what follows was not read" in got[-1].error
+    assert complaint in got[-1].error and "the rest was not read" in got[-1].error
     assert all(not isinstance(value, BadRecord) for value in got[:-1])
 
 
@@ -174,8 +174,8 @@ def test_text_in_brackets_is_no_list() -> None:
 def test_numbers_and_keys_that_json_readers_disagree_on(tmp_path: Path) -> None:
     data = b'{"id": ' + b"1" * 5000 + b'}\n{"id": 1, "id": 2}\n{"id": 3}\n'
     big, twice, fine = values(tmp_path / "a.jsonl", data)
-    assert big == BadRecord(1, "line 1: no JSON: a number has thousands of digits")
-    assert twice == BadRecord(2, 'line 2: no JSON: the key "id" is there twice')
+    assert big == BadRecord(1, "line 1: not JSON: a number has thousands of digits")
+    assert twice == BadRecord(2, 'line 2: not JSON: the key "id" occurs twice')
     assert fine == (3, {"id": 3})
 
 
@@ -189,7 +189,7 @@ def test_a_long_line_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert count_records(tmp_path / name) == 3
     # no end, as of /dev/zero
     monkeypatch.setattr(lines, "MOST_PASSED", 5000)
-    with pytest.raises(SettingsError, match="these are no records"):
+    with pytest.raises(SettingsError, match="not records"):
         values(tmp_path / "a.txt", b"\0" * 100_000)
     big = values(tmp_path / "a.json", b'[{"id": "' + b"x" * 200_000 + b'"}]')
     assert isinstance(big[0], BadRecord) and "more than 100 characters" in big[0].error
@@ -217,7 +217,7 @@ def test_lines_of_a_broken_csv_row_are_no_rows(
     got = values(tmp_path / "a.csv", b"id,prompt\n1,x\n" + bad + b'"\n' * (bad[-1:] != b"\n"))
     assert got[0] == (2, {"id": "1", "prompt": "x"})
     assert [type(value) for value in got[1:]] == [BadRecord], got
-    assert "no CSV" in got[1].error
+    assert "not CSV" in got[1].error
     if bad.endswith(b"\n"):
         after = values(tmp_path / "a.csv", b"id,prompt\n1,x\n" + bad + b"3,y\n")
         assert after[-1][1] == {"id": "3", "prompt": "y"}
@@ -229,7 +229,7 @@ def test_deep_json_in_a_field_is_one_bad_row(tmp_path: Path) -> None:
         data = f"id,prompt,{column}\n1,x,\n2,,{'[' * 100_000}\n3,y,\n".encode()
         first, deep, last = values(tmp_path / "a.csv", data)
         assert isinstance(deep, BadRecord)
-        assert deep.error == f'line 3: "{column}" is no JSON: it is nested too deep'
+        assert deep.error == f'line 3: "{column}" is not JSON: it is nested too deep'
         assert (first[1]["id"], last[1]["id"]) == ("1", "3")
 
 

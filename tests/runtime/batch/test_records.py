@@ -42,8 +42,8 @@ def test_messages() -> None:
 @pytest.mark.parametrize(
     ("value", "complaint"),
     [
-        ([1], "object, this is a list"),
-        ("text", "object, this is a text"),
+        ([1], "object, not a list"),
+        ("text", "object, not a text"),
         ({"id": 1.5, "prompt": "x"}, '"id" is a text or a whole number'),
         ({"id": True, "prompt": "x"}, '"id" is a text or a whole number'),
         ({"id": 10**5000, "prompt": "x"}, '"id" is a number with thousands of digits'),
@@ -95,7 +95,7 @@ def test_an_id_is_used_once() -> None:
     assert isinstance(bad, BadRecord)
     # an answer of that id is there: the error must not be taken for another
     assert (bad.id, bad.line) == (None, 3)
-    assert "the id 'a' is that of line 1" in bad.error
+    assert "the id 'a' is already that of line 1" in bad.error
 
 
 def test_a_record_without_an_id_gets_its_number() -> None:
@@ -103,10 +103,12 @@ def test_a_record_without_an_id_gets_its_number() -> None:
     assert [record.id for record in records] == [1, 2, "a"]
     late = parse({"id": 2, "prompt": "x"}, {"prompt": "y"})[1]
     assert isinstance(late, BadRecord) and late.id is None
-    assert late.error.startswith("line 2: it has no id, and its number, 2, is the id of line 1")
+    assert late.error.startswith(
+        "line 2: it has no id, and its number, 2, is already the id of line 1"
+    )
     early = parse({"prompt": "x"}, {"id": 1, "prompt": "y"})[1]
     assert isinstance(early, BadRecord)
-    assert early.error == "line 2: the id 1 is that of line 1 already"
+    assert early.error == "line 2: the id 1 is already that of line 1"
 
 
 def test_an_error_counts_in_the_words_of_its_input() -> None:

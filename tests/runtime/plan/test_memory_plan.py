@@ -325,7 +325,11 @@ def test_what_is_asked_for_is_kept() -> None:
     wish = Wish("q5_0", whole("q8_0"), "direct")
     best = choice("gpt-j-6B", 16, wish)
     assert (best.weights.type, best.schedule, best.load) == ("q5_0", wish.schedule, "direct")
-    assert best.reasons == ("type q5_0: as asked", "kv q8_0: as asked", "load direct: as asked")
+    assert best.reasons == (
+        "type q5_0: as requested",
+        "kv q8_0: as requested",
+        "load direct: as requested",
+    )
 
 
 def test_nothing_fits() -> None:
