@@ -1,4 +1,4 @@
-"""JSON as strangers write it and as we write it: why a text is not JSON, and what JSON can hold."""
+"""JSON as others write it and as we write it: why a text is not JSON, and what JSON can hold."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 
 def json_fault(error: Exception) -> str:
-    """Why a text is not JSON, in a user's words.
+    """Why a text is not JSON, in the user's terms.
 
     Args:
         error: what :mod:`json` raised, or a ``ValueError`` of our own hooks.
     """
     if isinstance(error, RecursionError):
-        return "it is nested too deep"
+        return "it is nested too deeply"
     if isinstance(error, json.JSONDecodeError):
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         return f"{error.msg} at {line}character {error.colno}"
-    # Python's own limit on digits; its text is advice to programmers
+    # Python's own limit on digits; its message is advice to programmers
     too_long = type(error) is ValueError and "digits" in str(error)
     return "a number has thousands of digits" if too_long else str(error)
 

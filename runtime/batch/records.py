@@ -195,7 +195,7 @@ class RecordParser:
         identity: str | int | None = None
         try:
             if not isinstance(value, Mapping):
-                raise _Bad(f"a record is a JSON object, this is {_kind(value)}")
+                raise _Bad(f"a record is a JSON object, not {_kind(value)}")
             identity = self._identity(line, value)
             record = replace(self._record(line, identity, value), unit=unit)
             if (other := self._lines.get(identity)) is not None:
@@ -214,7 +214,7 @@ class RecordParser:
         if identity is None:
             return line
         if isinstance(identity, bool) or not isinstance(identity, (str, int)):
-            raise _Bad(f'"id" is a text or a whole number, this is {_kind(identity)}')
+            raise _Bad(f'"id" is a text or a whole number, not {_kind(identity)}')
         if isinstance(identity, int) and identity.bit_length() > _MOST_ID_BITS:
             raise _Bad('"id" is a number with thousands of digits')
         return identity
@@ -230,7 +230,7 @@ class RecordParser:
             item = given.get(key)
             if item is not None and (isinstance(item, bool) or not isinstance(item, kinds)):
                 wanted = "a whole number" if kinds == (int,) else "a number"
-                raise _Bad(f'"{key}" is {wanted}, this is {_kind(item)}')
+                raise _Bad(f'"{key}" is {wanted}, not {_kind(item)}')
         n, seed = given.get("n", 1), given.get("seed")
         if not 1 <= n <= MOST_SAMPLES:
             raise _Bad(f'"n" is {n}: expected 1 to {MOST_SAMPLES}')
@@ -240,7 +240,7 @@ class RecordParser:
         if seed is not None:  # -1 is drawn here, so that every node of a cluster has the same
             seed = replace(sampling, seed=seed).chosen_seed()
         if "prompt" in given and not isinstance(given["prompt"], str):
-            raise _Bad(f'"prompt" is a text, this is {_kind(given["prompt"])}')
+            raise _Bad(f'"prompt" is a text, not {_kind(given["prompt"])}')
         return Record(
             identity, line, sampling, self._stops_of(given), given.get("prompt"),
             _messages(given["messages"]) if "messages" in given else (), seed, n,
@@ -250,7 +250,7 @@ class RecordParser:
         stop = given.get("stop", self._stops.strings)
         strings = (stop,) if isinstance(stop, str) else stop
         if not isinstance(strings, (list, tuple)) or not all(isinstance(s, str) for s in strings):
-            raise _Bad(f'"stop" is a text or a list of texts, this is {_kind(stop)}')
+            raise _Bad(f'"stop" is a text or a list of texts, not {_kind(stop)}')
         if not all(strings):
             raise _Bad('"stop" has an empty text')
         return StopSettings(given.get("max_tokens", self._stops.max_tokens), tuple(strings))
@@ -286,7 +286,7 @@ def _constraint(given: Mapping[str, Any]) -> dict[str, Any]:
         if key == "json_schema" and isinstance(value, (Mapping, bool)):
             value = texts[key] = _schema_text(value)
         if not isinstance(value, str):
-            raise _Bad(f'"{key}" is a text, this is {_kind(value)}')
+            raise _Bad(f'"{key}" is a text, not {_kind(value)}')
         if not value:
             raise _Bad(f'"{key}" is empty')
     return {**dict.fromkeys(CONSTRAINTS, ""), **texts} if texts else {}

@@ -153,7 +153,7 @@ def test_a_list_of_objects(
         (b'[{"id": 1} {"id": 2}]', "a comma is missing"),
         (b'[{"id": 1}] x', "follows the end of the list"),
         (b'[{"id": 1}, "\xff"]', "is not UTF-8 text"),
-        (b'[{"id": 1}, ' + b"[" * 200_000, "nested too deep"),
+        (b'[{"id": 1}, ' + b"[" * 200_000, "nested too deeply"),
         (b'[{"id": 1}, {"id": ' + b"1" * 5000 + b"}]", "thousands of digits"),
         (b'[{"id": 1}, {"a": 1, "a": 2}]', 'the key "a" occurs twice'),
     ],
@@ -229,7 +229,7 @@ def test_deep_json_in_a_field_is_one_bad_row(tmp_path: Path) -> None:
         data = f"id,prompt,{column}\n1,x,\n2,,{'[' * 100_000}\n3,y,\n".encode()
         first, deep, last = values(tmp_path / "a.csv", data)
         assert isinstance(deep, BadRecord)
-        assert deep.error == f'line 3: "{column}" is not JSON: it is nested too deep'
+        assert deep.error == f'line 3: "{column}" is not JSON: it is nested too deeply'
         assert (first[1]["id"], last[1]["id"]) == ("1", "3")
 
 
