@@ -17,7 +17,8 @@ from helpers import REPOSITORY
 from infer_os.cli import app
 
 DOCS = REPOSITORY / "docs"
-PAGES = sorted([*REPOSITORY.glob("README*.md"), *DOCS.glob("*.md")])
+RECIPES = REPOSITORY / "CONTRIBUTING.md"
+PAGES = sorted([*REPOSITORY.glob("*.md"), *DOCS.glob("*.md")])
 REMEDY = "differs from what the code says; regenerate it: python docs/make_pages.py"
 ROOT: Any = typer.main.get_command(app)
 
@@ -135,6 +136,30 @@ def test_a_wrong_command_line_is_seen(text: str, reason: str) -> None:
 )  # fmt: skip
 def test_a_right_command_line_passes(text: str) -> None:
     assert complaint(ROOT, CommandLine(text, True)) is None
+
+
+def test_the_recipes_name_what_exists() -> None:
+    text = RECIPES.read_text("utf-8")
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S))
+    tops = [top for top in REPOSITORY.iterdir() if top.name[0] != "." and top.name != "build"]
+    found = [*tops, *(path for top in tops if top.is_dir() for path in top.rglob("*"))]
+    files = {path.relative_to(REPOSITORY).as_posix() for path in found if path.is_file()}
+    # without a folder, C++ may be llama.cpp's
+    paths = {s for s in spans if re.fullmatch(r"[\w-]+\.py|([\w-]+/)+[\w-]+\.(py|h|cpp|md)", s)}
+    known = files | {file.rpartition("/")[2] for file in files}
+    assert len(paths) > 40
+    assert [path for path in sorted(paths) if path not in known and "NAME" not in path] == []
+    targets = set(re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"\bmake ([\w-]+)`", text)) - targets == set()
+    own = re.compile(r"(?!llama_|LLAMA_)([a-z]+(_[a-z]+)+|[A-Z]+(_[A-Z]+)+)")
+    symbols = {span for span in spans if own.fullmatch(span)}
+    sources = "".join(
+        (REPOSITORY / file).read_text("utf-8")
+        for file in files
+        if file.endswith((".py", ".h", ".cpp"))
+    )
+    assert len(symbols) > 5
+    assert [symbol for symbol in sorted(symbols) if not re.search(rf"\b{symbol}\b", sources)] == []
 
 
 # ---- links and languages

@@ -21,6 +21,7 @@ from infer_os.native.errors import Interrupted, ModelLoadError, StateError
 from infer_os.native.model import LlamaModel
 from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.errors import SettingsError
+from infer_os.runtime.plan import shapes
 from infer_os.runtime.settings import EngineSettings, SamplingSettings
 
 N_CTX = 192
@@ -377,15 +378,13 @@ def test_switch_is_restored(model: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_folded_rotation_switches_llamas_off(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import infer_os.runtime.engine as module
-
     made: list[ContextParams] = []
 
     def spy(loaded: LlamaModel, params: ContextParams) -> Context:
         made.append(params)
         return Context(loaded, params)
 
-    monkeypatch.setattr(module, "ROTATION_KEY", "general.architecture")
+    monkeypatch.setattr(shapes, "ROTATION_KEY", "general.architecture")
     monkeypatch.setattr(staged_module, "Context", spy)
     with open_engine(model, SPEC) as engine:
         staged = run(engine)
