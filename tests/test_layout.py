@@ -43,6 +43,13 @@ SOURCES = sorted(
     for path in REPOSITORY.glob(pattern)
     if path.relative_to(REPOSITORY).as_posix() not in SCRIPTS
 )
+CXX = sorted(
+    path.relative_to(REPOSITORY).as_posix()
+    for path in (REPOSITORY / "native" / "src").rglob("*")
+    if path.suffix in (".cpp", ".h")
+)
+#: Lines. Past these a file or a function asks to be two.
+LONGEST_FILE, LONGEST_FUNCTION = 450, 70
 #: Rooms that know nothing of a terminal.
 QUIET = ("convert", "models", "native", "runtime")
 IN_QUIET = [source for source in SOURCES if source.split("/")[0] in QUIET]
@@ -158,6 +165,28 @@ def circle(arrows: dict[str, set[str]]) -> list[str]:
 
 def test_files_import_each_other_in_no_circle() -> None:
     assert circle({source: targets(source) for source in SOURCES}) == []
+
+
+@pytest.mark.parametrize("source", [*SOURCES, *CXX])
+def test_no_file_outgrows_a_reader(source: str) -> None:
+    assert len((REPOSITORY / source).read_text().splitlines()) <= LONGEST_FILE
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_no_function_outgrows_a_screen(source: str) -> None:
+    functions = [
+        node
+        for node in ast.walk(ast.parse((REPOSITORY / source).read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    long = {f.name: lines for f in functions if (lines := lines_of(f)) > LONGEST_FUNCTION}
+    assert long == {}
+
+
+def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function, its decorators aside."""
+    assert function.end_lineno is not None
+    return function.end_lineno - function.lineno + 1
 
 
 def lost_references(source: str, text: str) -> list[str]:

@@ -35,7 +35,7 @@ from ..speculative.rounding import rounding_of
 from ..text import TextStream
 from ..threads import ThreadCount
 from .drafts import BatchDraft, make_drafters, read_draft
-from .feeding import Pulled, Source
+from .feeding import Pulled, RecordSource
 from .guesses import Guesses
 from .parallel import CurvePoint, best_parallel, first_plan, measure_curve, plan_batch
 from .prompts import ModelInfo, Prompts
@@ -265,7 +265,9 @@ class BatchEngine(Owner):
     # ---- pulled
 
     def run(
-        self, records: Iterable[Record | BadRecord] | Source, done: Set[SampleKey] = frozenset()
+        self,
+        records: Iterable[Record | BadRecord] | RecordSource,
+        done: Set[SampleKey] = frozenset(),
     ) -> Generator[Result, None, None]:
         """Answer records; each sample's result comes as soon as it is finished.
 

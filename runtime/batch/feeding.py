@@ -28,7 +28,7 @@ MOST_RECORDS, MOST_BYTES = 64, 256_000
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Source(Protocol):
+class RecordSource(Protocol):
     """Gives a batch its records."""
 
     @property
@@ -53,7 +53,7 @@ class Pulled:
         self.is_over = False
 
     def take(self, *, wait: bool) -> Record | BadRecord | None:
-        """See :meth:`Source.take`; it always waits."""
+        """See :meth:`RecordSource.take`; it always waits."""
         if self.is_over:
             return None
         record = next(self._records, None)
@@ -97,12 +97,12 @@ class ReadAhead(Owner):
 
     @property
     def is_over(self) -> bool:
-        """See :attr:`Source.is_over`."""
+        """See :attr:`RecordSource.is_over`."""
         with self._changed:
             return self._is_at_end and not self._read and self._failure is None
 
     def take(self, *, wait: bool) -> Record | BadRecord | None:
-        """See :meth:`Source.take`.
+        """See :meth:`RecordSource.take`.
 
         Raises:
             Whatever reading raised, once the caller waits: when what was read before is answered.
