@@ -23,8 +23,12 @@ BIN    := $(VENV)/bin
 CXX_SOURCES := $(wildcard $(foreach folder,native/src native/src/kernels tests/native tests/native/no_llama \
     tests/fuzz/native benchmarks,$(folder)/*.cpp $(folder)/*.h))
 
-# what an editable install compiles or records; Python sources are used in place
-BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard native/src/*.cpp native/src/*.h native/src/*/*)
+PACKAGES := commands convert measure models native runtime store terminal
+
+# what an editable install compiles or records: it uses Python sources in place, but lists the modules
+MODULES := $(sort $(wildcard *.py $(foreach package,$(PACKAGES),$(package)/*.py $(package)/*/*.py $(package)/*/*/*.py)))
+$(shell mkdir -p build && echo '$(MODULES)' | cmp -s - build/modules || echo '$(MODULES)' >build/modules)
+BUILD_INPUTS := pyproject.toml CMakeLists.txt build/modules $(wildcard native/src/*.cpp native/src/*.h native/src/*/*)
 
 .PHONY: demo check test fast lint format types fuzz fuzz-python fuzz-native sanitize arm-check reference-check wheel fresh-check clean
 
@@ -72,7 +76,7 @@ format: $(VENV)/.installed-lint
 types: $(VENV)/.installed-lint
 	rm -rf build/types && mkdir -p build/types/infer_os
 	ln -s $(wildcard $(CURDIR)/*.py) $(CURDIR)/py.typed \
-	    $(addprefix $(CURDIR)/,commands convert measure models native runtime store terminal) build/types/infer_os/
+	    $(addprefix $(CURDIR)/,$(PACKAGES)) build/types/infer_os/
 	MYPYPATH=build/types $(BIN)/mypy -p infer_os
 
 # The kernels alone, under the address and undefined-behaviour sanitizers. cmake is the one of PyPI.
