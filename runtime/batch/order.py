@@ -33,8 +33,16 @@ class InputOrder:
             yield record
 
     def arrange(self, results: Iterable[Result]) -> Iterator[Result]:
-        """The results, sorted by line and sample."""
+        """The results, sorted by line and sample.
+
+        After an error, the record's samples that went on come as soon as they are finished.
+        """
         for result in results:
+            with self._lock:
+                is_late = result.line not in self._expected
+            if is_late:
+                yield result
+                continue
             self._held.setdefault(result.line, []).append(result)
             while got := self._complete():
                 yield from sorted(got, key=lambda r: r.index or 0)

@@ -33,3 +33,19 @@ def test_what_can_be_told_is_told() -> None:
     assert list(order.arrange([Result(1, 1)])) == [Result(1, 1)]
     next(source)
     assert list(order.arrange([Result(2, 2)])) == [Result(2, 2)]
+
+
+def test_samples_that_outlive_an_error_of_their_record_are_not_lost() -> None:
+    order = InputOrder()
+    for _record in order.watch([record(1, n=3), record(2)], frozenset()):
+        pass
+    results = [
+        Result(1, 1, index=0), Result(1, 1, error="failed"), Result(1, 1, index=2), Result(2, 2),
+    ]  # fmt: skip
+    assert list(map(_key, order.arrange(results))) == [
+        (1, 0, False), (1, None, True), (1, 2, False), (2, None, False),
+    ]  # fmt: skip
+
+
+def _key(result: Result) -> tuple[int, int | None, bool]:
+    return result.line, result.index, result.error is not None
