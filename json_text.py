@@ -17,7 +17,8 @@ def json_fault(error: Exception) -> str:
         return "it is nested too deeply"
     if isinstance(error, json.JSONDecodeError):
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        return f"{error.msg} at {line}character {error.colno}"
+        # some of its messages end where a place is expected: "string starting at"
+        return f"{error.msg.removesuffix(' at')} at {line}character {error.colno}"
     # Python's own limit on digits; its message is advice to programmers
     too_long = type(error) is ValueError and "digits" in str(error)
     return "a number has thousands of digits" if too_long else str(error)

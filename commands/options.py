@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..runtime.settings import SAMPLER_SETTINGS, SamplerSetting
+from ..runtime.settings import MOST_BYTES, SAMPLER_SETTINGS, SamplerSetting
 from ..sizes import read_size
 from . import completing
 
@@ -38,7 +38,7 @@ def size_option(option: str, size: str) -> int:
     if not size:
         return 0
     n_bytes = read_size(size)
-    if n_bytes is None:
+    if n_bytes is None or n_bytes > MOST_BYTES:
         from ..runtime.errors import SettingsError
 
         raise SettingsError(f"{option} {size}: expected a size such as 600M, 12GB or 12GiB")

@@ -32,7 +32,8 @@ Value = TypeVar("Value")
 RANDOM_SEED = NO_LIMIT = -1
 # the largest 32-bit value is llama.cpp's own sign for "choose one"
 _MOST_SEED = 0xFFFFFFFF - 1
-_MOST_BYTES = (1 << 63) - 1
+#: Of a size that is an option.
+MOST_BYTES = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +239,8 @@ _ENGINE = {
     "load": text(lambda load: load in LOADS, ", ".join(LOADS)),
     "threads": whole(0, MOST_THREADS, f"1 to {MOST_THREADS}"),
     "kv": text(),
-    "kv_budget": whole(0, _MOST_BYTES, "a number of bytes"),
-    "memory": whole(0, _MOST_BYTES, "a number of bytes"),
+    "kv_budget": whole(0, MOST_BYTES, "a number of bytes"),
+    "memory": whole(0, MOST_BYTES, "a number of bytes"),
     "prefetch": flag(),
     "drop_pages": flag(),
     "draft": text(),

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..cache import cache_folder
 from ..convert.checkpoint import read_config
 from ..convert.errors import SourceError
-from ..convert.hub import list_repository, read_start
+from ..convert.hub import is_offline, list_repository, read_start
 from ..convert.plain_file import parse_object
 from ..convert.source import HubSource
 from ..convert.weight_options import weight_options
@@ -235,6 +235,11 @@ def _config_shape(name: str, config: dict[str, object]) -> ModelShape:
 
 def _hub_config(source: HubSource) -> dict[str, object]:
     """The config of a model on the hub; nothing else is fetched."""
+    if is_offline():
+        raise SourceError(
+            f"{source.repository}: HF_HUB_OFFLINE is set, and its config.json is on the hub; "
+            "unset it"
+        )
     with naming_near():
         repository = list_repository(source)
     file = repository.files.get("config.json")

@@ -227,6 +227,11 @@ def test_inspect_of_what_is_not_there(
     assert desk.server.requests == []
 
 
+def test_inspect_of_a_folder_that_is_no_checkpoint(run: Cli, tmp_path: Path) -> None:
+    """It does not send the user to pull, which cannot help."""
+    assert run("inspect", tmp_path).user_error.endswith("not a checkpoint: it has no config.json\n")
+
+
 # ---- pull
 
 

@@ -328,6 +328,8 @@ def test_forbidden_network(
     desk.server.repositories["someone/tiny"] = {"main": copy_checkpoint(PARALLEL, tmp_path / "t")}
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set" in run("run", "--model", name, "-p", "x").user_error
+    if name == "someone/tiny":  # the catalog has what a plan needs
+        assert "HF_HUB_OFFLINE is set" in run("plan", name).user_error
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     first = run("run", "--model", name, "-p", "x", *SHORT)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

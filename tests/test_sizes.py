@@ -38,6 +38,11 @@ def test_bad_sizes(text: str) -> None:
         size_option("--kv-budget", text)
 
 
+def test_a_size_beyond_every_memory_is_shown_as_it_was_typed() -> None:
+    with pytest.raises(SettingsError, match="--memory 99999999T: expected a size such as 600M"):
+        size_option("--memory", "99999999T")
+
+
 def test_no_size() -> None:
     assert read_size("") is None
     assert size_option("--memory", "") == 0

@@ -150,6 +150,7 @@ def test_a_list_of_objects(
     [
         (b'[{"id": 1}, {"id": 2]', "Expecting ',' delimiter"),
         (b'[{"id": 1}, {"id": 2}', "the list has no end"),
+        (b'[{"id": 1}, {"id": "x', "Unterminated string starting at character"),
         (b'[{"id": 1} {"id": 2}]', "a comma is missing"),
         (b'[{"id": 1}] x', "follows the end of the list"),
         (b'[{"id": 1}, "\xff"]', "is not UTF-8 text"),
