@@ -66,13 +66,13 @@ def batch(
     settings = _with_extras(settings, batch_settings, (input, output))
     with ExitStack() as stack:
         stop = stack.enter_context(Stop())
-        values, total = _open_input(input, stop)
         journal = None
-        if output != _STREAM:
-            journal = stack.enter_context(Journal(output, resume=resume))
-            if journal.is_complete:
-                console.note(_completeness(output, total))
-                return
+        if output != _STREAM:  # locked before a pipe is waited for
+            journal = stack.enter_context(Journal(output, resume=resume, replace=force))
+        values, total = _open_input(input, stop)
+        if journal is not None and journal.is_complete:
+            console.note(_completeness(output, total))
+            return
         engine: BatchEngine | RayBatch
         if ray:
             engine = loading.join_cluster(ray, model, settings, batch_settings, (sampling, stops))

@@ -159,6 +159,25 @@ def test_a_signal_while_a_pipe_is_waited_for(
     assert [answer["id"] for answer in lines_of(out)] == [1]
 
 
+def test_a_second_run_finds_the_output_taken_while_a_pipe_is_waited_for(
+    model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    with starting(model, "-n", "2", "-o", out, stdin=subprocess.PIPE) as run:
+        assert run.stdin and run.stderr
+        while not out.exists():
+            assert run.poll() is None
+            time.sleep(0.005)
+        second = batch(model, "-n", "2", "-o", out, "--resume", stdin=b"It is\n")
+        assert second.returncode == 2
+        assert second.stderr == f"error: {out}: another run is writing it\n".encode()
+        run.stdin.write(b'{"id": 1, "prompt": "It is"}\n')
+        run.stdin.close()
+        run.stderr.read()
+    assert run.returncode == 0
+    assert [answer["id"] for answer in lines_of(out)] == [1]
+
+
 def test_an_input_that_fails_while_it_is_read(model: Path, tmp_path: Path) -> None:
     source = tmp_path / "in.csv"
     source.write_text("id,prompt,id\n1,x,2\n")

@@ -78,9 +78,11 @@ def check_results(path: Path, *, resume: bool, force: bool, source: Path | None 
         return
     for existing in (path, journal_path(path)):
         if existing.exists():
-            raise SettingsError(
-                f"{existing}: already exists; --resume continues it, --force replaces it"
-            )
+            raise _exists(existing)
+
+
+def _exists(path: Path) -> SettingsError:
+    return SettingsError(f"{path}: already exists; --resume continues it, --force replaces it")
 
 
 def journal_path(path: Path) -> Path:
@@ -92,18 +94,25 @@ class Journal(Owner):
     """The lines of a run. ``done`` are the samples that it holds from an earlier run."""
 
     def __init__(
-        self, path: Path, *, resume: bool, clock: Callable[[], float] = time.monotonic
+        self,
+        path: Path,
+        *,
+        resume: bool,
+        replace: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Open it, and lock it against a second run.
 
         Args:
             path: the output.
-            resume: keep what is there; else start over.
+            resume: keep what is there.
+            replace: without ``resume``, whether a file that holds something may be replaced.
             clock: seconds.
 
         Raises:
-            SettingsError: another run is writing it, or it holds something else than answers.
-        """
+            SettingsError: another run writes it, or it holds what no batch has written, or what
+                may not be replaced.
+        """  # fmt: skip
         self.path = path
         self._lines = journal_path(path)
         self._clock = clock
@@ -132,6 +141,8 @@ class Journal(Owner):
             if resume:
                 self._size = self._recover()
                 self._begin()
+            elif not replace and os.fstat(self._handle).st_size:
+                raise _exists(self._lines)  # made since the options were checked
         except BaseException:
             os.close(self._handle)
             raise

@@ -72,6 +72,14 @@ def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
     assert path.read_bytes() == line_of(ONE)
 
 
+def test_an_output_that_came_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(line_of(ONE))
+    with pytest.raises(SettingsError, match="already exists"):
+        Journal(path, resume=False, replace=False)
+    assert path.read_bytes() == line_of(ONE)
+
+
 def test_an_empty_output_does_not_stay(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     Journal(path, resume=False).close()
