@@ -13,7 +13,9 @@ from conftest import SLOW
 from helpers import REPOSITORY
 
 #: Scripts that no part of the package imports, and that the wheel leaves out.
-SCRIPTS = {"models/bundled/train.py"}
+SCRIPTS = {
+    path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob("models/bundled/train*.py")
+}
 PRINTERS = {"cli.py", "terminal/console.py", "terminal/demo.py"}
 C = {"ctypes", "llama_cpp", "cffi"}
 #: Names of files that several rooms have; those of commands/ are called as the commands are.
