@@ -343,7 +343,7 @@ class Chat:
         """The reply to a message.
 
         Raises:
-            PromptError: the message alone does not fit into the context.
+            PromptError: the message alone does not fit in the context.
             KeyboardInterrupt: Ctrl-C, in the main thread; the turn stays, as far as it got.
             ModelBusy, ModelClosed: see the module.
         """

@@ -41,7 +41,7 @@ MARKS = "<!-- plan_peaks begins -->", "<!-- plan_peaks ends -->"
 
 @dataclass(frozen=True)
 class Model:
-    """``source`` is bundled, or a name of the catalog with so many layers."""
+    """``source`` is bundled, or a name of the catalog with this many layers."""
 
     source: str
     type: str

@@ -82,7 +82,7 @@ def main() -> None:
     """Parse and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", help="a name of the catalog")
-    parser.add_argument("type", help="as of infer-os convert --type")
+    parser.add_argument("type", help="a type, as for infer-os convert --type")
     parser.add_argument("output", type=Path)
     parser.add_argument("--layers", type=int, default=0, help="fewer layers than the model has")
     arguments = parser.parse_args()

@@ -47,9 +47,9 @@ def batch(
 ) -> None:
     """Answer many prompts at once, each with one line of output.
 
-    An input line is {"id": 1, "prompt": "..."} or {"id": 1, "messages": [...]}, with n (samples),
-    max_tokens, stop, and whatever else differs from the options below of how tokens are drawn, such
-    as top_k for --top-k.
+    An input line is {"id": 1, "prompt": "..."} or {"id": 1, "messages": [...]}. It may also set
+    n (samples), max_tokens, stop, and any option below that says how tokens are drawn, such as
+    top_k for --top-k.
 
     Example: infer-os batch model.gguf -i prompts.jsonl -o answers.jsonl --resume
     """  # fmt: skip
@@ -103,7 +103,7 @@ def batch(
 def _with_extras(
     settings: EngineSettings, batch: BatchSettings, files: tuple[Path, Path]
 ) -> EngineSettings:
-    """The settings, with what the run does besides, which its plan counts."""
+    """The settings, with what else the run does, which its plan counts."""
     extras = set(settings.extras)
     if ".parquet" in [path.suffix.lower() for path in files]:
         extras.add(Extra.PARQUET)

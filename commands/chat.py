@@ -22,7 +22,7 @@ def chat(
     stops: StopSettings,
     settings: EngineSettings,
 ) -> None:
-    """Talk with a model. Ctrl-C ends a reply, Ctrl-D the program; /help lists commands."""
+    """Chat with a model. Ctrl-C ends a reply, Ctrl-D the program; /help lists commands."""
     from ..terminal.conversation import converse, history_file
 
     with conversation_on(model, talk, settings) as session:

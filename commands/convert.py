@@ -31,7 +31,7 @@ def convert(*, job: Conversion, as_json: options.Json = False) -> None:
             console.note("interrupted; the same command continues where it stopped")
         raise
     if job.is_automatic:
-        note = f"type: auto: {settings.type} is the finest that fits into this machine's memory"
+        note = f"type: auto: {settings.type} is the finest that fits in this machine's memory"
         report = replace(report, notes=(note, *report.notes))
     if as_json:
         console.answer_json(render.report_json(report))

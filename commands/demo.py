@@ -14,7 +14,7 @@ def demo(
 ) -> None:
     """Convert the bundled model to Q8_0 and Q4_0, and compare them.
 
-    Each writes a text.
+    Each file writes a text.
     """
     import tempfile
 

@@ -13,7 +13,7 @@ def inspect(
 ) -> None:
     """Show the metadata and the tensors of a GGUF file.
 
-    With their types and sizes, and the bits per weight. Nothing is downloaded or converted.
+    Tensors have their types, sizes and bits per weight. Nothing is downloaded or converted.
 
     Example: infer-os inspect gpt-j-6B
     """  # fmt: skip

@@ -36,7 +36,7 @@ Techniques = Annotated[
     typer.Option(
         "--techniques",
         help="Each technique alone and all together against a baseline: FP16 weights, one token "
-        "at a time, in a loop that copies rows; with what is claimed of them.",
+        "at a time, in a loop that copies rows; with what is claimed for each.",
     ),
 ]
 Baseline = Annotated[
@@ -108,7 +108,7 @@ Reference = Annotated[
 Types = Annotated[
     str,
     typer.Option(
-        "--types", metavar="T,T,...", help="Types to convert a folder or a name to; all.",
+        "--types", metavar="T,T,...", help="Types to convert a folder or a name to, or all.",
         show_default="q8_0,q4_k_m,q4_0",
     ),
 ]  # fmt: skip

@@ -88,7 +88,7 @@ CachedModel = Annotated[
 CachedType = Annotated[
     str,
     typer.Option(
-        "--type", metavar="T", help="Which of the cached types to take.",
+        "--type", metavar="T", help="Which of the cached types to show.",
         show_default="q4_0, else the largest", autocompletion=completing.type_names,
     ),
 ]  # fmt: skip
@@ -304,12 +304,15 @@ Use4bit = Annotated[
     ),
 ]  # fmt: skip
 Interactive = Annotated[
-    bool, typer.Option("--interactive", help="Talk, as chat does; PROMPT is the first message.")
+    bool, typer.Option("--interactive", help="Chat, as chat does; PROMPT is the first message.")
 ]
 
 # ---- conversation
 System = Annotated[
-    str, typer.Option("--system", metavar="TEXT", help="A text that opens the conversation.")
+    str,
+    typer.Option(
+        "--system", metavar="TEXT", help="System prompt: a text that opens the conversation."
+    ),
 ]
 Style = Annotated[
     str,
@@ -367,7 +370,7 @@ Prefix = Annotated[
     Path | None,
     typer.Option(
         "--prefix", metavar="FILE",
-        help="A text in front of every prompt, such as examples.", show_default=False,
+        help="A text to put in front of every prompt, such as examples.", show_default=False,
     ),
 ]  # fmt: skip
 BatchSystem = Annotated[

@@ -51,7 +51,7 @@ def plan(
 def system(as_json: options.Json = False) -> None:
     """Check this machine, and rank the known models on it.
 
-    Looks at memory, limits, processor and bandwidth.
+    Looks at its memory, limits, processor and bandwidth.
     """
     from ..store.planning import make_report
     from ..terminal import render_plan

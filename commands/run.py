@@ -28,7 +28,7 @@ def run(
     stops: StopSettings,
     settings: EngineSettings,
 ) -> None:
-    """From a name to a conversation: download, convert, answer. Later calls start quickly.
+    """Run a model by its name: download, convert, answer. Later calls start quickly.
 
     Example: infer-os run EleutherAI/gpt-neox-20b "What is a quasar?"
     """  # fmt: skip

@@ -139,7 +139,7 @@ class ContextOwner(Owner):
         return self._pointer
 
     def use_threads(self, n_threads: int) -> None:
-        """Compute with so many threads from now on."""
+        """Compute with this many threads from now on."""
         if n_threads != self._n_threads:
             llama_cpp.llama_set_n_threads(self._pointer, n_threads, n_threads)
             self._n_threads = n_threads

@@ -90,7 +90,7 @@ def peak_rss_bytes() -> int:
 
 
 def status_number(key: str, base: int = 10) -> int:
-    """A number of /proc/self/status, as of ``VmLck`` in KiB; 0 where that has no such line.
+    """A number of /proc/self/status, such as ``VmLck`` in KiB; 0 where that has no such line.
 
     Raises:
         OSError: there is no such file.

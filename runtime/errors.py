@@ -12,7 +12,7 @@ RuntimeFailure
 ├── ModelBusy       a second generation in the thread that has one under way
 ├── ModelClosed     a model that is used after it was closed
 ├── ClusterError    a cluster that cannot be used, or that failed (while running: exit code 1)
-└── MemoryShortage  a model that does not fit into this machine's memory
+└── MemoryShortage  a model that does not fit in this machine's memory
     └── LockShortage  weights that cannot be locked
 """
 

@@ -43,7 +43,7 @@ def plan_file(
     Raises:
         GgufError: a size in the header that is not a number.
         SettingsError: a context or a cache that is not possible for this model.
-        MemoryShortage: it does not fit into ``--memory``, or into what is available.
+        MemoryShortage: it does not fit in ``--memory``, or in what is available.
     """
     shape = header_shape(header, constrained=Extra.CONSTRAINT in settings.extras)
     status = kernel_status(settings.native)

@@ -144,7 +144,7 @@ class SamplingSettings:
     )  # fmt: skip
     seed: int | None = _setting(
         None, whole(RANDOM_SEED, _MOST_SEED, f"0 to {_MOST_SEED}, or -1 (a random one)").or_none(),
-        "S", "Makes a run repeatable; -1 picks a random one.",
+        "S", "Makes a run repeatable; -1 picks one at random.",
         unset="random", default_text="a random one",
     )  # fmt: skip
     grammar: str = _setting(

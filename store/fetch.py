@@ -47,7 +47,7 @@ def model_file(wish: ModelWish, settings: EngineSettings | None, report: Reporte
     Raises:
         SourceError: no such model (names near ones), or nothing in the cache and no network.
         SettingsError: a type for what is already a file.
-        MemoryShortage: it would not fit into memory.
+        MemoryShortage: it would not fit in memory.
         ConvertError, ConfigError: it cannot be converted. After a DownloadError and
             KeyboardInterrupt, the next call continues.
     """

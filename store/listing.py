@@ -35,7 +35,7 @@ class ListedModel:
 
     @property
     def fits(self) -> str | None:
-        """The finest type that fits into memory; None if none does."""
+        """The finest type that fits in memory; None if none does."""
         fitting = (p.weights.type for p in self.plans if p.fits and p.weights.type in CHOSEN_TYPES)
         return next(fitting, None)
 

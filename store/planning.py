@@ -207,7 +207,7 @@ def check_conversion(model: str, kind: str, settings: EngineSettings) -> None:
 
 
 def finest_type(source: HubSource | Path) -> str:
-    """The finest type whose plan fits into this machine's memory, for ``convert --type auto``.
+    """The finest type whose plan fits in this machine's memory, for ``convert --type auto``.
 
     Raises:
         MemoryShortage: not even the smallest fits.
@@ -222,7 +222,7 @@ def finest_type(source: HubSource | Path) -> str:
     if not plan.fits:
         name = source.repository if isinstance(source, HubSource) else source
         raise MemoryShortage(
-            f"{name}: no type fits into this machine's {size_text(plan.limit)}; "
+            f"{name}: no type fits in this machine's {size_text(plan.limit)}; "
             f"see infer-os plan {name}"
         )
     return plan.weights.type

@@ -210,7 +210,7 @@ def _recommendation(report: SystemReport) -> str:
     """What to run, and the rule behind it."""
     best = report.recommended
     if best is None:
-        return "none of them fits into this machine's memory"
+        return "none of them fits in this machine's memory"
     kind = best.plan.weights.type
     room = size_text(headroom(report.memory.usable))
     rule = (

@@ -26,10 +26,15 @@ class CommandLine:
     whole: bool
 
 
+def joined(text: str) -> str:
+    """With each line that a backslash continues as one line."""
+    return re.sub(r" *\\\n *", " ", text)
+
+
 def command_lines(markdown: str) -> Iterator[CommandLine]:
     """Every line of a block, and every code span, that calls ``infer-os``."""
     for block in _BLOCK.finditer(markdown):
-        for line in (block[1] or block[2]).replace("\\\n", " ").splitlines():
+        for line in joined(block[1] or block[2]).splitlines():
             if found := _LINE.search(line.strip()):
                 yield CommandLine(found[1], True)
     for span in _SPAN.finditer(re.sub(_BLOCK, "", markdown)):

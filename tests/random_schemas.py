@@ -184,7 +184,7 @@ class Dice:
                 self._likelier[token] = 4
 
     def draw(self, sampling: SamplingSettings, seed: int, most: int = 400) -> Drawn:
-        """A text of at most so many tokens."""
+        """A text of at most this many tokens."""
         chance, vocab = np.random.default_rng(seed), self._vocab
         settings = LlamaFilter(sampling, vocab.n_tokens, vocab)
         data = b""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from command_lines import words
+from command_lines import joined, words
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$|^((?:    [^\n]*\n)+)", re.M | re.S)
 _SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
@@ -50,10 +50,10 @@ def shell_lines(markdown: str) -> Iterator[ShellLine]:
     """Every line of a block ``sh``, every ``$ `` line of a ``console``, every span that calls."""
     for block in blocks(markdown):
         if block.language == "sh":
-            lines = block.text.replace("\\\n", " ").splitlines()
+            lines = joined(block.text).splitlines()
             yield from (ShellLine(line) for line in lines if line.strip())
         elif block.language == "console":
-            for part in re.split(r"^\$ ", block.text, flags=re.M)[1:]:
+            for part in re.split(r"^\$ ", joined(block.text), flags=re.M)[1:]:
                 line, _, shown = part.partition("\n")
                 yield ShellLine(line, shown)
     for span in _SPAN.finditer(re.sub(_BLOCK, "", markdown)):

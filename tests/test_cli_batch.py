@@ -257,7 +257,7 @@ def test_a_full_disk(model: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stderr == b"error: standard output: No space left on device\n"
-    # a file may not grow past 1 KiB: writing fails as on a full disk, with another errno
+    # a file must not grow past 1 KiB: writing fails as on a full disk, with another errno
     out = tmp_path / "out.jsonl"
     limited = f"trap '' XFSZ; ulimit -f 1; {command} -n 30 -o {out}"
     done = subprocess.run(["bash", "-c", limited], capture_output=True, check=False)

@@ -265,7 +265,7 @@ def test_the_system_for_people(run: Cli) -> None:
 
 
 def ranked(*rows: tuple[str, float, float]) -> list[RankedModel]:
-    """The ranking of a machine with so many GB, that reads so many GB per second, per model."""
+    """The ranking of a machine with this many GB, that reads this many GB per second, per model."""
     found = []
     for name, memory, bandwidth in rows:
         (one,) = (

@@ -175,7 +175,7 @@ def test_a_session_that_was_removed_is_written_again(model: Path, tmp_path: Path
         ("pipe", "cannot be a session file: it is a device, a pipe or a socket"),
         ("/dev/null", "cannot be a session file: it is a device, a pipe or a socket"),
         ("/proc/talk", "cannot be written: No such file or directory"),
-        ("kept", "may not be written; chmod u+w, or choose another name"),
+        ("kept", "is write-protected; chmod u+w, or choose another name"),
         ("notes", "not a session file of infer-os; choose another name"),
     ],
 )

@@ -68,7 +68,7 @@ PLACES = {
 }  # fmt: skip
 
 #: What makes a command quick; the plans are those of the published sizes, so that a small machine
-#: must be told that it is large.
+#: must believe that it is large.
 _ENGINE = "--threads 1 --memory 64G"
 SHORTER = {
     "generate": f"-n 4 {_ENGINE}", "chat": f"-n 4 {_ENGINE}", "run": f"-n 4 {_ENGINE}",
@@ -310,11 +310,11 @@ def test_every_place_of_a_synopsis_is_filled() -> None:
 def test_lines_are_found_in_order_with_what_is_shown() -> None:
     page = (
         "Say `infer-os plan x` or `/help`.\n\n```sh\ninfer-os a \\\n  b   # why\n```\n\n"
-        "```console\n$ infer-os c\none\n\ntwo\n$ infer-os d\n```\n\n    infer-os e\n\n"
+        "```console\n$ infer-os c \\\n  1\none\n\ntwo\n$ infer-os d\n```\n\n    infer-os e\n\n"
         "    import this\n\n```text\ninfer-os f\n```\n"
     )
     assert list(shell_lines(page)) == [
-        ShellLine("infer-os a    b   # why"), ShellLine("infer-os c", "one\n\ntwo\n"),
+        ShellLine("infer-os a b   # why"), ShellLine("infer-os c 1", "one\n\ntwo\n"),
         ShellLine("infer-os d"), ShellLine("infer-os e"), ShellLine("infer-os plan x", "", True),
     ]  # fmt: skip
 

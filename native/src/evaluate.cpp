@@ -1,6 +1,6 @@
 // Scores rows of logits: the log probability of the token that follows, and how far a candidate's
-// distribution is from the reference's. In double precision, since a divergence of 1e-8 is to be
-// told from none; a thread takes a row at a time.
+// distribution is from the reference's. In double precision, since a divergence of 1e-8 must
+// differ from none; a thread takes a row at a time.
 #include "inferos.h"
 #include "parallel.h"
 

@@ -31,7 +31,7 @@ class Threads {
                 threads_.emplace_back(run, first);
             }
         } catch (...) {
-            // no more to be had: std::system_error, or std::bad_alloc of the vector or of the thread
+            // the system gives no more: std::system_error, or std::bad_alloc of the vector or of the thread
         }
         return first;
     }

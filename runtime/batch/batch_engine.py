@@ -293,7 +293,7 @@ class BatchEngine(Owner):
                     if record is None:
                         break
                     self.submit(record, without=_done_samples(record, done))
-                    # it is told what cannot be answered before the next one is waited for
+                    # it hears what cannot be answered before the next one is waited for
                     yield from self.take()
                 # results are handed out between steps, where signals are Python's own
                 going = self.step()

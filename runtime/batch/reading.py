@@ -55,7 +55,7 @@ def read_values(path: Path, stop: Stop | None = None) -> Iterator[Value]:
 
 
 def read_pipe(stream: BinaryIO, stop: Stop | None = None) -> Iterator[Value]:
-    """The values of a pipe; ``stop`` as of :func:`read_values`."""
+    """The values of a pipe; ``stop`` is that of :func:`read_values`."""
     found = Input(stoppable(stream, stop), _STDIN)
     is_json = found.start.startswith(b"{") or _LIST.match(found.start)
     return _json_values(found) if is_json else _plain_values(found)

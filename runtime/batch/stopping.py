@@ -22,7 +22,7 @@ class ReadingStopped(Exception):
 
 
 class Stop(Owner):
-    """Says once, from any thread, that reads shall stop. Close it when nobody reads any more."""
+    """Says once, from any thread, that reading must stop. Close it when nobody reads any more."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
@@ -66,7 +66,7 @@ class StoppableRaw(io.RawIOBase):
 
         Raises:
             ReadingStopped: it was stopped.
-            OSError: as of read(2).
+            OSError: as read(2) fails.
         """
         while True:
             if self._stop in dict(self._poll.poll()):

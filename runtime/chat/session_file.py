@@ -314,7 +314,7 @@ def check_name(path: Path) -> None:
             raise SessionError(f"{path}: not a session file of infer-os; choose another name")
         # a write-protected file must stay, even for root
         if not path.stat().st_mode & 0o222 or not os.access(path, os.W_OK):
-            raise SessionError(f"{path}: may not be written; chmod u+w, or choose another name")
+            raise SessionError(f"{path}: is write-protected; chmod u+w, or choose another name")
     if not path.absolute().parent.is_dir():
         raise SessionError(f"{path}: there is no folder {path.parent}")
 

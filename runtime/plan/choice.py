@@ -153,7 +153,7 @@ def _reasons(planner: Planner, chosen: Plan, wish: Wish) -> Iterator[str]:
     elif wish.type is not None:
         yield f"type {kind}: as requested"
     else:
-        yield f"type {kind}: the finest whose weights, cache and buffers fit into {limit}"
+        yield f"type {kind}: the finest whose weights, cache and buffers fit in {limit}"
     if wish.schedule is not None:
         yield f"kv {chosen.schedule.spec}: as requested"
     elif chosen.schedule.spec == "f16":

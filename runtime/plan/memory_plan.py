@@ -321,7 +321,7 @@ def check_plan(plan: Plan, remedies: str = REMEDIES) -> None:
 
 
 class MemoryShortage(RuntimeFailure):
-    """The model does not fit into memory. ``plan`` has the figures, if there are any."""
+    """The model does not fit in memory. ``plan`` has the figures, if there are any."""
 
     def __init__(self, message: str, plan: Plan | None = None) -> None:
         super().__init__(message)

@@ -59,8 +59,8 @@ def whole_height(height: int, width: int, bounds: Bounds) -> int:
 def output_rows(n_slots: int) -> int:
     """The most rows, all with logits, of any decode step with ``n_slots`` slots.
 
-    Exact over both bounds; with guesses, of which :meth:`Scheduler.spare_rows` allows only so many
-    that the ready slots and their guesses are at most :data:`LEAST_ROWS` rows. A context reserves
+    Exact over both bounds; with guesses, of which :meth:`Scheduler.spare_rows` allows only as many
+    as keep the ready slots and their guesses within :data:`LEAST_ROWS` rows. A context reserves
     and a plan counts this number.
     """
     most = 0

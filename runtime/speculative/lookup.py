@@ -58,7 +58,7 @@ class LookupDrafter:
         return
 
     def _index(self) -> None:
-        """Enter every n-gram that something follows, hence not the ending itself."""
+        """Enter every n-gram that something follows, so not the ending itself."""
         tokens = self._tokens
         for end in range(max(self._indexed, SHORTEST), len(tokens)):
             for length in range(SHORTEST, min(LONGEST, end) + 1):

@@ -16,7 +16,7 @@ from infer_os.native.backend import KernelStatus, OwnKernels, own_kernels
 from infer_os.native.gguf_file import GgufHeader
 from infer_os.native.kv_state import kv_geometry
 
-#: Weights whose products llama.cpp computes column by column up to so many columns.
+#: Weights whose products llama.cpp computes column by column up to this many columns.
 _ALIKE = frozenset(row.name for row in TENSOR_TYPES.values() if row.is_column_by_column)
 _MOST_COLUMNS = 7
 #: With an F16 cache, single steps split the attention over the cells from this many on.

@@ -143,7 +143,7 @@ def test_added_tokens_and_steps(
     data["added_tokens"] += [{"id": first + i, **entry} for i, entry in enumerate(added)]
     data["normalizer"]["normalizers"] = steps + data["normalizer"]["normalizers"]
     only_json(folder, data)
-    # the settings lower-case what this file's normalizer may not
+    # the settings lower-case what this file's normalizer must not
     (folder / "tokenizer_config.json").write_text("{}")
     (folder / "special_tokens_map.json").unlink(missing_ok=True)
     oracle = Tokenizer.from_str(json.dumps(data))

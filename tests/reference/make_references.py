@@ -221,7 +221,7 @@ def build(reference: Reference, folder: Path, seed: int) -> None:
 
 
 def check(seeds: range) -> int:
-    """Build each reference anew with other seeds, convert it and compare; count the failures."""
+    """Rebuild each reference with other seeds, convert it and compare; count the failures."""
     sys.path.insert(0, str(HERE.parent))
     from comparison import compare_with_reference
 

@@ -60,7 +60,7 @@ cli.main()
 
 
 class Screen:
-    """A chat in a terminal of so many columns."""
+    """A chat in a terminal of this many columns."""
 
     def __init__(self, folder: Path, columns: int, n_ctx: int, *options: str) -> None:
         (folder / "program.py").write_text(PROGRAM, encoding="utf-8")

@@ -109,7 +109,7 @@ struct AttentionKernels {
     MergeKernel       merge;
 };
 
-// So many rounds of work that needs no memory, and a sum that keeps it from being left out.
+// This many rounds of work that needs no memory, and a sum that keeps it from being left out.
 using ProbeKernel = int32_t (*)(int64_t n_rounds);
 struct Probe {
     ProbeKernel run;

@@ -188,7 +188,7 @@ def test_a_long_line_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert isinstance(long, BadRecord) and long.error.startswith("line 2: longer than")
         assert (first[0], last[0]) == (1, 3)
         assert count_records(tmp_path / name) == 3
-    # no end, as of /dev/zero
+    # no end, like /dev/zero
     monkeypatch.setattr(lines, "MOST_PASSED", 5000)
     with pytest.raises(SettingsError, match="not records"):
         values(tmp_path / "a.txt", b"\0" * 100_000)

@@ -43,7 +43,7 @@ class Cache:
 def run(
     scheduler: Scheduler, cache: Cache, prompts: Sequence[Sequence[int]], lengths: Sequence[int]
 ) -> tuple[dict[int, list[int]], list[Step]]:
-    """Answer every prompt with so many tokens, each the number of tokens before it."""
+    """Answer every prompt with this many tokens, each the number of tokens before it."""
     waiting = list(range(len(prompts)))
     running: dict[int, int] = {}
     written: dict[int, list[int]] = {i: [] for i in waiting}

@@ -135,7 +135,7 @@ def test_what_was_forgotten_is_not_kept(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "talk.session"
     with open_engine(model) as engine:
         session = Session(engine, STYLES["dialogue"], "hello")
-        say(session, "a secret that nobody shall know " * 4)
+        say(session, "a secret that nobody should know " * 4)
         secret = session.tokens()
         session.reset()
         n_bytes = save_session(path, session, model, tmp_path)
