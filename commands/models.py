@@ -11,7 +11,7 @@ from ..terminal import console
 from . import completing, options
 
 app = typer.Typer(
-    help="List the known models: what each needs, and what is in the cache.",
+    help="List the known models: what each needs, and what is cached.",
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -304,7 +304,7 @@ Use4bit = Annotated[
     ),
 ]  # fmt: skip
 Interactive = Annotated[
-    bool, typer.Option("--interactive", help="Chat, as chat does; PROMPT is the first message.")
+    bool, typer.Option("--interactive", help="Begin a chat; PROMPT is its first message.")
 ]
 
 # ---- conversation
