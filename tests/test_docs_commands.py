@@ -97,7 +97,7 @@ def help_page() -> str:
     return "```sh\n" + "".join(" ".join(text.split()) + "\n" for text in found) + "```\n"
 
 
-#: Needs gdb, perf and a checkout with its build folder; each of its lines was run by hand.
+#: Needs gdb, perf and a checkout with its build folder.
 DEBUGGING = REPOSITORY / "docs" / "debugging.md"
 PAGES = {path.relative_to(REPOSITORY).as_posix(): path.read_text("utf-8")
          for path in (README, *GUIDES) if path != DEBUGGING} | {"--help": help_page()}  # fmt: skip
