@@ -106,7 +106,7 @@ def test_what_fits_follows_the_memory(
     assert fits["gpt-j-6B"] == "q5_k_m"
     assert fits["distilgpt2"] == "q8_0"
     shown = run("models").out
-    assert "fits: the finest type for 6.0 GB" in shown
+    assert "fits: the finest type for 6.00 GB" in shown
 
 
 @pytest.mark.parametrize("columns", [40, 100])
@@ -127,7 +127,7 @@ def test_it_is_tidy_on_a_terminal(desk: Desk, columns: int, command: str) -> Non
             joined = " ".join(text.split())
             assert len(re.findall(r"fits (no|q\w+|b?f\d+), q4_0 needs", joined)) == len(CATALOG)
             assert len(re.findall(r", parameters [\d.]+ [MB]", joined)) == len(CATALOG)
-        assert "20.6 B" in text
+        assert "20.55 B" in text
         assert ("EleutherAI/gpt-neox-20b" in text) == (columns == 100)
         assert "gpt-neox-20b" in text
     else:
