@@ -12,8 +12,11 @@ import re
 
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*(?:([KMGT])(i?))?B?", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-#: From this many bytes on: the unit, and digits behind the point.
-_UNITS = ((10**9, "GB", 2), (10**6, "MB", 1), (10**3, "kB", 1), (1, "B", 0))
+#: From this many bytes on: the unit in bytes, its name, and digits behind the point.
+_UNITS = (
+    (10**10, 10**9, "GB", 1), (10**9, 10**9, "GB", 2), (10**6, 10**6, "MB", 1),
+    (10**3, 10**3, "kB", 1), (1, 1, "B", 0),
+)  # fmt: skip
 
 
 def read_size(text: str) -> int | None:
@@ -27,8 +30,8 @@ def read_size(text: str) -> int | None:
 
 
 def size_text(n_bytes: float, *, up: bool = False) -> str:
-    """Bytes for people: 14.7 MB, 7.58 GB. ``up`` rounds up, for what must fit as an option."""
-    scale, unit, digits = next((u for u in _UNITS if n_bytes >= u[0]), _UNITS[-1])
+    """Bytes for people: 14.7 MB, 7.58 GB, 24.1 GB. ``up`` rounds up, to what fits as an option."""
+    _, scale, unit, digits = next((u for u in _UNITS if n_bytes >= u[0]), _UNITS[-1])
     value = n_bytes / scale
     if up:
         value = math.ceil(value * 10**digits) / 10**digits
@@ -36,5 +39,6 @@ def size_text(n_bytes: float, *, up: bool = False) -> str:
 
 
 def count_text(n: int) -> str:
-    """How many parameters, for people: 124.4 M, 6.05 B."""
-    return f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.1f} M"
+    """How many parameters, for people, in three digits: 124 M, 6.05 B, 20.6 B."""
+    value, unit = (n / 1e9, "B") if n >= 1e9 else (n / 1e6, "M")
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"

@@ -82,7 +82,7 @@ def show_list(models: ModelList) -> None:
         known.append((name, listed.fits or "no", q4_0, q8_0, count_text(listed.n_params)))
     console.table(("catalog", "fits", "q4_0 needs", "q8_0 needs", "parameters"), known)
     console.answer("")
-    console.answer("needs: all the memory that running it takes")
+    console.answer("needs: the memory that running it takes")
     console.answer(f"fits: the finest type for {size(models.limit)}")
     console.answer(f"cache: {size(sum(model.n_bytes for model in models.cached))} in {_cache()}")
 

@@ -117,7 +117,7 @@ def test_it_is_tidy_on_a_terminal(desk: Desk, columns: int, command: str) -> Non
     # paths, commands and names stand for themselves, to be copied; all else keeps within it
     whole = ("/", "cache: ", "infer-os ", *(model.name for model in CATALOG))
     lines = [line for line in text.split("\n") if not line.startswith(whole)]
-    assert max(len(line) for line in lines) <= columns
+    assert [line for line in lines if len(line) > columns] == []
     if command == "list":
         # every model of the catalog with its numbers, on a line of its own where there is room
         if columns == 100:
@@ -127,7 +127,7 @@ def test_it_is_tidy_on_a_terminal(desk: Desk, columns: int, command: str) -> Non
             joined = " ".join(text.split())
             assert len(re.findall(r"fits (no|q\w+|b?f\d+), q4_0 needs", joined)) == len(CATALOG)
             assert len(re.findall(r", parameters [\d.]+ [MB]", joined)) == len(CATALOG)
-        assert "20.55 B" in text
+        assert "20.6 B" in text
         assert ("EleutherAI/gpt-neox-20b" in text) == (columns == 100)
         assert "gpt-neox-20b" in text
     else:
@@ -176,7 +176,7 @@ def test_show_of_what_is_in_no_catalog(desk: Desk, run: Cli) -> None:
     header = read_gguf_header(Path(told["cached"][0]["path"]))
     assert told["cached"][0]["parameters"] == header.n_params
     assert re.search(rf"^context +{header.metadata['gptneox.context_length']} *$", text, re.M)
-    assert re.search(r"^parameters +0 M *$", text, re.M)
+    assert re.search(r"^parameters +0.[0-9]+ M *$", text, re.M)
     assert re.search(r"^on the disk +[\d.]+ kB *$", text, re.M)
     assert "infer-os run someone/tiny --type q4_0\n" in text
     path = Path(told["cached"][0]["path"])

@@ -59,5 +59,5 @@ def test_printed_sizes(n_bytes: int, text: str, up: str) -> None:
 
 def test_printed_counts() -> None:
     assert [count_text(n) for n in (5_800_000, 124_439_808, 6_050_882_784)] == [
-        "5.8 M", "124.4 M", "6.05 B",
+        "5.80 M", "124 M", "6.05 B",
     ]  # fmt: skip
