@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..cache import cache_folder
-from ..convert.checkpoint import read_config
 from ..convert.errors import OutputError, SourceError, UnreachableError
 from ..convert.output_locks import locked_in_turn, make_folder
 from ..convert.source import HubSource
@@ -91,6 +90,8 @@ def cached_file(wish: ModelWish) -> Path:
     kind = wish.type.lower() or next(iter(types), "")
     if kind not in types:
         if isinstance(source, Path):
+            from ..convert.checkpoint import read_config
+
             read_config(source)  # what cannot be converted cannot be put there
         what = f"{kind} of it is" if kind else "it is"
         there = f" (but {', '.join(f'--type {other}' for other in types)} is)" if types else ""
