@@ -19,7 +19,7 @@ from infer_os.convert.conversion_plan import ConversionPlan, PlannedTensor
 from infer_os.convert.gguf_writer import GgufOutput, complete_file, gguf_header
 from infer_os.convert.tokenizer import read_vocabulary
 from infer_os.convert.types import fitting_type, recipe_named, wanted_type
-from infer_os.models import describe
+from infer_os.models.architectures import describe
 from infer_os.models.catalog import find_model
 from infer_os.models.network import Network, Role
 from infer_os.native.ggml_types import ggml_type_named

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infer_os.models import describe
+from infer_os.models.architectures import describe
 
 #: Published settings of config.json.
 GEOMETRIES: dict[str, dict[str, Any]] = {

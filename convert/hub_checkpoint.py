@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from infer_os.files import new_file
-from infer_os.models import describe
+from infer_os.models.architectures import describe
 
 from .checkpoint import CONTAINERS, index_note, read_config, read_index
 from .errors import DownloadError, FileFormatError, OutputError, SourceError

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import infer_os
 from infer_os.cache import cache_folder
-from infer_os.models import describe
+from infer_os.models.architectures import describe
 from infer_os.models.network import MetadataValue, Network
 from infer_os.models.rotation import ROTATION, ROTATION_KEY, fold_rotation
 from infer_os.models.weight_types import Recipe

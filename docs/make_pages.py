@@ -18,7 +18,7 @@ import typer
 
 from infer_os.cli import app
 from infer_os.convert.weight_options import weight_options
-from infer_os.models import ARCHITECTURES, describe
+from infer_os.models.architectures import ARCHITECTURES, describe
 from infer_os.models.catalog import CATALOG, CatalogModel, find_model
 from infer_os.models.weight_types import RECIPES
 from infer_os.native.sampler_chain import FILTERS

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..convert.errors import SourceError
 from ..convert.weight_options import weight_options
-from ..models import describe
+from ..models.architectures import describe
 from ..models.catalog import CATALOG, CatalogModel, find_model
 from ..models.shape import ModelShape, network_shape
 from ..native.backend import kernel_status, repacking

@@ -13,7 +13,7 @@ from ..convert.hub import is_offline, list_repository, read_start
 from ..convert.plain_file import parse_object
 from ..convert.source import HubSource
 from ..convert.weight_options import weight_options
-from ..models import describe
+from ..models.architectures import describe
 from ..models.catalog import CatalogModel, find_model
 from ..models.shape import ModelShape, network_shape
 from ..native.backend import KernelStatus, kernel_status, repacking

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch_writer import write_torch
 
-from infer_os.models import describe
+from infer_os.models.architectures import describe
 
 _TOKENIZER = json.loads((TESTS / "reference" / "gpt2" / "tokenizer.json").read_text())
 #: Tokens of the tokenizer without those that only a tokenizer.json can add.

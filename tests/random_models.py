@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
-from infer_os.models import describe
+from infer_os.models.architectures import describe
 
 FAMILIES = ("gptj", "gpt_neox", "bloom", "gpt2")
 _REFERENCES = {"gptj": "gptj", "gpt_neox": "neox-parallel", "bloom": "bloom", "gpt2": "gpt2"}

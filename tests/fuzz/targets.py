@@ -26,7 +26,7 @@ from infer_os.convert.safetensors_file import SafetensorsFile
 from infer_os.convert.sentencepiece_file import read_sentencepiece
 from infer_os.convert.tokenizer import read_vocabulary
 from infer_os.convert.torch_file import TorchFile
-from infer_os.models import describe
+from infer_os.models.architectures import describe
 from infer_os.models.network import ConfigError
 from infer_os.native.errors import NativeError
 from infer_os.native.grammar import compiled

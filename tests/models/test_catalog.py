@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infer_os.models import describe
+from infer_os.models.architectures import describe
 from infer_os.models.catalog import CATALOG, CatalogModel, find_model, near_names, style_for
 from infer_os.models.styles import STYLES
 

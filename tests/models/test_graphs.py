@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from infer_os.models import ARCHITECTURES, architecture_of, describe
+from infer_os.models.architectures import ARCHITECTURES, architecture_of, describe
 from infer_os.models.catalog import CATALOG, CatalogModel
 from infer_os.models.graphs import (
     GRAPHS,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import REFERENCES
 
-from infer_os.models import describe
+from infer_os.models.architectures import describe
 from infer_os.models.network import Role
 from infer_os.models.rotation import fold_rotation, orthonormal
 

@@ -9,7 +9,7 @@ import pytest
 from helpers import REFERENCES, Converter
 
 from infer_os.convert.weight_options import weight_options
-from infer_os.models import describe
+from infer_os.models.architectures import describe
 from infer_os.models.catalog import find_model
 from infer_os.models.shape import ModelShape, network_shape
 from infer_os.native.context import Context, ContextParams
