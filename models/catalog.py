@@ -1,9 +1,9 @@
 """The catalog of known models: its place on the hub, its sizes, its draft partner.
 
 Pure data. ``CatalogModel.config`` spells a geometry as that model's ``config.json`` does, so that
-:func:`infer_os.models.architectures.describe` gives its network, and with it every size, before any
-download. Geometries are those of the published configs; the tests compare the parameters that follow from
-them with the published counts.
+:func:`infer_os.models.architectures.describe` gives its network, and with it every size, before
+any download. Geometries are those of the published configs; the tests compare the parameters that
+follow from them with the published counts.
 """
 
 from __future__ import annotations
