@@ -178,7 +178,7 @@ def test_no_file_outgrows_a_reader(source: str) -> None:
 def test_no_function_outgrows_a_screen(source: str) -> None:
     functions = [
         node
-        for node in ast.walk(ast.parse((REPOSITORY / source).read_text()))
+        for node in ast.walk(tree_of(source))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
     long = {f.name: lines for f in functions if (lines := lines_of(f)) > LONGEST_FUNCTION}
@@ -213,7 +213,7 @@ def lost_references(source: str, text: str) -> list[str]:
 def names_of(module: str) -> set[str]:
     """What a module defines at its top."""
     found = set()
-    for node in ast.parse((REPOSITORY / MODULES[module]).read_text()).body:
+    for node in tree_of(MODULES[module]).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             found.add(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
