@@ -189,7 +189,6 @@ def _run_conversion(shelf: Shelf, kind: str, report: Reporter) -> None:
 
 def _drop_older(shelf: Shelf, report: Reporter) -> None:
     """Remove conversions of a folder's earlier states, unless they are in use."""
-
     freed = 0
     for state in states(shelf.folder):
         if state == shelf.state:

@@ -23,15 +23,10 @@ from ..models.catalog import find_model
 
 #: The type of a model that is not yet cached: the default of ``convert``, and the fastest on a CPU.
 DEFAULT_TYPE = "q4_0"
-
-
+#: Held by whoever changes a model's place.
 LOCK = ".lock"
-
-
 #: Says where a converted folder was.
 ORIGIN = "source.txt"
-
-
 _HASHED = 16  # hexadecimal digits
 
 

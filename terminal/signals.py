@@ -16,8 +16,6 @@ from types import FrameType
 
 #: Signals that end a command cleanly, apart from Ctrl-C.
 ENDING = (signal.SIGTERM, signal.SIGHUP)
-
-
 #: Seconds until a signal whose exception was lost is sent again.
 _AGAIN_S = 0.02
 

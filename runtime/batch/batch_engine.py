@@ -26,7 +26,7 @@ from infer_os.sizes import size_text
 
 from ..plan.memory_plan import MemoryShortage, Plan
 from ..plan.shapes import header_shape
-from ..plan.step_rows import STOCK, UNBOUND
+from ..plan.step_rows import LEAST_ROWS, STOCK, UNBOUND
 from ..plan.use import N_BATCH
 from ..prepare import load_model
 from ..sampler import LlamaSampler
@@ -150,7 +150,7 @@ class BatchEngine(Owner):
 
     def _probe(self, n_seq: int) -> None:
         """A decode step of the first ``n_seq`` sequences, which hold nothing before and after."""
-        height = max(1, -(-8 // n_seq))
+        height = -(-LEAST_ROWS // n_seq)
         n = n_seq * height
         positions = np.tile(np.arange(height, dtype=np.int32), n_seq)
         sequences = np.repeat(np.arange(n_seq, dtype=np.int32), height)
@@ -253,7 +253,6 @@ class BatchEngine(Owner):
 
     def restart(self) -> None:
         """Cancel everything, forget what slots hold of prompts, and begin new statistics."""
-        self._running.abandon()
         self._running.close()
         self._running = Running(self._parts)
 

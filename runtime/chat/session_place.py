@@ -18,12 +18,8 @@ from infer_os.locks import try_lock
 from ..errors import SessionError
 
 _Stamp = tuple[int, int, int, int]
-
-
 #: The places that this process writes, by their locks; written to by one thread at a time.
 _HELD: dict[Path, SessionPlace] = {}
-
-
 _ONE_THREAD = RLock()
 
 

@@ -11,16 +11,10 @@ from dataclasses import dataclass
 
 #: From 8 rows on llama.cpp takes its tiled matrix kernels, from 2 on its blocked ones.
 LEAST_ROWS = 8
-
-
 #: Repacked weights take four rows at once, and the remainder by another kernel.
 ROWS_STEP = 4
-
-
 #: Sequences of a batch that can have guesses: with more, a step has no row to spare.
 MOST_GUESSING = LEAST_ROWS // 2
-
-
 #: From 64 rows of a sequence on it takes its tiled attention.
 MOST_ROWS_OF_SLOT = 56
 
@@ -36,8 +30,6 @@ class Bounds:
 
 #: The bounds within which llama.cpp's kernels compute a row alike, and those of our kernels.
 STOCK = Bounds(LEAST_ROWS, ROWS_STEP, MOST_ROWS_OF_SLOT)
-
-
 UNBOUND = Bounds(1, 1, 256)
 
 
