@@ -129,7 +129,7 @@ def grouped(**defaults: Any) -> Callable[[Command], Command]:
             if build is None:
                 parameters.append(parameter)
                 continue
-            own = options.sampler_parameters() if build is _sampling else _parameters(build)
+            own = options.SAMPLER_PARAMETERS if build is _sampling else _parameters(build)
             singles = tuple(
                 single.replace(default=defaults.get(single.name, single.default)) for single in own
             )
@@ -169,10 +169,11 @@ def _planned(records: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+@functools.cache  # the same records are options of many commands
+def _parameters(function: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
     """Its parameters with resolved annotations, keyword-only so that any order is valid."""
     hints = get_type_hints(function, include_extras=True)
-    return [
+    return tuple(
         parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
         for name, parameter in inspect.signature(function).parameters.items()
-    ]
+    )

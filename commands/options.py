@@ -207,11 +207,6 @@ DraftMax = Annotated[
 
 
 # ---- sampling
-def sampler_parameters() -> list[inspect.Parameter]:
-    """An option for each setting of the sampler that has one, as a parameter of a command."""
-    return [_sampler_parameter(row) for row in SAMPLER_SETTINGS.values() if row.option]
-
-
 def _sampler_parameter(row: SamplerSetting) -> inspect.Parameter:
     is_unset = row.default in (None, "")
     kind: Any = row.type | None if is_unset else row.type
@@ -227,6 +222,10 @@ def _sampler_parameter(row: SamplerSetting) -> inspect.Parameter:
     )
 
 
+#: An option for each setting of the sampler that has one, as a parameter of a command.
+SAMPLER_PARAMETERS = tuple(
+    _sampler_parameter(row) for row in SAMPLER_SETTINGS.values() if row.option
+)
 MaxTokens = Annotated[
     int,
     typer.Option(

@@ -159,8 +159,7 @@ class SamplingSettings:
     )
 
     def __post_init__(self) -> None:
-        kinds = {name: row.kind for name, row in SAMPLER_SETTINGS.items()}
-        check_fields(self, kinds, SettingsError)
+        check_fields(self, _SAMPLING, SettingsError)
         if self.seed == RANDOM_SEED:
             object.__setattr__(self, "seed", None)
         _check_constraint(self.constraints)
@@ -197,6 +196,7 @@ def _sampler_settings() -> Iterator[SamplerSetting]:
 
 #: Every setting of the sampler, by name, in the order of the options.
 SAMPLER_SETTINGS = {row.name: row for row in _sampler_settings()}
+_SAMPLING = {name: row.kind for name, row in SAMPLER_SETTINGS.items()}
 #: Those that say what the text must follow.
 CONSTRAINTS = tuple(name for name, row in SAMPLER_SETTINGS.items() if row.is_constraint)
 #: Those that are numbers and have an option.

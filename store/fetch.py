@@ -20,7 +20,7 @@ from ..convert.source import HubSource
 from ..files import write_file
 from ..sizes import size_text
 from .resolve import ModelWish, find_source, naming_near
-from .shelves import DEFAULT_TYPE, LOCK, ORIGIN, Shelf, remove_files, shelf_of, states, tidy
+from .shelves import LOCK, ORIGIN, Shelf, remove_files, shelf_of, states, tidy
 
 if TYPE_CHECKING:
     from ..runtime.settings import EngineSettings
@@ -55,7 +55,7 @@ def model_file(wish: ModelWish, settings: EngineSettings | None, report: Reporte
         _check_file(source, wish)
         return source
     shelf = shelf_of(source)
-    kind = wish.type or next(iter(shelf.types()), DEFAULT_TYPE)
+    kind = wish.type or shelf.usual_type()
     path = shelf.file(kind)
     damage = _damage(path)
     if path.exists() and damage is None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ..convert.errors import SourceError, UnknownModel, UnsupportedError
 from ..convert.source import HubSource, is_hub_id, is_revision
 from ..models.catalog import find_model, near_names
-from .shelves import DEFAULT_TYPE, shelf_of, titles
+from .shelves import shelf_of, titles
 
 if TYPE_CHECKING:
     from ..runtime.settings import Extra
@@ -57,7 +57,7 @@ def first_work(text: str, kind: str = "") -> frozenset[Extra]:
     if isinstance(source, Path) and not source.is_dir():
         return frozenset()
     shelf = shelf_of(source)
-    kind = kind or next(iter(shelf.types()), DEFAULT_TYPE)
+    kind = kind or shelf.usual_type()
     if shelf.file(kind).exists():
         return frozenset()
     return frozenset((Extra.CONVERSION if isinstance(source, Path) else Extra.DOWNLOAD,))

@@ -58,16 +58,19 @@ class Shelf:
         kinds = {type_of(path, self.name): path.stat().st_size for path in files}
         return sorted(kinds, key=lambda kind: (kind != DEFAULT_TYPE, -kinds[kind]))
 
+    def usual_type(self) -> str:
+        """The type to take where none is named: the first that is cached, else the default."""
+        return next(iter(self.types()), DEFAULT_TYPE)
+
 
 def shelf_of(source: HubSource | Path) -> Shelf:
     """Where the conversions of a model are kept; a folder must exist, since its files count."""
-    if isinstance(source, Path):
-        source = source.resolve()
     models = cache_folder() / "models"
     if isinstance(source, HubSource):
         # the hub allows no "--" in a name, nor a revision of "." or ".."
         folder = models / "hub" / source.repository.replace("/", "--")
         return Shelf(source, folder, source.revision.replace("/", "--"))
+    source = source.resolve()
     digest = hashlib.sha256(str(source).encode("utf-8", "surrogateescape")).hexdigest()
     folder = models / "folders" / f"{source.name}-{digest[:_HASHED]}"
     return Shelf(source, folder, _state_of(source))

@@ -82,10 +82,10 @@ def stoppable(stream: BinaryIO, stop: Stop | None) -> BinaryIO:
 
     Nothing may have been read of it.
     """
+    if stop is None:
+        return stream
     try:
         stream.fileno()
     except (OSError, AttributeError):
-        return stream
-    if stop is None:
         return stream
     return cast("BinaryIO", io.BufferedReader(StoppableRaw(stream, stop), _BUFFER))
