@@ -12,9 +12,9 @@
 
 #include "llama.h"
 
-// llama.h has no call for the bytes of a context's buffers: only a line of its log has them, rounded to
-// hundredths of a MiB. What follows is from llama.cpp's src/llama-ext.h, which is not installed, and
-// exported by the libllama of the version that this package pins. It is weak, so that a libllama
+// llama.h has no call for the bytes of a context's buffers: only a line of its log has them, rounded
+// to hundredths of a MiB. What follows is from llama.cpp's src/llama-ext.h, which is not installed,
+// and exported by the libllama of the version that this package pins. It is weak, so that a libllama
 // without it can be used, and what it returns is compared with what llama.h does say, so that one
 // with other fields gives an error.
 struct llama_memory_breakdown_data {

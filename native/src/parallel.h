@@ -1,7 +1,8 @@
-// The only place where threads of ours begin. Runs work on several threads, whatever the system has left: a thread that cannot be started, for
-// want of memory or of threads, leaves its share to the caller's, and what a share throws is thrown
-// again in the caller once all threads have ended. A std::thread that is unwound over while it runs,
-// or that lets an exception out, would end the process.
+// The only place where threads of ours begin. Runs work on several threads, whatever the system has
+// left: a thread that cannot be started, for want of memory or of threads, leaves its share to the
+// caller's, and what a share throws is thrown again in the caller once all threads have ended. A
+// std::thread that is unwound over while it runs, or that lets an exception out, would end the
+// process.
 #pragma once
 
 #include <atomic>
@@ -31,7 +32,8 @@ class Threads {
                 threads_.emplace_back(run, first);
             }
         } catch (...) {
-            // the system gives no more: std::system_error, or std::bad_alloc of the vector or of the thread
+            // the system gives no more: std::system_error, or std::bad_alloc of the vector or of
+            // the thread
         }
         return first;
     }
