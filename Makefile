@@ -79,15 +79,19 @@ types: $(VENV)/.installed-lint
 	    $(addprefix $(CURDIR)/,$(PACKAGES)) build/types/infer_os/
 	MYPYPATH=build/types $(BIN)/mypy -p infer_os
 
-# The kernels alone, under the address and undefined-behaviour sanitizers. cmake is the one of PyPI.
+# The kernels alone, under the address and undefined-behaviour sanitizers, and the thread sanitizer.
+# cmake is the one of PyPI.
 SITE = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 sanitize: $(VENV)/.installed-test
 	test -x $(BIN)/cmake || $(BIN)/python -m pip install --quiet "cmake>=3.21,<5"
-	$(BIN)/cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=Debug -DINFEROS_KERNELS_CHECK=ON \
-	    -DCMAKE_PREFIX_PATH=$(SITE) -DCMAKE_BUILD_RPATH=$(SITE)/llama_cpp/lib \
-	    -DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
-	$(BIN)/cmake --build build/sanitize --target kernels_check
-	LD_LIBRARY_PATH=$(SITE)/llama_cpp/lib build/sanitize/kernels_check
+	set -e; for kind in address,undefined thread; do \
+	    $(BIN)/cmake -S . -B build/sanitize-$$kind -DCMAKE_BUILD_TYPE=Debug \
+	        -DINFEROS_KERNELS_CHECK=ON -DCMAKE_PREFIX_PATH=$(SITE) \
+	        -DCMAKE_BUILD_RPATH=$(SITE)/llama_cpp/lib \
+	        -DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=$$kind -fno-sanitize-recover=all"; \
+	    $(BIN)/cmake --build build/sanitize-$$kind --target kernels_check; \
+	    LD_LIBRARY_PATH=$(SITE)/llama_cpp/lib build/sanitize-$$kind/kernels_check; \
+	done
 
 # Coverage-guided fuzzing of everything that reads a stranger's bytes, SECONDS for each target; what
 # runs find worth keeping stays in build/fuzz. Python needs atheris, which pip installs; C++ needs

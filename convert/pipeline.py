@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import infer_os
 from infer_os.cache import cache_folder
 from infer_os.models.architectures import describe
-from infer_os.models.network import MetadataValue, Network
+from infer_os.models.network import ERF_GELU, GELU_KEY, MetadataValue, Network
 from infer_os.models.rotation import ROTATION, ROTATION_KEY, fold_rotation
 from infer_os.models.weight_types import Recipe
 from infer_os.native.quantize import QuantizeStats
@@ -347,6 +347,7 @@ def _metadata(work: _Work) -> dict[str, MetadataValue]:
         **(_origin(work.hub) if work.hub else {}),
         **(_weights_origin(work.importance) if work.importance else {}),
         **({ROTATION_KEY: ROTATION} if work.settings.fold_rotation else {}),
+        **({GELU_KEY: ERF_GELU} if network.erf_gelu else {}),
         **{f"{network.graph}.{key}": value for key, value in network.metadata.items()},
     }
 

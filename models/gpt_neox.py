@@ -76,7 +76,7 @@ def describe(config: Mapping[str, Any]) -> Network:
         n_embd=n_embd,
         n_rot=n_rot,
         n_ctx=n_ctx,
-        notes=read.gelu_notes("hidden_act", default="gelu"),
+        erf_gelu=read.erf_gelu("hidden_act", default="gelu"),
     )
 
 

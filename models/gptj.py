@@ -74,7 +74,7 @@ def describe(config: Mapping[str, Any]) -> Network:
         n_embd=n_embd,
         n_rot=n_rot,
         n_ctx=n_ctx,
-        notes=read.gelu_notes("activation_function", default="gelu_new"),
+        erf_gelu=read.erf_gelu("activation_function", default="gelu_new"),
     )
 
 

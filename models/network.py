@@ -79,8 +79,8 @@ class Network:
     of the sources (including ``""`` if it may be missing). ``ignored`` are regular
     expressions for stored tensors that carry no weights (mask buffers, rotary tables, a second
     copy of a tied head). ``vocab_rows`` is the number of rows of the embedding, ``n_rot`` the
-    rotary dimensions of a head. ``notes`` say what users should know about differences between
-    the checkpoint and the graph.
+    rotary dimensions of a head. ``erf_gelu``: its GELU is the one by the error function, which
+    llama.cpp's own kernels compute by tanh (the two differ by less than 5e-4).
     """
 
     architecture: str
@@ -96,7 +96,12 @@ class Network:
     n_embd: int
     n_ctx: int
     n_rot: int = 0
-    notes: tuple[str, ...] = ()
+    erf_gelu: bool = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What users should know about differences between the checkpoint and the graph."""
+        return (_ERF_NOTE,) if self.erf_gelu else ()
 
     @property
     def n_params(self) -> int:
@@ -200,16 +205,17 @@ class ConfigReader:
             raise ConfigError(f"config.json: {keys[0]!r} is {value!r}; expected true or false")
         return value
 
-    def gelu_notes(self, *keys: str, default: str) -> tuple[str, ...]:
-        """Check that the activation is a GELU; a note if a different form is computed.
+    def erf_gelu(self, *keys: str, default: str) -> bool:
+        """Whether the activation is a GELU by the error function, and not by tanh.
 
-        llama.cpp computes the tanh form for every GELU; the erf form differs by less than 5e-4.
+        Raises:
+            ConfigError: it is no GELU.
         """
         value = self.find(*keys) or default
         if value in _TANH_GELUS:
-            return ()
+            return False
         if value == "gelu":
-            return ("activation: the checkpoint's erf GELU is computed in its tanh form",)
+            return True
         raise ConfigError(
             f"config.json: {keys[0]!r} is {value!r}; supported are "
             f"{', '.join((*_TANH_GELUS, 'gelu'))}"
@@ -239,6 +245,10 @@ class NetworkSizes:
         }
 
 
+#: Metadata key that tells our kernels which GELU the checkpoint has, and its value for erf.
+GELU_KEY, ERF_GELU = "inferos.gelu", "erf"
+
+_ERF_NOTE = "activation: llama.cpp's own kernels compute the erf GELU in its tanh form"
 _TANH_GELUS = ("gelu_fast", "gelu_new", "gelu_pytorch_tanh")
 
 

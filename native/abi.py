@@ -24,7 +24,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 #: The start of the SHA-256 of the header that this file was written for.
-HEADER_HASH: Final = "4b37b88f2aba19aa"
+HEADER_HASH: Final = "799d805d363cdbbe"
 
 
 class Status(IntEnum):

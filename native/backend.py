@@ -10,13 +10,17 @@ import functools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import llama_cpp
 
+from infer_os.models.network import ERF_GELU, GELU_KEY
+
 from .cpu import repacked_types, used_features
 from .ggml_types import ggml_types
-from .kv_state import KvGeometry
+from .gguf_file import GgufHeader
+from .kv_state import KvGeometry, kv_geometry
 from .layouts import Repacking, llama_layouts
 from .library import build_complaint, build_info, load_library
 from .logs import route_logs
@@ -24,8 +28,9 @@ from .logs import route_logs
 #: takes_attention of native/src/kernels/attention_op.cpp
 _CACHES = frozenset({"f16", "q8_0", "q4_0"})
 _BLOCK, _MOST_HEAD = 32, 256
+_TOKENS, _POSITIONS, _HEAD = "token_embd.weight", "position_embd.weight", "output.weight"
 #: what ``inferos_kernels_switch`` takes
-_NOTHING, _KERNELS, _KERNELS_AND_COLUMNS = 0, 1, 2
+_NOTHING, _KERNELS, _KERNELS_AND_COLUMNS, _WHOLE_GRAPH, _WHOLE_GRAPH_ERF = range(5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,44 @@ def own_kernels(status: KernelStatus, geometry: KvGeometry) -> OwnKernels | None
     )
 
 
+class OwnGraph(Enum):
+    """How much of a step our kernels compute."""
+
+    #: Products and attention of some types; llama.cpp's CPU backend the rest.
+    PARTS = "parts"
+    #: Every node.
+    WHOLE = "whole"
+    #: Every node, with a GELU by the error function, as the checkpoint has it.
+    WHOLE_ERF = "whole, erf"
+
+
+def own_graph(status: KernelStatus, header: GgufHeader, caches: Iterable[str]) -> OwnGraph:
+    """How much of a model's steps our kernels compute.
+
+    Args:
+        status: whether they run.
+        header: the model's.
+        caches: types of K and V.
+    """
+    own = own_kernels(status, kv_geometry(header))
+    if (
+        own is None
+        or not own.caches.issuperset(caches)
+        or not own.weights.issuperset(factor_types(header))
+    ):
+        return OwnGraph.PARTS
+    return OwnGraph.WHOLE_ERF if header.metadata.get(GELU_KEY) == ERF_GELU else OwnGraph.WHOLE
+
+
+def factor_types(header: GgufHeader) -> frozenset[str]:
+    """Types of the matrices that activations are multiplied with; others are looked up."""
+    names = {tensor.name for tensor in header.tensors}
+    looked_up = {_POSITIONS} | ({_TOKENS} if _HEAD in names else set())
+    return frozenset(
+        t.type.name for t in header.tensors if len(t.shape) > 1 and t.name not in looked_up
+    )
+
+
 def repacking(status: KernelStatus) -> Repacking:
     """What decides the layouts of a file's weights here."""
     return Repacking(llama_layouts().types, taken_types(status))
@@ -131,19 +174,31 @@ def layout_notes(kinds: Iterable[str], status: KernelStatus) -> tuple[str, ...]:
 
 
 @contextmanager
-def kernels_for(status: KernelStatus, c_params: Any, *, by_column: bool = False) -> Iterator[None]:
+def kernels_for(
+    status: KernelStatus,
+    c_params: Any,
+    *,
+    by_column: bool = False,
+    graph: OwnGraph = OwnGraph.PARTS,
+) -> Iterator[None]:
     """A context created inside, by this thread, has our kernels, or only llama.cpp's.
 
     Args:
         status: that of the model.
         c_params: the ``llama_context_params`` that it is created with.
         by_column: compute a few tokens as single ones are, see :class:`OwnKernels`.
+        graph: how much of a step they compute, see :func:`own_graph`.
     """
     switch = load_library().inferos_kernels_switch
     if status.in_use:
         # by default, llama.cpp drops it if a device other than the cache's computes it
         c_params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
-    switch(_NOTHING if not status.in_use else _KERNELS_AND_COLUMNS if by_column else _KERNELS)
+    if not status.in_use:
+        switch(_NOTHING)
+    elif graph is OwnGraph.PARTS:
+        switch(_KERNELS_AND_COLUMNS if by_column else _KERNELS)
+    else:
+        switch(_WHOLE_GRAPH_ERF if graph is OwnGraph.WHOLE_ERF else _WHOLE_GRAPH)
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import llama_cpp
 
-from .backend import kernels_for
+from .backend import kernels_for, own_graph
 from .cpu import possible_threads
 from .errors import ModelLoadError
 from .ggml_types import ggml_type_named
@@ -110,7 +110,8 @@ def new_context(
         params.cb_eval = observer.callback
         params.cb_eval_user_data = observer.user_data
     forget_complaints()
-    kernels = kernels_for(model.kernels, params, by_column=sizes.by_column)
+    graph = own_graph(model.kernels, model.header, {sizes.type_k, sizes.type_v})
+    kernels = kernels_for(model.kernels, params, by_column=sizes.by_column, graph=graph)
     with rotation(sizes.rotate) as rotates, kernels:
         pointer = llama_cpp.llama_init_from_model(model.pointer, params)
     if not pointer:

@@ -95,7 +95,8 @@ class LlamaEngine(Owner):
         self.rounding = rounding_of(header, settings.load, model.kernels)
         caches = ((stage.type_k, stage.type_v) for stage in plan.schedule.stages)
         self._threads = ThreadCount(
-            settings.n_threads, fixed=bool(settings.threads) or not self.rounding.is_own(caches)
+            settings.n_threads,
+            fixed=bool(settings.threads) or not self.rounding.may_take_threads_away(caches),
         )
         self.vocab = model.vocab
         # llama.cpp rounds the size of a cache up; only what was asked for is promised

@@ -1,9 +1,10 @@
 """How many threads compute while other programs also use the cores.
 
-Threads that compute an operation together wait for the last of them. One that has to share its
-core with another program holds up all of them, many times per token: two threads next to two busy
-programs on two cores are several hundred times slower than one. So a thread is only used if a
-core is free for it.
+Where llama.cpp computes a part of every step, with OpenMP's threads, all wait for the last of
+them. One that has to share its core with another program holds up all of them, many times per
+token: two threads next to two busy programs on two cores are several hundred times slower than
+one. So a thread is only used if a core is free for it. Where our kernels compute whole steps, their
+team waits for no thread that does not run (docs/kernels.md), and this is not needed.
 """
 
 from __future__ import annotations

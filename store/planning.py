@@ -16,7 +16,7 @@ from ..convert.weight_options import weight_options
 from ..models.architectures import describe
 from ..models.catalog import CatalogModel, find_model
 from ..models.shape import ModelShape, network_shape
-from ..native.backend import KernelStatus, kernel_status, repacking
+from ..native.backend import KernelStatus, kernel_status, repacking, taken_types
 from ..native.graph_check import read_model_header
 from ..native.layouts import Layouts, Repacking, llama_layouts
 from ..runtime.errors import SettingsError
@@ -103,12 +103,17 @@ class Recommendation:
 
 @dataclass(frozen=True, slots=True)
 class SystemReport:
-    """Everything that ``system`` says."""
+    """Everything that ``system`` says.
+
+    ``own_types``: models whose matrices are all of these types are computed by our kernels from end
+    to end, if their heads and caches are taken too.
+    """
 
     memory: Memory
     cpu: Cpu
     extensions: Extensions
     kernels: KernelStatus
+    own_types: frozenset[str]
     layouts: Layouts
     bandwidth: Bandwidth
     disk: Disk
@@ -270,6 +275,7 @@ def make_report() -> SystemReport:
         cpu=cpu,
         extensions=extensions,
         kernels=kernels,
+        own_types=taken_types(kernels),
         layouts=llama_layouts(),
         bandwidth=bandwidth,
         disk=read_disk(cache_folder()),

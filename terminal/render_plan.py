@@ -135,6 +135,7 @@ def system_json(report: SystemReport) -> dict[str, Any]:
             "used": list(report.extensions.used), "unused": list(report.extensions.unused),
         },
         "kernels": kernels_json(report.kernels),
+        "whole_steps": sorted(report.own_types),
         "layouts": {
             "types": sorted(report.layouts.types), "reason": report.layouts.reason or None,
         },
@@ -161,6 +162,13 @@ def system_json(report: SystemReport) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _whole_steps(report: SystemReport) -> str:
+    if not report.own_types:
+        return "none; llama.cpp computes everything"
+    kinds = " ".join(sorted(report.own_types))
+    return f"of models in {kinds}; of others llama.cpp computes a part"
+
+
 def show_system(report: SystemReport) -> None:
     """``system``: the machine line by line, then the ranking."""
     memory, cpu, size = report.memory, report.cpu, size_text
@@ -177,6 +185,7 @@ def show_system(report: SystemReport) -> None:
         ("llama.cpp uses", " ".join(report.extensions.used)),
         ("leaves unused", " ".join(report.extensions.unused) or "nothing that it knows"),
         ("own kernels", kernels_text(report.kernels)),
+        ("whole steps", _whole_steps(report)),
         ("llama.cpp's layouts", _layouts(report)),
         (
             "reads memory at",

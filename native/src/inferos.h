@@ -226,7 +226,9 @@ INFEROS_API const char * inferos_kernels_name(void);
 INFEROS_API int32_t inferos_kernels_takes(int32_t type);
 
 // Contexts that this thread creates from now on leave everything to llama.cpp (0), use the kernels
-// (1), or use them and compute products of other weights with a few columns as those with one (2).
+// (1), use them and compute products of other weights with a few columns as those with one (2), or
+// compute every node with them, for models that have only weights which they take (3; 4: whose GELU
+// is the one by the error function).
 INFEROS_API void inferos_kernels_switch(int32_t use);
 
 // Columns of such a product at most, and whether weights of a ggml_type have them.

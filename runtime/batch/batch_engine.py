@@ -136,7 +136,7 @@ class BatchEngine(Owner):
         # where our own kernels compute everything, any step computes a row alike
         alike = rounding.rows_alike(types, self.n_ctx)
         bounds = UNBOUND if alike > N_BATCH else STOCK
-        is_fixed = bool(settings.threads) or not rounding.is_own([types])
+        is_fixed = bool(settings.threads) or not rounding.may_take_threads_away([types])
         guesses = None
         if settings.draft != "none":
             guesses = Guesses(

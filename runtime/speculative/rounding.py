@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from infer_os.models.weight_types import TENSOR_TYPES
-from infer_os.native.backend import KernelStatus, OwnKernels, own_kernels
+from infer_os.native.backend import KernelStatus, OwnKernels, factor_types, own_kernels
 from infer_os.native.gguf_file import GgufHeader
 from infer_os.native.kv_state import kv_geometry
 
@@ -33,7 +33,7 @@ class Rounding:
     """The properties of a loaded model that decide how a batch rounds.
 
     Args:
-        weight_types: of the matrices.
+        weight_types: of the matrices that activations are multiplied with.
         load: the load mode; copies in another layout have other kernels.
         own: what our own kernels compute, if they are in use.
     """
@@ -61,13 +61,15 @@ class Rounding:
             return f"a KV cache in {'/'.join(dict.fromkeys(cache_types))} of over 256 tokens"
         return ""
 
-    def is_own(self, caches: Iterable[tuple[str, str]]) -> bool:
-        """Whether attention is ours with each of these types of K and V.
+    def may_take_threads_away(self, caches: Iterable[tuple[str, str]]) -> bool:
+        """Whether to compute with fewer threads while other programs are busy.
 
-        Then a token's logits do not depend on the number of threads either: llama.cpp's attention
-        shares the cells of one token out over them.
+        ``caches`` are pairs of types of K and V. Where attention is ours, a token's logits do not
+        depend on the number of threads: llama.cpp's shares the cells of one token out over them.
+        Where all weights are ours too, the threads wait for none that does not run, and all stay.
         """
-        return self.own is not None and all(self.own.caches.issuperset(kv) for kv in caches)
+        own = self.own is not None and all(self.own.caches.issuperset(kv) for kv in caches)
+        return own and bool(self._left)
 
     @property
     def _left(self) -> frozenset[str]:
@@ -99,5 +101,4 @@ def rounding_of(header: GgufHeader, load: str, kernels: KernelStatus) -> Roundin
         load: the load mode.
         kernels: what the loaded model says of our own.
     """
-    matrices = frozenset(t.type.name for t in header.tensors if len(t.shape) > 1)
-    return Rounding(matrices, load, own_kernels(kernels, kv_geometry(header)))
+    return Rounding(factor_types(header), load, own_kernels(kernels, kv_geometry(header)))

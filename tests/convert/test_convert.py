@@ -28,6 +28,7 @@ from infer_os.convert import blocks
 from infer_os.convert.pipeline import convert
 from infer_os.convert.report import ConversionReport
 from infer_os.convert.settings import ConvertSettings
+from infer_os.models.network import ERF_GELU, GELU_KEY
 from infer_os.native.gguf_file import GgufArray, GgufHeader, read_gguf_header
 from infer_os.native.model import LlamaModel
 
@@ -360,6 +361,12 @@ def test_the_model_type_names_the_architecture_where_the_config_does_not(
 def test_an_erf_gelu_is_noted(tmp_path: Path, checkpoint: Path) -> None:
     set_config(checkpoint, hidden_act="gelu")
     assert any("erf" in note for note in run(checkpoint, tmp_path / "m.gguf").notes)
+    assert read_gguf_header(tmp_path / "m.gguf").metadata[GELU_KEY] == ERF_GELU
+
+
+def test_a_tanh_gelu_is_not(tmp_path: Path, checkpoint: Path) -> None:
+    assert not run(checkpoint, tmp_path / "m.gguf").notes
+    assert GELU_KEY not in read_gguf_header(tmp_path / "m.gguf").metadata
 
 
 # ---- vocabulary

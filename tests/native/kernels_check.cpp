@@ -16,6 +16,7 @@
 #include "ggml.h"
 #include "kernels.h"
 #include "mul_mat.h"
+#include "team.h"
 
 namespace inferos::kernels {
 const Variant * variant_avx512vl();
@@ -52,7 +53,7 @@ std::vector<uint8_t> random_bytes(size_t n) {
 std::vector<uint8_t> random_rows(const WeightType & type, int64_t n_rows, int64_t n_per_row) {
     auto bytes =
         random_bytes(static_cast<size_t>(n_rows * n_per_row / type.unit_values * type.unit_bytes));
-    const size_t at = type.type == GGML_TYPE_Q6_K ? 208 : 0;
+    const size_t at = type.type == GGML_TYPE_Q6_K ? 208 : type.type == GGML_TYPE_Q3_K ? 108 : 0;
     for (size_t i = 0; i < bytes.size(); i += static_cast<size_t>(type.unit_bytes)) {
         for (size_t j = 0; j < (type.unit_values == 256 && at == 0 ? 4 : 2); j += 2) {
             const ggml_fp16_t half = ggml_fp32_to_fp16(0.01f * normal());
@@ -238,6 +239,132 @@ void check_softmax(const Variant & variant, int64_t n_masked) {
     }
 }
 
+// Row operations against double precision; `wanted` is of row i's value j.
+template <class Wanted>
+void check_rows(const char * what, const Variant & variant, const std::vector<float> & got,
+                double tolerance, Wanted wanted) {
+    double worst = 0;
+    for (size_t i = 0; i < got.size(); i++) {
+        const double exact = wanted(i);
+        worst              = std::max(worst, std::fabs(got[i] - exact) / (1e-3 + std::fabs(exact)));
+    }
+    check(worst < tolerance, what, variant.name, static_cast<int64_t>(got.size()), 0, 0);
+}
+
+void check_row_kernels(const Variant & variant, int64_t n) {
+    const RowKernels & rows = variant.rows_of_floats;
+    const auto         size = static_cast<size_t>(n);
+    std::vector<float> x(size), b(size), y(size);
+    double             mean = 0, squares = 0;
+    for (size_t i = 0; i < size; i++) {
+        x[i] = 3.0f * normal();
+        b[i] = normal();
+        mean += x[i] / static_cast<double>(n);
+    }
+    for (const float value : x) {
+        squares += (value - mean) * (value - mean) / static_cast<double>(n);
+    }
+    rows.norm(n, x.data(), 1e-5f, y.data());
+    check_rows("norm", variant, y, 1e-4,
+               [&](size_t i) { return (x[i] - mean) / std::sqrt(squares + 1e-5); });
+    rows.add(n, x.data(), b.data(), y.data());
+    check_rows("add", variant, y, 1e-6, [&](size_t i) { return double(x[i]) + b[i]; });
+    rows.mul(n, x.data(), b.data(), y.data());
+    check_rows("mul", variant, y, 1e-6, [&](size_t i) { return double(x[i]) * b[i]; });
+    rows.scale(n, x.data(), 0.25f, 1.5f, y.data());
+    check_rows("scale", variant, y, 1e-6, [&](size_t i) { return x[i] * 0.25 + 1.5; });
+    rows.gelu(n, x.data(), y.data());
+    check_rows("gelu", variant, y, 1e-5, [&](size_t i) {
+        const double v = x[i];
+        return v / (1 + std::exp(-2 * 0.7978845608028654 * (v + 0.044715 * v * v * v)));
+    });
+    rows.gelu_erf(n, x.data(), y.data());
+    check_rows("gelu_erf", variant, y, 1e-5,
+               [&](size_t i) { return 0.5 * x[i] * std::erfc(-x[i] / 1.4142135623730951); });
+    rows.rotate(n / 2, x.data(), b.data(), b.data() + n / 2, y.data());
+    check_rows("rotate", variant, y, 1e-3, [&](size_t i) {
+        const size_t h = size / 2, j = i % h;
+        return i < h ? double(x[j]) * b[j] - double(x[j + h]) * b[j + h]
+                     : double(x[j]) * b[j + h] + double(x[j + h]) * b[j];
+    });
+    rows.hadamard(n, x.data(), y.data());
+    check_rows("hadamard", variant, y, 1e-2, [&](size_t i) {
+        double sum = 0;
+        for (size_t j = 0; j < size; j++) {
+            sum += __builtin_parityll(i & j) ? -x[j] : x[j];
+        }
+        return sum / std::sqrt(static_cast<double>(n));
+    });
+}
+
+// Every piece is computed once, and none of the next phase before all of this one.
+void check_team(int n_members) {
+    constexpr int64_t    n    = 997;
+    Team &               team = Team::of_this_thread();
+    std::vector<int32_t> first(n), second(n);
+    for (int call = 0; call < 200; call++) {
+        Pieces     one(n, n_members), two(n, n_members, 3);
+        const auto work = [&](const Member & me) {
+            one.run(me, [&](int64_t i) { first[size_t(i)]++; });
+            two.run(me, [&](int64_t i) { second[size_t(i)] += first[size_t(n - 1 - i)] - call; });
+        };
+        team.call(n_members, false, work);
+    }
+    bool good = true;
+    for (size_t i = 0; i < size_t(n); i++) {
+        good = good && first[i] == 200 && second[i] == 200;
+    }
+    check(good && !team.is_called_off(), "team", "of", n_members, 0, 0);
+}
+
+// Whoever waits for pieces that nobody will compute returns.
+void check_calling_off(int n_members) {
+    Team & team = Team::of_this_thread();
+    for (int call = 0; call < 50; call++) {
+        Pieces     pieces(100, n_members, 1);
+        const auto work = [&](const Member & me) {
+            if (me.index == 0) {
+                me.team.call_off();
+                return;
+            }
+            int64_t i = 0, end = 0;
+            if (pieces.claim(me, i, end)) {
+                pieces.wait(me);
+            }
+        };
+        team.call(n_members, false, work);
+        check(team.is_called_off(), "called off", "by", n_members, call, 0);
+    }
+    check_team(n_members);
+}
+
+void check_attendance() {
+    constexpr int64_t ms = 1'000'000;
+    Attendance        attendance;
+    int64_t           now             = 0;
+    const auto        calls_until_out = [&](int64_t waited) {
+        int n = 0;
+        for (; attendance.is_called(now) && n < 10'000; n++) {
+            now += ms;
+            attendance.note(now, ms, waited);
+        }
+        return n;
+    };
+    check(calls_until_out(ms / 10) == 10'000, "attendance", "a tenth", 0, 0, 0);
+    check(calls_until_out(ms / 2) < 20, "attendance", "half", 0, 0, 0);
+    int64_t pauses[3] = {};
+    for (auto & pause : pauses) {  // it comes back, and goes for longer each time
+        const int64_t left = now;
+        while (!attendance.is_called(now)) {
+            now += ms;
+        }
+        pause = now - left;
+        calls_until_out(ms / 2);
+    }
+    check(pauses[0] < pauses[1] && pauses[1] < pauses[2], "attendance", "pauses", pauses[0],
+          pauses[1], pauses[2]);
+}
+
 }  // namespace
 
 int main(int argc, char ** argv) {
@@ -271,6 +398,9 @@ int main(int argc, char ** argv) {
         for (const int64_t n_masked : {0, 1, 3, 37, 128}) {
             check_softmax(variant, n_masked);
         }
+        for (const int64_t length : {16, 64, 1024}) {
+            check_row_kernels(variant, length);
+        }
         for (const int k_type : {GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_F16}) {
             for (const int v_type : {GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_F16}) {
                 check_attention(variant, k_type, v_type, 64, 1, 300, 1);
@@ -281,6 +411,12 @@ int main(int argc, char ** argv) {
         }
         std::printf("%s: checked\n", variant.name);
     }
+    check_attendance();
+    for (const int n_members : {1, 2, 3, 7}) {
+        check_team(n_members);
+        check_calling_off(n_members);
+    }
+    std::printf("the team: checked\n");
     if (n == 0) {
         std::printf("no variant runs: %s\n", missing_features());
     }

@@ -16,10 +16,13 @@ from infer_os.native.abi import Status, inferos_mul_mat
 from infer_os.native.ggml_types import ggml_type_named
 from infer_os.native.library import load_library
 
-TYPES = ("q4_0", "q8_0", "q4_k", "q5_k", "q6_k")
+TYPES = ("q4_0", "q8_0", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl")
 VARIANTS = ("avx2", "avxvnni", "avx512vnni", "neon")
 #: Bytes of a block of each type that hold float16 numbers.
-HALVES = {"q4_0": (0,), "q8_0": (0,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,)}
+HALVES = {
+    "q4_0": (0,), "q8_0": (0,), "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,),
+    "iq4_nl": (0,),
+}  # fmt: skip
 
 
 def product(

@@ -15,8 +15,10 @@ def files_with(pattern: str) -> set[str]:
     return {path.name for path in FILES if re.search(pattern, path.read_text())}
 
 
-def test_threads_begin_in_one_place() -> None:
-    assert files_with(r"std::(thread|jthread|async)\b|pthread_create") == {"parallel.h"}
+def test_threads_begin_in_two_places() -> None:
+    """Those that come and go with a piece of work, and the team of the kernels."""
+    found = files_with(r"std::(thread|jthread|async)\b|pthread_create")
+    assert found == {"parallel.h", "team.cpp"}
 
 
 def test_one_place_asks_what_the_cpu_can_run() -> None:

@@ -227,83 +227,121 @@ bool takes_attention(const Variant & variant, const ggml_tensor * op) {
            op->src[4] == nullptr && parameters_of(op).softcap == 0.0f;
 }
 
-bool compute_attention(const Variant & variant, const ggml_tensor * op, int n_threads,
-                       Scratch & scratch) {
-    const Attention attention(variant, op);
-    const int64_t   n_units = attention.n_units(), n_parts = attention.n_parts();
-    const bool      split  = n_parts > 1 && n_units < kUnitsEach * n_threads;
-    const size_t    n_seen = split ? static_cast<size_t>(n_units * n_parts * kTile) : 0;
-    uint8_t *       memory = nullptr;
-    try {
-        memory = scratch.get(static_cast<size_t>(n_threads) * sizeof(Desk) + n_seen * sizeof(Seen));
-    } catch (const std::bad_alloc &) {
-        return false;
+namespace {
+
+class AttentionOperation final : public Operation {
+  public:
+    AttentionOperation(const Variant & variant, const ggml_tensor * op, int n_members)
+        : AttentionOperation(Attention(variant, op), n_members) {}
+
+    void place(uint8_t * scratch) override {
+        desks_ = reinterpret_cast<Desk *>(scratch);
+        parts_ = reinterpret_cast<Seen *>(scratch + static_cast<size_t>(n_members_) * sizeof(Desk));
     }
-    auto * desks = reinterpret_cast<Desk *>(memory);
-    auto * parts = reinterpret_cast<Seen *>(memory + static_cast<size_t>(n_threads) * sizeof(Desk));
-    Queue  units(split ? n_units * n_parts : n_units, n_threads, 1);
-    Queue  merges(split ? n_units : 0, n_threads, 1);
+
+    void work(const Member & me) override {
+        see_units(me, desks_[me.index]);
+        units_.wait(me);
+        if (split_ && !me.team.is_called_off()) {
+            merges_.run(me, [&](int64_t unit) { merge_parts(unit, desks_[me.index]); });
+        }
+    }
+
+  private:
+    AttentionOperation(const Attention & attention, int n_members)
+        : AttentionOperation(attention, n_members,
+                             attention.n_parts() > 1 &&
+                                 attention.n_units() < kUnitsEach * n_members) {}
+    AttentionOperation(const Attention & attention, int n_members, bool split)
+        : Operation(
+              static_cast<size_t>(n_members) * sizeof(Desk) +
+              (split ? static_cast<size_t>(attention.n_units() * attention.n_parts() * kTile) : 0) *
+                  sizeof(Seen)),
+          attention_(attention), n_members_(n_members), n_units_(attention.n_units()),
+          n_parts_(attention.n_parts()), split_(split),
+          units_(split ? n_units_ * n_parts_ : n_units_, n_members, 1),
+          merges_(split ? n_units_ : 0, n_members, 1) {}
 
     // a unit's parts in turn, or parts of any unit
-    const auto following = [&](const Step & step) -> Step {
-        if (!split && step.is_any && step.part + 1 < n_parts) {
+    Step following(const Member & me, const Step & step) {
+        if (!split_ && step.is_any && step.part + 1 < n_parts_) {
             return {step.unit, step.part + 1, true};
         }
         int64_t    first = 0, end = 0;
-        const bool got = units.claim(first, end);
-        return split ? Step{first % n_units, first / n_units, got} : Step{first, 0, got};
-    };
+        const bool got = units_.claim(me, first, end);
+        return split_ ? Step{first % n_units_, first / n_units_, got} : Step{first, 0, got};
+    }
 
-#pragma omp parallel num_threads(n_threads)
-    {
-        int thread = 0, count = 1;
-        team_place(thread, count);
-        Desk &   desk    = desks[thread];
+    void see_units(const Member & me, Desk & desk) {
         Reading *reading = &desk.readings[0], *coming = &desk.readings[1];
-        Step     step = following({});
+        Step     step = following(me, {});
         if (step.is_any) {
-            attention.look_up(step, *reading);
+            attention_.look_up(step, *reading);
             for (int64_t i = 0; i < reading->ahead(); i++) {
                 reading->fetch(i, nullptr);
             }
         }
         while (step.is_any) {
-            const Step next = following(step);
+            const Step next = following(me, step);
             if (next.is_any) {
-                attention.look_up(next, *coming);
+                attention_.look_up(next, *coming);
             }
-            const Reading * fetched = next.is_any ? coming : nullptr;
-            if (split || step.part == 0) {
-                attention.read_queries(reading->tile, desk);
-                Attention::forget(desk.seen);
-            }
-            if (split) {
-                attention.see_part(*reading, fetched, desk,
-                                   parts + (step.unit * n_parts + step.part) * kTile);
-            } else {
-                attention.see_part(*reading, fetched, desk, desk.part);
-                attention.merge(reading->tile, desk.seen, desk.part);
-                if (step.part + 1 == n_parts) {
-                    attention.write(reading->tile, desk.seen);
-                }
+            see(step, *reading, next.is_any ? coming : nullptr, desk);
+            if (split_ || step.part + 1 == n_parts_) {
+                units_.finish(me, 1);
             }
             std::swap(reading, coming);
             step = next;
         }
-        if (split) {
-#pragma omp barrier
-        }
-        int64_t first = 0, end = 0;
-        while (merges.claim(first, end)) {
-            const Tile tile = attention.tile(first);
+    }
+
+    void see(const Step & step, const Reading & reading, const Reading * next, Desk & desk) {
+        if (split_ || step.part == 0) {
+            attention_.read_queries(reading.tile, desk);
             Attention::forget(desk.seen);
-            for (int64_t part = 0; part < n_parts; part++) {
-                attention.merge(tile, desk.seen, parts + (first * n_parts + part) * kTile);
-            }
-            attention.write(tile, desk.seen);
+        }
+        if (split_) {
+            attention_.see_part(reading, next, desk,
+                                parts_ + (step.unit * n_parts_ + step.part) * kTile);
+            return;
+        }
+        attention_.see_part(reading, next, desk, desk.part);
+        attention_.merge(reading.tile, desk.seen, desk.part);
+        if (step.part + 1 == n_parts_) {
+            attention_.write(reading.tile, desk.seen);
         }
     }
-    return true;
+
+    void merge_parts(int64_t unit, Desk & desk) {
+        const Tile tile = attention_.tile(unit);
+        Attention::forget(desk.seen);
+        for (int64_t part = 0; part < n_parts_; part++) {
+            attention_.merge(tile, desk.seen, parts_ + (unit * n_parts_ + part) * kTile);
+        }
+        attention_.write(tile, desk.seen);
+    }
+
+    const Attention attention_;
+    const int       n_members_;
+    const int64_t   n_units_, n_parts_;
+    const bool      split_;
+    Desk *          desks_ = nullptr;
+    Seen *          parts_ = nullptr;
+    Pieces          units_;
+    Pieces          merges_;
+};
+
+}  // namespace
+
+Operation * make_attention(const Variant & variant, const ggml_tensor * op, int n_members,
+                           Arena & arena) {
+    return arena.make<AttentionOperation>(variant, op, n_members);
+}
+
+bool compute_attention(const Variant & variant, const ggml_tensor * op, int n_members,
+                       Scratch & scratch) {
+    AttentionOperation attention(variant, op, n_members);
+    return compute_alone(attention, n_members, scratch);
 }
 
 }  // namespace inferos::kernels

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels.h"
-#include "team.h"
+#include "operation.h"
 
 struct ggml_tensor;
 
@@ -11,8 +11,11 @@ namespace inferos::kernels {
 // Whether this node's types and shapes have kernels. Depends on nothing else.
 bool takes_attention(const Variant & variant, const ggml_tensor * op);
 
-// False: no memory.
-bool compute_attention(const Variant & variant, const ggml_tensor * op, int n_threads,
+Operation * make_attention(const Variant & variant, const ggml_tensor * op, int n_members,
+                           Arena & arena);
+
+// One alone. False: no memory.
+bool compute_attention(const Variant & variant, const ggml_tensor * op, int n_members,
                        Scratch & scratch);
 
 }  // namespace inferos::kernels

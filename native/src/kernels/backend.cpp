@@ -6,8 +6,10 @@
 // while this thread has the kernels switched off gets a backend of one that claims nothing, and where
 // a few columns are to be computed as single ones are, of one that claims these products as well. So
 // what a backend claims never changes, and llama.cpp may reuse its graphs.
+#include <algorithm>
 #include <cstring>
 #include <new>
+#include <vector>
 
 #include <dlfcn.h>
 
@@ -18,21 +20,38 @@
 #include "inferos.h"
 #include "kernels.h"
 #include "mul_mat.h"
+#include "row_chain.h"
 
 namespace inferos::kernels {
 namespace {
 
-struct Instance {
-    int                 n_threads  = 1;
-    ggml_abort_callback abort      = nullptr;
-    void *              abort_data = nullptr;
-    Scratch             scratch;
+// What the contexts that this thread creates use, see inferos_kernels_switch.
+enum class Use : int32_t {
+    kNothing           = 0,
+    kKernels           = 1,
+    kKernelsAndColumns = 2,
+    kWholeGraph        = 3,
+    kWholeGraphErf     = 4,
 };
 
-// What the contexts that this thread creates use, see inferos_kernels_switch.
-enum class Use : int32_t { kNothing = 0, kKernels = 1, kKernelsAndColumns = 2 };
+bool is_whole(Use use) {
+    return use == Use::kWholeGraph || use == Use::kWholeGraphErf;
+}
 
 thread_local Use use_of_new = Use::kKernels;
+
+struct Instance {
+    explicit Instance(Use its_use) : use(its_use) {}
+
+    const Use                use;
+    int                      n_threads  = 1;
+    ggml_abort_callback      abort      = nullptr;
+    void *                   abort_data = nullptr;
+    Arena                    arena;
+    Scratch                  scratch;
+    std::vector<Operation *> operations;
+    std::vector<Turns>       turns;  // of every member
+};
 
 Instance & instance_of(abi::Backend * backend) {
     return *static_cast<Instance *>(backend->context);
@@ -72,7 +91,7 @@ bool takes_columns(const ggml_tensor * op) {
            has_dot_product(w->type) && w->nb[0] == ggml_type_size(w->type);
 }
 
-bool compute_mul_mat(const ggml_tensor * op, Instance & instance) {
+Operation * make_product(const ggml_tensor * op, Instance & instance) {
     const ggml_tensor * w   = op->src[0];
     const ggml_tensor * x   = op->src[1];
     const MulMat        job = {
@@ -87,14 +106,26 @@ bool compute_mul_mat(const ggml_tensor * op, Instance & instance) {
         x->ne[1],
     };
     if (!takes_mul_mat(op)) {
-        return mul_columns(w->type, job, instance.n_threads, instance.scratch);
+        return instance.arena.make<Columns>(w->type, job, instance.n_threads);
     }
-    return mul_mat(*best_variant(), *weight_type_of(w), job, instance.n_threads, instance.scratch);
+    return instance.arena.make<Product>(*best_variant(), *weight_type_of(w), job,
+                                        instance.n_threads);
 }
 
-bool is_no_operation(enum ggml_op op) {
-    return op == GGML_OP_NONE || op == GGML_OP_RESHAPE || op == GGML_OP_VIEW ||
-           op == GGML_OP_PERMUTE || op == GGML_OP_TRANSPOSE;
+// The operation of the first of these nodes, and perhaps of more; null: none of ours.
+Operation * make_operation(ggml_tensor * const * nodes, int n_nodes, Instance & instance,
+                           int & n_taken) {
+    const ggml_tensor * first = nodes[0];
+    n_taken                   = 1;
+    if (first->op == GGML_OP_FLASH_ATTN_EXT) {
+        return make_attention(*best_variant(), first, instance.n_threads, instance.arena);
+    }
+    if (takes_row_operation(first)) {
+        const RowSettings settings = {best_variant()->rows_of_floats, instance.turns.data(),
+                                      instance.n_threads, instance.use == Use::kWholeGraphErf};
+        return make_row_chain(settings, nodes, n_nodes, instance.arena, n_taken);
+    }
+    return first->op == GGML_OP_MUL_MAT ? make_product(first, instance) : nullptr;
 }
 
 // ---- the backend
@@ -108,32 +139,56 @@ void backend_free(abi::Backend * backend) {
     delete backend;
 }
 
-enum ggml_status backend_compute(abi::Backend * backend, ggml_cgraph * graph) {
-    Instance & instance = instance_of(backend);
-    const int  n        = ggml_graph_n_nodes(graph);
-    for (int i = 0; i < n; i++) {
-        ggml_tensor * node = ggml_graph_node(graph, i);
-        if (is_no_operation(node->op) || (node->flags & GGML_TENSOR_FLAG_COMPUTE) == 0 ||
-            ggml_is_empty(node)) {
+// The operations of a graph in their order, with memory to work in.
+enum ggml_status prepare(ggml_cgraph * graph, Instance & instance) {
+    instance.operations.clear();
+    instance.arena.clear();
+    instance.turns.resize(static_cast<size_t>(instance.n_threads));
+    ggml_tensor ** nodes     = ggml_graph_nodes(graph);
+    const int      n         = ggml_graph_n_nodes(graph);
+    size_t         n_scratch = 0;
+    for (int i = 0, n_taken = 1; i < n; i += n_taken) {
+        n_taken = 1;
+        if (is_without_work(nodes[i])) {
             continue;
         }
-        if (instance.abort != nullptr && instance.abort(instance.abort_data)) {
-            return GGML_STATUS_ABORTED;
+        Operation * operation = make_operation(nodes + i, n - i, instance, n_taken);
+        if (operation == nullptr) {
+            return GGML_STATUS_FAILED;
         }
-        bool done = false;
-        switch (node->op) {
-            case GGML_OP_MUL_MAT: done = compute_mul_mat(node, instance); break;
-            case GGML_OP_FLASH_ATTN_EXT:
-                done =
-                    compute_attention(*best_variant(), node, instance.n_threads, instance.scratch);
-                break;
-            default: return GGML_STATUS_FAILED;
-        }
-        if (!done) {
-            return GGML_STATUS_ALLOC_FAILED;
-        }
+        instance.operations.push_back(operation);
+        n_scratch = std::max(n_scratch, operation->scratch_bytes());
+    }
+    uint8_t * scratch = instance.scratch.get(n_scratch);
+    for (Operation * operation : instance.operations) {
+        operation->place(scratch);
     }
     return GGML_STATUS_SUCCESS;
+}
+
+enum ggml_status backend_compute(abi::Backend * backend, ggml_cgraph * graph) {
+    Instance & instance = instance_of(backend);
+    try {
+        if (const auto status = prepare(graph, instance); status != GGML_STATUS_SUCCESS) {
+            return status;
+        }
+    } catch (const std::bad_alloc &) {
+        return GGML_STATUS_ALLOC_FAILED;
+    }
+    const auto work = [&instance](const Member & me) {
+        for (Operation * operation : instance.operations) {
+            if (me.index == 0 && instance.abort != nullptr && instance.abort(instance.abort_data)) {
+                me.team.call_off();
+            }
+            if (me.team.is_called_off()) {
+                return;
+            }
+            operation->work(me);
+        }
+    };
+    Team & team = Team::of_this_thread();
+    team.call(instance.n_threads, !is_whole(instance.use), work);
+    return team.is_called_off() ? GGML_STATUS_ABORTED : GGML_STATUS_SUCCESS;
 }
 
 // ---- the devices
@@ -167,8 +222,16 @@ bool device_supports_op(abi::Device *, const ggml_tensor * op) {
     switch (op->op) {
         case GGML_OP_MUL_MAT: return takes_mul_mat(op);
         case GGML_OP_FLASH_ATTN_EXT: return takes_attention(*best_variant(), op);
-        default: return is_no_operation(op->op);
+        case GGML_OP_NONE:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_VIEW:
+        case GGML_OP_PERMUTE:
+        case GGML_OP_TRANSPOSE: return true;
+        default: return false;
     }
+}
+bool whole_supports_op(abi::Device * device, const ggml_tensor * op) {
+    return device_supports_op(device, op) || takes_row_operation(op);
 }
 bool columns_supports_op(abi::Device * device, const ggml_tensor * op) {
     return device_supports_op(device, op) || (op->op == GGML_OP_MUL_MAT && takes_columns(op));
@@ -201,10 +264,13 @@ abi::Device make_device(decltype(abi::DeviceCalls::supports_op) supports_op) {
 abi::Device * device_for(Use use) {
     static abi::Device active  = make_device(device_supports_op);
     static abi::Device columns = make_device(columns_supports_op);
+    static abi::Device whole   = make_device(whole_supports_op);
     static abi::Device idle    = make_device(idle_supports_op);
     switch (use) {
         case Use::kNothing: return &idle;
         case Use::kKernelsAndColumns: return &columns;
+        case Use::kWholeGraph:
+        case Use::kWholeGraphErf: return &whole;
         default: return &active;
     }
 }
@@ -213,7 +279,7 @@ abi::Backend * init_backend(abi::Device *, const char *) {
     static ggml_guid guid     = {0x69, 0x6e, 0x66, 0x65, 0x72, 0x2d, 0x6f, 0x73,
                                  0x2d, 0x6b, 0x65, 0x72, 0x6e, 0x65, 0x6c, 0x73};
     auto *           backend  = new (std::nothrow) abi::Backend{};
-    auto *           instance = new (std::nothrow) Instance;
+    auto *           instance = new (std::nothrow) Instance(use_of_new);
     if (backend == nullptr || instance == nullptr) {
         delete backend;
         delete instance;
@@ -232,7 +298,7 @@ abi::Backend * init_backend(abi::Device *, const char *) {
 
 void set_n_threads(ggml_backend_t backend, int n_threads) {
     instance_of(reinterpret_cast<abi::Backend *>(backend)).n_threads =
-        n_threads < 1 ? 1 : n_threads;
+        std::clamp(n_threads, 1, Team::kMostMembers);
 }
 void set_abort_callback(ggml_backend_t backend, ggml_abort_callback callback, void * data) {
     Instance & instance = instance_of(reinterpret_cast<abi::Backend *>(backend));

@@ -15,7 +15,22 @@ constexpr int64_t kMostColumns = 8;
 // Whether ggml multiplies rows of this type by itself.
 bool has_dot_product(ggml_type type);
 
-// job.weights are of that type; False: no memory.
-bool mul_columns(ggml_type type, const MulMat & job, int n_threads, Scratch & scratch);
+class Columns final : public Operation {
+  public:
+    // job.weights are of that type, see has_dot_product.
+    Columns(ggml_type type, const MulMat & job, int n_members);
+    void work(const Member & me) override;
+    void place(uint8_t * scratch) override { quantized_ = scratch; }
+
+  private:
+    const void * column(int64_t c) const;
+
+    ggml_type type_;
+    MulMat    job_;
+    size_t    column_bytes_;  // quantized; 0: they stay floats
+    uint8_t * quantized_ = nullptr;
+    Pieces    quantizing_;
+    Pieces    rows_;
+};
 
 }  // namespace inferos::kernels

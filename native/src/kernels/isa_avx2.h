@@ -81,6 +81,11 @@ struct Avx2 {
     static Int xor_bytes(Int v, uint8_t mask) {
         return _mm256_xor_si256(v, _mm256_set1_epi8(static_cast<char>(mask)));
     }
+    // table[byte] for bytes below 16
+    static Int look_up(const int8_t * table, Int bytes) {
+        const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i *>(table));
+        return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), bytes);
+    }
     static Int bits_or(Int a, Int b) { return _mm256_or_si256(a, b); }
     template <int n> static Int right(Int v) { return _mm256_srli_epi32(v, n); }
     template <int n> static Int left(Int v) { return _mm256_slli_epi32(v, n); }
@@ -114,6 +119,8 @@ struct Avx2 {
     static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
     static Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
     static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
+    static Float div(Float a, Float b) { return _mm256_div_ps(a, b); }
+    static Float abs(Float v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
     static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
     static Float fnma(Float a, Float b, Float c) { return _mm256_fnmadd_ps(a, b, c); }
     // b where a is NaN

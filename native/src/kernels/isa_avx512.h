@@ -79,6 +79,11 @@ struct Avx512 {
     static Int xor_bytes(Int v, uint8_t mask) {
         return _mm512_xor_si512(v, _mm512_set1_epi8(static_cast<char>(mask)));
     }
+    // table[byte] for bytes below 16
+    static Int look_up(const int8_t * table, Int bytes) {
+        const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i *>(table));
+        return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(values), bytes);
+    }
     static Int bits_or(Int a, Int b) { return _mm512_or_si512(a, b); }
     template <int n> static Int right(Int v) { return _mm512_srli_epi32(v, n); }
     template <int n> static Int left(Int v) { return _mm512_slli_epi32(v, n); }
@@ -99,6 +104,8 @@ struct Avx512 {
     static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
     static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
     static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+    static Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
+    static Float abs(Float v) { return _mm512_abs_ps(v); }
     static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
     static Float fnma(Float a, Float b, Float c) { return _mm512_fnmadd_ps(a, b, c); }
     // b where a is NaN

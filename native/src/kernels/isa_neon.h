@@ -65,6 +65,10 @@ struct Neon {
 
     static Int and_bytes(Int v, uint8_t mask) { return vandq_s32(v, every_byte(mask)); }
     static Int xor_bytes(Int v, uint8_t mask) { return veorq_s32(v, every_byte(mask)); }
+    // table[byte] for bytes below 16
+    static Int look_up(const int8_t * table, Int bytes) {
+        return vreinterpretq_s32_s8(vqtbl1q_s8(vld1q_s8(table), vreinterpretq_u8_s32(bytes)));
+    }
     static Int bits_or(Int a, Int b) { return vorrq_s32(a, b); }
     template <int n> static Int right(Int v) {
         if constexpr (n == 0) {
@@ -98,6 +102,8 @@ struct Neon {
     static Float add(Float a, Float b) { return vaddq_f32(a, b); }
     static Float sub(Float a, Float b) { return vsubq_f32(a, b); }
     static Float mul(Float a, Float b) { return vmulq_f32(a, b); }
+    static Float div(Float a, Float b) { return vdivq_f32(a, b); }
+    static Float abs(Float v) { return vabsq_f32(v); }
     static Float fma(Float a, Float b, Float c) { return vfmaq_f32(c, a, b); }
     static Float fnma(Float a, Float b, Float c) { return vfmsq_f32(c, a, b); }
     // b where a is NaN

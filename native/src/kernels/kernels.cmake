@@ -8,6 +8,8 @@ set(KERNEL_SOURCES
   ${KERNELS}/../cpu_features.cpp
   ${KERNELS}/mul_mat.cpp
   ${KERNELS}/portable.cpp
+  ${KERNELS}/row_chain.cpp
+  ${KERNELS}/team.cpp
   ${KERNELS}/variants.cpp)
 
 # a fused multiply-add is one only where the code says so: all variants must round alike

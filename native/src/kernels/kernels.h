@@ -109,6 +109,25 @@ struct AttentionKernels {
     MergeKernel       merge;
 };
 
+// Operations on rows of n float32, n a multiple of 16. y may be x or a; every value is computed in
+// the same way by all variants.
+struct RowKernels {
+    // (x - mean) / sqrt(variance + epsilon)
+    void (*norm)(int64_t n, const float * x, float epsilon, float * y);
+    void (*add)(int64_t n, const float * a, const float * b, float * y);
+    void (*mul)(int64_t n, const float * a, const float * b, float * y);
+    void (*scale)(int64_t n, const float * x, float factor, float offset, float * y);
+    // x * Phi(x) (Hendrycks and Gimpel, arXiv:1606.08415), by their approximation with tanh, and by
+    // the error function
+    void (*gelu)(int64_t n, const float * x, float * y);
+    void (*gelu_erf)(int64_t n, const float * x, float * y);
+    // n pairs (x[i], x[i + n]), turned by angles of these cosines and sines; n of any size
+    void (*rotate)(int64_t n, const float * x, const float * cosines, const float * sines,
+                   float * y);
+    // The product with Hadamard's matrix of n rows over sqrt(n), n a power of two
+    void (*hadamard)(int64_t n, const float * x, float * y);
+};
+
 // This many rounds of work that needs no memory, and a sum that keeps it from being left out.
 using ProbeKernel = int32_t (*)(int64_t n_rounds);
 struct Probe {
@@ -123,6 +142,7 @@ struct Variant {
     const WeightType * types;
     int32_t            n_types;
     AttentionKernels   attention;
+    RowKernels         rows_of_floats;
     Probe              multiply;  // products of bytes alone, from registers
     Probe              blocks;    // a block against a full tile, scales included, from the cache
 };

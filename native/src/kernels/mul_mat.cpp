@@ -13,66 +13,11 @@ constexpr int64_t kShare = 8;   // groups for each thread at least, so that all 
 constexpr int64_t kPiece = 64;  // blocks that are quantized at once, at least: half a microsecond
 constexpr int64_t kDepth = 64;  // blocks of a row that are unpacked at once
 
-// The columns of tile i when n columns are split evenly into tiles.
-struct Tiles {
-    int64_t n_columns;
-    int64_t count;
-
-    explicit Tiles(int64_t n) : n_columns(n), count((n + kTile - 1) / kTile) {}
-
-    int64_t first(int64_t i) const { return i * n_columns / count; }
-    int32_t width(int64_t i) const { return static_cast<int32_t>(first(i + 1) - first(i)); }
-};
-
-struct Plan {
-    const Variant &    variant;
-    const WeightType & type;
-    const MulMat &     job;
-    Tiles              tiles;
-    int64_t            n_blocks;
-    int64_t            n_units;
-    int64_t            n_panels;
-    uint8_t *          columns;       // all tiles, one after another
-    uint8_t *          private_part;  // of each thread
-    size_t             private_bytes;
-    int64_t            part_units;  // that are unpacked at once
-    int64_t            group;       // panels that are unpacked together
-
-    const uint8_t * panel(int64_t i) const {
-        return job.weights + static_cast<size_t>(first_row(i)) * job.row_stride;
-    }
-    // the last panel reaches back over rows of the one before, if the rows do not fill it
-    int64_t first_row(int64_t i) const {
-        return std::min<int64_t>(i * variant.rows, job.n_rows - variant.rows);
-    }
-    uint8_t * tile(int64_t i) const {
-        return columns + static_cast<size_t>(tiles.first(i) * n_blocks) * kColumnBytes;
-    }
-    bool overlaps(int64_t i) const { return i * variant.rows != first_row(i); }
-    // rows follow each other without gaps, so that a panel is one run of bytes
-    bool is_dense() const {
-        return job.row_stride == static_cast<size_t>(n_units * type.unit_bytes);
-    }
-};
-
-// How the columns are shared out for quantizing: by tiles, since neighbouring columns of a tile lie in
-// the same lines of the cache, and in parts of their rows if tiles are few.
-struct Pieces {
-    int64_t per_tile;
-    int64_t count;
-
-    Pieces(const Tiles & tiles, int64_t n_blocks, int n_threads)
-        : per_tile(tiles.count >= 4 * n_threads
-                       ? 1
-                       : std::clamp<int64_t>(n_blocks * tiles.width(0) / kPiece, 1, 2 * n_threads)),
-          count(tiles.count * per_tile) {}
-};
-
-void quantize_piece(const Plan & plan, const Pieces & pieces, int64_t piece) {
-    const int64_t t     = piece / pieces.per_tile;
-    const int64_t part  = piece % pieces.per_tile;
-    const int64_t first = plan.n_blocks * part / pieces.per_tile;
-    const int64_t end   = plan.n_blocks * (part + 1) / pieces.per_tile;
+void quantize_piece(const ProductPlan & plan, int64_t piece) {
+    const int64_t t     = piece / plan.parts_of_tile;
+    const int64_t part  = piece % plan.parts_of_tile;
+    const int64_t first = plan.n_blocks * part / plan.parts_of_tile;
+    const int64_t end   = plan.n_blocks * (part + 1) / plan.parts_of_tile;
     const int32_t width = plan.tiles.width(t);
     for (int32_t c = 0; c < width; c++) {
         const auto column = static_cast<size_t>(plan.tiles.first(t) + c);
@@ -83,7 +28,8 @@ void quantize_piece(const Plan & plan, const Pieces & pieces, int64_t piece) {
 }
 
 // The rows of the overlapping last panel that no other panel has.
-void copy_tail(const Plan & plan, int64_t panel, const float * from, int32_t width, float * out) {
+void copy_tail(const ProductPlan & plan, int64_t panel, const float * from, int32_t width,
+               float * out) {
     const int64_t skip = panel * plan.variant.rows - plan.first_row(panel);
     for (int32_t c = 0; c < width; c++) {
         std::copy(from + c * kMostRows + skip, from + c * kMostRows + plan.variant.rows,
@@ -96,29 +42,29 @@ struct Run {
     int64_t first = 0, end = 0;
     bool    is_any = false;
 
-    static Run claim(Queue & queue) {
+    static Run claim(Pieces & panels, const Member & me) {
         Run run;
-        run.is_any = queue.claim(run.first, run.end);
+        run.is_any = panels.claim(me, run.first, run.end);
         return run;
     }
 };
 
 // A thread's first panel, while the columns are quantized.
-void fetch_panel(const Plan & plan, int64_t i) {
+void fetch_panel(const ProductPlan & plan, int64_t i) {
     const size_t n_bytes = static_cast<size_t>(plan.variant.rows) * plan.job.row_stride;
     for (size_t at = 0; at < n_bytes; at += kLine) {
         fetch_line(plan.panel(i) + at);
     }
 }
 
-void run_few(const Plan & plan, Queue & queue, Run run, float * tail) {
+void run_few(const ProductPlan & plan, Pieces & panels, const Member & me, Run run, float * tail) {
     const MulMat &  job    = plan.job;
     const int32_t   width  = plan.tiles.width(0);
     const FewKernel kernel = plan.type.few[width - 1];
     const bool      dense  = plan.is_dense();
     while (run.is_any) {
         // known before the last panel of this run, so that it can be fetched
-        const Run next = Run::claim(queue);
+        const Run next = Run::claim(panels, me);
         for (int64_t i = run.first; i < run.end; i++) {
             const int64_t following = i + 1 < run.end ? i + 1 : next.is_any ? next.first : -1;
             const auto *  ahead     = following >= 0 && dense ? plan.panel(following) : nullptr;
@@ -130,6 +76,7 @@ void run_few(const Plan & plan, Queue & queue, Run run, float * tail) {
                 copy_tail(plan, i, tail, width, out);
             }
         }
+        panels.finish(me, run.end - run.first);
         run = next;
     }
 }
@@ -140,7 +87,7 @@ struct Group {
 };
 
 // Fetches units from u on of a group's rows, while n_blocks are computed.
-Fetch fetch_part(const Plan & plan, Group group, int64_t u, int64_t n_blocks) {
+Fetch fetch_part(const ProductPlan & plan, Group group, int64_t u, int64_t n_blocks) {
     const int64_t first   = plan.first_row(group.first);
     const int64_t n_rows  = plan.first_row(group.end - 1) + plan.variant.rows - first;
     const int64_t n_bytes = std::min(plan.part_units, plan.n_units - u) * plan.type.unit_bytes;
@@ -156,7 +103,8 @@ Fetch fetch_part(const Plan & plan, Group group, int64_t u, int64_t n_blocks) {
 }
 
 // A group against all tiles; `next` is fetched at the end, if it is any.
-void run_group(const Plan & plan, Group group, Group next, uint8_t * unpacked, float * tails) {
+void run_group(const ProductPlan & plan, Group group, Group next, uint8_t * unpacked,
+               float * tails) {
     const MulMat & job      = plan.job;
     const int64_t  per_unit = plan.type.unit_values / kBlock;
     const size_t   panel_bytes =
@@ -199,10 +147,11 @@ void run_group(const Plan & plan, Group group, Group next, uint8_t * unpacked, f
     }
 }
 
-void run_many(const Plan & plan, Queue & queue, uint8_t * unpacked, float * tails) {
+void run_many(const ProductPlan & plan, Pieces & groups, const Member & me, uint8_t * unpacked,
+              float * tails) {
     const auto claim = [&](Group & group) {
-        int64_t    first = 0, end = 0;
-        const bool got = queue.claim(first, end);
+        int64_t    first = 0, end = 0;  // one at a time
+        const bool got = groups.claim(me, first, end);
         group          = {first * plan.group, std::min(end * plan.group, plan.n_panels)};
         return got;
     };
@@ -210,66 +159,74 @@ void run_many(const Plan & plan, Queue & queue, uint8_t * unpacked, float * tail
     for (bool more = claim(group); more; group = next) {
         more = claim(next);
         run_group(plan, group, more ? next : Group{}, unpacked, tails);
+        groups.finish(me, 1);
     }
 }
 
 }  // namespace
 
-bool mul_mat(const Variant & variant, const WeightType & type, const MulMat & job, int n_threads,
-             Scratch & scratch) {
-    const Tiles   tiles(job.n_columns);
-    const int64_t n_blocks   = job.n_per_row / kBlock;
-    const int64_t n_units    = job.n_per_row / type.unit_values;
-    const int64_t n_panels   = (job.n_rows + variant.rows - 1) / variant.rows;
-    const bool    is_few     = tiles.count == 1;
-    const int64_t part_units = std::min(n_units, kDepth * kBlock / type.unit_values);
-    const int64_t group      = std::clamp<int64_t>(n_panels / (kShare * n_threads), 1, kGroup);
-    const auto    lines      = [](size_t n) { return (n + kLine - 1) / kLine * kLine; };
-
-    const size_t column_bytes = lines(static_cast<size_t>(job.n_columns * n_blocks) * kColumnBytes);
-    const size_t tail_bytes = lines(static_cast<size_t>(job.n_columns) * kMostRows * sizeof(float));
+ProductPlan::ProductPlan(const Variant & its_variant, const WeightType & its_type,
+                         const MulMat & its_job, int n_members)
+    : variant(its_variant), type(its_type), job(its_job), tiles(job.n_columns),
+      n_blocks(job.n_per_row / kBlock), n_units(job.n_per_row / type.unit_values),
+      n_panels((job.n_rows + variant.rows - 1) / variant.rows),
+      part_units(std::min(n_units, kDepth * kBlock / type.unit_values)),
+      group(is_few() ? 1 : std::clamp<int64_t>(n_panels / (kShare * n_members), 1, kGroup)),
+      parts_of_tile(tiles.count >= 4 * n_members
+                        ? 1
+                        : std::clamp<int64_t>(n_blocks * tiles.width(0) / kPiece, 1,
+                                              2 * static_cast<int64_t>(n_members))) {
+    const auto lines = [](size_t n) { return (n + kLine - 1) / kLine * kLine; };
+    column_bytes     = lines(static_cast<size_t>(job.n_columns * n_blocks) * kColumnBytes);
+    tail_bytes       = lines(static_cast<size_t>(job.n_columns) * kMostRows * sizeof(float));
     const size_t unpacked =
-        is_few ? 0
-               : static_cast<size_t>(group * part_units * type.unit_values / kBlock) *
-                     type.unpacked_bytes;
-    const size_t private_bytes = tail_bytes + lines(unpacked);
-    uint8_t *    memory        = nullptr;
-    try {
-        memory = scratch.get(column_bytes + static_cast<size_t>(n_threads) * private_bytes);
-    } catch (const std::bad_alloc &) {
-        return false;
-    }
-    const Plan    plan     = {variant,       type,       job,
-                              tiles,         n_blocks,   n_units,
-                              n_panels,      memory,     memory + column_bytes,
-                              private_bytes, part_units, group};
-    const int64_t n_groups = (n_panels + group - 1) / group;
-    Queue         queue(is_few ? n_panels : n_groups, n_threads, is_few ? INT64_MAX : 1);
+        is_few() ? 0
+                 : static_cast<size_t>(group * part_units * type.unit_values / kBlock) *
+                       type.unpacked_bytes;
+    private_bytes = tail_bytes + lines(unpacked);
+}
 
-    const Pieces pieces(tiles, n_blocks, n_threads);
-    Phase        quantizing(pieces.count);
+Product::Product(const Variant & variant, const WeightType & type, const MulMat & job,
+                 int n_members)
+    : Product(ProductPlan(variant, type, job, n_members), n_members) {}
 
-#pragma omp parallel num_threads(n_threads)
-    {
-        int thread = 0, count = 1;
-        team_place(thread, count);
-        Run own;
-        if (is_few) {
-            own = Run::claim(queue);
-            if (own.is_any && plan.is_dense()) {
-                fetch_panel(plan, own.first);
-            }
-        }
-        quantizing.run([&](int64_t piece) { quantize_piece(plan, pieces, piece); });
-        uint8_t * mine = plan.private_part + static_cast<size_t>(thread) * private_bytes;
-        auto *    tail = reinterpret_cast<float *>(mine);
-        if (is_few) {
-            run_few(plan, queue, own, tail);
-        } else {
-            run_many(plan, queue, mine + tail_bytes, tail);
+Product::Product(const ProductPlan & plan, int n_members)
+    : Operation(plan.column_bytes + static_cast<size_t>(n_members) * plan.private_bytes),
+      plan_(plan), quantizing_(plan.tiles.count * plan.parts_of_tile, n_members, 1),
+      computing_((plan.n_panels + plan.group - 1) / plan.group, n_members,
+                 plan.is_few() ? INT64_MAX : 1) {}
+
+void Product::place(uint8_t * scratch) {
+    plan_.columns      = scratch;
+    plan_.private_part = scratch + plan_.column_bytes;
+}
+
+void Product::work(const Member & me) {
+    Run own;
+    if (plan_.is_few()) {
+        own = Run::claim(computing_, me);
+        if (own.is_any && plan_.is_dense()) {
+            fetch_panel(plan_, own.first);
         }
     }
-    return true;
+    quantizing_.run(me, [&](int64_t piece) { quantize_piece(plan_, piece); });
+    if (me.team.is_called_off()) {
+        return;
+    }
+    uint8_t * mine = plan_.private_part + static_cast<size_t>(me.index) * plan_.private_bytes;
+    auto *    tail = reinterpret_cast<float *>(mine);
+    if (plan_.is_few()) {
+        run_few(plan_, computing_, me, own, tail);
+    } else {
+        run_many(plan_, computing_, me, mine + plan_.tail_bytes, tail);
+    }
+    computing_.wait(me);
+}
+
+bool mul_mat(const Variant & variant, const WeightType & type, const MulMat & job, int n_members,
+             Scratch & scratch) {
+    Product product(variant, type, job, n_members);
+    return compute_alone(product, n_members, scratch);
 }
 
 }  // namespace inferos::kernels

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels.h"
-#include "team.h"
+#include "operation.h"
 
 namespace inferos::kernels {
 
@@ -19,8 +19,75 @@ struct MulMat {
     int64_t         n_columns;
 };
 
-// False: no memory.
-bool mul_mat(const Variant & variant, const WeightType & type, const MulMat & job, int n_threads,
+// The columns of tile i when n columns are split evenly into tiles.
+struct Tiles {
+    int64_t n_columns;
+    int64_t count;
+
+    explicit Tiles(int64_t n) : n_columns(n), count((n + kTile - 1) / kTile) {}
+
+    int64_t first(int64_t i) const { return i * n_columns / count; }
+    int32_t width(int64_t i) const { return static_cast<int32_t>(first(i + 1) - first(i)); }
+};
+
+// How a product is shared out, and where its parts lie.
+struct ProductPlan {
+    const Variant &    variant;
+    const WeightType & type;
+    MulMat             job;
+    Tiles              tiles;
+    int64_t            n_blocks;
+    int64_t            n_units;
+    int64_t            n_panels;
+    int64_t            part_units;  // that are unpacked at once
+    int64_t            group;       // panels that are unpacked together
+    // Columns are quantized by tiles, since neighbouring ones of a tile lie in the same lines of the
+    // cache, and in parts of their rows if tiles are few.
+    int64_t   parts_of_tile;
+    size_t    column_bytes;
+    size_t    tail_bytes;
+    size_t    private_bytes;
+    uint8_t * columns      = nullptr;  // all tiles, one after another
+    uint8_t * private_part = nullptr;  // of each member
+
+    ProductPlan(const Variant & variant, const WeightType & type, const MulMat & job,
+                int n_members);
+
+    bool is_few() const { return tiles.count == 1; }
+    const uint8_t * panel(int64_t i) const {
+        return job.weights + static_cast<size_t>(first_row(i)) * job.row_stride;
+    }
+    // the last panel reaches back over rows of the one before, if the rows do not fill it
+    int64_t first_row(int64_t i) const {
+        const int64_t row = i * variant.rows, last = job.n_rows - variant.rows;
+        return row < last ? row : last;
+    }
+    uint8_t * tile(int64_t i) const {
+        return columns + static_cast<size_t>(tiles.first(i) * n_blocks) * kColumnBytes;
+    }
+    bool overlaps(int64_t i) const { return i * variant.rows != first_row(i); }
+    // rows follow each other without gaps, so that a panel is one run of bytes
+    bool is_dense() const {
+        return job.row_stride == static_cast<size_t>(n_units * type.unit_bytes);
+    }
+};
+
+class Product final : public Operation {
+  public:
+    Product(const Variant & variant, const WeightType & type, const MulMat & job, int n_members);
+    void work(const Member & me) override;
+    void place(uint8_t * scratch) override;
+
+  private:
+    Product(const ProductPlan & plan, int n_members);
+
+    ProductPlan plan_;
+    Pieces      quantizing_;
+    Pieces      computing_;  // panels, or groups of them
+};
+
+// One product alone. False: no memory.
+bool mul_mat(const Variant & variant, const WeightType & type, const MulMat & job, int n_members,
              Scratch & scratch);
 
 // The same in plain C++, on one thread; what all variants are compared with. Adds in the same

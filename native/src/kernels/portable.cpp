@@ -84,6 +84,35 @@ bool read_weights(int32_t type, const uint8_t * row, int64_t i, Weights & w) {
             w.scale[0] = half_at(p);
             return true;
         }
+        case GGML_TYPE_IQ4_NL: {
+            constexpr int   values[] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                        1,    13,   25,  38,  53,  69,  89,  113};
+            const uint8_t * p        = row + 18 * i;
+            for (int j = 0; j < 16; j++) {
+                w.quants[j]      = values[p[2 + j] & 15];
+                w.quants[j + 16] = values[p[2 + j] >> 4];
+            }
+            w.scale[0] = half_at(p);
+            return true;
+        }
+        case GGML_TYPE_Q3_K: {
+            const int       sub = static_cast<int>(i % 8);
+            const uint8_t * p   = row + 110 * (i / 8);
+            for (int j = 0; j < 32; j++) {
+                const int low   = p[32 + 32 * (sub / 4) + j] >> (2 * (sub % 4)) & 3;
+                const int third = p[j] >> sub & 1;
+                w.quants[j]     = (low | third << 2) - 4;
+            }
+            for (int j = 0; j < 2; j++) {
+                const int       k      = 2 * sub + j;  // of 16 scales
+                const uint8_t * packed = p + 96;
+                const int       four   = packed[k % 8] >> (k / 8 * 4) & 15;
+                const int       two    = packed[8 + k % 4] >> (k / 4 * 2) & 3;
+                w.scale[j] = half_at(p + 108) * static_cast<float>((four | two << 4) - 32);
+            }
+            w.n_scales = 2;
+            return true;
+        }
         case GGML_TYPE_Q4_K:
         case GGML_TYPE_Q5_K: {
             const bool      five  = type == GGML_TYPE_Q5_K;

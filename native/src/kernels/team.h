@@ -1,5 +1,10 @@
-// The threads that compute one operation together: OpenMP's pool, which llama.cpp's CPU backend
-// uses as well, so that both share one.
+// The threads that compute a graph together. The caller works too. The others are threads of its own,
+// which look for work for some microseconds after each call and then sleep, or those of OpenMP, where
+// llama.cpp computes parts of the same graph with them.
+//
+// Work is claimed in pieces. At the end of an operation its pieces are waited for, but never a thread
+// that has claimed none: one that another program keeps from running holds nobody up. One that is
+// mostly waited for is left out for a while.
 #pragma once
 
 #include <atomic>
@@ -9,26 +14,183 @@
 #include <new>
 #include <thread>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "kernels.h"
 
 namespace inferos::kernels {
 
-// The place of the calling thread in its parallel region.
-inline void team_place(int & thread, int & count) {
-#ifdef _OPENMP
-    thread = omp_get_thread_num();
-    count  = omp_get_num_threads();
-#else
-    thread = 0;
-    count  = 1;
-#endif
-}
+class Team;
 
-// Memory that only grows, aligned to cache lines. Asked for outside of parallel regions.
+// A thread while it works on a call; the caller is number 0.
+struct Member {
+    Team & team;
+    int    index;
+};
+
+// A count that threads wait for: they spin for a short time, then sleep until it is raised.
+class Signal {
+  public:
+    uint32_t value() const { return value_.load(std::memory_order_acquire); }
+    // Raises it; costs a system call only if somebody sleeps.
+    void raise();
+    // Until ready(), which is asked again whenever the count is raised.
+    template <class Ready> void sleep_until(Ready ready) {
+        for (;;) {
+            const uint32_t seen = value();
+            if (ready()) {
+                return;
+            }
+            sleep(seen);
+        }
+    }
+
+  private:
+    // Unless it has been raised since it was `seen`; may return early.
+    void sleep(uint32_t seen);
+
+    alignas(kLine) std::atomic<uint32_t> value_{0};
+    std::atomic<uint32_t> n_asleep_{0};
+};
+
+// Decides whether a thread is called. Times are nanoseconds of a steady clock.
+class Attendance {
+  public:
+    bool is_called(int64_t now) const { return now >= out_until_; }
+    // After a call of `elapsed` in which the caller waited for this thread for `waited`.
+    void note(int64_t now, int64_t elapsed, int64_t waited);
+
+  private:
+    double  waited_share_ = 0;
+    int64_t out_until_    = 0;
+    int64_t in_since_     = 0;
+    int64_t pause_        = 0;  // how long it is left out next
+};
+
+class Team {
+  public:
+    using Work = void (*)(const void * context, const Member & me);
+
+    static constexpr int kMostMembers = 512;
+
+    // That of the calling thread: made when first used, ended with the thread.
+    static Team & of_this_thread();
+
+    Team() = default;
+    ~Team();
+    Team(const Team &)             = delete;
+    Team & operator=(const Team &) = delete;
+
+    // Every member calls work(me), which shares itself out by Pieces; returns when all have left it.
+    // At most n_members take part, or fewer: work must do with the caller alone.
+    template <class Function> void call(int n_members, bool with_openmp, const Function & work) {
+        const Work run = [](const void * context, const Member & me) {
+            (*static_cast<const Function *>(context))(me);
+        };
+        if (n_members < 2) {
+            Member me{*this, 0};
+            is_called_off_.store(false, std::memory_order_relaxed);
+            run(&work, me);
+        } else if (with_openmp) {
+            call_openmp(n_members, run, &work);
+        } else {
+            call_own(n_members, run, &work);
+        }
+    }
+
+    // Whoever waits for pieces returns, as not all of them will be computed.
+    void call_off();
+    bool is_called_off() const { return is_called_off_.load(std::memory_order_acquire); }
+
+    // Threads that took part in the last call, at most.
+    int n_called() const { return n_called_; }
+
+  private:
+    friend class Pieces;
+    struct Place;
+
+    void call_openmp(int n_members, Work work, const void * context);
+    void call_own(int n_members, Work work, const void * context);
+    bool hire(int n_members);
+    void attend(Place & place, int index);
+    bool enter();
+    void leave();
+    void wait(const Member & me, const std::atomic<int64_t> & count, int64_t wanted);
+    template <class Ready, class Blamed> void wait_until(Ready ready, Blamed is_blamed);
+    void hold(const Member & me, int64_t n);
+
+    static constexpr int32_t kOpen = 1 << 30;
+
+    alignas(kLine) std::atomic<int32_t> inside_{0};  // workers in a call; kOpen: more may come
+    std::atomic<bool> is_called_off_{false};
+    alignas(kLine) Signal progress_;  // pieces are computed, or a worker has left
+    Work                     work_     = nullptr;
+    const void *             context_  = nullptr;
+    int                      n_hired_  = 0;
+    int                      n_called_ = 1;
+    uint32_t                 n_forks_  = 0;
+    std::unique_ptr<Place[]> places_;
+};
+
+// Pieces 0 to n - 1 of an operation, handed out in runs that shrink towards the end: long runs keep
+// reads in a line, short ones let all members end together.
+class Pieces {
+  public:
+    Pieces(int64_t n, int n_members, int64_t longest = INT64_MAX)
+        : n_(n), share_(2 * n_members), longest_(longest) {}
+
+    // The next run, for this member to compute; false: no more.
+    bool claim(const Member & me, int64_t & first, int64_t & end) {
+        int64_t at = next_.load(std::memory_order_relaxed);
+        for (;;) {
+            if (at >= n_) {
+                return false;
+            }
+            int64_t run = (n_ - at) / share_;
+            run         = run > longest_ ? longest_ : run < 1 ? 1 : run;
+            if (next_.compare_exchange_weak(at, at + run, std::memory_order_relaxed)) {
+                first = at;
+                end   = at + run;
+                me.team.hold(me, run);
+                return true;
+            }
+        }
+    }
+
+    // n claimed pieces have been computed.
+    void finish(const Member & me, int64_t n) {
+        me.team.hold(me, -n);
+        if (done_.fetch_add(n, std::memory_order_seq_cst) + n == n_) {
+            me.team.progress_.raise();
+        }
+    }
+
+    // Until all are computed, or the call is called off.
+    void wait(const Member & me) const {
+        if (done_.load(std::memory_order_acquire) < n_) {
+            me.team.wait(me, done_, n_);
+        }
+    }
+
+    // compute(piece) for all that this member gets, then waits.
+    template <class Compute> void run(const Member & me, Compute compute) {
+        int64_t first = 0, end = 0;
+        while (claim(me, first, end)) {
+            for (int64_t i = first; i < end; i++) {
+                compute(i);
+            }
+            finish(me, end - first);
+        }
+        wait(me);
+    }
+
+  private:
+    alignas(kLine) std::atomic<int64_t> next_{0};
+    alignas(kLine) std::atomic<int64_t> done_{0};
+    alignas(kLine) int64_t n_;
+    int64_t share_;
+    int64_t longest_;
+};
+
+// Memory that only grows, aligned to cache lines. Asked for outside of calls.
 class Scratch {
   public:
     uint8_t * get(size_t n_bytes) {
@@ -47,66 +209,6 @@ class Scratch {
     };
     std::unique_ptr<uint8_t, Free> memory_;
     size_t                         size_ = 0;
-};
-
-// Hands out items in runs that shrink towards the end: long runs keep reads in a line, short ones
-// let all threads end together.
-class Queue {
-  public:
-    Queue(int64_t n, int n_threads, int64_t longest = INT64_MAX)
-        : n_(n), share_(2 * n_threads), longest_(longest) {}
-
-    // The next run; false: there is none.
-    bool claim(int64_t & first, int64_t & end) {
-        int64_t at = next_.load(std::memory_order_relaxed);
-        for (;;) {
-            if (at >= n_) {
-                return false;
-            }
-            int64_t run = (n_ - at) / share_;
-            run         = run > longest_ ? longest_ : run < 1 ? 1 : run;
-            if (next_.compare_exchange_weak(at, at + run, std::memory_order_relaxed)) {
-                first = at;
-                end   = at + run;
-                return true;
-            }
-        }
-    }
-
-  private:
-    alignas(kLine) std::atomic<int64_t> next_{0};
-    alignas(kLine) int64_t n_;
-    int64_t share_;
-    int64_t longest_;
-};
-
-// A phase of work that later phases need whole. Whoever comes takes pieces; nobody waits for a
-// thread that has not come yet, as at a barrier, but only for pieces that were begun.
-class Phase {
-  public:
-    explicit Phase(int64_t n) : n_(n) {}
-
-    template <typename Work> void run(Work work) {
-        for (;;) {
-            const int64_t piece = next_.fetch_add(1, std::memory_order_relaxed);
-            if (piece >= n_) {
-                break;
-            }
-            work(piece);
-            done_.fetch_add(1, std::memory_order_release);
-        }
-        for (int spins = 0; done_.load(std::memory_order_acquire) < n_; spins++) {
-            if (spins >= kSpins) {
-                std::this_thread::yield();  // its thread may need this processor
-            }
-        }
-    }
-
-  private:
-    static constexpr int kSpins = 2000;
-    alignas(kLine) std::atomic<int64_t> next_{0};
-    alignas(kLine) std::atomic<int64_t> done_{0};
-    alignas(kLine) int64_t n_;
 };
 
 }  // namespace inferos::kernels

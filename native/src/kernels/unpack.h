@@ -124,6 +124,39 @@ struct Q8_0 {
     }
 };
 
+// As q4_0, but a quant is the place of its value in a table.
+struct IQ4_NL {
+    static constexpr int   type = 20, values = 32, bytes = 18, offset = 128;
+    static constexpr bool  wide = true, pairs = true;
+    static constexpr Other other = Other::none;
+
+    // ggml's kvalues_iq4nl
+    static constexpr int8_t table[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                         1,    13,   25,  38,  53,  69,  89,  113};
+
+    template <class Isa>
+    INLINE Unpacked<Isa> from(const typename Isa::Int * raw, typename Isa::Float scale) {
+        Unpacked<Isa> w = Q4_0::from<Isa>(raw, scale);
+        for (auto & quants : w.quants) {
+            const auto found = Isa::look_up(table, quants);
+            quants           = Isa::wide_offset ? Isa::xor_bytes(found, 0x80) : found;
+        }
+        return w;
+    }
+    template <class Isa, class Use> INLINE void unit(const uint8_t * p, size_t stride, Use use) {
+        typename Isa::Int raw[4];
+        transpose16<Isa>(p + 2, stride, raw);
+        use(from<Isa>(raw, Isa::load_halves(p, stride)));
+    }
+    template <class Isa, class Use> INLINE void pair(const uint8_t * p, size_t stride, Use use) {
+        typename Isa::Int words[9], raw[4];
+        transpose36<Isa>(p, stride, words);
+        straddle_all<Isa, 4>(words, raw);
+        use(from<Isa>(raw, Isa::low_halves(words[0])));
+        use(from<Isa>(words + 5, Isa::high_halves(words[4])));
+    }
+};
+
 // A byte of every lane as a float.
 template <class Isa, int byte> inline typename Isa::Float byte_of(typename Isa::Int v) {
     return Isa::to_float(Isa::and_ints(Isa::template right<8 * byte>(v), 0xff));
@@ -164,6 +197,80 @@ INLINE void unpack_k_scales(const uint8_t * p, size_t stride, Scales<Isa> * out)
         out[4 * i + 3].other = Isa::mul(dmin, byte_of<Isa, 3>(minima[i]));
     }
 }
+
+// Quants of 2 bits with a third one apart, and a scale of 6 bits per 16 values.
+struct Q3_K {
+    static constexpr int   type = 11, values = 256, bytes = 110, offset = 4;
+    static constexpr bool  wide = false, pairs = false;
+    static constexpr Other other = Other::split;
+
+    // a byte of every lane, less the 32 that it is stored with
+    template <class Isa, int byte> INLINE typename Isa::Float scale_of(typename Isa::Int v) {
+        return Isa::sub(byte_of<Isa, byte>(v), Isa::set(32.0f));
+    }
+    // the 16 scales, of 32 values each: the last 16 bytes hold them, behind two bytes of quants and
+    // before their factor
+    template <class Isa>
+    INLINE void unpack_scales(const uint8_t * p, size_t stride, Scales<Isa> * out) {
+        typename Isa::Int words[4], packed[3];
+        transpose16<Isa>(p + 94, stride, words);
+        straddle_all<Isa, 3>(words, packed);
+        const auto d   = Isa::high_halves(words[3]);
+        const auto low = [&](int i) {
+            const auto four = i < 2 ? packed[i] : Isa::template right<4>(packed[i - 2]);
+            return Isa::and_bytes(four, 0x0f);
+        };
+        const typename Isa::Int scales[4] = {
+            Isa::bits_or(low(0), Isa::and_bytes(Isa::template left<4>(packed[2]), 0x30)),
+            Isa::bits_or(low(1), Isa::and_bytes(Isa::template left<2>(packed[2]), 0x30)),
+            Isa::bits_or(low(2), Isa::and_bytes(packed[2], 0x30)),
+            Isa::bits_or(low(3), Isa::and_bytes(Isa::template right<2>(packed[2]), 0x30)),
+        };
+        for (int i = 0; i < 4; i++) {
+            out[2 * i].scale     = Isa::mul(d, scale_of<Isa, 0>(scales[i]));
+            out[2 * i].other     = Isa::mul(d, scale_of<Isa, 1>(scales[i]));
+            out[2 * i + 1].scale = Isa::mul(d, scale_of<Isa, 2>(scales[i]));
+            out[2 * i + 1].other = Isa::mul(d, scale_of<Isa, 3>(scales[i]));
+        }
+    }
+    // what begins at bit `from`, at bit `to`
+    template <class Isa, int from, int to> INLINE typename Isa::Int moved(typename Isa::Int v) {
+        if constexpr (from <= to) {
+            return Isa::template left<to - from>(v);
+        } else {
+            return Isa::template right<from - to>(v);
+        }
+    }
+    template <class Isa, int block>
+    INLINE Unpacked<Isa> join(const typename Isa::Int * low, const typename Isa::Int * high,
+                              const Scales<Isa> * scales) {
+        Unpacked<Isa> w;
+        for (int i = 0; i < 8; i++) {
+            const auto two   = Isa::and_bytes(moved<Isa, 2 * (block % 4), 0>(low[i]), 0x03);
+            const auto third = Isa::and_bytes(moved<Isa, block, 2>(high[i]), 0x04);
+            w.quants[i]      = Isa::bits_or(two, third);
+        }
+        w.scale = scales[block].scale;
+        w.other = scales[block].other;
+        return w;
+    }
+    template <class Isa, class Use> INLINE void unit(const uint8_t * p, size_t stride, Use use) {
+        Scales<Isa> scales[8];
+        unpack_scales<Isa>(p, stride, scales);
+        typename Isa::Int high[8], low[8];
+        transpose32<Isa>(p, stride, high);
+        transpose32<Isa>(p + 32, stride, low);
+        use(join<Isa, 0>(low, high, scales));
+        use(join<Isa, 1>(low, high, scales));
+        use(join<Isa, 2>(low, high, scales));
+        use(join<Isa, 3>(low, high, scales));
+        transpose32<Isa>(p + 64, stride, low);
+        use(join<Isa, 4>(low, high, scales));
+        use(join<Isa, 5>(low, high, scales));
+        use(join<Isa, 6>(low, high, scales));
+        use(join<Isa, 7>(low, high, scales));
+    }
+};
 
 struct Q4_K {
     static constexpr int   type = 12, values = 256, bytes = 144, offset = 0;

@@ -4,6 +4,7 @@
 #include "attention.h"
 #include "panel.h"
 #include "quantize_columns.h"
+#include "rows.h"
 
 namespace {
 
@@ -64,8 +65,9 @@ template <class Isa> int32_t multiply_blocks(int64_t n_rounds) {
 
 template <class Isa> const inferos::kernels::Variant * variant_table(const char * name) {
     static constexpr WeightType types[] = {
-        weight_type<Isa, Q4_0>(), weight_type<Isa, Q8_0>(), weight_type<Isa, Q4_K>(),
-        weight_type<Isa, Q5_K>(), weight_type<Isa, Q6_K>(),
+        weight_type<Isa, Q4_0>(),   weight_type<Isa, Q8_0>(), weight_type<Isa, Q4_K>(),
+        weight_type<Isa, Q5_K>(),   weight_type<Isa, Q6_K>(), weight_type<Isa, Q3_K>(),
+        weight_type<Isa, IQ4_NL>(),
     };
     static constexpr CacheType cache_types[] = {
         cache_type<Isa, KeysQ8_0, ValuesQ8_0>(),
@@ -79,6 +81,7 @@ template <class Isa> const inferos::kernels::Variant * variant_table(const char 
         types,
         sizeof(types) / sizeof(types[0]),
         {cache_types, sizeof(cache_types) / sizeof(cache_types[0]), softmax<Isa>, merge<Isa>},
+        row_kernels<Isa>(),
         {multiply<Isa>, 4 * Isa::lanes * kChains},
         {multiply_blocks<Isa>, kBlock * Isa::lanes * kTile},
     };

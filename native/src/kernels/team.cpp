@@ -1,0 +1,358 @@
+#include "team.h"
+
+#include <chrono>
+#include <csignal>
+#include <system_error>
+
+#include <pthread.h>
+
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#else
+#include <condition_variable>
+#include <mutex>
+#endif
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace inferos::kernels {
+namespace {
+
+constexpr int64_t kMicrosecond = 1000;
+// How long a thread looks for work, or for pieces, before it sleeps: waking one takes about as long.
+constexpr int64_t kSpin = 50 * kMicrosecond;
+// A thread is left out when the caller waits for it this share of the time, seen over a window.
+constexpr double  kMostWaited  = 0.2;
+constexpr int64_t kWindow      = 10'000 * kMicrosecond;
+constexpr int64_t kShortestOut = 10'000 * kMicrosecond;
+constexpr int64_t kLongestOut  = 2'000'000 * kMicrosecond;
+
+int64_t now_ns() {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(
+               std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+}
+
+void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+// Whether ready() within about a microsecond.
+template <class Ready> bool is_soon(Ready ready) {
+    for (int i = 0; i < 32; i++) {
+        if (ready()) {
+            return true;
+        }
+        relax();
+    }
+    return false;
+}
+
+// Until ready() or the time is over; returns ready().
+template <class Ready> bool spin(Ready ready) {
+    if (is_soon(ready)) {
+        return true;
+    }
+    const int64_t end = now_ns() + kSpin;
+    do {
+        if (is_soon(ready)) {
+            return true;
+        }
+    } while (now_ns() < end);
+    return false;
+}
+
+// Children of fork() have no threads but the one that called it.
+std::atomic<uint32_t> n_forks{0};
+
+void count_forks() {
+    static const int registered =
+        pthread_atfork(nullptr, nullptr, [] { n_forks.fetch_add(1, std::memory_order_relaxed); });
+    (void)registered;
+}
+
+// Signals go to threads that have asked for them; faults stay with the thread that has them.
+class SignalsBlocked {
+  public:
+    SignalsBlocked() {
+        sigset_t all;
+        sigfillset(&all);
+        for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT}) {
+            sigdelset(&all, fault);
+        }
+        pthread_sigmask(SIG_SETMASK, &all, &before_);
+    }
+    ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+  private:
+    sigset_t before_;
+};
+
+}  // namespace
+
+// ---- sleeping
+
+#ifdef __linux__
+
+void Signal::raise() {
+    value_.fetch_add(1, std::memory_order_seq_cst);
+    if (n_asleep_.load(std::memory_order_seq_cst) > 0) {
+        syscall(SYS_futex, &value_, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
+    }
+}
+
+void Signal::sleep(uint32_t seen) {
+    n_asleep_.fetch_add(1, std::memory_order_seq_cst);
+    // returns at once if the value has changed
+    syscall(SYS_futex, &value_, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
+    n_asleep_.fetch_sub(1, std::memory_order_seq_cst);
+}
+
+#else
+
+namespace {
+std::mutex              sleeping;
+std::condition_variable woken;
+}  // namespace
+
+void Signal::raise() {
+    value_.fetch_add(1, std::memory_order_seq_cst);
+    if (n_asleep_.load(std::memory_order_seq_cst) > 0) {
+        std::lock_guard<std::mutex> lock(sleeping);
+        woken.notify_all();
+    }
+}
+
+void Signal::sleep(uint32_t seen) {
+    std::unique_lock<std::mutex> lock(sleeping);
+    n_asleep_.fetch_add(1, std::memory_order_seq_cst);
+    woken.wait(lock, [&] { return value() != seen; });
+    n_asleep_.fetch_sub(1, std::memory_order_seq_cst);
+}
+
+#endif
+
+// ---- who is called
+
+void Attendance::note(int64_t now, int64_t elapsed, int64_t waited) {
+    if (elapsed <= 0) {
+        return;
+    }
+    const double weight = elapsed >= kWindow ? 1.0 : static_cast<double>(elapsed) / kWindow;
+    const double share  = static_cast<double>(waited) / static_cast<double>(elapsed);
+    waited_share_ += weight * (share - waited_share_);
+    if (waited_share_ > kMostWaited) {
+        pause_ = pause_ == 0 ? kShortestOut : pause_ < kLongestOut / 2 ? 2 * pause_ : kLongestOut;
+        out_until_    = now + pause_;
+        in_since_     = out_until_;
+        waited_share_ = 0;
+    } else if (now - in_since_ > 2 * pause_ && now - in_since_ > kLongestOut) {
+        pause_ = 0;
+    }
+}
+
+// ---- the threads
+
+struct Team::Place {
+    alignas(kLine) Signal call;
+    alignas(kLine) std::atomic<int64_t> held{0};  // pieces that it has claimed and not computed
+    alignas(kLine) std::atomic<bool> is_over{false};
+    alignas(kLine) std::atomic<bool> is_inside{false};
+    int64_t     waited    = 0;  // by the caller, in this call
+    bool        is_blamed = false;
+    Attendance  attendance;
+    std::thread thread;
+};
+
+Team & Team::of_this_thread() {
+    thread_local Team team;
+    return team;
+}
+
+Team::~Team() {
+    if (places_ == nullptr) {
+        return;
+    }
+    if (n_forks_ != n_forks.load(std::memory_order_relaxed)) {
+        places_.release();  // its threads are the parent's; nothing here can end them
+        return;
+    }
+    for (int i = 1; i <= n_hired_; i++) {
+        places_[i].is_over.store(true, std::memory_order_release);
+        places_[i].call.raise();
+        places_[i].thread.join();
+    }
+}
+
+// Threads for this many members, the caller included; false: there are none.
+bool Team::hire(int n_members) {
+    count_forks();
+    const uint32_t forks = n_forks.load(std::memory_order_relaxed);
+    if (places_ != nullptr && n_forks_ != forks) {
+        places_.release();
+        n_hired_ = 0;
+        inside_.store(0, std::memory_order_relaxed);
+    }
+    n_forks_ = forks;
+    if (places_ == nullptr) {
+        places_.reset(new (std::nothrow) Place[kMostMembers]);
+        if (places_ == nullptr) {
+            return false;
+        }
+    }
+    if (n_hired_ + 1 < n_members) {
+        const SignalsBlocked blocked;
+        try {
+            while (n_hired_ + 1 < n_members && n_hired_ + 1 < kMostMembers) {
+                Place & place = places_[n_hired_ + 1];
+                place.thread =
+                    std::thread([this, &place, index = n_hired_ + 1] { attend(place, index); });
+                n_hired_++;
+            }
+        } catch (const std::system_error &) {
+            // the system allows no more threads
+        }
+    }
+    return n_hired_ > 0;
+}
+
+void Team::attend(Place & place, int index) {
+    uint32_t seen = 0;
+    for (;;) {
+        const auto called = [&] { return place.call.value() != seen; };
+        if (!spin(called)) {
+            place.call.sleep_until(called);
+        }
+        seen = place.call.value();
+        if (place.is_over.load(std::memory_order_acquire)) {
+            return;
+        }
+        if (enter()) {
+            Member me{*this, index};
+            place.is_inside.store(true, std::memory_order_relaxed);
+            work_(context_, me);
+            place.is_inside.store(false, std::memory_order_relaxed);
+            leave();
+        }
+    }
+}
+
+bool Team::enter() {
+    int32_t inside = inside_.load(std::memory_order_acquire);
+    while ((inside & kOpen) != 0) {
+        if (inside_.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void Team::leave() {
+    if (inside_.fetch_sub(1, std::memory_order_seq_cst) == 1) {
+        progress_.raise();  // the caller waits for the last one
+    }
+}
+
+void Team::call_own(int n_members, Work work, const void * context) {
+    is_called_off_.store(false, std::memory_order_relaxed);
+    Member me{*this, 0};
+    n_called_ = 1;
+    if (!hire(n_members)) {
+        work(context, me);
+        return;
+    }
+    const int64_t start  = now_ns();
+    const int     n_most = n_members - 1 < n_hired_ ? n_members - 1 : n_hired_;
+    work_                = work;
+    context_             = context;
+    inside_.store(kOpen, std::memory_order_release);
+    bool is_called[kMostMembers] = {};
+    places_[0].held.store(0, std::memory_order_relaxed);
+    for (int i = 1; i <= n_most; i++) {
+        places_[i].held.store(
+            0, std::memory_order_relaxed);  // not so after a call that was called off
+        is_called[i] = places_[i].attendance.is_called(start);
+        if (is_called[i]) {
+            places_[i].waited = 0;
+            n_called_++;
+            places_[i].call.raise();
+        }
+    }
+    work(context, me);
+    inside_.fetch_and(~kOpen, std::memory_order_seq_cst);
+    wait_until([&] { return inside_.load(std::memory_order_acquire) == 0; },
+               [](const Place & place) { return place.is_inside.load(std::memory_order_relaxed); });
+    const int64_t end = now_ns();
+    for (int i = 1; i <= n_most; i++) {
+        if (is_called[i]) {
+            places_[i].attendance.note(end, end - start, places_[i].waited);
+        }
+    }
+}
+
+void Team::call_openmp(int n_members, Work work, const void * context) {
+    is_called_off_.store(false, std::memory_order_relaxed);
+#ifdef _OPENMP
+#pragma omp parallel num_threads(n_members)
+    {
+        Member me{*this, omp_get_thread_num()};
+        work(context, me);
+    }
+#else
+    Member me{*this, 0};
+    work(context, me);
+#endif
+}
+
+void Team::call_off() {
+    is_called_off_.store(true, std::memory_order_seq_cst);
+    progress_.raise();
+}
+
+void Team::hold(const Member & me, int64_t n) {
+    if (places_ != nullptr) {
+        auto & held = places_[me.index].held;  // no other thread changes it
+        held.store(held.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
+    }
+}
+
+void Team::wait(const Member & me, const std::atomic<int64_t> & count, int64_t wanted) {
+    const auto ready = [&] {
+        return count.load(std::memory_order_acquire) >= wanted || is_called_off();
+    };
+    if (me.index == 0 && places_ != nullptr) {
+        wait_until(ready, [](const Place & place) {
+            return place.held.load(std::memory_order_relaxed) > 0;
+        });
+    } else if (!spin(ready)) {
+        progress_.sleep_until(ready);
+    }
+}
+
+// The caller waits, and notes for whom. A microsecond is not worth noting.
+template <class Ready, class Blamed> void Team::wait_until(Ready ready, Blamed is_blamed) {
+    if (is_soon(ready)) {
+        return;
+    }
+    const int64_t start = now_ns();
+    for (int i = 1; i <= n_hired_; i++) {
+        places_[i].is_blamed = is_blamed(places_[i]);
+    }
+    if (!spin(ready)) {
+        progress_.sleep_until(ready);
+    }
+    const int64_t waited = now_ns() - start;
+    for (int i = 1; i <= n_hired_; i++) {
+        places_[i].waited += places_[i].is_blamed ? waited : 0;
+    }
+}
+
+}  // namespace inferos::kernels
