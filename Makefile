@@ -23,7 +23,7 @@ BIN    := $(VENV)/bin
 CXX_SOURCES := $(wildcard $(foreach folder,native/src native/src/kernels tests/native tests/native/no_llama \
     tests/fuzz/native benchmarks,$(folder)/*.cpp $(folder)/*.h))
 
-PACKAGES := commands convert measure models native runtime store terminal
+PACKAGES := commands convert measure models native runtime serve store terminal
 
 # what an editable install compiles or records: it uses Python sources in place, but lists the modules
 MODULES := $(sort $(wildcard *.py $(foreach package,$(PACKAGES),$(package)/*.py $(package)/*/*.py $(package)/*/*/*.py)))

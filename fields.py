@@ -78,6 +78,14 @@ def numbers(low: int, high: int) -> Kind:
     )  # fmt: skip
 
 
+def pairs(is_good: Callable[[int, float], bool], expected: str) -> Kind:
+    """A tuple or a list of pairs: a whole number, and a number."""
+    return Kind(
+        "a tuple of pairs of numbers", _pairs,
+        lambda values: all(is_good(*pair) for pair in values), expected,
+    )  # fmt: skip
+
+
 def flag() -> Kind:
     """True or False."""
     return Kind("True or False", _exactly(bool))
@@ -160,3 +168,11 @@ def _numbers(value: Any) -> tuple[int, ...]:
     if not isinstance(value, (tuple, list)):
         raise TypeError
     return tuple(_whole(item) for item in value)
+
+
+def _pairs(value: Any) -> tuple[tuple[int, float], ...]:
+    if not isinstance(value, (tuple, list)) or not all(
+        isinstance(item, (tuple, list)) and len(item) == 2 for item in value
+    ):
+        raise TypeError
+    return tuple((_whole(first), _number(second)) for first, second in value)

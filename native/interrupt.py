@@ -49,6 +49,17 @@ def interruptible() -> Iterator[None]:
             raise ended
 
 
+@contextmanager
+def decoding_aborted() -> Iterator[None]:
+    """While inside, whatever decodes in any thread is broken off, and fails with Interrupted."""
+    library = load_library()
+    library.inferos_interrupt_set(1)
+    try:
+        yield
+    finally:
+        library.inferos_interrupt_set(0)
+
+
 def _enter() -> None:
     global _depth, _previous_hook
     library = load_library()

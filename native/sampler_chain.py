@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,13 @@ class SamplerChain(Owner):
     def pointer(self) -> Any:
         """The ``llama_sampler *``."""
         return self._pointer
+
+    def add_logit_bias(self, n_vocab: int, biases: Sequence[tuple[int, float]]) -> None:
+        """Add to the logits of tokens, all of which must be below ``n_vocab``."""
+        given = (llama_cpp.llama_logit_bias * len(biases))(
+            *(llama_cpp.llama_logit_bias(token=token, bias=bias) for token, bias in biases)
+        )
+        self._add(llama_cpp.llama_sampler_init_logit_bias(n_vocab, len(biases), given))
 
     def add_penalties(self, n_vocab: int, last_n: int, repeat: float) -> None:
         """Divide the logits of the ``last_n`` tokens by ``repeat`` (multiply negative ones)."""

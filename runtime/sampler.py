@@ -149,6 +149,8 @@ def new_constraint(settings: SamplingSettings, vocab: Vocab) -> TokenConstraint 
 
 def add_filters(chain: SamplerChain, settings: SamplingSettings, n_vocab: int) -> None:
     """Everything before the draw; at temperature 0 only what can change the likeliest token."""
+    if settings.logit_bias:
+        chain.add_logit_bias(n_vocab, settings.logit_bias)
     if settings.penalizes:
         chain.add_penalties(n_vocab, settings.repeat_last_n, settings.repeat_penalty)
     if settings.temperature == 0:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from infer_os.fields import (
     MOST_INT32,
@@ -17,6 +17,7 @@ from infer_os.fields import (
     flag,
     members,
     number,
+    pairs,
     text,
     texts,
     whole,
@@ -42,7 +43,7 @@ class SamplerSetting:
 
     Args:
         name: the field's.
-        type: ``float``, ``int`` or ``str``, whether or not it may be None as well.
+        type: ``float``, ``int``, ``str`` or ``tuple``, whether or not it may be None as well.
         default: its default.
         kind: what it may be.
         metavar: what follows its option; "" for a field that has none, and is Python's alone.
@@ -157,6 +158,13 @@ class SamplingSettings:
     regex: str = _setting(
         "", text(), "TEXT", "A regular expression that the whole text must match.", unset="none"
     )
+    logit_bias: tuple[tuple[int, float], ...] = _setting(
+        (), pairs(
+            lambda token, bias: 0 <= token <= MOST_INT32 and -100 <= bias <= 100,
+            "tokens with numbers from -100 to 100",
+        ),
+        "", "What is added to the logits of single tokens, before anything else.",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_fields(self, _SAMPLING, SettingsError)
@@ -189,7 +197,8 @@ def _sampler_settings() -> Iterator[SamplerSetting]:
     hints = get_type_hints(SamplingSettings)
     for each in fields(SamplingSettings):
         hint = hints[each.name]
-        kind = next(kind for kind in get_args(hint) or (hint,) if kind is not NoneType)
+        kinds = (tuple,) if get_origin(hint) is tuple else get_args(hint) or (hint,)
+        kind = next(kind for kind in kinds if kind is not NoneType)
         default: Any = each.default
         yield SamplerSetting(each.name, kind, default, **each.metadata)
 

@@ -49,6 +49,8 @@ class Prompts:
             TemplateFailure: the chat template refuses this conversation.
         """
         frame = self.frame(record)
+        if isinstance(record.prompt, tuple):
+            return record.prompt
         if frame is None:
             return tuple(tokenize(self.vocab, self._batch.prefix + (record.prompt or ""), n_ctx))
         messages = record.messages

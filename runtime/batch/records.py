@@ -48,6 +48,8 @@ _MOST_SEED = 0xFFFFFFFF
 class Record:
     """A prompt, or a conversation to continue, and how: ``n`` samples of it.
 
+    A ``prompt`` is a text, or tokens that are taken as they are. ``logprobs`` is how many of the
+    likeliest tokens are told for each one drawn; None for what the run says.
     ``seed`` is the record's own; without one, and with a seed of the run, each sample gets one that
     depends on the run's seed and the id alone.
     """
@@ -56,11 +58,12 @@ class Record:
     line: int
     sampling: SamplingSettings
     stops: StopSettings
-    prompt: str | None = None
+    prompt: str | tuple[int, ...] | None = None
     messages: tuple[Message, ...] = ()
     seed: int | None = None
     n: int = 1
     unit: str = "line"
+    logprobs: int | None = None
 
     @property
     def place(self) -> str:

@@ -101,7 +101,9 @@ class Sequence:
 
 def is_plain_greedy(settings: SamplingSettings) -> bool:
     """Whether only the likeliest token is wanted, so that no sampler is needed."""
-    return settings.temperature == 0 and not settings.penalizes and not settings.constraint
+    return settings.temperature == 0 and not (
+        settings.penalizes or settings.constraint or settings.logit_bias
+    )
 
 
 def token_logprobs(

@@ -1,0 +1,230 @@
+"""The map of addresses, and what every answer has in common.
+
+In go an engine's thread and settings; out comes an application (ASGI) that uvicorn runs. Whatever
+is refused, at any address, is one :class:`~.errors.ApiError`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from infer_os.fields import Kind, flag, text
+
+from .body import Body, checked, read_object
+from .client_bodies import body_limit, read_body
+from .engine_thread import EngineThread
+from .errors import ApiError
+from .event_stream import json_bytes
+from .gate import Gate
+from .generating import Generator
+from .generation_request import Defaults, check_model, tokens_of
+from .metrics import MEDIA_TYPE, Metrics, rss_bytes
+from .page import page_responses
+from .settings import ServeSettings
+
+_logger = logging.getLogger("infer_os")
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The model that is served: its file, and the name of its conversations' frame."""
+
+    path: Path
+    source: str
+    defaults: Defaults
+
+
+def make_app(thread: EngineThread, served: Served, settings: ServeSettings) -> ASGIApp:
+    """The application of a server."""
+    metrics = Metrics(thread)
+    generator = Generator(thread, served.defaults, metrics)
+    desk = _Desk(thread, served, metrics, generator)
+    routes = [
+        Route("/v1/models", desk.models),
+        Route("/v1/models/{name:path}", desk.model),
+        Route("/v1/completions", generator.complete, methods=["POST"]),
+        Route("/v1/chat/completions", generator.chat, methods=["POST"]),
+        Route("/tokenize", desk.tokenize, methods=["POST"]),
+        Route("/detokenize", desk.detokenize, methods=["POST"]),
+        Route("/health", desk.health),
+        Route("/status", desk.status),
+        Route("/metrics", desk.metrics),
+        *(Route(path, answer) for path, answer in page_responses()),
+    ]
+    handlers: Any = {
+        ApiError: _refusal, HTTPException: _http_refusal, ClientDisconnect: _nobody,
+        Exception: _bug,
+    }  # fmt: skip
+    app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
+    app = _Guarded(app, Gate(settings), metrics, {route.path for route in routes})
+    if settings.cors:
+        app = CORSMiddleware(
+            app, allow_origins=settings.cors, allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+        )  # fmt: skip
+    return app
+
+
+def answer_of(value: Any, status: int = 200) -> Response:
+    """JSON."""
+    return Response(json_bytes(value), status, media_type="application/json")
+
+
+class _Desk:
+    """What is asked besides text."""
+
+    def __init__(
+        self, thread: EngineThread, served: Served, metrics: Metrics, generator: Generator
+    ) -> None:
+        self._thread, self._served, self._metrics = thread, served, metrics
+        self._generator = generator
+        self._names = served.defaults.models
+        self._began = int(time.time())
+
+    async def models(self, request: Request) -> Response:
+        """The models that there are."""
+        return answer_of({"object": "list", "data": [self._model(name) for name in self._names]})
+
+    async def model(self, request: Request) -> Response:
+        """One of them."""
+        name = request.path_params["name"]
+        check_model(Body({"model": name}), self._names)
+        return answer_of(self._model(name))
+
+    def _model(self, name: str) -> dict[str, Any]:
+        return {
+            "id": name, "object": "model", "created": self._began, "owned_by": "infer-os",
+            "context_length": self._thread.engine.n_ctx,
+        }  # fmt: skip
+
+    async def tokenize(self, request: Request) -> Response:
+        """The tokens of a text."""
+        data = await read_body(request, body_limit(self._thread.engine.n_ctx))
+        body = Body(read_object(data))
+        check_model(body, self._names)
+        content = body.take_required("content", text())
+        add = body.take("add_special", flag(), False)
+        special = body.take("parse_special", flag(), True)
+        body.end()
+        vocab = self._thread.engine.vocab
+        tokens = await self._generator.prepared(
+            lambda: vocab.tokenize(content, add_special=add, parse_special=special)
+        )
+        return answer_of({"tokens": tokens})
+
+    async def detokenize(self, request: Request) -> Response:
+        """The text of tokens."""
+        data = await read_body(request, body_limit(self._thread.engine.n_ctx))
+        body = Body(read_object(data))
+        check_model(body, self._names)
+        values = body.take_required("tokens", _ANY)
+        body.end()
+        tokens = tokens_of(checked("tokens", values, _LIST), "tokens", self._thread.engine.n_vocab)
+        return answer_of({"content": self._generator.text_of(tokens)})
+
+    async def health(self, request: Request) -> Response:
+        """Whether texts are computed."""
+        if self._thread.failure is not None:
+            raise ApiError(str(self._thread.failure), 503)
+        return answer_of({"status": "ok"})
+
+    async def status(self, request: Request) -> Response:
+        """What the server holds and does."""
+        engine, figures = self._thread.engine, self._thread.engine.figures()
+        sampling, stops = self._served.defaults.sampling, self._served.defaults.stops
+        return answer_of({
+            "model": self._names[0], "file": self._served.path.name, "source": self._served.source,
+            "context": engine.n_ctx, "parallel": engine.n_seq,
+            "running": self._thread.n_running, "waiting": self._thread.n_waiting,
+            "prompt_tokens": figures.prompt_tokens, "shared_tokens": figures.shared_tokens,
+            "completion_tokens": figures.completion_tokens, "since": self._began,
+            "memory": {"rss_bytes": rss_bytes(), "planned_bytes": figures.planned_bytes},
+            "defaults": {
+                "temperature": sampling.temperature, "top_k": sampling.top_k,
+                "top_p": sampling.top_p, "min_p": sampling.min_p,
+                "repeat_penalty": sampling.repeat_penalty, "max_tokens": stops.max_tokens,
+            },
+        })  # fmt: skip
+
+    async def metrics(self, request: Request) -> Response:
+        """Counts, for Prometheus."""
+        return Response(self._metrics.text(), media_type=MEDIA_TYPE)
+
+
+_ANY = Kind("a list", lambda value: value)
+_LIST = Kind("a list", list)
+
+
+class _Guarded:
+    """The gate in front of an application; counts what is answered, and adds common headers."""
+
+    def __init__(self, app: ASGIApp, gate: Gate, metrics: Metrics, paths: set[str]) -> None:
+        self._app, self._gate, self._metrics, self._paths = app, gate, metrics, paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        path = scope["path"]
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                known = path if path in self._paths else "other"
+                self._metrics.requests.labels(known, str(message["status"])).inc()
+                message["headers"] = [*message["headers"], *_HEADERS]
+            await send(message)
+
+        request = Request(scope, receive)
+        try:
+            self._gate.check(path, request.headers)
+        except ApiError as error:
+            await _refused(error)(scope, receive, counted)
+            return
+        await self._app(scope, receive, counted)
+
+
+def _refused(error: ApiError) -> Response:
+    response = answer_of(error.as_json(), error.status)
+    if error.retry_after is not None:
+        response.headers["retry-after"] = str(error.retry_after)
+    if error.status == 401:
+        response.headers["www-authenticate"] = "Bearer"
+    return response
+
+
+async def _refusal(request: Request, error: ApiError) -> Response:
+    return _refused(error)
+
+
+async def _http_refusal(request: Request, error: HTTPException) -> Response:
+    """What Starlette itself refuses: an address that is not there, or another method."""
+    words = {404: "there is nothing at", 405: f"{request.method} is not answered at"}
+    said = words.get(error.status_code, error.detail)
+    response = _refused(ApiError(f"{said} {request.url.path[:200]!r}", error.status_code))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _nobody(request: Request, error: ClientDisconnect) -> Response:
+    """The client is gone: the answer is for the counts alone."""
+    return Response(status_code=499)
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    _logger.error("%s: %s: %s", request.url.path, type(error).__name__, error, exc_info=error)
+    return _refused(ApiError(f"a bug of the server: {type(error).__name__}", 500))

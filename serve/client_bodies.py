@@ -1,0 +1,77 @@
+"""Read the bodies of requests, and notice clients that go away, all within bounds.
+
+A body is read no further than it may be long, and waited for no longer than it may take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import anyio
+from starlette.requests import ClientDisconnect, Request
+
+from .errors import ApiError
+
+Done = TypeVar("Done")
+
+#: Bytes of a body, for a context of any length and for each token of it.
+_LEAST, _PER_TOKEN = 4 << 20, 16
+#: Seconds until a body must be there.
+BODY_S = 30.0
+
+
+def body_limit(n_ctx: int) -> int:
+    """Bytes that a body may have: many times what a context holds."""
+    return max(_LEAST, _PER_TOKEN * n_ctx)
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """A request's body.
+
+    Raises:
+        ApiError: it is too long (413), or too slow (408).
+        ClientDisconnect: the client is gone.
+    """
+    too_long = ApiError(
+        f"the body has more than {limit} bytes: no context here holds so much", 413,
+        code="body_too_long",
+    )  # fmt: skip
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and (len(length) > 18 or int(length) > limit):
+        raise too_long
+    data = bytearray()
+    try:
+        with anyio.fail_after(BODY_S):
+            async for piece in request.stream():
+                data += piece
+                if len(data) > limit:
+                    raise too_long
+    except TimeoutError:
+        raise ApiError(f"the body did not arrive within {BODY_S:.0f} seconds", 408) from None
+    return bytes(data)
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, Done]) -> Done:
+    """Do something for a client whose body was read, as long as it is there.
+
+    Raises:
+        ClientDisconnect: the client is gone; the work was cancelled.
+    """
+    task = asyncio.create_task(work)
+    watcher = asyncio.create_task(_disconnection(request))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _disconnection(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,74 @@
+"""Server-sent events: an answer that arrives in pieces.
+
+https://html.spec.whatwg.org/multipage/server-sent-events.html, as OpenAI uses it: each event is one
+line of JSON, the last one ``[DONE]``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import anyio
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from .client_bodies import while_connected
+from .errors import ApiError
+
+#: Seconds that a client may take to read what was sent, before it counts as gone.
+STALL_S = 60.0
+_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON on one line, in UTF-8; half of a pair of surrogates is written as an escape."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
+
+
+class EventStream(Response):
+    """Sends what a generator yields; the generator is closed when the client goes away.
+
+    A None among the values is sent as a comment, which shows that the connection is alive.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, request: Request, values: AsyncGenerator[Any, None]) -> None:
+        super().__init__(None, headers=_HEADERS)
+        self.raw_headers = [(k, v) for k, v in self.raw_headers if k != b"content-length"]
+        self._request, self._values = request, values
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send everything."""
+        try:
+            async with aclosing(self._values):
+                await while_connected(self._request, self._send_all(send))
+        except (ClientDisconnect, TimeoutError):
+            return
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        last = b"data: [DONE]"
+        try:
+            async for value in self._values:
+                await _put(send, b": still here" if value is None else _line(value))
+        except ApiError as error:
+            last = _line(error.as_json())
+        await _put(send, last)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _line(value: Any) -> bytes:
+    return b"data: " + json_bytes(value)
+
+
+async def _put(send: Send, data: bytes) -> None:
+    with anyio.fail_after(STALL_S):
+        await send({"type": "http.response.body", "body": data + b"\n\n", "more_body": True})

@@ -1,0 +1,212 @@
+"""Answer requests for text: from a body to an answer, whole or streamed.
+
+What takes its time before a text is computed (a chat template, a grammar, a long prompt) happens in
+a thread beside the event loop and the engine's, one request at a time, since templates keep state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..runtime.batch.records import Record, Result
+from ..runtime.errors import PromptError, TemplateFailure
+from .answers import CHAT, COMPLETION, Form, TextOffsets, Usage, Writer, finish_reason, mean_logprob
+from .body import read_object
+from .client_bodies import body_limit, read_body, while_connected
+from .engine_thread import Answer, EngineThread
+from .errors import ApiError
+from .event_stream import EventStream, json_bytes
+from .generation_request import Defaults, GenerationRequest, read_chat, read_completion
+from .metrics import Metrics
+from .pushed_engine import Piece
+
+#: Seconds without an event, after which a stream shows that it is alive.
+QUIET_S = 15.0
+#: A record, and its prompt as tokens.
+Job = tuple[Record, tuple[int, ...]]
+_Reader = Callable[[dict[str, Any], Defaults], GenerationRequest]
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A request that is being answered. ``began`` is when it came, by the monotonic clock."""
+
+    asked: GenerationRequest
+    jobs: list[Job]
+    answer: Answer
+    writer: Writer
+    began: float
+
+    @property
+    def usage(self) -> Usage:
+        """The prompts' tokens; nothing was drawn yet."""
+        return Usage(sum(len(prompt) for _, prompt in self.jobs))
+
+    def index(self, identity: str | int | None, sample: int) -> int:
+        """The number of a text: those of the first prompt come first."""
+        return int(str(identity).rpartition("-")[2]) * self.asked.n + sample
+
+
+class Generator:
+    """Answers /v1/completions and /v1/chat/completions."""
+
+    def __init__(self, thread: EngineThread, defaults: Defaults, metrics: Metrics) -> None:
+        self._thread, self._defaults, self._metrics = thread, defaults, metrics
+        self._preparing = ThreadPoolExecutor(1, "prompts")
+
+    async def complete(self, request: Request) -> Response:
+        """Answer a request of /v1/completions."""
+        return await self._generate(request, COMPLETION, read_completion)
+
+    async def chat(self, request: Request) -> Response:
+        """Answer a request of /v1/chat/completions."""
+        return await self._generate(request, CHAT, read_chat)
+
+    def close(self) -> None:
+        """Prepare nothing more."""
+        self._preparing.shutdown(wait=False, cancel_futures=True)
+
+    async def prepared(self, work: Callable[[], Any]) -> Any:
+        """Do something with text in the thread for it."""
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, work)
+
+    async def _generate(self, request: Request, form: Form, read: _Reader) -> Response:
+        began = time.monotonic()
+        # where nothing can be taken, nothing is read
+        self._thread.check_room(1)
+        body = await read_body(request, body_limit(self._thread.engine.n_ctx))
+        identity = f"{form.prefix}-{uuid.uuid4().hex}"
+        asked, jobs = await self.prepared(lambda: self._prepare(body, read, identity))
+        answer = self._thread.submit(jobs)
+        writer = Writer(form, identity, self._defaults.models[0], self._thread.engine.vocab)
+        work = _Work(asked, jobs, answer, writer, began)
+        if asked.stream:
+            return EventStream(request, self._streamed(work))
+        try:
+            value = await while_connected(request, self._whole(work))
+        finally:
+            answer.cancel()
+        self._metrics.duration.observe(time.monotonic() - began)
+        return Response(json_bytes(value), media_type="application/json")
+
+    def _prepare(
+        self, body: bytes, read: _Reader, identity: str
+    ) -> tuple[GenerationRequest, list[Job]]:
+        asked = read(read_object(body), self._defaults)
+        return asked, [(record, self._tokens(record)) for record in asked.records(identity)]
+
+    def _tokens(self, record: Record) -> tuple[int, ...]:
+        """A record's prompt, which fits into a context."""
+        param = "messages" if record.messages else "prompt"
+        n_ctx = self._thread.engine.n_ctx
+        try:
+            prompt = self._thread.engine.prompt_tokens(record)
+        except PromptError as error:
+            raise _too_long(str(error), param) from None
+        except TemplateFailure as error:
+            raise ApiError(str(error), param=param, code="template_failed") from None
+        if len(prompt) > n_ctx:
+            raise _too_long(
+                f"{param} has {len(prompt)} tokens, but the context holds {n_ctx}", param
+            )
+        if not prompt:
+            raise ApiError(f"{param} is empty", param=param, code="invalid_value")
+        return prompt
+
+    async def _whole(self, work: _Work) -> dict[str, Any]:
+        usage, results = work.usage, dict[str, list[Result]]()
+        async for result in self._results(work, usage):
+            results.setdefault(str(result.id), []).append(result)
+        choices = []
+        for record, _ in work.jobs:
+            for i, result in enumerate(self._best(work.asked, results[str(record.id)])):
+                told = result.logprobs if work.asked.logprobs is not None else None
+                choices.append(work.writer.choice(
+                    work.index(record.id, i), result.text, finish_reason(result), told,
+                    self._echoed(work.asked, record),
+                ))  # fmt: skip
+        return work.writer.whole(choices, usage)
+
+    async def _results(self, work: _Work, usage: Usage) -> AsyncGenerator[Result, None]:
+        """Finished samples; pieces are only counted."""
+        is_first = True
+        while work.answer.is_open:
+            event = await work.answer.next(QUIET_S)
+            if isinstance(event, Piece):
+                is_first = self._note_first(work, is_first=is_first)
+            elif event is not None:
+                usage.completion_tokens += len(event.tokens)
+                yield event
+
+    def _note_first(self, work: _Work, *, is_first: bool) -> bool:
+        if is_first:
+            self._metrics.first_token.observe(time.monotonic() - work.began)
+        return False
+
+    def _best(self, asked: GenerationRequest, results: list[Result]) -> list[Result]:
+        if asked.best_of == asked.n:
+            return sorted(results, key=lambda result: result.index or 0)
+        return sorted(results, key=mean_logprob, reverse=True)[: asked.n]
+
+    def _echoed(self, asked: GenerationRequest, record: Record) -> str:
+        """The prompt, where it is to stand in front of the text."""
+        if not asked.echo:
+            return ""
+        if isinstance(record.prompt, str):
+            return record.prompt
+        return self.text_of(record.prompt or ())
+
+    def text_of(self, tokens: tuple[int, ...]) -> str:
+        """What tokens stand for."""
+        pieces = map(self._thread.engine.vocab.piece, tokens)
+        return b"".join(pieces).decode("utf-8", "replace")
+
+    async def _streamed(self, work: _Work) -> AsyncGenerator[dict[str, Any] | None, None]:
+        try:
+            async for value in self._chunks(work):
+                yield value
+        finally:
+            work.answer.cancel()
+        self._metrics.duration.observe(time.monotonic() - work.began)
+
+    async def _chunks(self, work: _Work) -> AsyncGenerator[dict[str, Any] | None, None]:
+        writer, usage, tells = work.writer, work.usage, work.asked.tells_usage
+        offsets: dict[int, TextOffsets] = {}
+        for record, _ in work.jobs:
+            for sample in range(record.n):
+                index = work.index(record.id, sample)
+                echoed = self._echoed(work.asked, record)
+                offsets[index] = TextOffsets(len(echoed))
+                if writer.form.is_chat or echoed:
+                    first = writer.delta(index, echoed, None, first=True)
+                    yield writer.piece([first], tells=tells)
+        is_first = True
+        while work.answer.is_open:
+            event = await work.answer.next(QUIET_S)
+            if event is None:
+                yield None
+                continue
+            index = work.index(event.id, event.index or 0)
+            if isinstance(event, Result):
+                usage.completion_tokens += len(event.tokens)
+                yield writer.piece([writer.ending(index, finish_reason(event))], tells=tells)
+                continue
+            is_first = self._note_first(work, is_first=is_first)
+            told = writer.logprobs(event.logprobs, offsets[index]) if event.logprobs else None
+            if event.text or told:
+                yield writer.piece([writer.delta(index, event.text, told)], tells=tells)
+        if tells:
+            yield writer.piece([], usage, tells=True)
+
+
+def _too_long(message: str, param: str) -> ApiError:
+    return ApiError(message, 413, param=param, code="context_length_exceeded")

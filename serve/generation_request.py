@@ -1,0 +1,373 @@
+"""What a request for text asks for: bodies of /v1/completions and /v1/chat/completions, checked.
+
+In go the fields of a body and what the server takes where they say nothing. Out comes a
+:class:`GenerationRequest`, whose records are those that ``infer-os batch`` would make of the same
+settings. Field by field after https://platform.openai.com/docs/api-reference; top_k, min_p,
+repeat_penalty, grammar, json_schema and regex are ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from infer_os.fields import Kind, flag, number, text, whole, whole_where
+
+from ..runtime.batch.records import Record
+from ..runtime.batch.settings import MOST_SAMPLES
+from ..runtime.chat.frame import Message
+from ..runtime.errors import SettingsError
+from ..runtime.settings import NO_LIMIT, SamplingSettings, StopSettings
+from .body import Body, checked
+from .errors import ApiError
+
+Made = TypeVar("Made")
+
+#: What a prompt is: text, or tokens.
+Prompt = str | tuple[int, ...]
+
+#: Most prompts, stop strings and likeliest tokens of a request.
+MOST_PROMPTS = 1024
+_MOST_STOPS = 64
+_MOST_LOGPROBS = 20
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+#: Fields that say who asks and where it is stored.
+_HARMLESS = (
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+    "stream_options",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a request gets that does not say otherwise. ``models`` are the names it may use."""
+
+    models: tuple[str, ...]
+    n_vocab: int
+    sampling: SamplingSettings
+    stops: StopSettings
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """Texts to write: ``n`` of the ``best_of`` for each prompt, or for a conversation.
+
+    ``logprobs`` is how many of the likeliest tokens are told with each one drawn, None for no word
+    of it. ``tells_usage`` is whether a stream ends with what it cost.
+    """
+
+    sampling: SamplingSettings
+    stops: StopSettings
+    prompts: tuple[Prompt, ...] = ()
+    messages: tuple[Message, ...] = ()
+    seed: int | None = None
+    n: int = 1
+    best_of: int = 1
+    echo: bool = False
+    logprobs: int | None = None
+    stream: bool = False
+    tells_usage: bool = False
+
+    def records(self, identity: str) -> list[Record]:
+        """A record for each prompt, or one for the conversation; ids begin with ``identity``."""
+        # what is better than the others is what the model finds likelier
+        logprobs = 0 if self.logprobs is None and self.best_of > self.n else self.logprobs
+        return [
+            Record(
+                f"{identity}-{i}", i + 1, self.sampling, self.stops, prompt, self.messages,
+                self.seed, self.best_of, "prompt", logprobs,
+            )
+            for i, prompt in enumerate(self.prompts or (None,))
+        ]  # fmt: skip
+
+
+def read_completion(value: dict[str, Any], defaults: Defaults) -> GenerationRequest:
+    """A request of /v1/completions.
+
+    Raises:
+        ApiError: a field that is wrong, unknown or not supported.
+    """
+    body = Body(value)
+    prompts = _prompts(body.take_required("prompt", _PROMPT), defaults.n_vocab)
+    body.refuse("suffix", ": these models write on from a text, not into it", harmless=("",))
+    logprobs = body.take("logprobs", whole(0, _MOST_LOGPROBS))
+    echo = body.take("echo", flag(), False)
+    if echo and logprobs is not None:
+        raise ApiError(
+            "logprobs of an echo are not supported: only those of tokens that are drawn",
+            param="logprobs", code="unsupported_parameter",
+        )  # fmt: skip
+    found = _common(body, defaults, "max_tokens")
+    best_of = body.take("best_of", whole(found.n, MOST_SAMPLES), found.n)
+    if found.stream and best_of > found.n:
+        raise ApiError(
+            "best_of cannot be streamed: which is best is known at the end", param="best_of",
+            code="unsupported_parameter",
+        )  # fmt: skip
+    body.end()
+    return replace(found, prompts=prompts, echo=echo, logprobs=logprobs, best_of=best_of)
+
+
+def read_chat(value: dict[str, Any], defaults: Defaults) -> GenerationRequest:
+    """A request of /v1/chat/completions.
+
+    Raises:
+        ApiError: a field that is wrong, unknown or not supported.
+    """
+    body = Body(value)
+    messages = _messages(body.take_required("messages", _LIST))
+    for name in ("tools", "functions"):
+        body.refuse(name, ": these models were not taught to call any", harmless=([],))
+    body.refuse("tool_choice", " without tools", harmless=("none", "auto"))
+    body.refuse("function_call", " without functions", harmless=("none", "auto"))
+    body.refuse("parallel_tool_calls", " without tools", harmless=(True, False))
+    body.refuse("modalities", ": these models write text", harmless=(["text"],))
+    for name in ("audio", "prediction", "web_search_options", "reasoning_effort", "verbosity"):
+        body.refuse(name, "")
+    wants = body.take("logprobs", flag(), False)
+    top = body.take("top_logprobs", whole(0, _MOST_LOGPROBS))
+    if top is not None and not wants:
+        raise ApiError("top_logprobs needs logprobs: true", param="top_logprobs")
+    form = _response_format(body.take("response_format", _OBJECT))
+    found = _common(body, defaults, "max_completion_tokens", "max_tokens", schema=form)
+    body.end()
+    logprobs = (top or 0) if wants else None
+    return replace(found, messages=messages, logprobs=logprobs, best_of=found.n)
+
+
+def _common(body: Body, defaults: Defaults, *limits: str, schema: str = "") -> GenerationRequest:
+    """What both kinds of requests have. ``schema`` is what else asks for a constraint."""
+    check_model(body, defaults.models)
+    stream = body.take("stream", flag(), False)
+    tells_usage = _tells_usage(body, stream=stream)
+    for name in ("frequency_penalty", "presence_penalty"):
+        body.refuse(name, "; repeat_penalty is", harmless=(0,))
+    given = {name: body.take(name, kind) for name, kind in _SAMPLING.items()}
+    bias = _biases(body.take("logit_bias", _OBJECT, {}), defaults.n_vocab)
+    constraint = {name: body.take(name, kind) for name, kind in _CONSTRAINTS.items()}
+    if schema:
+        constraint["response_format"] = schema
+    given |= {"logit_bias": bias or None}
+    seed = body.take("seed", whole_where(lambda s: -1 <= s < 0xFFFFFFFF, "-1 to 4294967294"))
+    n = body.take("n", whole(1, MOST_SAMPLES), 1)
+    stops = _stops(body, defaults.stops, limits)
+    body.ignore(*_HARMLESS)
+    sampling = _sampling(given, constraint, defaults.sampling)
+    if seed is None:
+        seed = sampling.seed
+    return GenerationRequest(
+        replace(sampling, seed=None), stops, seed=None if seed == -1 else seed, n=n, best_of=n,
+        stream=stream, tells_usage=tells_usage,
+    )  # fmt: skip
+
+
+def check_model(body: Body, names: tuple[str, ...]) -> None:
+    """See that the model that a body names is here; without a name it is the only one.
+
+    Raises:
+        ApiError: another one (404).
+    """
+    name = body.take("model", text(), names[0])
+    if name not in names:
+        raise ApiError(
+            f"the model {name[:100]!r} is not here; this server has {', '.join(names)}", 404,
+            param="model", code="model_not_found",
+        )  # fmt: skip
+
+
+def _tells_usage(body: Body, *, stream: bool) -> bool:
+    options = body.take("stream_options", _OBJECT)
+    if options is None:
+        return False
+    if not stream:
+        raise ApiError("stream_options needs stream: true", param="stream_options")
+    rest = Body(options, "stream_options.")
+    tells = bool(rest.take("include_usage", flag(), False))
+    rest.ignore("include_obfuscation")
+    rest.end()
+    return tells
+
+
+def _sampling(
+    given: dict[str, Any], constraint: dict[str, Any], defaults: SamplingSettings
+) -> SamplingSettings:
+    """The settings, with a field's own name in what is said of it."""
+    changes = {name: value for name, value in given.items() if value is not None}
+    named = {name: value for name, value in constraint.items() if value is not None}
+    if len(named) > 1:
+        first, second, *_ = named
+        raise ApiError(f"{first} and {second}: give one of them", param=second)
+    spelled = {}
+    for name, value in named.items():
+        field = "json_schema" if name == "response_format" else name
+        spelled[field] = name
+        written = value if isinstance(value, str) else json.dumps(value)
+        if not written:
+            raise ApiError(f"{name} is empty", param=name, code="invalid_value")
+        changes |= {"grammar": "", "json_schema": "", "regex": "", field: written}
+    return settings_of(lambda: replace(defaults, **changes), spelled)
+
+
+def settings_of(make: Callable[[], Made], spelled: dict[str, str]) -> Made:
+    """A settings record; what is wrong with a field is said of the body's field.
+
+    Raises:
+        ApiError: it cannot be made.
+    """
+    try:
+        return make()
+    except SettingsError as error:
+        name = spelled.get(error.field, error.field)
+        raise ApiError(error.spelled(name), param=name or None, code="invalid_value") from None
+
+
+def _stops(body: Body, defaults: StopSettings, limits: tuple[str, ...]) -> StopSettings:
+    limit = defaults.max_tokens
+    # the first name is the one that counts where both are given
+    for name in reversed(limits):
+        limit = body.take(name, _LIMIT, limit)
+    stop = body.take("stop", _STOP, defaults.strings)
+    return StopSettings(limit, stop)
+
+
+def _biases(value: dict[str, Any], n_vocab: int) -> tuple[tuple[int, float], ...]:
+    found = []
+    for key, bias in value.items():
+        if not key.isascii() or not key.isdecimal() or len(key) > 9 or int(key) >= n_vocab:
+            raise ApiError(
+                f"logit_bias: {key[:60]!r} is no token; there are 0 to {n_vocab - 1}",
+                param="logit_bias", code="invalid_value",
+            )  # fmt: skip
+        kind = number(lambda b: -100 <= b <= 100, "-100 to 100")
+        found.append((int(key), checked(f"logit_bias[{key}]", bias, kind)))
+    return tuple(found)
+
+
+def _response_format(form: dict[str, Any] | None) -> str:
+    """The JSON schema that a format asks for; empty for none."""
+    if form is None:
+        return ""
+    body = Body(form, "response_format.")
+    kind = body.take_required(
+        "type", text(lambda t: t in _FORMATS, f"one of {', '.join(_FORMATS)}")
+    )
+    if kind != "json_schema":
+        body.end()
+        return '{"type": "object"}' if kind == "json_object" else ""
+    inner = Body(body.take_required("json_schema", _OBJECT), "response_format.json_schema.")
+    body.end()
+    schema = inner.take_required("schema", _SCHEMA)
+    inner.ignore("name", "description", "strict")
+    inner.end()
+    return json.dumps(schema)
+
+
+_FORMATS = ("text", "json_object", "json_schema")
+
+
+def _messages(values: list[Any]) -> tuple[Message, ...]:
+    if not values:
+        raise ApiError("messages is empty", param="messages", code="invalid_value")
+    found = []
+    for i, value in enumerate(values):
+        place = f"messages[{i}]"
+        body = Body(checked(place, value, _OBJECT), f"{place}.")
+        role = body.take_required(
+            "role", text(lambda r: r in _ROLES, f"one of {', '.join(_ROLES)}")
+        )
+        content = _content(body.take_required("content", _CONTENT), f"{place}.content")
+        body.refuse("tool_calls", ": these models were not taught to call any", harmless=([],))
+        body.ignore("name", "refusal", "annotations", "audio", "function_call")
+        body.end()
+        found.append(Message(_ROLES[role], content))
+    if found[-1].role != "user":
+        raise ApiError(
+            f"messages: the last one is of the {found[-1].role}; one of the user is answered",
+            param="messages", code="invalid_value",
+        )  # fmt: skip
+    return tuple(found)
+
+
+def _content(value: str | list[Any], place: str) -> str:
+    """A message's text, which may come in parts."""
+    if isinstance(value, str):
+        return value
+    texts = []
+    for i, part in enumerate(value):
+        body = Body(checked(f"{place}[{i}]", part, _OBJECT), f"{place}[{i}].")
+        kind = body.take_required("type", text(lambda t: t == "text", "text"))
+        texts.append(body.take_required(kind, text()))
+    return "\n".join(texts)
+
+
+def _prompts(value: str | list[Any], n_vocab: int) -> tuple[Prompt, ...]:
+    """One prompt or several; a list of numbers is one prompt of tokens."""
+    if isinstance(value, str):
+        return (value,)
+    if not value:
+        raise ApiError("prompt is empty", param="prompt", code="invalid_value")
+    if all(isinstance(item, int) for item in value):
+        return (tokens_of(value, "prompt", n_vocab),)
+    if len(value) > MOST_PROMPTS:
+        raise ApiError(
+            f"prompt has {len(value)} prompts: expected at most {MOST_PROMPTS}", param="prompt",
+            code="invalid_value",
+        )  # fmt: skip
+    return tuple(_prompt(item, f"prompt[{i}]", n_vocab) for i, item in enumerate(value))
+
+
+def _prompt(value: Any, place: str, n_vocab: int) -> Prompt:
+    value = checked(place, value, _PROMPT)
+    return value if isinstance(value, str) else tokens_of(value, place, n_vocab)
+
+
+def tokens_of(values: list[Any], place: str, n_vocab: int) -> tuple[int, ...]:
+    """Tokens that there are.
+
+    Raises:
+        ApiError: something else is among them.
+    """
+    for i, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < n_vocab:
+            kind = whole(0, n_vocab - 1, f"a token from 0 to {n_vocab - 1}")
+            checked(f"{place}[{i}]", value, kind)
+    return tuple(values)
+
+
+def _as_texts(value: Any) -> tuple[str, ...]:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
+        raise TypeError
+    return tuple(values)
+
+
+def _exactly(*kinds: type) -> Callable[[Any], Any]:
+    def convert(value: Any) -> Any:
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise TypeError
+        return value
+
+    return convert
+
+
+_OBJECT = Kind("an object", _exactly(dict))
+_LIST = Kind("a list", _exactly(list))
+_SCHEMA = Kind("a JSON schema", _exactly(dict, bool))
+_TEXT_OR_SCHEMA = Kind("a JSON schema", _exactly(str, dict, bool))
+_PROMPT = Kind("a text, a list of texts, or tokens", _exactly(str, list))
+_CONTENT = Kind("a text, or a list of parts", _exactly(str, list))
+_LIMIT = whole_where(lambda n: n >= 1 or n == NO_LIMIT, "1 or more, or -1 (until the context ends)")
+_STOP = Kind(
+    "a text or a list of texts", _as_texts,
+    lambda texts: len(texts) <= _MOST_STOPS and all(texts),
+    f"at most {_MOST_STOPS} texts, none of them empty",
+)  # fmt: skip
+#: Only types: the settings themselves know the ranges.
+_SAMPLING = {
+    "temperature": number(lambda t: True, ""), "top_p": number(lambda p: True, ""),
+    "top_k": whole_where(lambda k: True, ""), "min_p": number(lambda p: True, ""),
+    "repeat_penalty": number(lambda r: True, ""),
+}  # fmt: skip
+_CONSTRAINTS = {"grammar": text(), "regex": text(), "json_schema": _TEXT_OR_SCHEMA}

@@ -1,0 +1,155 @@
+"""Bind an address, serve until a signal comes, and end in order.
+
+In go a loaded engine and settings. Once a signal comes, no more requests are taken; those under way
+are answered to their end, if that comes within :data:`DRAIN_S` seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+import uvicorn
+
+from ..runtime.errors import SettingsError
+from .app import Served, make_app
+from .connection import MOST_HEAD, BoundedConnection
+from .engine_thread import EngineThread
+from .errors import EngineDied
+from .pushed_engine import PushedEngine
+from .settings import ServeSettings
+
+#: Seconds that answers may take to end, after a signal.
+DRAIN_S = 25
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def bind(settings: ServeSettings) -> socket.socket:
+    """Take an address, before anything is loaded; nobody is answered there yet.
+
+    Raises:
+        SettingsError: it cannot be had.
+    """
+    host = settings.host.strip("[]")
+    try:
+        found = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        said = error.strerror if isinstance(error, OSError) else "no name"
+        raise SettingsError(f"{settings.host}: {said}", "host") from None
+    family, kind, protocol, _, address = found[0]
+    door = socket.socket(family, kind, protocol)
+    try:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind(address)
+    except OSError as error:
+        door.close()
+        raise SettingsError(
+            f"{settings.port}: {settings.host} cannot be used: {error.strerror}", "port"
+        ) from None
+    return door
+
+
+def address_of(door: socket.socket) -> str:
+    """Where a bound server is found, as a URL."""
+    host, port = door.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class HttpServer:
+    """A server at an address that it has; :meth:`run` serves, and :meth:`stop` ends it."""
+
+    def __init__(
+        self, engine: PushedEngine, served: Served, settings: ServeSettings, door: socket.socket,
+        ready: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        """Keep what is needed.
+
+        Args:
+            engine: nobody else uses it from here on.
+            served: what it is.
+            settings: who is let in.
+            door: a bound socket.
+            ready: called with the address when requests are answered.
+        """
+        self._engine, self._served, self._settings = engine, served, settings
+        self._door, self._ready = door, ready
+        self._uvicorn: _Uvicorn | None = None
+
+    def run(self) -> None:
+        """Serve until a signal comes, :meth:`stop` is called, or the engine fails.
+
+        Afterwards the engine is closed, and a signal is raised for whoever handled it before.
+
+        Raises:
+            EngineDied: the engine failed.
+        """
+        with self._door:
+            failure = asyncio.run(self._serve())
+        if failure is not None:
+            raise failure
+        if self._uvicorn is not None and self._uvicorn.signal is not None:
+            signal.raise_signal(self._uvicorn.signal)
+
+    def stop(self) -> None:
+        """End as if a signal had come; for any thread."""
+        if self._uvicorn is not None:
+            self._uvicorn.should_exit = True
+
+    async def _serve(self) -> EngineDied | None:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        thread = EngineThread(self._engine, self._settings.queue, lambda error: self.stop())
+        try:
+            config = uvicorn.Config(
+                make_app(thread, self._served, self._settings), http=BoundedConnection, ws="none",
+                lifespan="off", log_config=None, access_log=False, server_header=False,
+                timeout_graceful_shutdown=DRAIN_S, h11_max_incomplete_event_size=MOST_HEAD,
+            )  # fmt: skip
+            self._uvicorn = _Uvicorn(config, lambda: self._ready(address_of(self._door)))
+            await self._uvicorn.serve([self._door])
+        finally:
+            await thread.close()
+        return thread.failure
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn's server, which says when it is ready, and keeps the signal that ended it."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+        self.signal: signal.Signals | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See :class:`uvicorn.Server`."""
+        await super().startup(sockets)
+        self._ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """While inside, the first signal ends the server in order, and a second one at once."""
+
+        def take(number: int, frame: FrameType | None) -> None:
+            self.force_exit = self.should_exit
+            self.should_exit = True
+            if self.signal is None:
+                self.signal = signal.Signals(number)
+
+        before = {}
+        try:
+            for number in _SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    before[number] = signal.signal(number, take)
+        except ValueError:  # signals belong to the main thread
+            pass
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
