@@ -24,6 +24,7 @@ from .commands import (
     plan,
     pull,
     run,
+    serve,
 )  # fmt: skip
 from .terminal import console
 from .terminal.signals import ending_in_order, open_streams
@@ -75,7 +76,7 @@ def _global_options(
 
 
 for command in (
-    run.run, pull.pull, chat.chat, generate.generate, batch.batch, convert.convert,
+    run.run, pull.pull, chat.chat, generate.generate, batch.batch, serve.serve, convert.convert,
     inspect.inspect, plan.plan, plan.system, bench.bench, demo.demo,
 ):  # fmt: skip
     app.command()(command)

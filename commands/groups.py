@@ -17,11 +17,13 @@ from ..runtime.settings import (
     SamplingSettings,
     StopSettings,
 )
+from ..serve.settings import ServeSettings
 from ..store.resolve import ModelWish
 from . import options
 from .constraints import constraint_texts
 from .converting import Conversion, conversion
-from .options import count_option, size_option
+from .options import count_option, parallel_option, size_option
+from .serving import Seats, door, seats
 from .talk import TalkSettings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -79,12 +81,8 @@ def _batch(
     system: options.BatchSystem = "",
     style: options.Style = "",
 ) -> BatchSettings:
-    from ..runtime.errors import SettingsError
-
-    if parallel != "auto" and (not parallel.isdecimal() or int(parallel) == 0):
-        raise SettingsError(f"--parallel {parallel}: expected a number, or auto")
     text = _prefix(prefix) if prefix else ""
-    return BatchSettings(0 if parallel == "auto" else int(parallel), logprobs, text, system, style)
+    return BatchSettings(parallel_option(parallel), logprobs, text, system, style)
 
 
 def _prefix(file: Path) -> str:
@@ -102,6 +100,7 @@ def _prefix(file: Path) -> str:
 _BUILDERS: dict[Any, Callable[..., Any]] = {
     ModelWish: _model, TalkSettings: _talk, SamplingSettings: _sampling, StopSettings: _stops,
     EngineSettings: _engine, BatchSettings: _batch, Conversion: conversion,
+    Seats: seats, ServeSettings: door,
 }  # fmt: skip
 
 

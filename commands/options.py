@@ -45,6 +45,19 @@ def size_option(option: str, size: str) -> int:
     return n_bytes
 
 
+def parallel_option(parallel: str) -> int:
+    """The number of sequences of ``--parallel``; 0 for auto.
+
+    Raises:
+        SettingsError: it is neither.
+    """
+    if parallel != "auto" and (not parallel.isdecimal() or int(parallel) == 0):
+        from ..runtime.errors import SettingsError
+
+        raise SettingsError(f"--parallel {parallel}: expected a number, or auto")
+    return 0 if parallel == "auto" else int(parallel)
+
+
 def count_option(field: str, count: int | None) -> int:
     """The number of an option that may be left out: 0 then, which no one can ask for otherwise.
 
@@ -390,6 +403,38 @@ Ray = Annotated[
 Statistics = Annotated[
     bool, typer.Option("--json", help="Statistics as one JSON object on stderr.")
 ]
+
+# ---- server
+Host = Annotated[
+    str,
+    typer.Option(
+        "--host", metavar="ADDRESS",
+        help="Where to listen; an address that other machines reach needs a key.",
+    ),
+]  # fmt: skip
+Port = Annotated[int, typer.Option("--port", metavar="N", help="0 takes any free one.")]
+Queue = Annotated[
+    int,
+    typer.Option(
+        "--queue", metavar="N", help="Texts that may wait for their turn; more are sent away (429)."
+    ),
+]  # fmt: skip
+ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-key-file", metavar="FILE",
+        help="A key that requests must have: Authorization: Bearer KEY.",
+        show_default="INFER_OS_API_KEY of the environment, else no key",
+    ),
+]  # fmt: skip
+Cors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cors", metavar="ORIGIN",
+        help="Web pages of this origin may ask as well; may be given several times.",
+        show_default=False,
+    ),
+]  # fmt: skip
 
 # ---- measurements
 RowsFile = Annotated[

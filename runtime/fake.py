@@ -34,7 +34,7 @@ class ByteVocabulary:
         self, text: str | bytes, *, add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
         """The text's UTF-8 bytes, and its end tokens if special tokens are read."""
-        data = text.encode() if isinstance(text, str) else text
+        data = text.encode("utf-8", "replace") if isinstance(text, str) else text
         parts = data.split(END_TEXT.encode()) if parse_special else [data]
         tokens = list(parts[0])
         for part in parts[1:]:

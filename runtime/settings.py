@@ -228,6 +228,7 @@ class Extra(Enum):
     CONSTRAINT = "grammar"
     BENCH = "benchmark"
     EVALUATION = "evaluation"
+    SERVER = "server"
     REPORT = "report"
     #: The process that renders it, if the model's file has one.
     TEMPLATE = "chat template"

@@ -202,6 +202,8 @@ def _refused(error: ApiError) -> Response:
     response = answer_of(error.as_json(), error.status)
     if error.retry_after is not None:
         response.headers["retry-after"] = str(error.retry_after)
+    if error.status in (408, 413):  # what is left of the body is not waited for
+        response.headers["connection"] = "close"
     if error.status == 401:
         response.headers["www-authenticate"] = "Bearer"
     return response
@@ -226,5 +228,6 @@ async def _nobody(request: Request, error: ClientDisconnect) -> Response:
 
 
 async def _bug(request: Request, error: Exception) -> Response:
-    _logger.error("%s: %s: %s", request.url.path, type(error).__name__, error, exc_info=error)
+    _logger.error("%s: %s: %s (a bug)", request.url.path, type(error).__name__, error)
+    _logger.debug("where it came from", exc_info=error)
     return _refused(ApiError(f"a bug of the server: {type(error).__name__}", 500))

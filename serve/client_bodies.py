@@ -18,6 +18,9 @@ Done = TypeVar("Done")
 
 #: Bytes of a body, for a context of any length and for each token of it.
 _LEAST, _PER_TOKEN = 4 << 20, 16
+#: Bytes of a body that are passed over, so that a client that sends before it listens gets to know
+#: what was wrong.
+_PASSED = 64 << 20
 #: Seconds until a body must be there.
 BODY_S = 30.0
 
@@ -39,17 +42,21 @@ async def read_body(request: Request, limit: int) -> bytes:
         code="body_too_long",
     )  # fmt: skip
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and (len(length) > 18 or int(length) > limit):
+    if length.isdecimal() and (len(length) > 18 or int(length) > _PASSED):
         raise too_long
-    data = bytearray()
+    data, n_bytes = bytearray(), 0
     try:
         with anyio.fail_after(BODY_S):
             async for piece in request.stream():
-                data += piece
-                if len(data) > limit:
+                n_bytes += len(piece)
+                if n_bytes > max(limit, _PASSED):
                     raise too_long
+                if n_bytes <= limit:
+                    data += piece
     except TimeoutError:
         raise ApiError(f"the body did not arrive within {BODY_S:.0f} seconds", 408) from None
+    if n_bytes > limit:
+        raise too_long
     return bytes(data)
 
 

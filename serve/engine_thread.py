@@ -88,6 +88,7 @@ class EngineThread:
         self._answers: dict[str | int, Answer] = {}
         self._outstanding = 0
         self.failure: EngineDied | None = None
+        self._is_closing = False
         #: Seconds that a sample took of late, to tell those who come too early.
         self._pace = 0.0
         self._last_end = time.monotonic()
@@ -189,6 +190,7 @@ class EngineThread:
 
     async def close(self) -> None:
         """End the thread and close the engine; a step that is under way is broken off."""
+        self._is_closing = True
         self._commands.put(None)
         with decoding_aborted():
             await asyncio.to_thread(self._thread.join)
@@ -220,6 +222,8 @@ class EngineThread:
                 if events := engine.take():
                     self._send([(e.id, e) for e in events if e.id is not None])
         except Exception as error:
+            if self._is_closing:  # it was broken off
+                return
             died = EngineDied(f"the engine failed: {error}")
             try:
                 self._loop.call_soon_threadsafe(self._fail, died)

@@ -17,7 +17,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..runtime.batch.records import Record, Result
+from ..runtime.batch.records import Piece, Record, Result
 from ..runtime.errors import PromptError, TemplateFailure
 from .answers import CHAT, COMPLETION, Form, TextOffsets, Usage, Writer, finish_reason, mean_logprob
 from .body import read_object
@@ -27,7 +27,6 @@ from .errors import ApiError
 from .event_stream import EventStream, json_bytes
 from .generation_request import Defaults, GenerationRequest, read_chat, read_completion
 from .metrics import Metrics
-from .pushed_engine import Piece
 
 #: Seconds without an event, after which a stream shows that it is alive.
 QUIET_S = 15.0

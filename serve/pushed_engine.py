@@ -10,25 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..runtime.batch.records import Record, Result, TokenLogprobs
+from ..runtime.batch.records import Piece, Record, Result
 from ..runtime.interface import Vocabulary
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What one step added to a sample: text that is certain now, and the tokens drawn.
-
-    ``text`` may be empty, and lag behind the tokens: half a character, or what may become a stop
-    string, is held back. The pieces of a sample, joined, are the text of its result. ``logprobs``
-    has an item for each token where the record asks for them.
-    """
-
-    id: str | int
-    index: int
-    text: str
-    n_tokens: int
-    logprobs: tuple[TokenLogprobs, ...] = ()
-
 
 #: What comes out of an engine. A sample's pieces come before its result.
 Event = Piece | Result
@@ -90,8 +73,7 @@ class PushedEngine(Protocol):
     def submit(self, record: Record, prompt: tuple[int, ...]) -> None:
         """Put a record's samples in line; ``prompt`` is what :meth:`prompt_tokens` gave.
 
-        Raises:
-            GrammarError, MemoryShortage: its constraint cannot be followed.
+        What cannot be begun after all, as for a constraint, gives a result with an error.
         """
         ...
 

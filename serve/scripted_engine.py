@@ -11,12 +11,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..runtime.batch.records import Record, Result, TokenLogprobs
+from ..runtime.batch.records import Piece, Record, Result, TokenLogprobs
 from ..runtime.fake import END, ByteVocabulary
 from ..runtime.generate import FinishReason
 from ..runtime.prompt import tokenize
 from ..runtime.text import TextStream
-from .pushed_engine import EngineFigures, Event, Piece
+from .pushed_engine import EngineFigures, Event
 
 
 @dataclass(slots=True)
@@ -106,7 +106,7 @@ class ScriptedEngine:
         told = self._logprobs(sample.record, token)
         sample.logprobs += told
         record = sample.record
-        self._events.append(Piece(record.id, sample.index, chunk, 1, told))
+        self._events.append(Piece(record.id, sample.index, chunk, told))
         if reason is not None:
             self._running.remove(sample)
             self._events.append(Result(

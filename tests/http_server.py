@@ -17,6 +17,7 @@ from infer_os.runtime.settings import SamplingSettings, StopSettings
 from infer_os.serve.app import Served
 from infer_os.serve.generation_request import Defaults
 from infer_os.serve.pushed_engine import PushedEngine
+from infer_os.serve.scripted_engine import ScriptedEngine
 from infer_os.serve.server import HttpServer, bind
 from infer_os.serve.settings import ServeSettings
 
@@ -150,6 +151,8 @@ def running(
         assert is_ready.wait(30)
         yield Service(host, port, engine, server)
     finally:
+        if isinstance(engine, ScriptedEngine):
+            engine.gate.set()
         server.stop()
         thread.join(60)
         assert not thread.is_alive()

@@ -187,6 +187,7 @@ class BatchEngine(Owner):
         *,
         without: Collection[int] = (),
         listener: Listener | None = None,
+        prompt: tuple[int, ...] | None = None,
     ) -> None:
         """Put a record in line; it is looked at when there is a free slot for it.
 
@@ -196,12 +197,15 @@ class BatchEngine(Owner):
         Args:
             record: what is asked for.
             without: numbers of samples to leave out.
-            listener: called within :meth:`step`, in the owner's thread, with a sample's number and
-                the text that has just been added to it, so that an answer can be shown while it
-                is written. What it gets is final, and all of it put together is the text of the
-                result. It must be quick and not use the engine; what it raises ends the step.
+            listener: called within :meth:`step`, in the owner's thread, with what has just been
+                added to a sample, so that an answer can be shown while it is written. What it
+                gets is final, and all of it put together is the result. It must be quick and not
+                use the engine; what it raises ends the step.
+            prompt: what :meth:`prompt_tokens` said, which another thread may ask beforehand: it
+                may take a while, and nothing is computed meanwhile if it is left to a step. Such
+                a prompt must have tokens, and fit.
         """
-        self._running.submit(record, without, listener)
+        self._running.submit(record, without, listener, prompt)
 
     @property
     def n_wanted(self) -> int:
@@ -305,7 +309,7 @@ class BatchEngine(Owner):
     # ---- what sequences are made of
 
     def prompt_tokens(self, record: Record) -> tuple[int, ...]:
-        """A record's prompt as the model gets it.
+        """A record's prompt as the model gets it. For any thread, but one at a time.
 
         Raises:
             PromptError: the prompt has far more tokens than the context holds.

@@ -106,6 +106,20 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """What was added to a sample: text that is certain now, and what is told of new tokens.
+
+    ``text`` may be empty, and lag behind the tokens: half a character, or what may become a stop
+    string, is held back. The pieces of a sample, put together, are its result.
+    """
+
+    id: str | int
+    index: int
+    text: str
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """One sample of a record, or what went wrong with a record."""
 

@@ -104,8 +104,9 @@ class Running:
         return max(0, free + 1 - sum(len(entry.samples) for entry in self._waiting))
 
     def submit(
-        self, record: Record | BadRecord, without: Collection[int], listener: Listener | None
-    ) -> None:
+        self, record: Record | BadRecord, without: Collection[int], listener: Listener | None,
+        prompt: tuple[int, ...] | None = None,
+    ) -> None:  # fmt: skip
         """Put a record in line, without the samples of these numbers."""
         self._check_open()
         if isinstance(record, BadRecord):
@@ -113,7 +114,7 @@ class Running:
             return
         samples = deque(index for index in range(record.n) if index not in without)
         if samples:
-            self._waiting.append(_Waiting(record, samples, listener))
+            self._waiting.append(_Waiting(record, samples, listener, prompt))
 
     def step(self) -> bool:
         """Fill free slots, compute a step, draw; whether there is more to do."""
@@ -292,11 +293,15 @@ class Running:
             token = likeliest[row]
         else:
             token = sequence.sampler.draw_from(self._context, row, logits[row])
-        if n_logprobs := self._parts.n_logprobs:
+        if (n_logprobs := self._n_logprobs(sequence.record)) is not None:
             sequence.logprobs.append(
                 token_logprobs(logits[row], token, n_logprobs, self._parts.vocab)
             )
         return token
+
+    def _n_logprobs(self, record: Record) -> int | None:
+        """How many of the likeliest tokens are told with each of a record's; None for no word."""
+        return record.logprobs if record.logprobs is not None else self._parts.n_logprobs or None
 
     def _take(self, slot: int, sequence: Sequence, token: int) -> bool:
         """Take a drawn token; whether the sequence is finished."""
@@ -306,7 +311,8 @@ class Running:
             if self._guesses is not None:
                 self._guesses.push(slot, token)
             return False
-        self._results.append(sequence.result(reason, with_logprobs=self._parts.n_logprobs > 0))
+        told = self._n_logprobs(sequence.record) is not None
+        self._results.append(sequence.result(reason, with_logprobs=told))
         self.statistics.records += 1
         self._release(slot)
         return True

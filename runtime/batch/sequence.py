@@ -14,11 +14,10 @@ from ..generate import FinishReason
 from ..sampler import LlamaSampler
 from ..settings import SamplingSettings
 from ..text import Replacement, TextStream
-from .records import Record, Result, TokenLogprobs
+from .records import Piece, Record, Result, TokenLogprobs
 
-#: Hears how a record's samples grow: a sample's number, and the text that was added to it. All that
-#: it hears of a sample, put together, is the text of the sample's result.
-Listener = Callable[[int, str], None]
+#: Hears how a record's samples grow. All that it hears of a sample, put together, is its result.
+Listener = Callable[[Piece], None]
 
 
 class Sequence:
@@ -53,6 +52,7 @@ class Sequence:
         is_free = frame is not None and not record.sampling.constraint
         self._lines = Replacement(frame.newline, "\n") if frame and is_free else None
         self._pieces: list[str] = []
+        self._n_told = 0
 
     def push(self, token: int, vocab: Vocab, n_ctx: int) -> FinishReason | None:
         """Take a drawn token; returns why it was the last one, or None."""
@@ -75,8 +75,10 @@ class Sequence:
             text = text.lstrip()
         if text:
             self._pieces.append(text)
-            if self.listener is not None:
-                self.listener(self.index, text)
+        if self.listener is not None and (text or len(self.logprobs) > self._n_told):
+            told = tuple(self.logprobs[self._n_told :])
+            self._n_told += len(told)
+            self.listener(Piece(self.record.id, self.index, text, told))
 
     def result(self, reason: FinishReason, *, with_logprobs: bool) -> Result:
         """The finished result."""
@@ -113,7 +115,8 @@ def token_logprobs(
     values = logits.astype(np.float64)
     values -= values.max()
     values -= np.log(np.exp(values).sum())
-    top = np.argpartition(-values, min(count, len(values)) - 1)[:count]
+    # of none, numpy would sort all
+    top = np.argpartition(-values, min(count, len(values)) - 1)[:count] if count else np.arange(0)
     top = top[np.argsort(-values[top], kind="stable")]
     return TokenLogprobs(
         token,

@@ -111,7 +111,7 @@ def test_logprobs_of_a_completion(service: Service) -> None:
     assert told["top_logprobs"][0] == {
         "a": told["token_logprobs"][0],
         "b": pytest.approx(-1.386, abs=1e-3),
-    }  # noqa: E501
+    }
     streamed: dict[str, list[Any]] = {key: [] for key in told}
     for event in service.complete("say ab", logprobs=2, stream=True).events:
         for key, values in (event["choices"][0]["logprobs"] or {}).items():
@@ -203,11 +203,12 @@ def test_bodies_that_are_no_json(service: Service) -> None:
 
 
 def test_text_of_any_kind(service: Service) -> None:
-    for text in ("日本語 🎉", "\x00\x01", "\ud83c\udf89", "<script>alert(1)</script>", "\u2028"):
+    for text in ("日本語 🎉", "\x00\x01", "<script>alert(1)</script>", "\u2028"):
         assert service.complete(f"say {text}").json["choices"][0]["text"] == text
     # half of a pair cannot be a prompt's bytes, and is answered all the same
     body = b'{"prompt": "say \\ud83c"}'
-    assert service.ask("POST", "/v1/completions", body).status in (200, 400)
+    got = service.ask("POST", "/v1/completions", body)
+    assert (got.status, got.json["choices"][0]["text"]) == (200, "?")
 
 
 # ---- limits
@@ -259,8 +260,10 @@ def test_a_head_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         assert b" 408 " in service.raw(b"GET / HTTP/1.1\r\nHost: loc")
         # also on a connection that has been of use
         with service.connect() as link:
-            link.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HT")
-            assert b" 200 " in read_all(link)
+            link.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert link.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+            link.sendall(b"GET / HT")
+            assert b" 408 " in read_all(link)
 
 
 def test_a_million_headers(service: Service) -> None:
@@ -274,7 +277,7 @@ def test_a_million_headers(service: Service) -> None:
     "data",
     [
         b"rubbish\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 10,
-        b"GET / HTTP/9.9\r\n\r\n", b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
         b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
@@ -305,18 +308,23 @@ def test_a_full_queue_says_when_to_come_again() -> None:
     with running(engine, queue=1) as service:
         engine.gate.clear()
         links = [streaming(service) for _ in range(2)]
-        eventually(lambda: len(engine.submitted) == 2, "not both are taken")
+        eventually(lambda: texts_in(service) == (1, 1), "not both are taken")
         got = service.complete("Hi")
         assert (got.status, got.error["code"]) == (429, "queue_full")
         assert got.error["type"] == "rate_limit_error"
         assert 1 <= int(got.headers["retry-after"]) <= 60
-        assert service.get("/status").json["waiting"] == 1
         assert service.complete("Hi", n=3).error["code"] in ("queue_full", "too_many_texts")
         engine.gate.set()
         for link in links:
             assert b"[DONE]" in read_stream(link)
         assert service.complete("Hi").status == 200
         assert service.complete("Hi", n=3).error["code"] == "too_many_texts"
+
+
+def texts_in(service: Service) -> tuple[int, int]:
+    """Texts that run, and that wait."""
+    status = service.get("/status").json
+    return status["running"], status["waiting"]
 
 
 def streaming(service: Service, **fields: Any) -> Any:
@@ -347,7 +355,7 @@ def test_a_client_that_goes_away_is_cancelled(stream: bool) -> None:
         engine.gate.set()
         eventually(lambda: engine.cancelled == engine.submitted, "it is not cancelled")
         before = engine.figures().steps
-        assert service.complete("say a").status == 200
+        assert service.complete("a", max_tokens=2).status == 200
         assert engine.figures().steps - before < 10
 
 
@@ -356,8 +364,9 @@ def test_a_client_that_waits_in_line_and_goes_away() -> None:
     with running(engine) as service:
         engine.gate.clear()
         first, second = streaming(service), streaming(service)
-        eventually(lambda: len(engine.submitted) == 2, "not both are taken")
+        eventually(lambda: texts_in(service) == (1, 1), "not both are taken")
         second.close()
+        eventually(lambda: service.get("/status").json["waiting"] == 0, "it still waits")
         engine.gate.set()
         assert b"[DONE]" in read_stream(first)
         eventually(lambda: engine.cancelled == engine.submitted[1:], "it is not cancelled")

@@ -228,7 +228,7 @@ def test_a_listener_hears_the_text_as_it_grows(converted: Converter) -> None:
         engine.restart()
         for record in items:
             engine.submit(
-                record, listener=lambda index, text, id=record.id: heard[id, index].append(text)
+                record, listener=lambda piece: heard[piece.id, piece.index].append(piece.text)
             )
         while engine.step():
             early = early or (len(heard) == 6 and not engine.take())

@@ -1,0 +1,63 @@
+"""A batch engine as the server sees it: what its listener hears becomes events."""
+
+from __future__ import annotations
+
+from ..runtime.batch.batch_engine import BatchEngine
+from ..runtime.batch.records import Record
+from ..runtime.interface import Vocabulary
+from .pushed_engine import EngineFigures, Event
+
+
+class BatchSeat:
+    """A :class:`~.pushed_engine.PushedEngine` that computes."""
+
+    def __init__(self, engine: BatchEngine) -> None:
+        """Take over an engine, which is closed with this."""
+        self._engine = engine
+        self._events: list[Event] = []
+        self.n_ctx, self.n_seq = engine.n_ctx, engine.n_seq
+        self.n_vocab = engine.vocab.n_tokens
+        self.vocab: Vocabulary = engine.vocab
+        self._figures = self._read_figures()
+
+    def prompt_tokens(self, record: Record) -> tuple[int, ...]:
+        """See :meth:`~.pushed_engine.PushedEngine.prompt_tokens`."""
+        return self._engine.prompt_tokens(record)
+
+    def submit(self, record: Record, prompt: tuple[int, ...]) -> None:
+        """See :meth:`~.pushed_engine.PushedEngine.submit`."""
+        self._engine.submit(record, listener=self._events.append, prompt=prompt)
+
+    def cancel(self, identity: str | int) -> None:
+        """See :meth:`~.pushed_engine.PushedEngine.cancel`."""
+        self._engine.cancel(identity)
+
+    def step(self) -> bool:
+        """See :meth:`~.pushed_engine.PushedEngine.step`."""
+        is_busy = self._engine.step()
+        self._figures = self._read_figures()
+        return is_busy
+
+    def take(self) -> list[Event]:
+        """See :meth:`~.pushed_engine.PushedEngine.take`."""
+        events = [*self._events, *self._engine.take()]
+        self._events.clear()
+        return events
+
+    def figures(self) -> EngineFigures:
+        """See :meth:`~.pushed_engine.PushedEngine.figures`."""
+        return self._figures
+
+    def _read_figures(self) -> EngineFigures:
+        engine, now = self._engine, self._engine.statistics
+        counts = now.counts
+        drafted, accepted = engine.guesses.counts if engine.guesses is not None else (0, 0)
+        return EngineFigures(
+            now.prompt_tokens, now.completion_tokens, counts.shared, counts.steps,
+            counts.prefilled + counts.decoded + counts.fillers, counts.fillers,
+            drafted, accepted, engine.planned_bytes,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Close the engine."""
+        self._engine.close()
