@@ -1,0 +1,127 @@
+"""``infer-os serve`` as a process: when it is ready, how it ends, what it refuses to begin."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from helpers import BUNDLED, Converter
+from in_process import Cli, runner
+
+COMMAND = [sys.executable, "-m", "infer_os.entry", "serve"]
+FAST = ["--parallel", "2", "--context", "256", "--threads", "1"]
+
+
+@pytest.fixture
+def model(converted: Converter) -> Path:
+    return converted(next(f for f in BUNDLED if f.name == "austen-6m"), "q8_0")
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Cli:
+    monkeypatch.delenv("INFER_OS_API_KEY", raising=False)
+    return runner(monkeypatch, capfdbinary)
+
+
+@contextmanager
+def serving(model: Path, *options: str, **more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process, and the line that it says when it is ready."""
+    process = subprocess.Popen(
+        [*COMMAND, str(model), *FAST, "--port", "0", *options], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env={**os.environ, **more},
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        yield process, process.stdout.readline()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def connection(line: str) -> http.client.HTTPConnection:
+    found = re.fullmatch(r"serving \S+ on http://(\S+):(\d+) \(.*\)\n", line)
+    assert found is not None, line
+    return http.client.HTTPConnection(found[1], int(found[2]), timeout=60)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_it_when_answers_are_given(model: Path, number: signal.Signals) -> None:
+    with serving(model) as (process, line):
+        link = connection(line)
+        body = json.dumps({"prompt": "It is", "max_tokens": 100, "stream": True, "seed": 1})
+        link.request("POST", "/v1/completions", body)
+        got = link.getresponse()
+        first = got.readline()
+        process.send_signal(number)
+        rest = got.read()
+        assert rest.endswith(b"data: [DONE]\n\n")
+        assert (first + rest).count(b"data: {") > 20
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        assert out == ""
+        assert err.count("\n") <= 1 and "Traceback" not in err
+
+
+def test_a_key_from_a_file_or_the_environment(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sesame\n")
+    for options, more in ((["--api-key-file", str(tmp_path / "key")], {}),
+                          ([], {"INFER_OS_API_KEY": "sesame"})):  # fmt: skip
+        with serving(model, *options, **more) as (_, line):
+            link = connection(line)
+            for key, status in (("", 401), ("Bearer sesame", 200)):
+                link.request("GET", "/v1/models", headers={"Authorization": key})
+                got = link.getresponse()
+                got.read()
+                assert got.status == status
+
+
+def test_the_memory_is_that_of_the_plan(model: Path) -> None:
+    with serving(model) as (_, line):
+        link = connection(line)
+        body = json.dumps({"prompt": ["It is"] * 20, "max_tokens": 30})
+        link.request("POST", "/v1/completions", body)
+        link.getresponse().read()
+        link.request("GET", "/status")
+        memory = json.loads(link.getresponse().read())["memory"]
+        assert 0 < memory["rss_bytes"] <= memory["planned_bytes"]
+
+
+def test_an_address_that_is_taken(cli: Cli, model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        error = cli("serve", model, *FAST, "--port", port).user_error
+        assert f"--port {port}: 127.0.0.1 cannot be used" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--host", "0.0.0.0"], "--host 0.0.0.0: other machines could use it; give --api-key"),
+        (["--host", "no.such.host.invalid"], "--host no.such.host.invalid: "),
+        (["--port", "70000"], "--port 70000: expected 0 (any free one) to 65535"),
+        (["--queue", "-1"], "--queue -1: expected 0 to"),
+        (["--cors", "example.org"], "--cors "),
+        (["--api-key-file", "/nowhere/key"], "/nowhere/key: cannot be read"),
+        (["--parallel", "0"], "--parallel 0: expected a number, or auto"),
+        (["--style", "none"], "--style none: expected one of"),
+    ],
+)
+def test_options_that_cannot_work(cli: Cli, model: Path, options: list[str], said: str) -> None:
+    assert said in cli("serve", model, *FAST, *options).user_error
+
+
+def test_keys_that_are_none(cli: Cli, model: Path, tmp_path: Path) -> None:
+    for content in ("", " \n", "two words", "two\nlines\n"):
+        (tmp_path / "key").write_text(content)
+        error = cli("serve", model, "--api-key-file", tmp_path / "key").user_error
+        assert "expected a key alone" in error
