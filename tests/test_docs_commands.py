@@ -48,6 +48,9 @@ NOT_RUN = {
     "ray start --address=192.168.1.10:6379": "needs other machines", "ray status": "as ray start",
     "ray stop": "as ray start",
     "infer-os batch MODEL -i prompts.jsonl -o answers.jsonl --ray auto": "as ray start",
+    "infer-os serve MODEL": "runs until a signal; tests/serve/test_serve_command.py does",
+    "infer-os serve model.gguf --port 8080": "as serve MODEL",
+    "infer-os serve MODEL --host 0.0.0.0 --api-key-file key": "as serve MODEL",
     "python benchmarks/quality.py": "measures for minutes",
     "infer-os bench --techniques --depths 512 --tokens 64": "as in bench.md, with larger sizes",
     "infer-os bench q4_0.gguf --techniques --baseline f16.gguf --depths 128 --tokens 8 "

@@ -121,6 +121,11 @@ WRONG: list[tuple[type, str, list[Any]]] = [
     (SamplingSettings, "top_p", NO_NUMBER),
     (SamplingSettings, "min_p", NO_NUMBER),
     (SamplingSettings, "repeat_penalty", NO_NUMBER),
+    (
+        SamplingSettings,
+        "logit_bias",
+        [5, "a", {1: 2}, [(1,)], [(1, "a")], [(True, 1)], [(1.5, 1)], [1, 2]],
+    ),
     (SamplingSettings, "repeat_last_n", NO_WHOLE),
     (SamplingSettings, "seed", [value for value in NO_WHOLE if value is not None]),
     (SamplingSettings, "grammar", NO_TEXT),

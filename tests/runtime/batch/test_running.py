@@ -242,6 +242,53 @@ def test_a_listener_hears_the_text_as_it_grows(converted: Converter) -> None:
     }
 
 
+def test_a_prompt_that_was_made_before(engine: BatchEngine) -> None:
+    (record,) = records(1)
+    expected = keyed(list(engine.run([record])))
+    prompt = engine.prompt_tokens(record)
+    for given in (replace(record, prompt="not this one"), replace(record, prompt=prompt)):
+        engine.submit(given, prompt=prompt)
+        while engine.step():
+            pass
+        assert keyed(engine.take()) == expected
+    assert engine.prompt_tokens(replace(record, prompt=prompt)) == prompt
+
+
+def test_each_record_says_what_is_told_of_its_tokens(engine: BatchEngine) -> None:
+    (base,) = records(1)
+    base = replace(base, stops=StopSettings(5))
+    heard: dict[Any, list[Any]] = defaultdict(list)
+    for count in (None, 0, 3):
+        engine.submit(
+            replace(base, id=str(count), logprobs=count),
+            listener=lambda piece: heard[piece.id].extend(piece.logprobs),
+        )
+    while engine.step():
+        pass
+    results = {result.id: result for result in engine.take()}
+    assert results["None"].logprobs is None
+    for name, count in (("0", 0), ("3", 3)):
+        told = results[name].logprobs
+        assert told is not None
+        assert [one.token for one in told] == list(results[name].tokens)
+        assert [len(one.top) for one in told] == [count] * 5
+        assert heard[name] == list(told)
+    assert [one.top[0][0] for one in results["3"].logprobs or ()] == list(results["3"].tokens)
+
+
+def test_a_bias_changes_what_is_drawn(engine: BatchEngine) -> None:
+    (base,) = records(1)
+    base = replace(base, stops=StopSettings(4))
+    (free,) = engine.run([base])
+    for temperature in (0.0, 1.0):
+        wish = replace(GREEDY, temperature=temperature, logit_bias=((11, 100.0),))
+        (pushed_up,) = engine.run([replace(base, sampling=wish)])
+        assert pushed_up.tokens == (11, 11, 11, 11)
+    banned = replace(GREEDY, logit_bias=tuple((token, -100.0) for token in set(free.tokens)))
+    (other,) = engine.run([replace(base, sampling=banned)])
+    assert not set(other.tokens) & set(free.tokens)
+
+
 def test_after_an_error_it_goes_on_with_what_comes(
     engine: BatchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
