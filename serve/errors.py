@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from infer_os.errors import Error
+from ..runtime.errors import RuntimeFailure
 
 
-class ServeFailure(Error):
+class ServeFailure(RuntimeFailure):
     """Anything that goes wrong while serving."""
 
 
