@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -414,6 +415,7 @@ def test_the_end_waits_for_answers() -> None:
         eventually(lambda: len(engine.submitted) == 1, "it is not taken")
         service.server.stop()
         eventually(lambda: not reachable(service), "it still takes requests")
+        time.sleep(0.3)
         engine.gate.set()
         assert b"[DONE]" in read_stream(link)
     assert engine.is_closed

@@ -222,6 +222,19 @@ def test_japanese_and_what_a_screen_reader_hears(page: Page) -> None:
         assert hidden or element.accessible_name, element.get_attribute("outerHTML")
 
 
+def test_enter_that_ends_a_conversion_sends_nothing(page: Page) -> None:
+    page.of("#message").send_keys("say にほんご")
+    press = (
+        "document.querySelector('#message').dispatchEvent(new KeyboardEvent('keydown', "
+        "{key: 'Enter', isComposing: arguments[0], bubbles: true, cancelable: true}))"
+    )
+    page.browser.execute_script(press, True)
+    assert page.texts() == []
+    assert page.of("#message").get_attribute("value") == "say にほんご"
+    page.browser.execute_script(press, False)
+    page.expect("say にほんご", "にほんご")
+
+
 def test_the_width_of_a_phone(page: Page) -> None:
     page.say("say " + "x" * 200)
     page.expect("say " + "x" * 200, "x" * 200)
