@@ -22,6 +22,7 @@ from .commands import (
     models,
     options,
     plan,
+    ps,
     pull,
     run,
     serve,
@@ -76,8 +77,8 @@ def _global_options(
 
 
 for command in (
-    run.run, pull.pull, chat.chat, generate.generate, batch.batch, serve.serve, convert.convert,
-    inspect.inspect, plan.plan, plan.system, bench.bench, demo.demo,
+    run.run, pull.pull, chat.chat, generate.generate, batch.batch, serve.serve, ps.ps,
+    convert.convert, inspect.inspect, plan.plan, plan.system, bench.bench, demo.demo,
 ):  # fmt: skip
     app.command()(command)
 app.command("eval")(evaluate.evaluate)

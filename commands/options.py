@@ -436,6 +436,8 @@ Cors = Annotated[
     ),
 ]  # fmt: skip
 
+Server = Annotated[str, typer.Option("--server", metavar="URL", help="The server that is asked.")]
+
 # ---- measurements
 RowsFile = Annotated[
     Path | None,

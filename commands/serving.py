@@ -38,11 +38,15 @@ def door(
     cors: options.Cors = None,
 ) -> ServeSettings:
     """The settings that these options make."""
-    return ServeSettings(host, port, queue, _api_key(api_key_file), tuple(cors or ()))
+    return ServeSettings(host, port, queue, api_key(api_key_file), tuple(cors or ()))
 
 
-def _api_key(file: Path | None) -> str:
-    """The key in a file, else that of the environment; empty for none."""
+def api_key(file: Path | None) -> str:
+    """The key in a file, else that of the environment; empty for none.
+
+    Raises:
+        SettingsError: the file holds something else.
+    """
     from ..runtime.errors import SettingsError
     from ..runtime.prompt import read_file
 

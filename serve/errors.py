@@ -2,6 +2,7 @@
 
 ServeFailure
 ├── ApiError     a request that gets an error for an answer
+├── ServerFailure  a server that is asked and does not answer as it should (exit code 1)
 └── EngineDied   the engine failed: nothing can be answered any more (exit code 1)
 """
 
@@ -56,6 +57,12 @@ class ApiError(ServeFailure):
 
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+class ServerFailure(ServeFailure):
+    """A server that is asked and does not answer as it should."""
+
+    exit_code: ClassVar[int] = 1
 
 
 class EngineDied(ServeFailure):

@@ -51,6 +51,8 @@ NOT_RUN = {
     "infer-os serve MODEL": "runs until a signal; tests/serve/test_serve_command.py does",
     "infer-os serve model.gguf --port 8080": "as serve MODEL",
     "infer-os serve MODEL --host 0.0.0.0 --api-key-file key": "as serve MODEL",
+    "infer-os ps": "needs a server; tests/serve/test_ps_command.py has one",
+    "infer-os ps --server http://127.0.0.1:8080": "as ps",
     "python benchmarks/quality.py": "measures for minutes",
     "infer-os bench --techniques --depths 512 --tokens 64": "as in bench.md, with larger sizes",
     "infer-os bench q4_0.gguf --techniques --baseline f16.gguf --depths 128 --tokens 8 "

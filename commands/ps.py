@@ -1,0 +1,41 @@
+"""``infer-os ps``."""
+
+from __future__ import annotations
+
+import time
+
+from ..terminal import console
+from . import options
+from .serving import api_key
+
+
+def ps(
+    *,
+    server: options.Server = "http://127.0.0.1:8080",
+    api_key_file: options.ApiKeyFile = None,
+    as_json: options.Json = False,
+) -> None:
+    """Say what a server holds and does.
+
+    Example: infer-os ps --server http://127.0.0.1:8080
+    """  # fmt: skip
+    from ..serve.client import read_status
+
+    status = read_status(server, api_key(api_key_file))
+    if as_json:
+        console.answer_json(status)
+        return
+    memory = status["memory"]
+    rows = (
+        ("model", f"{status['model']} ({status['source']}, {status['file']})"),
+        ("texts", f"{status['running']} computed, {status['waiting']} waiting, at most "
+                  f"{status['parallel']} at once"),
+        ("context", f"{status['context']} tokens each"),
+        ("tokens", f"{status['prompt_tokens']} of prompts, {status['shared_tokens']} of them "
+                   f"shared; {status['completion_tokens']} written"),
+        ("memory", f"{console.size(memory['rss_bytes'])} of "
+                   f"{console.size(memory['planned_bytes'])} planned"),
+        ("since", time.strftime("%Y-%m-%d %H:%M", time.localtime(status["since"]))),
+    )  # fmt: skip
+    for name, text in rows:
+        console.answer(f"{name:9}{text}")
