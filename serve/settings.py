@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 
 from infer_os.fields import check_fields, text, texts, whole
@@ -15,6 +14,8 @@ _LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost")
 
 def is_loopback(host: str) -> bool:
     """Whether an address or a name is reached from this machine alone."""
+    import ipaddress  # every command reads this file
+
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
