@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from ..sizes import size_text
 from ..terminal import console
 from . import options
 from .serving import api_key
@@ -33,8 +34,8 @@ def ps(
         ("context", f"{status['context']} tokens each"),
         ("tokens", f"{status['prompt_tokens']} of prompts, {status['shared_tokens']} of them "
                    f"shared; {status['completion_tokens']} written"),
-        ("memory", f"{console.size(memory['rss_bytes'])} of "
-                   f"{console.size(memory['planned_bytes'])} planned"),
+        ("memory", f"{size_text(memory['rss_bytes'])} of "
+                   f"{size_text(memory['planned_bytes'])} planned"),
         ("since", time.strftime("%Y-%m-%d %H:%M", time.localtime(status["since"]))),
     )  # fmt: skip
     for name, text in rows:
