@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .runtime.exclusive import Stream
     from .runtime.generate import Completion, FinishReason
     from .runtime.plan.memory_plan import MemoryShortage
+    from .runtime.scoring.score_records import ScoreResult
+    from .runtime.scoring.settings import ScoringSettings
     from .runtime.settings import EngineSettings, SamplingSettings, StopSettings
 
 __version__ = "0.1.0"
@@ -36,8 +38,9 @@ __all__ = [
     "BatchSettings", "Chat", "Completion", "ConfigError", "ConvertError", "DownloadError",
     "EngineSettings", "Error", "FinishReason", "GgufError", "GrammarError", "MemoryShortage",
     "Model", "ModelBusy", "ModelClosed", "NativeError", "PromptError", "Result", "RuntimeFailure",
-    "SamplingSettings", "SessionError", "SettingsError", "SourceError", "StopSettings", "Stream",
-    "TemplateFailure", "UnsupportedError", "__version__", "load",
+    "SamplingSettings", "ScoreResult", "ScoringSettings", "SessionError", "SettingsError",
+    "SourceError", "StopSettings", "Stream", "TemplateFailure", "UnsupportedError",
+    "__version__", "load",
 ]  # fmt: skip
 
 _NAMES = {
@@ -55,6 +58,8 @@ _NAMES = {
     "runtime.exclusive": ("Stream",),
     "runtime.generate": ("Completion", "FinishReason"),
     "runtime.plan.memory_plan": ("MemoryShortage",),
+    "runtime.scoring.score_records": ("ScoreResult",),
+    "runtime.scoring.settings": ("ScoringSettings",),
     "runtime.settings": ("EngineSettings", "SamplingSettings", "StopSettings"),
 }  # fmt: skip
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}

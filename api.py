@@ -11,17 +11,17 @@ would wait for a stream of its own thread raises ModelBusy. A model may be used 
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, ExitStack, closing
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .native.interrupt import is_main_thread, python_interrupts
 from .native.owner import Owner
 from .runtime.arguments import file_path, many, path_text, prompt_text, record_or, text_named
 from .runtime.chat.framing import choose_frame
 from .runtime.chat.session import Session
+from .runtime.errors import RuntimeFailure
 from .runtime.exclusive import Stream, Turns
 from .runtime.generate import Completion, FinishReason, Generation, finished, stream_text
 from .runtime.prompt import tokenize
@@ -34,18 +34,17 @@ from .runtime.settings import (
 )
 from .runtime.text import without_first_space
 from .store.hearing import LogCallback, ProgressCallback, listening, log_reporter, warn
-from .store.opening import find_files, open_file
+from .store.opening import batch_in_place, find_files, open_file, scorer_in_place
 from .store.resolve import ModelWish
 
 if TYPE_CHECKING:
     from .runtime.batch.batch_engine import BatchEngine
-    from .runtime.batch.records import BadRecord, Record, Result
+    from .runtime.batch.records import BatchInput, Result
     from .runtime.batch.settings import BatchSettings
-    from .runtime.engine import LlamaEngine
     from .runtime.interface import Engine
-
-#: A prompt, whose id is its number from 1 on, or a record as in the files of ``infer-os batch``.
-BatchInput = str | Mapping[str, Any]
+    from .runtime.scoring.score_records import ScoreInput, ScoreResult
+    from .runtime.scoring.scorer import Scorer
+    from .runtime.scoring.settings import ScoringSettings
 
 
 def load(
@@ -83,8 +82,9 @@ def load(
         engine = open_file(path, settings, report)
         stack.callback(engine.close)
         return Model(
-            engine, lambda batch: _open_batch(engine, settings, batch), stack.pop_all().close
-        )
+            engine, lambda batch: batch_in_place(engine, settings, batch), stack.pop_all().close,
+            lambda scoring: scorer_in_place(engine, settings, scoring),
+        )  # fmt: skip
 
 
 class Model(Owner):
@@ -95,15 +95,17 @@ class Model(Owner):
         engine: Engine,
         open_batch: Callable[[BatchSettings], BatchEngine],
         close: Callable[[], None] | None = None,
+        open_scorer: Callable[[ScoringSettings], Scorer] | None = None,
     ) -> None:
         """Made by :func:`load`.
 
         Args:
             engine: the model for one sequence.
             open_batch: opens a context of many sequences on the same weights.
-            close: what :meth:`close` does at the end; by default the engine is closed.
+            close: what :meth:`close` does at the end; else the engine is closed.
+            open_scorer: opens such a context to score texts.
         """
-        self._engine, self._open_batch = engine, open_batch
+        self._engine, self._open_batch, self._open_scorer = engine, open_batch, open_scorer
         self._free = close or engine.close
         self._turns = Turns()
         #: What the user should know about how it was loaded; also logged as warnings.
@@ -126,6 +128,12 @@ class Model(Owner):
         """Token ids of a prompt, as :meth:`generate` counts them."""
         with self._turns.hold("tokenize"):
             return self._engine.vocab.tokenize(prompt_text(text, "text"))
+
+    def detokenize(self, tokens: Iterable[int]) -> str:
+        """The text of tokens, of which a part of a character becomes U+FFFD."""
+        with self._turns.hold("detokenize"):
+            pieces = (self._engine.vocab.piece(token) for token in tokens)
+            return b"".join(pieces).decode("utf-8", "replace")
 
     def generate(
         self,
@@ -198,6 +206,37 @@ class Model(Owner):
         )  # fmt: skip
         return Stream(self._turns, "batch", results)
 
+    def score(
+        self,
+        texts: Iterable[ScoreInput],
+        *,
+        settings: ScoringSettings | None = None,
+        ordered: bool = True,
+    ) -> Stream[ScoreResult]:
+        """Tell how likely texts are, or continuations of contexts; many in each decode.
+
+        A context is made for it, as :meth:`batch` does. A text that cannot be scored becomes a
+        result with an error.
+
+        Args:
+            texts: texts, pairs of a context and its continuation, or records; taken as there is
+                room for them.
+            settings: how many at once, and whether sums are enough.
+            ordered: results in the order of the texts; else as they are finished.
+
+        Raises:
+            SettingsError, PromptError: an argument of a wrong type, at once.
+            MemoryShortage: not even one sequence fits.
+            ModelBusy, ModelClosed: see the module; these with the first result.
+        """
+        from .runtime.scoring.settings import ScoringSettings
+
+        if self._open_scorer is None:
+            raise RuntimeFailure("this model was made without a way to score texts")
+        how = record_or(settings, ScoringSettings(), "settings")
+        results = self._scored(many(texts, "texts"), how, ordered=ordered)
+        return Stream(self._turns, "score", results)
+
     def chat(
         self,
         *,
@@ -240,7 +279,7 @@ class Model(Owner):
         return self._turns.hold(what)
 
     def spoken(
-        self, what: str, chunks: Iterator[str], generation: Callable[[], Generation]
+        self, what: str, chunks: Generator[str, None, None], generation: Callable[[], Generation]
     ) -> Stream[str]:
         """A stream of text in a turn of the model; ``generation`` describes it at the end."""
         return Stream(self._turns, what, self._told(chunks, generation))
@@ -262,7 +301,7 @@ class Model(Owner):
         return self.spoken(what, chunks(), lambda: state)
 
     def _told(
-        self, chunks: Iterator[str], generation: Callable[[], Generation]
+        self, chunks: Generator[str, None, None], generation: Callable[[], Generation]
     ) -> Generator[str, None, None]:
         pieces: list[str] = []
         try:
@@ -271,14 +310,14 @@ class Model(Owner):
                 yield chunk
         except GeneratorExit:
             # what it has drawn can still be queried
-            _close(chunks)
+            chunks.close()
             self.last = finished(generation(), "".join(pieces))
             raise
         finally:
-            _close(chunks)
+            chunks.close()
             warn(self._engine.take_notes())
         self.last = finished(generation(), "".join(pieces))
-        if self.last.finish_reason is FinishReason.INTERRUPT and _is_main_thread():
+        if self.last.finish_reason is FinishReason.INTERRUPT and is_main_thread():
             # the engine ends a text cleanly on Ctrl-C; the program must still see it
             raise KeyboardInterrupt
 
@@ -286,24 +325,31 @@ class Model(Owner):
         self, records: Iterable[BatchInput], sampling: SamplingSettings, stops: StopSettings,
         settings: BatchSettings, *, ordered: bool,
     ) -> Generator[Result, None, None]:  # fmt: skip
-        from .native.errors import Interrupted
-        from .runtime.batch.order import InputOrder
+        from .runtime.batch.order import in_order
+        from .runtime.batch.records import parsed_prompts
 
-        order = InputOrder() if ordered else None
-        parsed: Iterable[Record | BadRecord] = _parsed(records, sampling, stops)
-        if order is not None:
-            parsed = order.watch(parsed, frozenset())
+        parsed = parsed_prompts(records, sampling, stops)
         with closing(self._open_batch(settings)) as engine:
             warn(engine.take_notes())
-            with closing(engine.run(parsed)) as results:
-                try:
-                    for result in order.arrange(results) if order is not None else results:
-                        warn(engine.take_notes())
-                        yield result
-                except Interrupted:
-                    if _is_main_thread():
-                        raise KeyboardInterrupt from None
-                    raise
+            results = in_order(engine.run, parsed) if ordered else engine.run(parsed)
+            with closing(results), python_interrupts():
+                for result in results:
+                    warn(engine.take_notes())
+                    yield result
+
+    def _scored(
+        self, texts: Iterable[ScoreInput], settings: ScoringSettings, *, ordered: bool
+    ) -> Generator[ScoreResult, None, None]:
+        from .runtime.batch.order import in_order
+        from .runtime.scoring.score_records import parsed_texts
+
+        records = parsed_texts(texts)
+        assert self._open_scorer is not None
+        with closing(self._open_scorer(settings)) as scorer:
+            warn(scorer.take_notes())
+            results = in_order(scorer.run, records) if ordered else scorer.run(records)
+            with closing(results), python_interrupts():
+                yield from results
 
 
 class Chat:
@@ -402,38 +448,3 @@ class Chat:
         file = file_path(path, "path")
         with self._model.using("load"):
             load_session(file, self._session, self._model.path, cache_folder())
-
-
-def _open_batch(engine: LlamaEngine, settings: EngineSettings, batch: BatchSettings) -> BatchEngine:
-    """A batch on the weights that an engine has loaded, in the memory that they may use."""
-    from .runtime.batch.batch_engine import BatchEngine
-    from .runtime.plan.machine import read_memory
-
-    engine.release()
-    plan = engine.info.plan
-    assert plan is not None
-    # pages of a mapped file count as available; copies and locked pages do not
-    private = 0 if settings.load == "mmap" else plan.weights.n_bytes
-    limit = (settings.memory or read_memory().usable + private) - plan.draft
-    alone = replace(settings, memory=max(1, limit), prefetch=False)
-    return BatchEngine(engine.info.path, alone, batch, model=engine.model)
-
-
-def _parsed(
-    records: Iterable[BatchInput], sampling: SamplingSettings, stops: StopSettings
-) -> Iterator[Record | BadRecord]:
-    from .runtime.batch.records import RecordParser
-
-    parser = RecordParser(sampling, stops)
-    for number, record in enumerate(records, 1):
-        value = {"prompt": record} if isinstance(record, str) else record
-        yield parser.parse(number, value, "record")
-
-
-def _close(chunks: Iterator[str]) -> None:
-    if isinstance(chunks, Generator):
-        chunks.close()
-
-
-def _is_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()

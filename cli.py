@@ -25,6 +25,7 @@ from .commands import (
     ps,
     pull,
     run,
+    score,
     serve,
 )  # fmt: skip
 from .terminal import console
@@ -77,7 +78,7 @@ def _global_options(
 
 
 for command in (
-    run.run, pull.pull, chat.chat, generate.generate, batch.batch, serve.serve, ps.ps,
+    run.run, pull.pull, chat.chat, generate.generate, batch.batch, score.score, serve.serve, ps.ps,
     convert.convert, inspect.inspect, plan.plan, plan.system, bench.bench, demo.demo,
 ):  # fmt: skip
     app.command()(command)

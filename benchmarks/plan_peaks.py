@@ -112,7 +112,12 @@ def cases() -> list[Case]:
     for n in ("1", "4", "8", "9", "16", "32", "4 --draft DRAFT", "4 --draft lookup",
               "8 --kv q8_0", "8 --no-native"):  # fmt: skip
         found.append(Case(AUSTEN, f"{batch} {n}"))
+    score = "score MODEL -i RECORDS -o OUT --force --context 1024 --parallel"
+    for n in ("1", "8", "32", "8 --totals", "8 --no-native", "8 --kv q8_0"):
+        found.append(Case(AUSTEN, f"{score} {n}", records="pairs"))
     found += [
+        Case(AUSTEN, f"{score} 8", records="texts"),
+        Case(AUSTEN, f"{score} 8 --totals", records="texts"),
         Case(AUSTEN, f"{batch} 8", records="csv"),
         Case(AUSTEN, f"{batch} 8", records="parquet"),
         Case(AUSTEN, "chat MODEL --context 1024 --style dialogue", 1),
@@ -144,6 +149,7 @@ def cases() -> list[Case]:
             Case(model, NARROW),
             Case(model, f"{NARROW} --load fast --kv q8_0"),
             Case(model, f"{batch} 8"),
+            Case(model, f"{score} 8", records="pairs"),
         ]
         if model.source in ("bloom-560m", "pythia-160m"):  # large vocabularies
             found += [
@@ -197,7 +203,15 @@ def watch_helpers(pid: int, peaks: dict[int, int], ended: threading.Event) -> No
 def write_records(path: Path, words: int) -> None:
     """Prompts that fill every sequence's part of a step, and most of its context."""
     texts = [f"{i} " + "the sea " * words for i in range(40)]
-    if path.stem == "messages":
+    if path.stem == "pairs":
+        answers = ["yes", "no", "the sea the sky", "the sea " * (words // 3)]
+        lines = [
+            json.dumps({"context": text[: len(text) // 2], "continuation": f" {answer}"})
+            for text in texts for answer in answers
+        ]  # fmt: skip
+    elif path.stem == "texts":
+        lines = [json.dumps({"text": text * 8}) for text in texts[:20]]
+    elif path.stem == "messages":
         talks = [[{"role": "user", "content": text}] for text in texts]
         lines = [json.dumps({"id": i, "messages": talk}) for i, talk in enumerate(talks)]
     elif path.suffix == ".jsonl":
@@ -218,9 +232,9 @@ def measure(case: Case, folder: Path, threads: str) -> dict[str, object]:
     """A row: the plan and the peak, in bytes."""
     model = case.model.make(folder)
     prompt, records = folder / "prompt.txt", folder / f"records.{case.records}"
-    if case.records == "messages":
-        records = folder / "messages.jsonl"
-    answers = "jsonl" if case.records == "messages" else case.records
+    answers = case.records
+    if case.records in ("messages", "pairs", "texts"):
+        records, answers = folder / f"{case.records}.jsonl", "jsonl"
     text = "the sea " * case.model.words
     prompt.write_text(text)
     write_records(records, case.model.words)
@@ -264,8 +278,8 @@ def table(rows: list[dict[str, object]]) -> str:
     for row in rows:
         plan, peak = float(str(row["plan"])), float(str(row["peak"]))
         command = str(row["command"]).replace(" --context 1024", "").replace("RECORDS", "")
-        if command.startswith("batch"):
-            command = command.replace("-i  -o OUT --force ", f"({row['records']}) ")
+        if command.startswith(("batch", "score")):
+            command = command.replace("-i  -o OUT --force", f"({row['records']})")
         command = command.replace("MODEL ", "").replace("-f PROMPT ", "").replace("|", "\\|")
         lines.append(
             f"| {row['model']} | `{command}` | {plan / 1e6:.1f} | {peak / 1e6:.1f} | "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from ..runtime.batch.settings import BatchSettings
+from ..runtime.scoring.settings import ScoringSettings
 from ..runtime.settings import (
     CONSTRAINTS,
     EngineSettings,
@@ -85,6 +86,12 @@ def _batch(
     return BatchSettings(parallel_option(parallel), logprobs, text, system, style)
 
 
+def _scoring(
+    parallel: options.ScoreParallel = "auto", totals: options.Totals = False
+) -> ScoringSettings:
+    return ScoringSettings(parallel_option(parallel), totals)
+
+
 def _prefix(file: Path) -> str:
     from ..runtime.errors import SettingsError
     from ..runtime.prompt import read_file
@@ -101,6 +108,7 @@ _BUILDERS: dict[Any, Callable[..., Any]] = {
     ModelWish: _model, TalkSettings: _talk, SamplingSettings: _sampling, StopSettings: _stops,
     EngineSettings: _engine, BatchSettings: _batch, Conversion: conversion,
     Seats: seats, ServeSettings: door,
+    ScoringSettings: _scoring,
 }  # fmt: skip
 
 
@@ -112,15 +120,16 @@ class _Group:
     options: tuple[inspect.Parameter, ...]
 
 
-def grouped(**defaults: Any) -> Callable[[Command], Command]:
+def grouped(*without: str, **defaults: Any) -> Callable[[Command], Command]:
     """Let a command take settings records: each is spelled as the options that make it.
 
     Args:
+        without: single options that mean nothing to this command.
         defaults: of single options, where this command differs from the others.
     """
 
     def expand(command: Command) -> Command:
-        unused = set(defaults)
+        unused = {*defaults, *without}
         parameters: list[inspect.Parameter] = []
         groups: dict[str, _Group] = {}
         for parameter in _parameters(command):
@@ -130,9 +139,11 @@ def grouped(**defaults: Any) -> Callable[[Command], Command]:
                 continue
             own = options.SAMPLER_PARAMETERS if build is _sampling else _parameters(build)
             singles = tuple(
-                single.replace(default=defaults.get(single.name, single.default)) for single in own
+                single.replace(default=defaults.get(single.name, single.default))
+                for single in own
+                if single.name not in without
             )
-            unused -= {single.name for single in singles}
+            unused -= {single.name for single in own}
             groups[parameter.name] = _Group(build, singles)
             parameters.extend(singles)
         if unused:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..store.fetch import Reporter, model_file
-from ..store.opening import find_files, open_batch, open_file, open_on_node
+from ..store.opening import find_files, open_batch, open_file, open_on_node, open_scorer
 from ..store.resolve import ModelWish
 from ..terminal import console
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ..runtime.batch.ray_backend import RayBatch
     from ..runtime.batch.settings import BatchSettings
     from ..runtime.interface import Engine
+    from ..runtime.scoring.scorer import Scorer
+    from ..runtime.scoring.settings import ScoringSettings
     from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
 
 
@@ -45,6 +47,13 @@ def load_batch_engine(
     engine = open_batch(_wish(model), settings, batch, _reporter())
     console.notes(engine.take_notes())
     return engine
+
+
+def load_scorer(model: str, settings: EngineSettings, scoring: ScoringSettings) -> Scorer:
+    """Load what the user calls a model to score texts; its warnings go to stderr."""
+    scorer = open_scorer(_wish(model), settings, scoring, _reporter())
+    console.notes(scorer.take_notes())
+    return scorer
 
 
 def join_cluster(

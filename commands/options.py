@@ -404,39 +404,30 @@ Statistics = Annotated[
     bool, typer.Option("--json", help="Statistics as one JSON object on stderr.")
 ]
 
-# ---- server
-Host = Annotated[
+# ---- score
+ScoreRecords = Annotated[
+    Path,
+    typer.Option(
+        "-i", "--input", metavar="FILE",
+        help="Records: .jsonl, .csv, .parquet, or .txt with a text a line; - is stdin.",
+    ),
+]  # fmt: skip
+Scores = Annotated[
+    Path,
+    typer.Option(
+        "-o", "--output", metavar="FILE",
+        help="Scores: .jsonl, .csv or .parquet; - is stdout, as JSON lines.",
+    ),
+]  # fmt: skip
+ScoreParallel = Annotated[
     str,
     typer.Option(
-        "--host", metavar="ADDRESS",
-        help="Where to listen; an address that other machines reach needs a key.",
+        "--parallel", metavar="N|auto", help="Sequences at once; auto: 8, or fewer if 8 do not fit."
     ),
-]  # fmt: skip
-Port = Annotated[int, typer.Option("--port", metavar="N", help="0 takes any free one.")]
-Queue = Annotated[
-    int,
-    typer.Option(
-        "--queue", metavar="N", help="Texts that may wait for their turn; more are sent away (429)."
-    ),
-]  # fmt: skip
-ApiKeyFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--api-key-file", metavar="FILE",
-        help="A key that requests must have: Authorization: Bearer KEY.",
-        show_default="INFER_OS_API_KEY of the environment, else no key",
-    ),
-]  # fmt: skip
-Cors = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--cors", metavar="ORIGIN",
-        help="Web pages of this origin may ask as well; may be given several times.",
-        show_default=False,
-    ),
-]  # fmt: skip
-
-Server = Annotated[str, typer.Option("--server", metavar="URL", help="The server that is asked.")]
+]
+Totals = Annotated[
+    bool, typer.Option("--totals", help="Write sums alone, without a list of the tokens.")
+]
 
 # ---- measurements
 RowsFile = Annotated[

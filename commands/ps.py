@@ -6,14 +6,14 @@ import time
 
 from ..sizes import size_text
 from ..terminal import console
-from . import options
+from . import options, server_options
 from .serving import api_key
 
 
 def ps(
     *,
-    server: options.Server = "http://127.0.0.1:8080",
-    api_key_file: options.ApiKeyFile = None,
+    server: server_options.Server = "http://127.0.0.1:8080",
+    api_key_file: server_options.ApiKeyFile = None,
     as_json: options.Json = False,
 ) -> None:
     """Say what a server holds and does.

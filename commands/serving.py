@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..runtime.batch.settings import BatchSettings
 from ..serve.settings import ServeSettings
-from . import options
+from . import options, server_options
 
 #: The environment's variable for a server's key.
 API_KEY_VARIABLE = "INFER_OS_API_KEY"
@@ -31,11 +31,11 @@ def seats(
 
 
 def door(
-    host: options.Host = "127.0.0.1",
-    port: options.Port = 8080,
-    queue: options.Queue = 256,
-    api_key_file: options.ApiKeyFile = None,
-    cors: options.Cors = None,
+    host: server_options.Host = "127.0.0.1",
+    port: server_options.Port = 8080,
+    queue: server_options.Queue = 256,
+    api_key_file: server_options.ApiKeyFile = None,
+    cors: server_options.Cors = None,
 ) -> ServeSettings:
     """The settings that these options make."""
     return ServeSettings(host, port, queue, api_key(api_key_file), tuple(cors or ()))

@@ -24,7 +24,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 #: The start of the SHA-256 of the header that this file was written for.
-HEADER_HASH: Final = "799d805d363cdbbe"
+HEADER_HASH: Final = "75cc11e8079c6f38"
 
 
 class Status(IntEnum):
@@ -101,6 +101,8 @@ class inferos_score_job(ctypes.Structure):
         ("reference", c_void_p),
         ("candidate", c_void_p),
         ("targets", c_void_p),
+        ("rows", c_void_p),
+        ("n_scores", c_int64),
         ("n_rows", c_int64),
         ("n_vocab", c_int64),
         ("n_threads", c_int32),
@@ -108,7 +110,7 @@ class inferos_score_job(ctypes.Structure):
 
 
 class inferos_row_score(ctypes.Structure):
-    """The score of one row."""
+    """The score of one token behind a row."""
 
     _fields_ = (
         ("reference_log_prob", c_double),

@@ -12,6 +12,7 @@ from typing import Any
 
 import llama_cpp
 
+from .errors import Interrupted
 from .library import load_library
 
 
@@ -37,7 +38,7 @@ def interruptible() -> Iterator[None]:
     decodes while the main thread is inside is also aborted. Streams of several models may
     overlap: the last one to end removes the handler.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not is_main_thread():
         yield
         return
     _enter()
@@ -89,3 +90,19 @@ def _report(lost: sys.UnraisableHookArgs) -> None:
         _ended = lost.exc_value
     elif lost.exc_type is not KeyboardInterrupt:  # the flag has already handled that one
         _previous_hook(lost)
+
+
+@contextmanager
+def python_interrupts() -> Iterator[None]:
+    """Ctrl-C as Python knows it, in the thread that it is for."""
+    try:
+        yield
+    except Interrupted:
+        if is_main_thread():
+            raise KeyboardInterrupt from None
+        raise
+
+
+def is_main_thread() -> bool:
+    """Whether the calling thread is the one that signals belong to."""
+    return threading.current_thread() is threading.main_thread()

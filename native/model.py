@@ -249,6 +249,15 @@ class Vocab:
         """Whether there is a token that ends a generation."""
         return self.eos >= 0
 
+    @property
+    def opening(self) -> int | None:
+        """What stands before a text that nothing precedes: "bos", or "eos" in its place.
+
+        None where the file names neither.
+        """
+        named = (self._header.metadata.get(f"tokenizer.ggml.{n}_token_id") for n in ("bos", "eos"))
+        return next((token for token in named if isinstance(token, int)), None)
+
     def is_end(self, token: int) -> bool:
         """Whether the token ends a generation (``<|endoftext|>`` and the like)."""
         known = self._ends.get(token)

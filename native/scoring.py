@@ -286,41 +286,49 @@ def _score(
 
 _SCORE = np.dtype(inferos_row_score)
 _REFUSALS = {
-    Status.BAD_ROW: "a token lies outside the vocabulary",
+    Status.BAD_ROW: "a token lies outside the vocabulary, or a row outside the logits",
     Status.NO_MEMORY: "not enough memory to score the logits",
 }
 
 
 def score_rows(
-    logits: Sequence[NDArray[np.float32]], targets: NDArray[np.int32], n_threads: int
+    logits: Sequence[NDArray[np.float32]],
+    targets: NDArray[np.int32],
+    n_threads: int,
+    rows: NDArray[np.int32] | None = None,
 ) -> NDArray[Any]:
-    """Score rows of logits in double precision.
+    """Score tokens that follow rows of logits, in double precision; no row is copied.
 
     Args:
         logits: the reference's and, if there is one, the candidate's; (n_rows, n_vocab) each.
-        targets: (n_rows,) the actual next token of each row.
-        n_threads: threads; they share the rows.
+        targets: (n_scores,) tokens whose probabilities are wanted.
+        n_threads: threads; they share the targets.
+        rows: (n_scores,) the row of logits that each target follows, in any order, and several
+            times if need be; None for one target per row.
 
     Returns:
-        (n_rows,) records: ``reference_log_prob``, ``candidate_log_prob``, ``kl``,
+        (n_scores,) records: ``reference_log_prob``, ``candidate_log_prob``, ``kl``,
         ``reference_top``, ``candidate_top``; without a candidate its fields are 0.
 
     Raises:
-        EvaluateError: shapes or tokens that do not match.
+        EvaluateError: shapes, rows or tokens that do not match.
     """
-    rows = [np.ascontiguousarray(one, np.float32) for one in logits]
+    given = [np.ascontiguousarray(one, np.float32) for one in logits]
     wanted = np.ascontiguousarray(targets, np.int32)
-    if any(one.ndim != 2 or one.shape != rows[0].shape for one in rows):
-        raise EvaluateError(f"cannot compare logits of {[one.shape for one in rows]}")
-    n_rows, n_vocab = rows[0].shape
-    if wanted.shape != (n_rows,):
-        raise EvaluateError(f"{wanted.size} tokens for {n_rows} rows of logits")
-    scores = np.empty(n_rows, _SCORE)
+    if any(one.ndim != 2 or one.shape != given[0].shape for one in given):
+        raise EvaluateError(f"cannot compare logits of {[one.shape for one in given]}")
+    n_rows, n_vocab = given[0].shape
+    places = None if rows is None else np.ascontiguousarray(rows, np.int32)
+    if wanted.shape != ((n_rows,) if places is None else places.shape) or wanted.ndim != 1:
+        what = f"{n_rows} rows of logits" if places is None else f"{places.size} numbers of rows"
+        raise EvaluateError(f"{wanted.size} tokens for {what}")
+    scores = np.empty(wanted.size, _SCORE)
     job = inferos_score_job(
-        rows[0].ctypes.data,
-        rows[1].ctypes.data if len(rows) > 1 else None,
+        given[0].ctypes.data,
+        given[1].ctypes.data if len(given) > 1 else None,
         wanted.ctypes.data,
-        n_rows, n_vocab, n_threads,
+        None if places is None else places.ctypes.data,
+        wanted.size, n_rows, n_vocab, n_threads,
     )  # fmt: skip
     status = load_library().inferos_score_rows(
         ctypes.byref(job), scores.ctypes.data_as(ctypes.POINTER(inferos_row_score))

@@ -229,6 +229,7 @@ class Extra(Enum):
     BENCH = "benchmark"
     EVALUATION = "evaluation"
     SERVER = "server"
+    SCORING = "scoring"
     REPORT = "report"
     #: The process that renders it, if the model's file has one.
     TEMPLATE = "chat template"

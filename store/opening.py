@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ..runtime.batch.batch_engine import BatchEngine
     from ..runtime.batch.settings import BatchSettings
     from ..runtime.engine import LlamaEngine
+    from ..runtime.scoring.scorer import Scorer
+    from ..runtime.scoring.settings import ScoringSettings
     from ..runtime.settings import EngineSettings, Extra
 
 _logger = logging.getLogger("infer_os")
@@ -68,6 +70,56 @@ def open_batch(
         return BatchEngine(path, settings, batch)
     with report.bar("prefetching") as warmed:
         return BatchEngine(path, settings, batch, warmed=warmed)
+
+
+def open_scorer(
+    wish: ModelWish, settings: EngineSettings, scoring: ScoringSettings, report: Reporter
+) -> Scorer:
+    """Load a model that scores texts, converted into the cache first if need be.
+
+    Raises:
+        As :func:`~infer_os.store.fetch.model_file`, and Scorer.
+    """
+    path, settings = find_files(wish, settings, report)
+    from ..runtime.scoring.scorer import Scorer
+
+    if not settings.prefetch:
+        return Scorer(path, settings, scoring)
+    with report.bar("prefetching") as warmed:
+        return Scorer(path, settings, scoring, warmed=warmed)
+
+
+def batch_in_place(
+    engine: LlamaEngine, settings: EngineSettings, batch: BatchSettings
+) -> BatchEngine:
+    """A batch on the weights that an engine has loaded, in the memory that they may use."""
+    from ..runtime.batch.batch_engine import BatchEngine
+
+    alone = _alone(engine, settings)
+    return BatchEngine(engine.info.path, alone, batch, model=engine.model)
+
+
+def scorer_in_place(
+    engine: LlamaEngine, settings: EngineSettings, scoring: ScoringSettings
+) -> Scorer:
+    """What scores texts, likewise."""
+    from ..runtime.scoring.scorer import Scorer
+
+    alone = replace(_alone(engine, settings), draft="none")
+    return Scorer(engine.info.path, alone, scoring, model=engine.model)
+
+
+def _alone(engine: LlamaEngine, settings: EngineSettings) -> EngineSettings:
+    """Settings for a context that takes the place of an engine's, which is freed."""
+    from ..runtime.plan.machine import read_memory
+
+    engine.release()
+    plan = engine.info.plan
+    assert plan is not None
+    # pages of a mapped file count as available; copies and locked pages do not
+    private = 0 if settings.load == "mmap" else plan.weights.n_bytes
+    limit = (settings.memory or read_memory().usable + private) - plan.draft
+    return replace(settings, memory=max(1, limit), prefetch=False)
 
 
 def open_on_node(wish: ModelWish, settings: EngineSettings, batch: BatchSettings) -> BatchEngine:

@@ -24,10 +24,17 @@ from infer_os.runtime.batch.batch_engine import BatchEngine
 from infer_os.runtime.batch.parallel import plan_batch
 from infer_os.runtime.batch.settings import BatchSettings
 from infer_os.runtime.engine import LlamaEngine
-from infer_os.runtime.errors import ModelBusy, ModelClosed
+from infer_os.runtime.errors import (
+    ModelBusy,
+    ModelClosed,
+    PromptError,
+    RuntimeFailure,
+    SettingsError,
+)
 from infer_os.runtime.fake import FakeEngine, saying
 from infer_os.runtime.generate import FinishReason, complete
 from infer_os.runtime.plan.memory_plan import MemoryShortage
+from infer_os.runtime.scoring.settings import ScoringSettings
 from infer_os.runtime.settings import EngineSettings, SamplingSettings, StopSettings
 
 BUNDLED_MODEL = next(folder for folder in BUNDLED if folder.name == "austen-6m")
@@ -187,6 +194,47 @@ def test_a_closed_batch_frees_its_context_before_the_weights(
     model.close()
     assert closed == ["BatchEngine", "LlamaEngine"]
     assert list(results) == []
+
+
+# ---- scores
+
+
+def test_scores_are_the_scorers_on_the_weights_that_are_loaded(
+    file: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_engine, "load_model", lambda *a, **k: pytest.fail("loaded twice"))
+    texts = [
+        ("It is", " a truth"), "It is a truth", {"id": "x", "continuation": " a"}, ("It", 7),
+        ("It is", " a truth"),
+    ]  # fmt: skip
+    got = list(model.score(texts))
+    assert [r.id for r in got] == [1, 2, "x", 4, 5]
+    assert got[0].logprob == got[4].logprob and got[0].tokens == got[4].tokens
+    assert [t.text for t in got[0].tokens or ()] == [" a", " truth"]
+    assert got[3].error == 'record 4: "continuation" is a text, this is a whole number'
+    sums = model.score(texts[:2], settings=ScoringSettings(2, totals=True), ordered=False)
+    assert {r.id: r.logprob for r in sums} == {r.id: r.logprob for r in got[:2]}
+    # the probability of a text is that of what is drawn
+    drawn = model.generate("It is", sampling=GREEDY, stops=SHORT)
+    [again] = model.score([("It is", drawn.text)])
+    assert again.is_greedy and drawn.tokens[: again.n_tokens] == tuple(
+        t.token for t in again.tokens or ()
+    )
+
+
+def test_tokens_are_texts_again(model: Model) -> None:
+    tokens = model.tokenize("It is a truth é")
+    assert model.detokenize(tokens) == "It is a truth é"
+    assert model.detokenize(tokens[:2]) == "It is"
+
+
+def test_scoring_refuses_what_it_cannot_do(model: Model) -> None:
+    with pytest.raises(PromptError, match="this is only one"):
+        model.score("It is")
+    with pytest.raises(SettingsError, match="expected ScoringSettings"):
+        model.score(["It is"], settings=4)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeFailure, match="without a way to score"):
+        Model(FakeEngine(saying("abc")), no_batch).score(["It is"])
 
 
 # ---- threads

@@ -40,7 +40,9 @@ ROOT: Any = typer.main.get_command(app)
 NOT_RUN = {
     "infer-os run MODEL": "talks on a terminal; tests/test_run.py does",
     "pip install 'infer-os[ray]'": "installs", "pip install 'infer-os[parquet]'": "installs",
-    'pip install "infer-os[plot]"': "installs",
+    'pip install "infer-os[plot]"': "installs", "pip install 'infer-os[lm-eval]'": "installs",
+    "python -m infer_os.lm_harness run --model infer-os --tasks TASK --model_args "
+    "pretrained=gpt-j-6B,max_length=2048": "needs lm_eval; tests/test_lm_harness.py runs it",
     "pip install --force-reinstall --no-deps llama-cpp-python==0.3.36": "installs",
     "pip install --force-reinstall --no-deps infer-os": "installs",
     "sudo apt install build-essential python3-venv": "installs",
@@ -78,7 +80,7 @@ _ENGINE = "--threads 1 --memory 64G"
 SHORTER = {
     "generate": f"-n 4 {_ENGINE}", "chat": f"-n 4 {_ENGINE}", "run": f"-n 4 {_ENGINE}",
     "batch": f"-n 4 --parallel 2 {_ENGINE}", "convert": "--threads 1", "demo": "--threads 1",
-    "eval": "--windows 1 --window 32 --threads 1",
+    "score": _ENGINE, "eval": "--windows 1 --window 32 --threads 1",
     "bench": f"--depths 0,16 --batch 1,2 --repeats 1 --prompt-tokens 8 --tokens 4 {_ENGINE}",
     "bench --techniques": f"--depths 32 --repeats 1 --tokens 4 {_ENGINE}",
 }  # fmt: skip
@@ -91,6 +93,7 @@ MEASURED = (
     (r"[\d.]+ MB +\d+$", "# MB #"), (r" +", " "), (r"─+", "─"),
 )  # fmt: skip
 _INPUT = ({"id": 1, "prompt": "It is a truth"}, {"id": 2, "prompt": "She was"})
+_TO_SCORE = ({"id": 1, "context": "It is", "continuation": " a truth"}, {"id": 2, "text": "She"})
 _SAID = "Elizabeth looked at him, and said,"
 _PASTE_ON, _PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"
 
@@ -210,7 +213,9 @@ def shell(
         (bundled / model.name).symlink_to(model)
     for text in (tmp_path / "text.txt", bundled / HELD_OUT.name):
         text.write_text(HELD_OUT.read_text("utf-8")[:20_000])
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in _INPUT))
+    for name, records in (("prompts", _INPUT), ("records", _TO_SCORE)):
+        lines = "".join(json.dumps(one) + "\n" for one in records)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
     page = PAGES[request.node.callspec.id]
     lines = "\n".join(filled(line.text, PLACES) for line in to_run(page))
     made = set(re.findall(r"-o ([\w.-]+\.gguf)", lines))

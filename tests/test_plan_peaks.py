@@ -36,6 +36,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "prompt.txt").write_text(_TEXT)
     records = [json.dumps({"id": i, "prompt": f"{i} {_TEXT}"}) for i in range(12)]
     (folder / "records.jsonl").write_text("\n".join(records))
+    pairs = [
+        {"context": f"{i} {_TEXT[:1200]}", "continuation": f" {answer}"}
+        for i in range(12) for answer in ("yes", "no", _TEXT[:400])
+    ]  # fmt: skip
+    texts = [{"text": f"{i} {_TEXT * 10}"} for i in range(6)]
+    for name, values in (("pairs", pairs), ("texts", texts)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, values)))
     return folder
 
 
@@ -63,6 +70,9 @@ def peak_of(place: Path, words: list[str], stdin: str) -> tuple[int, int, str]:
         "batch model.gguf -i records.jsonl -n 2 --context 1024 --parallel 1",
         "batch model.gguf -i records.jsonl -n 2 --context 1024 --parallel 8",
         "batch model.gguf -i records.jsonl -n 2 --context 1024 --parallel 9",
+        "score model.gguf -i pairs.jsonl --context 1024 --parallel 1",
+        "score model.gguf -i pairs.jsonl --context 1024 --parallel 8",
+        "score model.gguf -i texts.jsonl --context 1024 --parallel 8",
         "chat model.gguf --context 1024 --session talk.session",
         "eval model.gguf --text prompt.txt --window 256 --windows 1 --reference draft.gguf",
         f"run --model {TARGET} --context 1024 --type q8_0",

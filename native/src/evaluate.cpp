@@ -1,6 +1,6 @@
 // Scores rows of logits: the log probability of the token that follows, and how far a candidate's
 // distribution is from the reference's. In double precision, since a divergence of 1e-8 must
-// differ from none; a thread takes a row at a time.
+// differ from none; a thread takes a target at a time.
 #include "inferos.h"
 #include "parallel.h"
 
@@ -27,9 +27,10 @@ struct Row {
     double log_prob(int64_t i) const { return (logits[i] - largest) - std::log(sum); }
 };
 
-void score_row(const inferos_score_job & job, int64_t row, inferos_row_score & score) {
+void score_target(const inferos_score_job & job, int64_t i, inferos_row_score & score) {
     const int64_t n      = job.n_vocab;
-    const int32_t target = job.targets[row];
+    const int64_t row    = job.rows ? job.rows[i] : i;
+    const int32_t target = job.targets[i];
     Row           p(job.reference + row * n, n);
     score               = {};
     score.reference_top = p.top;
@@ -61,27 +62,30 @@ void score_row(const inferos_score_job & job, int64_t row, inferos_row_score & s
 }  // namespace
 
 INFEROS_API int32_t inferos_score_rows(const inferos_score_job * job, inferos_row_score * scores) {
-    if (job->n_rows < 0 || job->n_vocab < 1 || job->n_vocab > std::numeric_limits<int32_t>::max()) {
+    if (job->n_scores < 0 || job->n_rows < 0 || job->n_vocab < 1 ||
+        job->n_vocab > std::numeric_limits<int32_t>::max()) {
         return INFEROS_BAD_SHAPE;
     }
-    for (int64_t i = 0; i < job->n_rows; i++) {
-        if (job->targets[i] < 0 || job->targets[i] >= job->n_vocab) {
+    for (int64_t i = 0; i < job->n_scores; i++) {
+        const int64_t row = job->rows ? job->rows[i] : i;
+        if (row < 0 || row >= job->n_rows || job->targets[i] < 0 ||
+            job->targets[i] >= job->n_vocab) {
             return INFEROS_BAD_ROW;
         }
     }
-    std::atomic<int64_t> next_row{0};
-    const auto           run = [job, scores, &next_row] {
+    std::atomic<int64_t> next{0};
+    const auto           run = [job, scores, &next] {
         for (;;) {
-            const int64_t row = next_row.fetch_add(1, std::memory_order_relaxed);
-            if (row >= job->n_rows) {
+            const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
+            if (i >= job->n_scores) {
                 return;
             }
-            score_row(*job, row, scores[row]);
+            score_target(*job, i, scores[i]);
         }
     };
     try {
-        // a share takes rows until there are none left
-        inferos::in_parallel(std::max<int64_t>(1, std::min<int64_t>(job->n_threads, job->n_rows)),
+        // a share takes targets until there are none left
+        inferos::in_parallel(std::max<int64_t>(1, std::min<int64_t>(job->n_threads, job->n_scores)),
                              [&run](int64_t) { run(); });
     } catch (const std::exception &) {
         return INFEROS_NO_MEMORY;

@@ -126,7 +126,9 @@ INFEROS_API int32_t inferos_activations_entry(const inferos_activations * collec
 struct inferos_score_job {
     const float *   reference;  // (n_rows, n_vocab) logits
     const float *   candidate;  // likewise; null: score the reference alone
-    const int32_t * targets;    // (n_rows,) the token that truly follows
+    const int32_t * targets;    // (n_scores,) the tokens whose probabilities are wanted
+    const int32_t * rows;       // (n_scores,) the row that each follows; null: 0, 1, 2, ...
+    int64_t         n_scores;
     int64_t         n_rows;
     int64_t         n_vocab;
     int32_t         n_threads;
@@ -140,7 +142,8 @@ struct inferos_row_score {
     int32_t candidate_top;
 };
 
-// Scores every row in double precision. INFEROS_BAD_ROW: a target outside the vocabulary.
+// Scores targets in double precision. INFEROS_BAD_ROW: a target outside the vocabulary, or a row
+// that there is not.
 INFEROS_API int32_t inferos_score_rows(const inferos_score_job * job, inferos_row_score * scores);
 
 // ---- probes.cpp -----------------------------------------------------------------------------

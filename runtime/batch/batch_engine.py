@@ -35,7 +35,7 @@ from ..speculative.rounding import rounding_of
 from ..text import TextStream
 from ..threads import ThreadCount
 from .drafts import BatchDraft, make_drafters, read_draft
-from .feeding import Pulled, RecordSource
+from .feeding import Pulled, Source
 from .guesses import Guesses
 from .parallel import CurvePoint, best_parallel, first_plan, measure_curve, plan_batch
 from .prompts import ModelInfo, Prompts
@@ -115,10 +115,11 @@ class BatchEngine(Owner):
         self.plan: Plan = plan
         self.n_ctx, self.n_seq = plan.sizes.n_ctx, plan.sizes.n_seq
         self._plan_notes, self._n_told = notes, 0
-        self._parts = self._make_parts(header, settings, draft, batch.logprobs)
+        #: What sequences run on, and how they begin.
+        self.parts = self._make_parts(header, settings, draft, batch.logprobs)
         #: Who guesses; None where that was not asked for.
-        self.guesses = self._parts.guesses
-        self._running = Running(self._parts)
+        self.guesses = self.parts.guesses
+        self._running = Running(self.parts)
 
     def _new_context(self, plan: Plan) -> BatchContext:
         stage, sizes = plan.schedule.stages[-1], plan.sizes
@@ -258,7 +259,7 @@ class BatchEngine(Owner):
     def restart(self) -> None:
         """Cancel everything, forget what slots hold of prompts, and begin new statistics."""
         self._running.close()
-        self._running = Running(self._parts)
+        self._running = Running(self.parts)
 
     @property
     def statistics(self) -> BatchStatistics:
@@ -269,7 +270,7 @@ class BatchEngine(Owner):
 
     def run(
         self,
-        records: Iterable[Record | BadRecord] | RecordSource,
+        records: Iterable[Record | BadRecord] | Source[Record | BadRecord],
         done: Set[SampleKey] = frozenset(),
     ) -> Generator[Result, None, None]:
         """Answer records; each sample's result comes as soon as it is finished.

@@ -10,16 +10,14 @@ waits between the reader and the batch is bounded in number and in bytes: it is 
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from infer_os.native.owner import Owner
 
 from ..errors import RuntimeFailure
-from .records import BadRecord, Record
 from .stopping import ReadingStopped, Stop
 
 #: What the reader may be ahead of the batch: no further record is read from here on.
@@ -28,7 +26,20 @@ MOST_RECORDS, MOST_BYTES = 64, 256_000
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class RecordSource(Protocol):
+class Held(Protocol):
+    """A record, or what cannot be one."""
+
+    @property
+    def n_bytes(self) -> int:
+        """About what it holds: its texts."""
+        ...
+
+
+Read = TypeVar("Read", bound=Held)
+_Given = TypeVar("_Given", bound=Held, covariant=True)
+
+
+class Source(Protocol[_Given]):
     """Gives a batch its records."""
 
     @property
@@ -36,7 +47,7 @@ class RecordSource(Protocol):
         """Whether no more come: there was none left when the last one was asked for."""
         ...
 
-    def take(self, *, wait: bool) -> Record | BadRecord | None:
+    def take(self, *, wait: bool) -> _Given | None:
         """The next record; None if there is none.
 
         Args:
@@ -45,15 +56,15 @@ class RecordSource(Protocol):
         ...
 
 
-class Pulled:
+class Pulled(Generic[Read]):
     """The records of an iterable, which is asked in the thread of the batch, and may wait there."""
 
-    def __init__(self, records: Iterable[Record | BadRecord]) -> None:
+    def __init__(self, records: Iterable[Read]) -> None:
         self._records = iter(records)
         self.is_over = False
 
-    def take(self, *, wait: bool) -> Record | BadRecord | None:
-        """See :meth:`RecordSource.take`; it always waits."""
+    def take(self, *, wait: bool) -> Read | None:
+        """See :meth:`Source.take`; it always waits."""
         if self.is_over:
             return None
         record = next(self._records, None)
@@ -61,14 +72,14 @@ class Pulled:
         return record
 
 
-class ReadAhead(Owner):
+class ReadAhead(Owner, Generic[Read]):
     """Records that a thread reads ahead, a few at most. A context manager.
 
     :meth:`take` and :meth:`close` are for one thread, the batch's. Closing stops a read that waits
     (see :class:`~.stopping.Stop`) and ends the thread; it never keeps a process from its end.
     """
 
-    def __init__(self, records: Iterable[Record | BadRecord], stop: Stop | None = None) -> None:
+    def __init__(self, records: Iterable[Read], stop: Stop | None = None) -> None:
         """Begin to read.
 
         Args:
@@ -81,7 +92,7 @@ class ReadAhead(Owner):
         """
         self._records, self._stop = records, stop
         self._changed = threading.Condition()
-        self._read: deque[Record | BadRecord] = deque()
+        self._read: deque[Read] = deque()
         self._n_bytes = 0
         self._is_closed = self._is_at_end = False
         self._failure: BaseException | None = None
@@ -101,8 +112,8 @@ class ReadAhead(Owner):
         with self._changed:
             return self._is_at_end and not self._read and self._failure is None
 
-    def take(self, *, wait: bool) -> Record | BadRecord | None:
-        """See :meth:`RecordSource.take`.
+    def take(self, *, wait: bool) -> Read | None:
+        """See :meth:`Source.take`.
 
         Raises:
             Whatever reading raised, once the caller waits: when what was read before is answered.
@@ -112,7 +123,7 @@ class ReadAhead(Owner):
                 self._changed.wait()
             if self._read:
                 record = self._read.popleft()
-                self._n_bytes -= n_bytes(record)
+                self._n_bytes -= record.n_bytes
                 self._changed.notify_all()
                 return record
             if wait and self._failure is not None:
@@ -155,20 +166,8 @@ class ReadAhead(Owner):
                 self._changed.wait()
             return not self._is_closed
 
-    def _put(self, record: Record | BadRecord) -> None:
+    def _put(self, record: Read) -> None:
         with self._changed:
             self._read.append(record)
-            self._n_bytes += n_bytes(record)
+            self._n_bytes += record.n_bytes
             self._changed.notify_all()
-
-
-def n_bytes(record: Record | BadRecord) -> int:
-    """About what a record holds: its texts."""
-    if isinstance(record, BadRecord):
-        return sys.getsizeof(record.error)
-    sampling = record.sampling
-    texts = (
-        record.prompt or "", *(message.content for message in record.messages),
-        *record.stops.strings, sampling.grammar, sampling.json_schema, sampling.regex,
-    )  # fmt: skip
-    return sum(map(sys.getsizeof, texts))

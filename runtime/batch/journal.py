@@ -4,7 +4,8 @@ A line is written with one system call as soon as its result is there, so that a
 loses nothing that was finished; every few seconds and at the end the file is synced to disk, so
 that a power cut loses no more than these. What a kill or a full disk leaves half-written at the end
 is cut off on ``resume``; any other line that is not an answer is an error, and nothing is deleted.
-CSV and Parquet are written at the end, from a journal next to them.
+CSV and Parquet are written at the end, from a journal next to them. What a line holds is said by a
+:class:`LineForm`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from infer_os.files import new_file
 from infer_os.json_text import finite
@@ -25,7 +26,6 @@ from infer_os.native.owner import Owner
 
 from ..errors import ResultsUnwritten, SettingsError
 from .reading import parquet_module
-from .records import Result
 
 #: Seconds between two syncs.
 SYNC_S = 5.0
@@ -33,13 +33,63 @@ _LINES = (".jsonl", ".ndjson", ".json")
 _TABLES = (".csv", ".parquet")
 #: Bytes of a line; one of the largest context, with log-probabilities, has less.
 _LARGEST_ANSWER = 256 << 20
-_KEYS = ("id", "text", "tokens", "finish_reason", "error")
+
+
+class Line(Protocol):
+    """What a journal writes: a :class:`~.records.Result`, or one that is told in other words."""
+
+    @property
+    def id(self) -> str | int | None:
+        """Its record's."""
+        ...
+
+    @property
+    def line(self) -> int:
+        """The number of its record."""
+        ...
+
+    @property
+    def error(self) -> str | None:
+        """What went wrong with the record."""
+        ...
+
+    @property
+    def index(self) -> int | None:
+        """The sample's number, where a record has several."""
+        ...
+
+    def as_json(self) -> dict[str, Any]:
+        """The line; "id" comes first."""
+        ...
+
+
+class LineForm(NamedTuple):
+    """The lines of a command: the ``keys`` that all have, and ``more`` that some have.
+
+    ``source`` is what writes them, in the words of an error. ``types`` are the columns of a Parquet
+    file as pyarrow spells them; "json" is a text.
+    """
+
+    source: str
+    keys: tuple[str, ...]
+    more: tuple[str, ...]
+    types: dict[str, str]
+
+
+#: Of :class:`~.records.Result`.
+ANSWERS = LineForm(
+    "batch", ("id", "text", "tokens", "finish_reason", "error"), ("index", "line", "logprobs"),
+    {
+        "text": "string", "tokens": "list<int32>", "finish_reason": "string", "error": "string",
+        "index": "int64", "line": "int64", "logprobs": "json",
+    },
+)  # fmt: skip
 
 #: A sample that was answered, (id, index), or a line that is not a record, (None, line).
 DoneKey = tuple[str | int | None, int]
 
 
-def line_of(result: Result) -> bytes:
+def line_of(result: Line) -> bytes:
     """A result as a JSON line; NaN and infinity, which JSON lacks, as null."""
     value = finite(result.as_json())
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
@@ -49,7 +99,7 @@ def line_of(result: Result) -> bytes:
         return json.dumps(value, allow_nan=False).encode() + b"\n"
 
 
-def key_of(result: Result) -> DoneKey:
+def key_of(result: Line) -> DoneKey:
     """The key of a result when a run is resumed."""
     return (None, result.line) if result.error is not None else (result.id, result.index or 0)
 
@@ -99,6 +149,7 @@ class Journal(Owner):
         *,
         resume: bool,
         replace: bool = True,
+        form: LineForm = ANSWERS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Open it, and lock it against a second run.
@@ -107,6 +158,7 @@ class Journal(Owner):
             path: the output.
             resume: keep what is there.
             replace: without ``resume``, whether a file that holds something may be replaced.
+            form: what its lines hold.
             clock: seconds.
 
         Raises:
@@ -115,7 +167,7 @@ class Journal(Owner):
         """  # fmt: skip
         self.path = path
         self._lines = journal_path(path)
-        self._clock = clock
+        self._form, self._clock = form, clock
         self._synced = clock()
         self.done: set[DoneKey] = set()
         #: Whether an earlier run has completed the table.
@@ -156,7 +208,7 @@ class Journal(Owner):
                 if not line.strip():  # from an editor, or where files were joined
                     continue
                 try:
-                    key = None if half else _done_key(line)
+                    key = None if half else _done_key(line, self._form)
                 except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                     key = None
                 if key is None and not (_is_half_a_line(line) and (not half or _is_zeros(line))):
@@ -172,11 +224,11 @@ class Journal(Owner):
 
     def _no_answer(self, number: int) -> SettingsError:
         return SettingsError(
-            f"{self._lines}: line {number} is not an answer of a batch; remove it, or give another "
-            "--output"
+            f"{self._lines}: line {number} is not an answer of a {self._form.source}; remove it, "
+            "or give another --output"
         )
 
-    def write(self, result: Result) -> None:
+    def write(self, result: Line) -> None:
         """Append a result.
 
         Raises:
@@ -225,7 +277,7 @@ class Journal(Owner):
             # the journal is locked, so nobody else makes the part
             with new_file(target, part=target.with_name(f".{target.name}.tmp")) as handle:
                 write = _write_csv if target.suffix.lower() == ".csv" else _write_parquet
-                write(self._read_lines(), handle, target)
+                write(self._read_lines(), handle, target, self._form)
             self._lines.unlink()
         except OSError as error:
             raise self._failure(target, error) from None
@@ -269,9 +321,9 @@ def _is_half_a_line(line: bytes) -> bool:
     return _is_zeros(line) or (not line.endswith(b"\n") and is_begun)
 
 
-def _done_key(line: bytes) -> DoneKey:
+def _done_key(line: bytes, form: LineForm) -> DoneKey:
     value = json.loads(line)
-    if not isinstance(value, dict) or not all(key in value for key in _KEYS):
+    if not isinstance(value, dict) or not all(key in value for key in form.keys):
         raise ValueError("not a line of ours")
     if value["error"] is not None:
         return None, int(value["line"])
@@ -293,14 +345,17 @@ def table_rows(path: Path) -> int | None:
         return None
 
 
-def _columns(rows: Iterator[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
+def _columns(
+    rows: Iterator[dict[str, Any]], form: LineForm
+) -> tuple[list[str], list[dict[str, Any]]]:
     kept = list(rows)
-    extra = [key for key in ("index", "line", "logprobs") if any(key in row for row in kept)]
-    return [*_KEYS, *extra], kept
+    return [*form.keys, *(key for key in form.more if any(key in row for row in kept))], kept
 
 
-def _write_csv(rows: Iterator[dict[str, Any]], handle: BinaryIO, target: Path) -> None:
-    columns, kept = _columns(rows)
+def _write_csv(
+    rows: Iterator[dict[str, Any]], handle: BinaryIO, target: Path, form: LineForm
+) -> None:
+    columns, kept = _columns(rows, form)
     text = io.TextIOWrapper(handle, "utf-8", "replace", newline="")
     writer = csv.writer(text)
     writer.writerow(columns)
@@ -311,22 +366,24 @@ def _write_csv(rows: Iterator[dict[str, Any]], handle: BinaryIO, target: Path) -
     text.detach()
 
 
-def _write_parquet(rows: Iterator[dict[str, Any]], handle: BinaryIO, target: Path) -> None:
+def _write_parquet(
+    rows: Iterator[dict[str, Any]], handle: BinaryIO, target: Path, form: LineForm
+) -> None:
     parquet = parquet_module(target)
     import pyarrow
 
-    columns, kept = _columns(rows)
+    columns, kept = _columns(rows, form)
     # a column has one type: ids become texts unless all are 64-bit numbers
     ids = [row["id"] for row in kept if row["id"] is not None]
     if not all(isinstance(i, int) and -(1 << 63) <= i < 1 << 63 for i in ids):
         kept = [{**row, "id": row["id"] if row["id"] is None else str(row["id"])} for row in kept]
     data: dict[str, list[Any]] = {key: [row.get(key) for row in kept] for key in columns}
-    if "logprobs" in data:
-        data["logprobs"] = [item if item is None else json.dumps(item) for item in data["logprobs"]]
-    types = {
-        "text": pyarrow.string(), "tokens": pyarrow.list_(pyarrow.int32()),
-        "finish_reason": pyarrow.string(), "error": pyarrow.string(),
-        "index": pyarrow.int64(), "line": pyarrow.int64(), "logprobs": pyarrow.string(),
-    }  # fmt: skip
-    arrays = {key: pyarrow.array(items, types.get(key)) for key, items in data.items()}
+    types = {"list<int32>": pyarrow.list_(pyarrow.int32()), "json": pyarrow.string()}
+    arrays = {}
+    for key, items in data.items():
+        name = form.types.get(key)
+        if name == "json":
+            items = [item if item is None else json.dumps(item) for item in items]
+        kind = None if name is None else types.get(name) or pyarrow.type_for_alias(name)
+        arrays[key] = pyarrow.array(items, kind)
     parquet.write_table(pyarrow.table(arrays), handle)

@@ -3,12 +3,42 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Generic, Protocol, TypeVar
 
-from .records import BadRecord, Record, Result
+from .journal import Line
+from .records import BadRecord
 
 
-class InputOrder:
+class Sampled(Protocol):
+    """A record, and how many results it gets."""
+
+    @property
+    def id(self) -> str | int:
+        """What its results are known by."""
+        ...
+
+    @property
+    def line(self) -> int:
+        """Its number."""
+        ...
+
+    @property
+    def n(self) -> int:
+        """How many."""
+        ...
+
+    @property
+    def n_bytes(self) -> int:
+        """About what it holds."""
+        ...
+
+
+Asked = TypeVar("Asked", bound=Sampled)
+Told = TypeVar("Told", bound=Line)
+
+
+class InputOrder(Generic[Told]):
     """Remembers in which order records came, and holds results back until it is their turn.
 
     Records may be watched in another thread than the one that arranges results.
@@ -17,11 +47,11 @@ class InputOrder:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._expected: dict[int, int] = {}
-        self._held: dict[int, list[Result]] = {}
+        self._held: dict[int, list[Told]] = {}
 
     def watch(
-        self, records: Iterable[Record | BadRecord], done: frozenset[tuple[object, int]]
-    ) -> Iterator[Record | BadRecord]:
+        self, records: Iterable[Asked | BadRecord], done: frozenset[tuple[object, int]]
+    ) -> Iterator[Asked | BadRecord]:
         """The same records; ``done`` samples will get no result."""
         for record in records:
             missing = 1
@@ -32,7 +62,7 @@ class InputOrder:
                     self._expected[record.line] = missing
             yield record
 
-    def arrange(self, results: Iterable[Result]) -> Iterator[Result]:
+    def arrange(self, results: Iterable[Told]) -> Iterator[Told]:
         """The results, sorted by line and sample.
 
         After an error, the record's samples that went on come as soon as they are finished.
@@ -47,7 +77,7 @@ class InputOrder:
             while got := self._complete():
                 yield from sorted(got, key=lambda r: r.index or 0)
 
-    def _complete(self) -> list[Result]:
+    def _complete(self) -> list[Told]:
         """All results of the record whose turn it is; none where some are missing."""
         with self._lock:
             if not self._expected:
@@ -60,3 +90,17 @@ class InputOrder:
                 return []
             del self._expected[line]
         return self._held.pop(line)
+
+
+def in_order(
+    run: Callable[[Iterable[Asked | BadRecord]], Iterator[Told]],
+    records: Iterable[Asked | BadRecord],
+) -> Generator[Told, None, None]:
+    """An engine's results of records, in the order of the records."""
+    order = InputOrder[Told]()
+    results = run(order.watch(records, frozenset()))
+    try:
+        yield from order.arrange(results)
+    finally:
+        if isinstance(results, Generator):
+            results.close()

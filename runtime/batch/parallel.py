@@ -75,14 +75,15 @@ def first_plan(
 
 
 def most_that_fit(
-    header: GgufHeader, settings: EngineSettings, draft: BatchDraft | None = None
-) -> tuple[int, Plan, tuple[str, ...]]:
-    """The largest of the candidates whose plan fits, or 1, with its plan and notes.
+    header: GgufHeader, settings: EngineSettings, draft: BatchDraft | None = None,
+    candidates: tuple[int, ...] = CANDIDATES,
+) -> tuple[int, Plan, tuple[str, ...]]:  # fmt: skip
+    """The largest of the candidates whose plan fits, or 4, 2 or 1, with its plan and notes.
 
     Raises:
         MemoryShortage: not even one sequence fits.
     """
-    for n_seq in (*reversed(CANDIDATES), 4, 2, 1):
+    for n_seq in (*reversed(candidates), 4, 2, 1):
         plan, notes = plan_batch(header, settings, n_seq, draft)
         if plan.fits:
             return n_seq, plan, notes

@@ -30,12 +30,13 @@ _LIST = re.compile(rb"\[\s*[{\]]")
 _STDIN = "standard input"
 
 
-def read_values(path: Path, stop: Stop | None = None) -> Iterator[Value]:
+def read_values(path: Path, stop: Stop | None = None, *, plain: str = "prompt") -> Iterator[Value]:
     """The values of a file. The file is opened at once, and read on demand.
 
     Args:
         path: a file, or a pipe with a name.
         stop: ends reads that wait: they raise ReadingStopped.
+        plain: what a plain line is of its record.
 
     Raises:
         SettingsError: it cannot be read, or its extension is unknown.
@@ -51,14 +52,16 @@ def read_values(path: Path, stop: Stop | None = None) -> Iterator[Value]:
     if ending == ".csv":
         return _csv_values(Input(handle, str(path)), path)
     found = Input(handle, str(path))
-    return _json_values(found) if ending in _JSON else _plain_values(found)
+    return _json_values(found) if ending in _JSON else _plain_values(found, plain)
 
 
-def read_pipe(stream: BinaryIO, stop: Stop | None = None) -> Iterator[Value]:
-    """The values of a pipe; ``stop`` is that of :func:`read_values`."""
+def read_pipe(
+    stream: BinaryIO, stop: Stop | None = None, *, plain: str = "prompt"
+) -> Iterator[Value]:
+    """The values of a pipe; the arguments are those of :func:`read_values`."""
     found = Input(stoppable(stream, stop), _STDIN)
     is_json = found.start.startswith(b"{") or _LIST.match(found.start)
-    return _json_values(found) if is_json else _plain_values(found)
+    return _json_values(found) if is_json else _plain_values(found, plain)
 
 
 def count_records(path: Path) -> int | None:
@@ -124,15 +127,15 @@ def _too_long(number: int) -> BadRecord:
     return BadRecord(number, f"line {number}: {reason}")
 
 
-def _plain_values(found: Input) -> Iterator[Value]:
-    """A prompt per line; the line's number is its id."""
+def _plain_values(found: Input, plain: str) -> Iterator[Value]:
+    """A text per line; the line's number is its id."""
     for number, line in found.lines():
         if line is None:
             yield _too_long(number)
             continue
         text = line.decode("utf-8", "replace").rstrip("\r\n")
         if text.strip():
-            yield number, {"id": number, "prompt": text}
+            yield number, {"id": number, plain: text}
 
 
 class _Rows:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..chat.frame import Message
 from ..errors import RuntimeFailure, SettingsError
@@ -43,6 +44,8 @@ _ROLES = ("system", "user", "assistant")
 _MOST_ID_BITS = 14_000
 _MOST_SEED = 0xFFFFFFFF
 
+Parsed = TypeVar("Parsed")
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -70,6 +73,16 @@ class Record:
         """Its place in the input, for messages."""
         return f"{self.unit} {self.line}"
 
+    @property
+    def n_bytes(self) -> int:
+        """About what it holds: its texts."""
+        sampling = self.sampling
+        texts = (
+            self.prompt or "", *(message.content for message in self.messages),
+            *self.stops.strings, sampling.grammar, sampling.json_schema, sampling.regex,
+        )  # fmt: skip
+        return sum(map(sys.getsizeof, texts))
+
     def sample_seed(self, index: int) -> int | None:
         """The seed of a sample; None if neither the record nor the run has one."""
         if self.seed is not None:
@@ -83,6 +96,14 @@ class Record:
         return replace(self.sampling, seed=self.sample_seed(index))
 
 
+class Place(NamedTuple):
+    """Where a record stands in its input, which counts it by ``unit``, and what it is called."""
+
+    id: str | int
+    line: int
+    unit: str
+
+
 @dataclass(frozen=True, slots=True)
 class BadRecord:
     """A line that is not a record, and why. ``id`` is None if not even that can be read."""
@@ -90,6 +111,11 @@ class BadRecord:
     line: int
     error: str
     id: str | int | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        """About what it holds: its text."""
+        return sys.getsizeof(self.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,16 +221,13 @@ def _derived(*parts: str | int) -> int:
     return int.from_bytes(digest[:8], "little") % _MOST_SEED
 
 
-class RecordParser:
+class ValueParser(Generic[Parsed]):
     """Checks values one by one; remembers the ids that it has seen."""
 
-    def __init__(self, sampling: SamplingSettings, stops: StopSettings) -> None:
-        """``sampling`` and ``stops`` apply where a record says nothing."""
-        self._sampling = sampling
-        self._stops = stops
+    def __init__(self) -> None:
         self._lines: dict[str | int, int] = {}
 
-    def parse(self, line: int, value: Any, unit: str = "line") -> Record | BadRecord:
+    def parse(self, line: int, value: Any, unit: str = "line") -> Parsed | BadRecord:
         """A record from a JSON value; ``line`` counts from 1.
 
         It is the id of a record without one. ``unit`` is what it counts, for messages.
@@ -212,15 +235,15 @@ class RecordParser:
         identity: str | int | None = None
         try:
             if not isinstance(value, Mapping):
-                raise _Bad(f"a record is a JSON object, not {_kind(value)}")
+                raise BadValue(f"a record is a JSON object, not {kind_of(value)}")
             identity = self._identity(line, value)
-            record = replace(self._record(line, identity, value), unit=unit)
+            record = self._record(Place(identity, line, unit), value)
             if (other := self._lines.get(identity)) is not None:
                 # two answers with the same id could not be distinguished
                 fault = _twice(identity, other, unit, is_own=value.get("id") is not None)
                 identity = None
-                raise _Bad(fault)
-        except (_Bad, RuntimeFailure) as error:
+                raise BadValue(fault)
+        except (BadValue, RuntimeFailure) as error:
             return BadRecord(line, f"{unit} {line}: {_said(error)}", identity)
         self._lines[identity] = line
         return record
@@ -231,45 +254,67 @@ class RecordParser:
         if identity is None:
             return line
         if isinstance(identity, bool) or not isinstance(identity, (str, int)):
-            raise _Bad(f'"id" is a text or a whole number, not {_kind(identity)}')
+            raise BadValue(f'"id" is a text or a whole number, not {kind_of(identity)}')
         if isinstance(identity, int) and identity.bit_length() > _MOST_ID_BITS:
-            raise _Bad('"id" is a number with thousands of digits')
+            raise BadValue('"id" is a number with thousands of digits')
         return identity
 
-    def _record(self, line: int, identity: str | int, value: Mapping[str, Any]) -> Record:
-        if unknown := [key for key in value if key not in KNOWN]:
-            raise _Bad(f"unknown setting {unknown[0]!r}; known: {', '.join(KNOWN)}")
-        # an empty field of a table says nothing
-        given = {key: _plain(item) for key, item in value.items() if item is not None}
+    def _record(self, place: Place, value: Mapping[str, Any]) -> Parsed:
+        """The record of a value.
+
+        Raises:
+            BadValue, RuntimeFailure: it is not one.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def _given(value: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
+        """What a value says; an empty field of a table says nothing."""
+        if unknown := [key for key in value if key not in known]:
+            raise BadValue(f"unknown setting {unknown[0]!r}; known: {', '.join(known)}")
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+
+
+class RecordParser(ValueParser[Record]):
+    """Makes records of prompts and conversations."""
+
+    def __init__(self, sampling: SamplingSettings, stops: StopSettings) -> None:
+        """``sampling`` and ``stops`` apply where a record says nothing."""
+        super().__init__()
+        self._sampling = sampling
+        self._stops = stops
+
+    def _record(self, place: Place, value: Mapping[str, Any]) -> Record:
+        given = self._given(value, KNOWN)
         if ("prompt" in given) == ("messages" in given):
-            raise _Bad('a record has either "prompt" or "messages"')
+            raise BadValue('a record has either "prompt" or "messages"')
         for key, kinds in NUMBERS.items():
             item = given.get(key)
             if item is not None and (isinstance(item, bool) or not isinstance(item, kinds)):
                 wanted = "a whole number" if kinds == (int,) else "a number"
-                raise _Bad(f'"{key}" is {wanted}, not {_kind(item)}')
+                raise BadValue(f'"{key}" is {wanted}, not {kind_of(item)}')
         n, seed = given.get("n", 1), given.get("seed")
         if not 1 <= n <= MOST_SAMPLES:
-            raise _Bad(f'"n" is {n}: expected 1 to {MOST_SAMPLES}')
+            raise BadValue(f'"n" is {n}: expected 1 to {MOST_SAMPLES}')
         sampling = replace(
             self._sampling, **{k: given[k] for k in _SAMPLING if k in given}, **_constraint(given)
         )
         if seed is not None:  # -1 is drawn here, so that every node of a cluster has the same
             seed = replace(sampling, seed=seed).chosen_seed()
         if "prompt" in given and not isinstance(given["prompt"], str):
-            raise _Bad(f'"prompt" is a text, not {_kind(given["prompt"])}')
+            raise BadValue(f'"prompt" is a text, not {kind_of(given["prompt"])}')
         return Record(
-            identity, line, sampling, self._stops_of(given), given.get("prompt"),
-            _messages(given["messages"]) if "messages" in given else (), seed, n,
+            place.id, place.line, sampling, self._stops_of(given), given.get("prompt"),
+            _messages(given["messages"]) if "messages" in given else (), seed, n, place.unit,
         )  # fmt: skip
 
     def _stops_of(self, given: Mapping[str, Any]) -> StopSettings:
         stop = given.get("stop", self._stops.strings)
         strings = (stop,) if isinstance(stop, str) else stop
         if not isinstance(strings, (list, tuple)) or not all(isinstance(s, str) for s in strings):
-            raise _Bad(f'"stop" is a text or a list of texts, not {_kind(stop)}')
+            raise BadValue(f'"stop" is a text or a list of texts, not {kind_of(stop)}')
         if not all(strings):
-            raise _Bad('"stop" has an empty text')
+            raise BadValue('"stop" has an empty text')
         return StopSettings(given.get("max_tokens", self._stops.max_tokens), tuple(strings))
 
 
@@ -282,7 +327,7 @@ def _twice(identity: str | int, other: int, unit: str, *, is_own: bool) -> str:
     )
 
 
-class _Bad(Exception):
+class BadValue(Exception):
     """What is wrong with a record."""
 
 
@@ -298,14 +343,14 @@ def _constraint(given: Mapping[str, Any]) -> dict[str, Any]:
     """What the record's text must follow, instead of the run's constraint."""
     texts = {key: given[key] for key in CONSTRAINTS if key in given}
     if len(texts) > 1:
-        raise _Bad(f"{' and '.join(map(json.dumps, texts))}: a record has one of them")
+        raise BadValue(f"{' and '.join(map(json.dumps, texts))}: a record has one of them")
     for key, value in texts.items():
         if key == "json_schema" and isinstance(value, (Mapping, bool)):
             value = texts[key] = _schema_text(value)
         if not isinstance(value, str):
-            raise _Bad(f'"{key}" is a text, not {_kind(value)}')
+            raise BadValue(f'"{key}" is a text, not {kind_of(value)}')
         if not value:
-            raise _Bad(f'"{key}" is empty')
+            raise BadValue(f'"{key}" is empty')
     return {**dict.fromkeys(CONSTRAINTS, ""), **texts} if texts else {}
 
 
@@ -323,28 +368,43 @@ def _schema_text(value: Any) -> str:
     try:
         return json.dumps(value)
     except (TypeError, ValueError, RecursionError) as error:
-        raise _Bad(f'"json_schema" cannot be written as JSON: {error}') from None
+        raise BadValue(f'"json_schema" cannot be written as JSON: {error}') from None
+
+
+#: A prompt, whose id is its number from 1 on, or a record as in the files of ``infer-os batch``.
+BatchInput = str | Mapping[str, Any]
+
+
+def parsed_prompts(
+    prompts: Iterable[BatchInput], sampling: SamplingSettings, stops: StopSettings
+) -> Iterator[Record | BadRecord]:
+    """Records of prompts, whose ids are their numbers, or of mappings as files hold them."""
+    parser = RecordParser(sampling, stops)
+    for number, prompt in enumerate(prompts, 1):
+        value = {"prompt": prompt} if isinstance(prompt, str) else prompt
+        yield parser.parse(number, value, "record")
 
 
 def _messages(value: Any) -> tuple[Message, ...]:
     if not isinstance(value, (list, tuple)) or not value:
-        raise _Bad('"messages" is a list of {"role", "content"}')
+        raise BadValue('"messages" is a list of {"role", "content"}')
     found: list[Message] = []
     for item in value:
         if (
             not isinstance(item, Mapping) or item.get("role") not in _ROLES
             or not isinstance(item.get("content"), str)
         ):  # fmt: skip
-            raise _Bad(
+            raise BadValue(
                 f'message {len(found) + 1} needs a "role" ({", ".join(_ROLES)}) and a "content"'
             )
         found.append(Message(item["role"], item["content"]))
     if found[-1].role != "user":
-        raise _Bad(f"the last message is of the {found[-1].role}: one of the user is answered")
+        raise BadValue(f"the last message is of the {found[-1].role}: one of the user is answered")
     return tuple(found)
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value is, in a user's words."""
     names = {str: "a text", bool: "true or false", int: "a whole number", float: "a number",
              list: "a list", dict: "an object"}  # fmt: skip
     return "nothing" if value is None else names.get(type(value), type(value).__name__)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from infer_os.native.batch_context import BatchContext, Rows
+from infer_os.native.batch_context import BatchContext
 from infer_os.native.errors import ConstraintFailed, GrammarError
 from infer_os.native.model import Vocab
 
@@ -26,6 +26,7 @@ from .guesses import Guesses
 from .records import BadRecord, Record, Result
 from .scheduler import Counts, Limits, Scheduler, Step
 from .sequence import Listener, Sequence, token_logprobs
+from .stepping import compute_step
 
 
 @dataclass(slots=True)
@@ -249,12 +250,9 @@ class Running:
     def _compute(self, step: Step) -> None:
         started = time.perf_counter()
         self._context.use_threads(self._parts.threads.now())
-        self._context.decode(_rows(step))
+        compute_step(self._context, step)
         if self._guesses is not None and step.outputs:
             self._guesses.step_took(time.perf_counter() - started, self._scheduler.n_busy)
-        for rows in step.slots:
-            if rows.n_real < len(rows.tokens):
-                self._context.trim(rows.slot, rows.position + rows.n_real)
         self._scheduler.computed(step)
         if step.outputs:
             self._draw(step)
@@ -352,19 +350,3 @@ class Running:
                 self._guesses.begin(slot, [*sequence.prompt, *sequence.tokens])
             more = self._guesses.propose(slot, limit) if limit > 0 else []
         self._scheduler.push(slot, [token, *more], 1 + len(more))
-
-
-def _rows(step: Step) -> Rows:
-    """The arrays of a step, slot by slot."""
-    tokens: list[int] = []
-    positions: list[int] = []
-    sequences: list[int] = []
-    for rows in step.slots:
-        n = len(rows.tokens)
-        tokens += rows.tokens
-        positions += range(rows.position, rows.position + n)
-        sequences += [rows.slot] * n
-    return Rows(
-        np.array(tokens, np.int32), np.array(positions, np.int32), np.array(sequences, np.int32),
-        np.full(len(tokens), step.outputs, np.int8),
-    )  # fmt: skip

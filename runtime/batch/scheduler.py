@@ -29,19 +29,24 @@ FILLER = 0
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``n_ctx`` tokens per slot, ``n_batch`` rows per step, ``chunk`` prefill rows in between."""
+    """``n_ctx`` tokens per slot, ``n_batch`` rows per step, ``chunk`` prefill rows in between.
+
+    ``n_outputs`` rows of a step can have logits, where that is fewer.
+    """
 
     n_ctx: int
     n_slots: int
     n_batch: int = 512
     chunk: int = 512
     bounds: Bounds = STOCK
+    n_outputs: int = 512
 
 
 class SlotRows(NamedTuple):
     """Rows of one slot: ``tokens`` from ``position`` on, of which the first ``n_real`` stay.
 
-    The last ``n_wanted`` of the real ones get logits for the slot's sequence.
+    The last ``n_wanted`` of the real ones get logits for the slot's sequence. The first ``n_again``
+    are held already: the caller forgets them before the step, which computes them again.
     """
 
     slot: int
@@ -49,6 +54,7 @@ class SlotRows(NamedTuple):
     tokens: tuple[int, ...]
     n_real: int
     n_wanted: int = 0
+    n_again: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +92,13 @@ class Counts:
 
 @dataclass(slots=True)
 class _Slot:
+    """``todo`` is fed next, and logits of its last ``n_wanted`` are wanted, ``at_once`` or not."""
+
     held: list[int] = field(default_factory=list)
     todo: list[int] = field(default_factory=list)
     n_wanted: int = 1
     busy: bool = False
+    at_once: bool = True
 
     @property
     def n_prefill(self) -> int:
@@ -122,17 +131,18 @@ class Scheduler:
         """Tokens that a slot's part of the cache holds."""
         return self._slots[slot].held
 
-    def admit(self, prompt: Sequence[int]) -> Admission | None:
+    def admit(self, prompt: Sequence[int], n_wanted: int = 1) -> Admission | None:
         """Give a prompt a slot; None if none is free, or if it should wait.
 
         It waits while another slot is about to compute a common prefix. The caller copies and trims
-        the cache as the answer says, before the next step.
+        the cache as the answer says, before the next step. The logits of the last ``n_wanted``
+        tokens are wanted, in one step or in several.
         """
         prompt = list(prompt)
         free = [i for i, slot in enumerate(self._slots) if not slot.busy]
         if not free:
             return None
-        most = len(prompt) - 1  # the last token's logits are wanted
+        most = len(prompt) - n_wanted  # what is held has no logits any more
         kept = {i: min(most, shared_prefix(s.held, prompt)) for i, s in enumerate(self._slots)}
         coming = max(
             (
@@ -151,17 +161,31 @@ class Scheduler:
             source = best
             self._slots[slot].held = list(self._slots[best].held[: kept[best]])
         n_kept = kept[best] if source is not None else kept[slot]
-        chosen = self._slots[slot]
-        del chosen.held[n_kept:]
-        chosen.todo = list(prompt[n_kept:])
-        chosen.n_wanted, chosen.busy = 1, True
-        self.counts.shared += n_kept
+        self._feed(slot, prompt, n_kept, n_wanted)
         return Admission(slot, n_kept, source)
 
+    def _feed(self, slot: int, prompt: list[int], n_kept: int, n_wanted: int) -> None:
+        """A slot holds the first ``n_kept`` tokens of a prompt, and gets the others next."""
+        chosen = self._slots[slot]
+        del chosen.held[n_kept:]
+        chosen.todo = prompt[n_kept:]
+        chosen.n_wanted, chosen.busy, chosen.at_once = n_wanted, True, False
+        self.counts.shared += n_kept
+
+    def replace(self, slot: int, prompt: Sequence[int], n_wanted: int) -> int:
+        """Give a slot another prompt, whose beginning it holds; returns how much of it is kept.
+
+        The caller trims the cache to that, before the next step.
+        """
+        prompt = list(prompt)
+        n_kept = min(len(prompt) - n_wanted, shared_prefix(self._slots[slot].held, prompt))
+        self._feed(slot, prompt, n_kept, n_wanted)
+        return n_kept
+
     def push(self, slot: int, tokens: Sequence[int], n_wanted: int = 1) -> None:
-        """Feed tokens next; the logits of the last ``n_wanted`` are wanted."""
-        self._slots[slot].todo = list(tokens)
-        self._slots[slot].n_wanted = n_wanted
+        """Feed tokens next; the logits of the last ``n_wanted`` are wanted, all in one step."""
+        fed = self._slots[slot]
+        fed.todo, fed.n_wanted, fed.at_once = list(tokens), n_wanted, True
 
     def spare_rows(self, *, more: bool) -> int:
         """Rows of each sequence that a step would fill, apart from those of its next tokens.
@@ -181,7 +205,8 @@ class Scheduler:
             The slots that had some.
         """
         most = 1 + self.spare_rows(more=False)
-        dropped = [i for i, slot in enumerate(self._slots) if slot.n_wanted > most]
+        slots = enumerate(self._slots)
+        dropped = [i for i, slot in slots if slot.at_once and slot.n_wanted > most]
         for i in dropped:
             slot = self._slots[i]
             del slot.todo[len(slot.todo) - slot.n_wanted + 1 :]
@@ -243,24 +268,54 @@ class Scheduler:
         bounds = self._limits.bounds
         step = bounds.rows_step
         most = min(bounds.most_of_slot, self._limits.n_batch // len(run) // step * step)
+        height = self._best_height(rests, {min(rest, most) for rest in rests}, len(run))
+        return self._rectangle(run, height, outputs=False)
+
+    @staticmethod
+    def _best_height(rests: list[int], heights: set[int], width: int) -> int:
+        """Of the heights that a step of so many slots may have, the one that does most per row."""
 
         def worth(height: int) -> float:
             useful = sum(min(rest, height) for rest in rests)
-            return useful / (_STEP_COST + height * len(run))
+            return useful / (_STEP_COST + height * width)
 
-        height = max({min(rest, most) for rest in rests}, key=lambda h: (worth(h), h))
-        return self._rectangle(run, height, outputs=False)
+        return max(heights, key=lambda height: (worth(height), height))
 
     def _decode(self, ready: list[int]) -> Step:
         """From the first ready slot to the last; those between go on with what they have."""
         first, last = ready[0], ready[-1]
-        height = max(len(self._slots[i].todo) for i in ready)
+        height = self._output_height(ready)
         # neighbours as fillers, as far as there are any
         n_slots = self._limits.n_slots
         wanted = decode_width(last - first + 1, height, n_slots, self._limits.bounds)
         last = min(n_slots - 1, first + wanted - 1)
         first = max(0, last + 1 - wanted)
         return self._rectangle(list(range(first, last + 1)), height, outputs=True)
+
+    def _output_height(self, ready: list[int]) -> int:
+        """Rows of each slot in a step with logits: all that are wanted at once, or more."""
+        slots = [self._slots[i] for i in ready]
+        at_once = [len(slot.todo) for slot in slots if slot.at_once]
+        rests = [len(slot.todo) for slot in slots if not slot.at_once]
+        least = max(at_once, default=1)
+        if not rests:
+            return least
+        span = ready[-1] - ready[0] + 1
+        most = self._most_outputs_of_slot(span)
+        return self._best_height(
+            [*rests, *at_once], {max(least, min(n, most)) for n in rests}, span
+        )
+
+    def _most_outputs_of_slot(self, span: int) -> int:
+        """Rows that each of so many slots may have with logits."""
+        bounds, n_slots = self._limits.bounds, self._limits.n_slots
+        most = min(bounds.most_of_slot, self._limits.n_outputs // span)
+        while most > 1:
+            width = decode_width(span, most, n_slots, bounds)
+            if whole_height(most, width, bounds) * width <= self._limits.n_outputs:
+                break
+            most -= 1
+        return max(1, most)
 
     def _rectangle(self, run: list[int], height: int, *, outputs: bool) -> Step:
         n_ctx = self._limits.n_ctx
@@ -270,12 +325,15 @@ class Scheduler:
             slot = self._slots[i]
             drawing = outputs and slot.is_ready
             tokens = slot.todo[: height if drawing else min(slot.n_prefill, height)]
-            n_held, n_real = len(slot.held), len(tokens)
+            n_held, wanted = len(slot.held), len(tokens) if drawing else 0
+            # where a slot has no place for fillers, its last tokens are computed once more
+            again = max(0, min(n_held, n_held + height - n_ctx))
+            tokens = slot.held[n_held - again :] + tokens
+            n_real = len(tokens)
             if n_real < height:
-                tokens += [FILLER] * min(height - n_real, n_ctx - n_held - n_real)
+                tokens += [FILLER] * min(height - n_real, n_ctx - n_held + again - n_real)
             if tokens:
-                wanted = slot.n_wanted if drawing else 0
-                rows.append(SlotRows(i, n_held, tuple(tokens), n_real, wanted))
+                rows.append(SlotRows(i, n_held - again, tuple(tokens), n_real, wanted, again))
         return Step(tuple(rows), outputs)
 
     def computed(self, step: Step) -> None:
@@ -284,8 +342,11 @@ class Scheduler:
         counts.steps += 1
         for rows in step.slots:
             slot = self._slots[rows.slot]
-            slot.held.extend(rows.tokens[: rows.n_real])
-            del slot.todo[: rows.n_real]
-            counts.fillers += len(rows.tokens) - rows.n_real
+            n_new = rows.n_real - rows.n_again
+            slot.held.extend(rows.tokens[rows.n_again : rows.n_real])
+            del slot.todo[:n_new]
+            if rows.n_wanted:
+                slot.n_wanted -= n_new
+            counts.fillers += len(rows.tokens) - n_new
             counts.decoded += rows.n_wanted
-            counts.prefilled += rows.n_real - rows.n_wanted
+            counts.prefilled += n_new - rows.n_wanted

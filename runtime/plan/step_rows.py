@@ -19,6 +19,10 @@ MOST_GUESSING = LEAST_ROWS // 2
 MOST_ROWS_OF_SLOT = 56
 
 
+#: Rows with logits that a step needs to be worth its weights' reading; more only cost memory.
+SCORED_ROWS = 128
+
+
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """A step's fewest rows, what they are a multiple of, and the most of one sequence."""
@@ -62,6 +66,11 @@ def output_rows(n_slots: int) -> int:
                 width = decode_width(span, height, n_slots, bounds)
                 most = max(most, width * whole_height(height, width, bounds))
     return most
+
+
+def scoring_rows(n_slots: int) -> int:
+    """The most rows with logits of a step that scores prompts; a step takes no more."""
+    return max(SCORED_ROWS, output_rows(n_slots))
 
 
 def _rounded(n: int) -> int:

@@ -28,7 +28,7 @@ from .memory_plan import (
     kv_model,
 )
 from .positions import context_for
-from .step_rows import MOST_GUESSING, output_rows, slots_for
+from .step_rows import MOST_GUESSING, output_rows, scoring_rows, slots_for
 
 #: Most rows that a step of a batch computes.
 N_BATCH = 512
@@ -48,7 +48,7 @@ _MB = 1_000_000
 _LEFT = {
     Extra.CONVERSION: 5 * _MB, Extra.DOWNLOAD: 12 * _MB, Extra.SESSION: 5 * _MB,
     Extra.TERMINAL: 12 * _MB, Extra.PARQUET: 60 * _MB, Extra.BENCH: 12 * _MB,
-    Extra.TEMPLATE: 22 * _MB, Extra.EVALUATION: 6 * _MB,
+    Extra.TEMPLATE: 22 * _MB, Extra.EVALUATION: 6 * _MB, Extra.SCORING: 3 * _MB,
     Extra.SERVER: 30 * _MB,
 }  # fmt: skip
 #: What a conversion leaves behind per token of the vocabulary.
@@ -86,7 +86,10 @@ class Use:
     def sizes(self, n_ctx: int) -> Sizes:
         """Of the context."""
         settings = self.settings
-        rows = output_rows(self.n_seq) if self.parallel else settings.n_outputs
+        rows = settings.n_outputs
+        if self.parallel:
+            scores = Extra.SCORING in settings.extras
+            rows = scoring_rows(self.n_seq) if scores else output_rows(self.n_seq)
         return Sizes(n_ctx, self.n_seq, N_BATCH, rows, settings.n_threads)
 
 
@@ -94,8 +97,10 @@ def beside(shape: ModelShape, use: Use) -> Beside:
     """What the process holds apart from the model, by name, and what only before or after it."""
     parts: list[tuple[str, int]] = []
     if use.parallel:
-        drawn = _TOKEN_DRAWN * shape.n_vocab
-        parts.append(("records", BATCH_BYTES + SEQUENCE_BYTES * use.n_seq + drawn))
+        scores = Extra.SCORING in use.settings.extras
+        # what scoring keeps is counted as its own part, and nothing is drawn
+        once = 0 if scores else BATCH_BYTES + _TOKEN_DRAWN * shape.n_vocab
+        parts.append(("records", once + SEQUENCE_BYTES * use.n_seq))
     if use.settings.draft != "none":
         parts.append(("guessing", GUESSING_BYTES + DRAFT_BYTES * use.n_drafts))
     passing = 0

@@ -88,6 +88,26 @@ def test_extreme_logits() -> None:
     assert scores["kl"][2] == np.inf
 
 
+def test_several_targets_of_a_row_and_none_of_another() -> None:
+    p = random_logits(5, 300)
+    rows = np.array([3, 0, 3, 1, 3], np.int32)
+    targets = np.array([7, 299, 0, 5, int(p[3].argmax())], np.int32)
+    scores = score_rows([p], targets, 2, rows)
+    np.testing.assert_allclose(
+        scores["reference_log_prob"], log_softmax(p)[rows, targets], rtol=1e-12
+    )
+    assert np.array_equal(scores["reference_top"], p.argmax(1)[rows])
+    assert score_rows([p], np.zeros(0, np.int32), 2, np.zeros(0, np.int32)).size == 0
+
+
+@pytest.mark.parametrize("row", [-1, 5])
+def test_a_row_that_there_is_not(row: int) -> None:
+    with pytest.raises(EvaluateError, match="a row outside the logits"):
+        score_rows([random_logits(5, 9)], np.zeros(1, np.int32), 1, np.array([row], np.int32))
+    with pytest.raises(EvaluateError, match="1 tokens for 2 numbers of rows"):
+        score_rows([random_logits(5, 9)], np.zeros(1, np.int32), 1, np.zeros(2, np.int32))
+
+
 def test_every_number_of_threads_gives_the_same_scores() -> None:
     p, q = random_logits(23, 300), random_logits(23, 300, seed=1)
     targets = np.arange(23, dtype=np.int32)

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import pytest
 
-from infer_os.runtime.batch.feeding import MOST_BYTES, MOST_RECORDS, Pulled, ReadAhead, n_bytes
+from infer_os.runtime.batch.feeding import MOST_BYTES, MOST_RECORDS, Pulled, ReadAhead
 from infer_os.runtime.batch.reading import read_pipe
 from infer_os.runtime.batch.records import BadRecord, Record, RecordParser
 from infer_os.runtime.batch.stopping import Stop
@@ -64,7 +64,7 @@ def test_no_more_is_read_than_is_held(size: int, most: int) -> None:
     with ReadAhead(source()) as reader:
         assert full.wait(30)
     assert len(read) == most
-    assert (most - 1) * n_bytes(record(1, "x" * size)) < MOST_BYTES
+    assert (most - 1) * record(1, "x" * size).n_bytes < MOST_BYTES
     read.clear()
     full.clear()
     with ReadAhead(source()) as reader:

@@ -34,7 +34,9 @@ class Cache:
         assert slots == sorted(set(slots))
         for rows in step.slots:
             held = self.rows[rows.slot]
-            assert rows.position == len(held)
+            assert rows.position == len(held) - rows.n_again
+            assert list(rows.tokens[: rows.n_again]) == held[rows.position :]
+            del held[rows.position :]
             held.extend(rows.tokens)
             assert len(held) <= self.limits.n_ctx
             del held[rows.position + rows.n_real :]
@@ -231,3 +233,85 @@ def test_what_is_reserved_is_needed() -> None:
         assert any(most == output_rows(n_slots) for most in seen), n_slots
     # where there are many sequences, a row each
     assert all(output_rows(n) == n for n in range(16, 257, ROWS_STEP))
+
+
+def score(
+    scheduler: Scheduler, cache: Cache, paths: Sequence[tuple[list[int], int]]
+) -> tuple[list[list[int]], list[Step]]:
+    """Feed every path; returns the positions of each that got logits, and the steps."""
+    waiting, running = list(range(len(paths))), dict[int, int]()
+    scored: list[list[int]] = [[] for _ in paths]
+    steps: list[Step] = []
+    for _ in range(10_000):
+        while waiting and (place := scheduler.admit(*paths[waiting[0]])):
+            if place.source is not None:
+                cache.rows[place.slot] = list(cache.rows[place.source])
+            del cache.rows[place.slot][place.n_kept :]
+            running[place.slot] = waiting.pop(0)
+        step = scheduler.next_step()
+        if step is None:
+            break
+        steps.append(step)
+        cache.decode(step)
+        scheduler.computed(step)
+        for rows in step.slots:
+            if not rows.n_wanted:
+                continue
+            last = rows.position + rows.n_real
+            scored[running[rows.slot]] += range(last - rows.n_wanted, last)
+            if last < len(paths[running[rows.slot]][0]):
+                continue
+            assert cache.rows[rows.slot] == paths[running.pop(rows.slot)][0]
+            scheduler.release(rows.slot)
+            del cache.rows[rows.slot][len(scheduler.held(rows.slot)) :]
+    assert not waiting and not running
+    return scored, steps
+
+
+@pytest.mark.parametrize("n_slots", [1, 2, 3, 8, 16])
+@pytest.mark.parametrize("bounds", [STOCK, UNBOUND], ids=["stock", "unbound"])
+def test_all_wanted_rows_of_prompts_get_logits_once(n_slots: int, bounds: Bounds) -> None:
+    chance = random.Random(n_slots)
+    limits = Limits(200, n_slots, bounds=bounds, n_outputs=max(48, output_rows(n_slots)))
+    common = [chance.randrange(9) for _ in range(120)]
+    paths = []
+    for length in [200, 199, 193, 20, 100, 1, 2, 200] * 3:
+        tokens = [*common[: chance.randrange(121)], *(chance.randrange(9) for _ in range(200))]
+        paths.append((tokens[:length], chance.choice([1, (length + 1) // 2, length])))
+    scored, steps = score(Scheduler(limits), Cache(limits), paths)
+    for (tokens, n_wanted), positions in zip(paths, scored, strict=True):
+        assert positions == list(range(len(tokens) - n_wanted, len(tokens)))
+    for step in steps:
+        assert step.n_rows <= (limits.n_outputs if step.outputs else 512)
+        # within the bounds to the very end of the context
+        assert step.n_rows >= bounds.least_rows and step.n_rows % bounds.rows_step == 0
+        assert all(len(rows.tokens) <= bounds.most_of_slot for rows in step.slots)
+        assert len({len(rows.tokens) for rows in step.slots}) == 1
+
+
+def test_a_prompt_takes_the_place_of_one_that_begins_alike() -> None:
+    limits = Limits(64, 8)
+    scheduler, cache = Scheduler(limits), Cache(limits)
+    assert scheduler.admit([1, 2, 3, 4, 5], 2) is not None
+    for _ in range(2):
+        step = scheduler.next_step()
+        assert step is not None
+        cache.decode(step)
+        scheduler.computed(step)
+    assert scheduler.replace(0, [1, 2, 3, 9, 8, 7], 2) == 3
+    assert list(scheduler.held(0)) == [1, 2, 3]
+    # what is held has no logits: a row that is wanted is fed again
+    assert scheduler.replace(0, [1, 2, 3, 4], 3) == 1
+    assert scheduler.counts.shared == 4
+
+
+def test_wanted_rows_of_a_prompt_are_no_guesses() -> None:
+    scheduler = Scheduler(Limits(64, 8))
+    assert scheduler.admit(list(range(20)), 20) is not None
+    assert scheduler.admit([7, 8]) is not None
+    assert scheduler.drop_guesses() == []
+    step = scheduler.next_step()
+    while step is not None and not step.slots[0].n_wanted:
+        scheduler.computed(step)
+        step = scheduler.next_step()
+    assert step is not None and step.slots[0].n_wanted > 1

@@ -1,0 +1,186 @@
+"""Multiple-choice records scored by infer-os and by transformers, in turns in one run.
+
+    python benchmarks/scoring.py --python VENV/bin/python [--geometry pythia-160m] [--layers N]
+        [--types f16,q8_0,q4_0] [--dtypes float32,bfloat16] [--records 2000] [--choices 4]
+        [--context 60] [--answer 10] [--one-token] [--parallel 8] [--batch 8] [--rounds 3]
+        [--work DIR]
+
+A checkpoint of random weights and real geometry is made once, and converted to each type. Questions
+have about ``--context`` tokens and ``--choices`` answers of up to ``--answer`` tokens (with
+``--one-token`` one each). Ours reads texts, which it cuts into tokens itself; transformers (in the
+Python that --python names, with torch) gets tokens, and does with them what ``hf`` of
+lm-evaluation-harness does (scoring_worker.py). All have as many threads as there are cores; ours
+uses fewer while other programs have them.
+
+Prints records per second of each side, and ours over theirs, as medians with the least and the most
+over the rounds; and how far the scores are apart: largest difference of a sum, and questions for
+which both choose the same answer. Random weights find nearly everything equally likely, so choices
+say little but for F16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from random_model import GEOMETRIES, make_folder
+
+from infer_os.convert.pipeline import convert
+from infer_os.convert.settings import ConvertSettings
+from infer_os.native.library import llama_version
+from infer_os.native.processors import usable_cores
+from infer_os.runtime.plan.machine import read_cpu
+from infer_os.runtime.scoring.joining import join_pair
+from infer_os.runtime.scoring.score_records import ScoreRecord
+from infer_os.runtime.scoring.scorer import Scorer
+from infer_os.runtime.scoring.settings import ScoringSettings
+from infer_os.runtime.settings import EngineSettings
+
+_WORKER = str(Path(__file__).with_name("scoring_worker.py"))
+
+
+def make_records(arguments: argparse.Namespace) -> list[ScoreRecord]:
+    """Questions and answers of made-up words of three letters or fewer, a token or two each."""
+    chance = random.Random(1)
+
+    def words(n: int) -> str:
+        letters = "abcdefghijklmnopqrstuvwxyz"
+        return "".join(" " + "".join(chance.choices(letters, k=2)) for _ in range(n))
+
+    records: list[ScoreRecord] = []
+    while len(records) < arguments.records:
+        # a blank is a token of its own, and so is each word
+        context = words(max(2, round(arguments.context * chance.uniform(0.5, 1.5) / 2)))
+        for _ in range(arguments.choices):
+            n = 1 if arguments.one_token else max(1, chance.randint(2, arguments.answer) // 2)
+            answer = words(n).lstrip() if arguments.one_token else words(n)
+            number = len(records) + 1
+            records.append(ScoreRecord(number, number, answer, context + ":"))
+    return records[: arguments.records]
+
+
+def our_round(scorer: Scorer, records: list[ScoreRecord]) -> tuple[float, list[float]]:
+    """Seconds of a run over all records, and the sums in their order."""
+    sums = [0.0] * len(records)
+    started = time.perf_counter()
+    for result in scorer.run(records):
+        assert result.logprob is not None, result.error
+        sums[result.line - 1] = result.logprob
+    return time.perf_counter() - started, sums
+
+
+def their_round(worker: subprocess.Popen[str]) -> tuple[float, list[float]]:
+    """Likewise, of a worker."""
+    assert worker.stdin is not None and worker.stdout is not None
+    worker.stdin.write("go\n")
+    worker.stdin.flush()
+    answer = json.loads(worker.stdout.readline())
+    return answer["seconds"], answer["sums"]
+
+
+def choices(sums: list[float], n: int) -> list[int]:
+    """The answer that each question's sums choose."""
+    parts = [sums[at : at + n] for at in range(0, len(sums), n)]
+    return [part.index(max(part)) for part in parts]
+
+
+def main() -> int:
+    """Make, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--python", help="a Python with torch and transformers")
+    parser.add_argument("--geometry", default="pythia-160m", choices=sorted(GEOMETRIES))
+    parser.add_argument("--layers", type=int, default=0)
+    parser.add_argument("--types", default="f16,q8_0,q4_0")
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    for name, default in (("records", 2000), ("choices", 4), ("context", 60), ("answer", 10),
+                          ("parallel", 8), ("batch", 8), ("rounds", 3)):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--one-token", action="store_true")
+    parser.add_argument("--work", type=Path, help="where models are made, and kept")
+    arguments = parser.parse_args()
+    threads, n_ctx = usable_cores(), 512
+    with ExitStack() as stack:
+        work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = work / f"{arguments.geometry}-{arguments.layers}"
+        if not (folder / "config.json").exists():
+            make_folder(arguments.geometry, folder, layers=arguments.layers)
+        records = make_records(arguments)
+        scorers: dict[str, Scorer] = {}
+        for kind in arguments.types.split(","):
+            file = work / f"{folder.name}-{kind}.gguf"
+            if not file.exists():
+                convert(ConvertSettings(folder, file, kind))
+            settings = EngineSettings(context=n_ctx)
+            scoring = ScoringSettings(arguments.parallel, totals=True)
+            scorers[f"infer-os {kind}"] = stack.enter_context(Scorer(file, settings, scoring))
+        vocab = next(iter(scorers.values())).vocab
+        windows = [join_pair(vocab, r.context or "", r.text, n_ctx)[0] for r in records]
+        rows = work / "records.jsonl"
+        rows.write_text("\n".join(
+            json.dumps({"tokens": list(w.tokens), "first": w.first}) for w in windows
+        ))  # fmt: skip
+        scored = sum(window.n_scored for window in windows)
+        print(f"{read_cpu().model}, {threads} threads, load {os.getloadavg()[0]:.1f}, llama.cpp of "
+              f"llama-cpp-python {llama_version()}")  # fmt: skip
+        print(f"{arguments.geometry}, {len(records)} records of {arguments.choices} answers, "
+              f"{sum(len(w.tokens) for w in windows) / len(windows):.1f} tokens each, "
+              f"{scored / len(windows):.1f} of them scored")  # fmt: skip
+        workers: dict[str, subprocess.Popen[str]] = {}
+        for dtype in arguments.dtypes.split(",") if arguments.python else ():
+            command = [arguments.python, _WORKER, str(folder), dtype, str(threads), str(rows),
+                       str(arguments.batch)]  # fmt: skip
+            worker = stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            assert worker.stdout is not None
+            print(f"transformers {dtype}: {worker.stdout.readline().strip()}")
+            workers[f"transformers {dtype}"] = worker
+        seconds: dict[str, list[float]] = {}
+        sums: dict[str, list[float]] = {}
+        for turn in range(arguments.rounds):
+            print(f"round {turn + 1}, load {os.getloadavg()[0]:.1f}", flush=True)
+            for name, scorer in scorers.items():
+                taken, sums[name] = our_round(scorer, records)
+                seconds.setdefault(name, []).append(taken)
+            for name, worker in workers.items():
+                taken, sums[name] = their_round(worker)
+                seconds.setdefault(name, []).append(taken)
+        for worker in workers.values():
+            assert worker.stdin is not None
+            worker.stdin.close()
+    show(seconds, sums, len(records), arguments.choices)
+    return 0
+
+
+def show(
+    seconds: dict[str, list[float]], sums: dict[str, list[float]], n_records: int, n_choices: int
+) -> None:
+    """Rates, then ours over theirs round by round, and how far scores are apart."""
+    for name, taken in seconds.items():
+        rates = sorted(n_records / one for one in taken)
+        print(f"{name:24} {statistics.median(rates):8.1f} records/s "
+              f"({rates[0]:.1f} to {rates[-1]:.1f})")  # fmt: skip
+    theirs = [name for name in seconds if name.startswith("transformers")]
+    for name in seconds:
+        for other in theirs if name not in theirs else ():
+            pairs = zip(seconds[name], seconds[other], strict=True)
+            times = sorted(their / our for our, their in pairs)
+            apart = max(abs(a - b) for a, b in zip(sums[name], sums[other], strict=True))
+            mine, others = choices(sums[name], n_choices), choices(sums[other], n_choices)
+            same = [one == their for one, their in zip(mine, others, strict=True)]
+            print(f"{name} over {other}: {statistics.median(times):.2f} times "
+                  f"({times[0]:.2f} to {times[-1]:.2f}); sums {apart:.3f} apart at most, "
+                  f"{sum(same)} of {len(same)} choices the same")  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""The options of ``serve`` and ``ps``, declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Host = Annotated[
+    str,
+    typer.Option(
+        "--host", metavar="ADDRESS",
+        help="Where to listen; an address that other machines reach needs a key.",
+    ),
+]  # fmt: skip
+Port = Annotated[int, typer.Option("--port", metavar="N", help="0 takes any free one.")]
+Queue = Annotated[
+    int,
+    typer.Option(
+        "--queue", metavar="N", help="Texts that may wait for their turn; more are sent away (429)."
+    ),
+]  # fmt: skip
+ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-key-file", metavar="FILE",
+        help="A key that requests must have: Authorization: Bearer KEY.",
+        show_default="INFER_OS_API_KEY of the environment, else no key",
+    ),
+]  # fmt: skip
+Cors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cors", metavar="ORIGIN",
+        help="Web pages of this origin may ask as well; may be given several times.",
+        show_default=False,
+    ),
+]  # fmt: skip
+
+Server = Annotated[str, typer.Option("--server", metavar="URL", help="The server that is asked.")]
