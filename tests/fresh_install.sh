@@ -19,6 +19,8 @@ import infer_os.native
 
 here = pathlib.Path(infer_os.__file__).resolve()
 assert here.is_relative_to(pathlib.Path(sys.prefix).resolve()), f"imported from {here}"
+for name in ("chat.html", "chat.css", "chat.js", "icon.svg"):
+    assert (here.parent / "serve" / "page_files" / name).is_file(), f"the wheel lacks {name}"
 PYTHON
 venv/bin/python -m pip uninstall --quiet --yes infer-os
 test ! -e venv/bin/infer-os
