@@ -35,7 +35,7 @@ from .runtime.settings import (
 from .runtime.text import without_first_space
 from .store.hearing import LogCallback, ProgressCallback, listening, log_reporter, warn
 from .store.opening import batch_in_place, find_files, open_file, scorer_in_place
-from .store.resolve import ModelWish
+from .store.wish import ModelWish
 
 if TYPE_CHECKING:
     from .runtime.batch.batch_engine import BatchEngine

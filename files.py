@@ -6,7 +6,6 @@ Knows nothing of what a file holds. Every ``OSError`` that leaves this module na
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,7 +52,7 @@ def new_file(
     Raises:
         OSError: it cannot be written; names the file.
     """
-    new = part if part is not None else path.with_name(f".{secrets.token_hex(8)}.part")
+    new = part if part is not None else path.with_name(f".{os.urandom(8).hex()}.part")
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL if part is None else os.O_TRUNC)
     try:
         with named(path):

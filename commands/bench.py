@@ -45,7 +45,7 @@ def bench(
         parse_counts,
         split_specs,
     )
-    from ..store.resolve import ModelWish
+    from ..store.wish import ModelWish
     from ..terminal import render_bench
 
     sizes = BenchSettings(

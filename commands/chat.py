@@ -7,7 +7,7 @@ from ..runtime.settings import (
     SamplingSettings,
     StopSettings,
 )
-from ..store.resolve import ModelWish
+from ..store.wish import ModelWish
 from ..terminal import console
 from .groups import grouped
 from .talk import CHAT_DEFAULTS, TalkSettings, conversation_on

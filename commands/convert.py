@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..terminal import console, render
+from ..terminal import console
 from . import options
 from .converting import Conversion
 from .groups import grouped
@@ -23,6 +23,8 @@ def convert(*, job: Conversion, as_json: options.Json = False) -> None:
 
     Example: infer-os convert EleutherAI/gpt-j-6B --type q4_0 -o gpt-j.gguf
     """  # fmt: skip
+    from ..terminal import render
+
     settings = job.settings
     try:
         report = _run_conversion(job)

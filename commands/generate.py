@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
-from ..store.resolve import ModelWish
+from ..store.wish import ModelWish
 from ..terminal import console, render
 from . import loading, options
 from .groups import grouped

@@ -19,7 +19,7 @@ from ..runtime.settings import (
     StopSettings,
 )
 from ..serve.settings import ServeSettings
-from ..store.resolve import ModelWish
+from ..store.wish import ModelWish
 from . import options
 from .constraints import constraint_texts
 from .converting import Conversion, conversion

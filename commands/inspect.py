@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ..store.fetch import cached_file
-from ..store.resolve import ModelWish
+from ..store.wish import ModelWish
 from ..terminal import console, render
 from . import options
 
@@ -18,6 +17,7 @@ def inspect(
     Example: infer-os inspect gpt-j-6B
     """  # fmt: skip
     from ..native.graph_check import read_model_header
+    from ..store.fetch import cached_file
 
     header = read_model_header(cached_file(ModelWish(model, type)))
     if as_json:

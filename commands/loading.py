@@ -7,9 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..store.fetch import Reporter, model_file
-from ..store.opening import find_files, open_batch, open_file, open_on_node, open_scorer
-from ..store.resolve import ModelWish
+from ..store.wish import ModelWish
 from ..terminal import console
 
 if TYPE_CHECKING:
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     from ..runtime.scoring.scorer import Scorer
     from ..runtime.scoring.settings import ScoringSettings
     from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
+    from ..store.fetch import Reporter
 
 
 def load_engine(model: str | ModelWish, settings: EngineSettings) -> tuple[Engine, float]:
@@ -27,6 +26,8 @@ def load_engine(model: str | ModelWish, settings: EngineSettings) -> tuple[Engin
 
     Its warnings go to stderr. Returns the engine and the seconds that loading took.
     """
+    from ..store.opening import find_files, open_file
+
     report = _reporter()
     path, settings = find_files(_wish(model), settings, report)
     started = time.perf_counter()
@@ -37,6 +38,8 @@ def load_engine(model: str | ModelWish, settings: EngineSettings) -> tuple[Engin
 
 def fetch(model: ModelWish) -> Path:
     """The file of what the user calls a model, converted into the cache first if need be."""
+    from ..store.fetch import model_file
+
     return model_file(model, None, _reporter())
 
 
@@ -44,6 +47,8 @@ def load_batch_engine(
     model: str | ModelWish, settings: EngineSettings, batch: BatchSettings
 ) -> BatchEngine:
     """Load what the user calls a model for many prompts at once; its warnings go to stderr."""
+    from ..store.opening import open_batch
+
     engine = open_batch(_wish(model), settings, batch, _reporter())
     console.notes(engine.take_notes())
     return engine
@@ -51,6 +56,8 @@ def load_batch_engine(
 
 def load_scorer(model: str, settings: EngineSettings, scoring: ScoringSettings) -> Scorer:
     """Load what the user calls a model to score texts; its warnings go to stderr."""
+    from ..store.opening import open_scorer
+
     scorer = open_scorer(_wish(model), settings, scoring, _reporter())
     console.notes(scorer.take_notes())
     return scorer
@@ -68,6 +75,7 @@ def join_cluster(
     A path is one on this machine, if that file or folder exists here.
     """
     from ..runtime.batch.ray_backend import RayBatch
+    from ..store.opening import open_on_node
 
     name = str(Path(model).absolute()) if Path(model).exists() else model
     opener = partial(open_on_node, ModelWish(name), settings, batch)
@@ -79,4 +87,6 @@ def _wish(model: str | ModelWish) -> ModelWish:
 
 
 def _reporter() -> Reporter:
+    from ..store.fetch import Reporter
+
     return Reporter(console.note, console.progress_bar)

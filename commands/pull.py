@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..sizes import size_text
-from ..store.resolve import ModelWish
+from ..store.wish import ModelWish
 from ..terminal import console
 from . import loading, options
 from .groups import grouped

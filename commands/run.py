@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
-from ..store.resolve import ModelWish
+from ..store.wish import ModelWish
 from ..terminal import console
 from . import options
 from .groups import grouped

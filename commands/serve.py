@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..models.styles import TEMPLATE
 from ..runtime.settings import EngineSettings, Extra, SamplingSettings, StopSettings
 from ..serve.settings import ServeSettings
-from ..store.resolve import ModelWish
+from ..store.wish import ModelWish
 from ..terminal import console
 from . import loading
 from .groups import grouped

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..models.styles import TEMPLATE
 from ..runtime.settings import CHAT_SAMPLING, CHAT_STOPS, EngineSettings, Extra
-from ..store.resolve import ModelWish
+from ..store.wish import ModelWish
 from ..terminal import console
 from . import loading
 

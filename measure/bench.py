@@ -31,8 +31,9 @@ from ..runtime.plan.use import Use, plan_bench
 from ..runtime.prepare import choose_context
 from ..runtime.settings import EngineSettings
 from ..store.fetch import Reporter, model_file
-from ..store.resolve import ModelWish, find_source
+from ..store.resolve import find_source
 from ..store.shelves import DEFAULT_TYPE
+from ..store.wish import ModelWish
 from .arms import ArmResult, ArmTask, run_in_turns
 from .energy import find_zones
 from .projection import Projection, project

@@ -28,8 +28,9 @@ from ..runtime.plan.use import plan_eval
 from ..runtime.settings import EngineSettings, Extra
 from ..store.fetch import model_file
 from ..store.planning import find_shape
-from ..store.resolve import ModelWish, find_source
+from ..store.resolve import find_source
 from ..store.shelves import shelf_of
+from ..store.wish import ModelWish
 from .bench import BenchResult, Output
 from .quality import (
     Candidate,

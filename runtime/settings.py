@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -190,7 +190,10 @@ class SamplingSettings:
 
     def chosen_seed(self) -> int:
         """The seed, or a fresh random one."""
-        return secrets.randbelow(0xFFFFFFFF) if self.seed is None else self.seed
+
+        if self.seed is not None:
+            return self.seed
+        return int.from_bytes(os.urandom(8), "little") % 0xFFFFFFFF
 
 
 def _sampler_settings() -> Iterator[SamplerSetting]:

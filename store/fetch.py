@@ -19,8 +19,9 @@ from ..convert.output_locks import locked_in_turn, make_folder
 from ..convert.source import HubSource
 from ..files import write_file
 from ..sizes import size_text
-from .resolve import ModelWish, find_source, naming_near
+from .resolve import find_source, naming_near
 from .shelves import LOCK, ORIGIN, Shelf, remove_files, shelf_of, states, tidy
+from .wish import ModelWish
 
 if TYPE_CHECKING:
     from ..runtime.settings import EngineSettings

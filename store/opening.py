@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .fetch import Reporter, model_file
-from .resolve import ModelWish, first_work
+from .resolve import first_work
+from .wish import ModelWish
 
 if TYPE_CHECKING:
     from ..runtime.batch.batch_engine import BatchEngine

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,29 +19,6 @@ from .shelves import shelf_of, titles
 
 if TYPE_CHECKING:
     from ..runtime.settings import Extra
-
-
-@dataclass(frozen=True, slots=True)
-class ModelWish:
-    """What the user calls a model. An empty ``type`` takes what is cached, else the default.
-
-    Raises:
-        UnsupportedError: no such type.
-    """
-
-    text: str
-    type: str = ""
-
-    def __post_init__(self) -> None:
-        if self.type:
-            from ..convert.types import recipe_named
-
-            recipe_named(self.type)
-
-    @property
-    def name(self) -> str:
-        """The last part: a file's name, or a repository without its owner."""
-        return Path(self.text).name or Path(self.text).resolve().name
 
 
 def first_work(text: str, kind: str = "") -> frozenset[Extra]:

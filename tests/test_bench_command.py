@@ -16,7 +16,7 @@ from infer_os.measure.arms import ArmResult
 from infer_os.measure.rows import Measurement
 from infer_os.models.bundled import HELD_OUT, TARGET
 from infer_os.runtime.fake import FakeEngine, saying
-from infer_os.store.resolve import ModelWish
+from infer_os.store.wish import ModelWish
 
 
 @pytest.fixture(scope="module")

@@ -50,6 +50,7 @@ NOT_RUN = {
     "ray start --address=192.168.1.10:6379": "needs other machines", "ray status": "as ray start",
     "ray stop": "as ray start",
     "infer-os batch MODEL -i prompts.jsonl -o answers.jsonl --ray auto": "as ray start",
+    "infer-os serve austen.gguf": "as serve MODEL",
     "infer-os serve MODEL": "runs until a signal; tests/serve/test_serve_command.py does",
     "infer-os serve model.gguf --port 8080": "as serve MODEL",
     "infer-os serve MODEL --host 0.0.0.0 --api-key-file key": "as serve MODEL",

@@ -11,7 +11,7 @@ from infer_os.convert.errors import UnreachableError
 from infer_os.runtime.settings import EngineSettings
 from infer_os.store import opening
 from infer_os.store.fetch import Reporter
-from infer_os.store.resolve import ModelWish
+from infer_os.store.wish import ModelWish
 
 
 class Asked:

@@ -1,0 +1,32 @@
+"""What a user asks for: a model by its name, and the type of its weights.
+
+Light to import: every command takes one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWish:
+    """What the user calls a model. An empty ``type`` takes what is cached, else the default.
+
+    Raises:
+        UnsupportedError: no such type.
+    """
+
+    text: str
+    type: str = ""
+
+    def __post_init__(self) -> None:
+        if self.type:
+            from ..convert.types import recipe_named
+
+            recipe_named(self.type)
+
+    @property
+    def name(self) -> str:
+        """The last part: a file's name, or a repository without its owner."""
+        return Path(self.text).name or Path(self.text).resolve().name
