@@ -12,17 +12,20 @@ from ..store.wish import ModelWish
 from ..terminal import console, render
 from . import loading, options
 from .groups import grouped
+from .remote import AskedServer, answer_from_server
 
 
 @grouped()
 def generate(
     *,
+    invocation: typer.Context,
     model: ModelWish,
     prompt: options.Prompt = None,
     file: options.PromptFile = None,
     sampling: SamplingSettings,
     stops: StopSettings,
     settings: EngineSettings,
+    server: AskedServer = None,
     as_json: options.Json = False,
 ) -> None:
     """Continue a prompt. The text goes to stdout, statistics to stderr.
@@ -33,6 +36,11 @@ def generate(
     from ..runtime.prompt import tokenize
 
     text = _read_prompt(prompt, file)
+    if server is not None:
+        request = "/v1/completions", {"model": model.text, "prompt": _as_text(text)}
+        used = frozenset({"model", "prompt", "file"})
+        answer_from_server(invocation, server, request, sampling, stops, used=used)
+        return
     engine, load_s = loading.load_engine(model, settings)
     try:
         tokens = tokenize(engine.vocab, text, engine.n_ctx)
@@ -77,3 +85,13 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str | bytes:
     else:
         data = read_file(file)
     return data.removesuffix(b"\n")
+
+
+def _as_text(prompt: str | bytes) -> str:
+    """A prompt as JSON can hold it."""
+    from ..runtime.errors import PromptError
+
+    try:
+        return prompt if isinstance(prompt, str) else prompt.decode()
+    except UnicodeDecodeError as error:
+        raise PromptError(f"the prompt is not UTF-8 text at byte {error.start}") from None

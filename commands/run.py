@@ -9,12 +9,14 @@ from ..store.wish import ModelWish
 from ..terminal import console
 from . import options
 from .groups import grouped
+from .remote import AskedServer, answer_from_server
 from .talk import CHAT_DEFAULTS, TalkSettings, conversation_on
 
 
 @grouped(**CHAT_DEFAULTS)
 def run(
     *,
+    invocation: typer.Context,
     model: options.RunModel = None,
     prompt: options.Message = None,
     model_option: options.ModelAgain = None,
@@ -27,14 +29,25 @@ def run(
     sampling: SamplingSettings,
     stops: StopSettings,
     settings: EngineSettings,
+    server: AskedServer = None,
 ) -> None:
     """Run a model by its name: download, convert, answer. Later calls start quickly.
 
     Example: infer-os run EleutherAI/gpt-neox-20b "What is a quasar?"
     """  # fmt: skip
+    from ..runtime.errors import PromptError
     from ..terminal.conversation import answer_one, converse, history_file
 
     name, prompt = _named(model, prompt, model_option, prompt_option)
+    if server is not None:
+        if prompt is None and console.stdin_is_terminal():
+            raise PromptError("nothing to answer: give a PROMPT; --server begins no conversation")
+        messages = [{"role": "system", "content": talk.system}] if talk.system else []
+        messages.append({"role": "user", "content": _read_message(prompt)})
+        request = "/v1/chat/completions", {"model": name, "messages": messages}
+        used = frozenset({"model", "model_option", "prompt", "prompt_option", "system"})
+        answer_from_server(invocation, server, request, sampling, stops, used=used)
+        return
     wish = ModelWish(name, _chosen_type(use_8bit, use_4bit, type))
     interactive = interactive or (prompt is None and console.stdin_is_terminal())
     message = prompt if interactive else _read_message(prompt)
