@@ -164,7 +164,7 @@ class EngineThread:
             if answer is None:
                 continue
             if isinstance(arrival, Result) and arrival.error is not None:
-                arrival = ApiError(arrival.error)
+                arrival = ApiError(arrival.error, 503 if arrival.lacks_memory else 400)
             if isinstance(arrival, Exception):
                 # it stands for all samples of its record
                 self._ended(answer, identity, answer.missing[identity])

@@ -147,7 +147,10 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One sample of a record, or what went wrong with a record."""
+    """One sample of a record, or what went wrong with a record.
+
+    ``lacks_memory`` is whether that was this machine's memory, and not the record.
+    """
 
     id: str | int | None
     line: int
@@ -157,6 +160,7 @@ class Result:
     error: str | None = None
     index: int | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    lacks_memory: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """A line of the output."""

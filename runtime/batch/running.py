@@ -229,7 +229,9 @@ class Running:
             sequence = self._parts.begin(record, entry.samples[0], entry.prompt)
         except (TemplateFailure, PromptError, GrammarError, MemoryShortage) as error:
             self._drop(entry)
-            self._fail(record.id, record.line, f"{record.place}: {error}")
+            lacks_memory = isinstance(error, MemoryShortage)
+            message = f"{record.place}: {error}"
+            self._fail(record.id, record.line, message, lacks_memory=lacks_memory)
             return None
         sequence.listener = entry.listener
         return sequence
@@ -240,10 +242,12 @@ class Running:
             self._next = None
         self._waiting.remove(entry)
 
-    def _fail(self, identity: str | int | None, line: int, error: str) -> None:
+    def _fail(
+        self, identity: str | int | None, line: int, error: str, *, lacks_memory: bool = False
+    ) -> None:
         self.statistics.records += 1
         self.statistics.failed += 1
-        self._results.append(Result(identity, line, error=error))
+        self._results.append(Result(identity, line, error=error, lacks_memory=lacks_memory))
 
     # ---- a step
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from http_server import Service, eventually, read_all, running
 
+from infer_os.runtime.batch.records import Result
 from infer_os.runtime.errors import SettingsError
 from infer_os.runtime.settings import SamplingSettings, StopSettings
 from infer_os.serve import client_bodies, connection
@@ -405,6 +406,25 @@ def test_a_record_that_the_engine_refuses() -> None:
         assert "no B" in service.complete("B", stream=True).body.decode()
         assert service.complete("A").status == 200
         eventually(lambda: service.get("/status").json["running"] == 0, "something is left")
+
+
+@pytest.mark.parametrize(("lacks_memory", "status"), [(True, 503), (False, 400)])
+def test_whether_memory_or_the_request_is_to_blame(lacks_memory: bool, status: int) -> None:
+    engine = ScriptedEngine(reply)
+    refused: list[Any] = []
+    engine.submit = lambda record, prompt: refused.append(  # type: ignore[method-assign]
+        Result(record.id, 1, error="too much", lacks_memory=lacks_memory)
+    )
+
+    def take() -> list[Any]:
+        found = refused.copy()
+        refused.clear()
+        return found
+
+    engine.take = take  # type: ignore[method-assign]
+    with running(engine) as service:
+        got = service.complete("A")
+        assert (got.status, got.error["message"]) == (status, "too much")
 
 
 def test_the_end_waits_for_answers() -> None:

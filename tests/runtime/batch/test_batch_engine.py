@@ -309,7 +309,8 @@ def test_a_constraint_of_a_record_is_counted_with_the_first(converted: Converter
         assert before + 5_000_000 < engine.planned_bytes < before + 20_000_000
     tight = replace(SETTINGS, memory=before + 1_000_000)
     with BatchEngine(path, tight, BatchSettings(2)) as engine:
-        results = {result.id: result.error for result in engine.run([free, held])}
-    assert results["free"] is None
-    assert "a constraint takes" in str(results["held"])
-    assert "raise --memory" in str(results["held"])
+        results = {result.id: result for result in engine.run([free, held])}
+    assert results["free"].error is None
+    assert "a constraint takes" in str(results["held"].error)
+    assert "raise --memory" in str(results["held"].error)
+    assert results["held"].lacks_memory
