@@ -24,7 +24,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 #: The start of the SHA-256 of the header that this file was written for.
-HEADER_HASH: Final = "75cc11e8079c6f38"
+HEADER_HASH: Final = "9235ffcb8b05ffe4"
 
 
 class Status(IntEnum):
@@ -201,6 +201,7 @@ FUNCTIONS: Final[dict[str, _Types]] = {
     "inferos_kernels_name": (c_char_p, ()),
     "inferos_kernels_takes": (c_int32, (c_int32,)),
     "inferos_kernels_switch": (None, (c_int32,)),
+    "inferos_kernels_left_out": (c_double, ()),
     "inferos_kernels_most_columns": (c_int32, ()),
     "inferos_kernels_takes_columns": (c_int32, (c_int32,)),
     "inferos_kernels_mul_mat": (c_int32, (c_char_p, POINTER(inferos_mul_mat))),

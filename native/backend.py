@@ -85,6 +85,14 @@ def kernel_status(wanted: bool) -> KernelStatus:
     return start_kernels() if wanted else SWITCHED_OFF
 
 
+def left_out() -> float:
+    """The share of steps in which a thread of our kernels was left out, in this process.
+
+    That happens to one that is mostly waited for, since other programs have its processor.
+    """
+    return float(load_library().inferos_kernels_left_out())
+
+
 def taken_types(status: KernelStatus) -> frozenset[str]:
     """Names of the weight types whose products our kernels compute."""
     if not status.in_use:

@@ -216,7 +216,7 @@ def _stats(chat: ChatState, argument: str) -> None:
 
     console.note(render.statistics_line(finished(chat.session.last, "")))
     console.note(render.memory_line(chat.session.engine.memory()))
-    console.note(f"[own kernels {render.kernels_text(chat.session.engine.info.kernels)}]")
+    console.note(render.kernels_line(chat.session.engine.info.kernels))
     if line := render.speculation_line(chat.session.engine):
         console.note(line)
 

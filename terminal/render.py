@@ -88,6 +88,15 @@ def kernels_json(status: KernelStatus) -> dict[str, Any]:
     }
 
 
+def kernels_line(status: KernelStatus) -> str:
+    """The kernels of a run, for ``/stats``."""
+    from ..native.backend import left_out
+
+    share = left_out()
+    busy = f", threads left out of {share:.0%} of the steps (busy cores)" if share >= 0.005 else ""
+    return f"[own kernels {kernels_text(status)}{busy}]"
+
+
 def kernels_text(status: KernelStatus) -> str:
     """Whether our kernels run, in a few words."""
     return f"in use, {status.variant}" if status.in_use else f"not in use: {status.reason}"
@@ -128,6 +137,7 @@ def kv_line(kv: KvStatus) -> str:
 
 def completion_json(completion: Completion, engine: Engine, load_s: float) -> dict[str, Any]:
     """``generate --json``."""
+    from ..native.backend import left_out
     from ..native.residency import peak_rss_bytes
 
     t = completion.timings
@@ -153,7 +163,7 @@ def completion_json(completion: Completion, engine: Engine, load_s: float) -> di
             "kv_types": engine.kv.types,
             "kv_tokens": engine.kv.n_tokens,
         },
-        "kernels": kernels_json(engine.info.kernels),
+        "kernels": {**kernels_json(engine.info.kernels), "threads_left_out": round(left_out(), 3)},
         "speculative": speculation_json(engine, t.decode_tokens_per_s),
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from helpers import PARALLEL, Converter
 
-from infer_os.native.backend import start_kernels
+from infer_os.native.backend import start_kernels, taken_types
 from infer_os.native.layouts import llama_layouts
 
 
@@ -30,12 +30,14 @@ def generated(path: Path, *options: object) -> dict[str, Any]:
 
 def test_statistics_say_whose_kernels_compute(converted: Converter) -> None:
     path, status = converted(PARALLEL, "q8_0"), start_kernels()
-    assert generated(path)["kernels"] == {
+    kernels = generated(path)["kernels"]
+    assert 0 <= kernels.pop("threads_left_out") <= 1
+    assert kernels == {
         "in_use": status.in_use, "variant": status.variant or None,
         "reason": status.reason or None,
     }  # fmt: skip
     assert generated(path, "--no-native")["kernels"] == {
-        "in_use": False, "variant": None, "reason": "switched off",
+        "in_use": False, "variant": None, "reason": "switched off", "threads_left_out": 0.0,
     }  # fmt: skip
 
 
@@ -46,6 +48,9 @@ def test_the_system_says_it_too() -> None:
     done = run("system")
     assert done.stderr == ""
     assert "own kernels" in done.stdout
+    if start_kernels().in_use:
+        assert answer["whole_steps"] == sorted(taken_types(start_kernels()))
+        assert "of models in iq4_nl q3_k" in done.stdout
 
 
 @pytest.mark.skipif(not start_kernels().in_use, reason="our kernels do not run here")

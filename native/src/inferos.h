@@ -234,6 +234,10 @@ INFEROS_API int32_t inferos_kernels_takes(int32_t type);
 // is the one by the error function).
 INFEROS_API void inferos_kernels_switch(int32_t use);
 
+// How the kernels' threads fared in this process: the share of steps in which a thread was left out,
+// since it was mostly waited for.
+INFEROS_API double inferos_kernels_left_out(void);
+
 // Columns of such a product at most, and whether weights of a ggml_type have them.
 INFEROS_API int32_t inferos_kernels_most_columns(void);
 INFEROS_API int32_t inferos_kernels_takes_columns(int32_t type);

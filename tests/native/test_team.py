@@ -150,6 +150,18 @@ def busy_programs(n: int) -> Iterator[None]:
             loop.wait()
 
 
+def test_the_share_of_steps_without_a_thread_is_a_share(converted: Converter) -> None:
+    script = """
+from infer_os.native.backend import left_out
+before = left_out()
+logits(model, 2)
+print(json.dumps({"before": before, "after": left_out()}))
+"""
+    found = outcome(script, converted(BUNDLED[0], "q8_0"))
+    assert found["before"] == 0
+    assert 0 <= found["after"] <= 1  # type: ignore[operator]
+
+
 def test_bits_do_not_depend_on_threads_or_on_other_programs(converted: Converter) -> None:
     script = """
 import hashlib

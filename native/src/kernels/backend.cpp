@@ -387,6 +387,10 @@ INFEROS_API void inferos_kernels_switch(int32_t use) {
     inferos::kernels::use_of_new = static_cast<inferos::kernels::Use>(use);
 }
 
+INFEROS_API double inferos_kernels_left_out(void) {
+    return inferos::kernels::Team::share_left_out();
+}
+
 INFEROS_API int32_t inferos_kernels_most_columns(void) {
     return static_cast<int32_t>(inferos::kernels::kMostColumns);
 }

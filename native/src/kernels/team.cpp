@@ -70,6 +70,9 @@ template <class Ready> bool spin(Ready ready) {
     return false;
 }
 
+// Calls to workers, and those in which one was left out, in this process.
+std::atomic<int64_t> n_calls{0}, n_left_out{0};
+
 // Children of fork() have no threads but the one that called it.
 std::atomic<uint32_t> n_forks{0};
 
@@ -264,7 +267,6 @@ void Team::leave() {
 void Team::call_own(int n_members, Work work, const void * context) {
     is_called_off_.store(false, std::memory_order_relaxed);
     Member me{*this, 0};
-    n_called_ = 1;
     if (!hire(n_members)) {
         work(context, me);
         return;
@@ -282,7 +284,6 @@ void Team::call_own(int n_members, Work work, const void * context) {
         is_called[i] = places_[i].attendance.is_called(start);
         if (is_called[i]) {
             places_[i].waited = 0;
-            n_called_++;
             places_[i].call.raise();
         }
     }
@@ -291,9 +292,12 @@ void Team::call_own(int n_members, Work work, const void * context) {
     wait_until([&] { return inside_.load(std::memory_order_acquire) == 0; },
                [](const Place & place) { return place.is_inside.load(std::memory_order_relaxed); });
     const int64_t end = now_ns();
+    n_calls.fetch_add(n_most, std::memory_order_relaxed);
     for (int i = 1; i <= n_most; i++) {
         if (is_called[i]) {
             places_[i].attendance.note(end, end - start, places_[i].waited);
+        } else {
+            n_left_out.fetch_add(1, std::memory_order_relaxed);
         }
     }
 }
@@ -310,6 +314,13 @@ void Team::call_openmp(int n_members, Work work, const void * context) {
     Member me{*this, 0};
     work(context, me);
 #endif
+}
+
+double Team::share_left_out() {
+    const int64_t calls = n_calls.load(std::memory_order_relaxed);
+    return calls == 0 ? 0.0
+                      : static_cast<double>(n_left_out.load(std::memory_order_relaxed)) /
+                            static_cast<double>(calls);
 }
 
 void Team::call_off() {

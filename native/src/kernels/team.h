@@ -100,8 +100,8 @@ class Team {
     void call_off();
     bool is_called_off() const { return is_called_off_.load(std::memory_order_acquire); }
 
-    // Threads that took part in the last call, at most.
-    int n_called() const { return n_called_; }
+    // Of all calls of this process to a worker, the share in which it was left out.
+    static double share_left_out();
 
   private:
     friend class Pieces;
@@ -122,11 +122,10 @@ class Team {
     alignas(kLine) std::atomic<int32_t> inside_{0};  // workers in a call; kOpen: more may come
     std::atomic<bool> is_called_off_{false};
     alignas(kLine) Signal progress_;  // pieces are computed, or a worker has left
-    Work                     work_     = nullptr;
-    const void *             context_  = nullptr;
-    int                      n_hired_  = 0;
-    int                      n_called_ = 1;
-    uint32_t                 n_forks_  = 0;
+    Work                     work_    = nullptr;
+    const void *             context_ = nullptr;
+    int                      n_hired_ = 0;
+    uint32_t                 n_forks_ = 0;
     std::unique_ptr<Place[]> places_;
 };
 
