@@ -24,7 +24,7 @@ from .runtime.settings import EngineSettings
 
 #: Tokens of a text where a task sets no limit: that of the harness's ``hf``.
 _MOST_TOKENS = 256
-#: What a task may say of drawing, besides the temperature.
+#: What a task may set of drawing, apart from the temperature.
 _SAMPLING = ("top_k", "top_p", "min_p", "seed")
 _NO_FILTERS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 

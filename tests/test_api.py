@@ -211,7 +211,7 @@ def test_scores_are_the_scorers_on_the_weights_that_are_loaded(
     assert [r.id for r in got] == [1, 2, "x", 4, 5]
     assert got[0].logprob == got[4].logprob and got[0].tokens == got[4].tokens
     assert [t.text for t in got[0].tokens or ()] == [" a", " truth"]
-    assert got[3].error == 'record 4: "continuation" is a text, this is a whole number'
+    assert got[3].error == 'record 4: "continuation" is a text, not a whole number'
     sums = model.score(texts[:2], settings=ScoringSettings(2, totals=True), ordered=False)
     assert {r.id: r.logprob for r in sums} == {r.id: r.logprob for r in got[:2]}
     # the probability of a text is that of what is drawn

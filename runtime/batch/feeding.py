@@ -108,7 +108,7 @@ class ReadAhead(Owner, Generic[Read]):
 
     @property
     def is_over(self) -> bool:
-        """See :attr:`RecordSource.is_over`."""
+        """See :attr:`Source.is_over`."""
         with self._changed:
             return self._is_at_end and not self._read and self._failure is None
 

@@ -36,7 +36,7 @@ _LARGEST_ANSWER = 256 << 20
 
 
 class Line(Protocol):
-    """What a journal writes: a :class:`~.records.Result`, or one that is told in other words."""
+    """What a journal writes: a :class:`~.records.Result`, or a result of another command."""
 
     @property
     def id(self) -> str | int | None:

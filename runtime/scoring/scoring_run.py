@@ -346,7 +346,7 @@ class ScoringRun:
         self._n_open -= 1
         self._reserve(-job.n_reserved)
         if not np.isfinite(job.logprobs).all():
-            what = "the model computes probabilities that are no numbers"
+            what = "the model computes probabilities that are not finite"
             self._fail(record.id, record.line, f"{record.place}: {what}")
             return
         self.statistics.records += 1
