@@ -3,6 +3,7 @@
 // and attention against double precision. The 256-bit code with VNNI also runs here, in AVX-512's
 // encoding, where the CPU has no other. An argument says which variant must be the best here, or
 // "none".
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -317,6 +318,24 @@ void check_team(int n_members) {
     check(good && !team.is_called_off(), "team", "of", n_members, 0, 0);
 }
 
+// A call never has more members than it asks for, whoever comes late from a larger one.
+void check_sizes() {
+    Team &            team = Team::of_this_thread();
+    std::atomic<bool> good{true};
+    for (int call = 0; call < 3000; call++) {
+        const int  n_members = call % 2 == 0 ? 6 : 2;
+        Pieces     pieces(n_members, n_members, 1);
+        const auto work = [&](const Member & me) {
+            if (me.index >= n_members) {
+                good = false;
+            }
+            pieces.run(me, [](int64_t) {});
+        };
+        team.call(n_members, false, work);
+    }
+    check(good, "team", "sizes", 0, 0, 0);
+}
+
 // Whoever waits for pieces that nobody will compute returns.
 void check_calling_off(int n_members) {
     Team & team = Team::of_this_thread();
@@ -412,6 +431,7 @@ int main(int argc, char ** argv) {
         std::printf("%s: checked\n", variant.name);
     }
     check_attendance();
+    check_sizes();
     for (const int n_members : {1, 2, 3, 7}) {
         check_team(n_members);
         check_calling_off(n_members);

@@ -239,10 +239,13 @@ void Team::attend(Place & place, int index) {
             return;
         }
         if (enter()) {
-            Member me{*this, index};
-            place.is_inside.store(true, std::memory_order_relaxed);
-            work_(context_, me);
-            place.is_inside.store(false, std::memory_order_relaxed);
+            // whoever comes late for one call may find the next one, which may have fewer members
+            if (index < n_members_) {
+                Member me{*this, index};
+                place.is_inside.store(true, std::memory_order_relaxed);
+                work_(context_, me);
+                place.is_inside.store(false, std::memory_order_relaxed);
+            }
             leave();
         }
     }
@@ -275,6 +278,7 @@ void Team::call_own(int n_members, Work work, const void * context) {
     const int     n_most = n_members - 1 < n_hired_ ? n_members - 1 : n_hired_;
     work_                = work;
     context_             = context;
+    n_members_           = n_members;
     inside_.store(kOpen, std::memory_order_release);
     bool is_called[kMostMembers] = {};
     places_[0].held.store(0, std::memory_order_relaxed);

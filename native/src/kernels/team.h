@@ -122,10 +122,11 @@ class Team {
     alignas(kLine) std::atomic<int32_t> inside_{0};  // workers in a call; kOpen: more may come
     std::atomic<bool> is_called_off_{false};
     alignas(kLine) Signal progress_;  // pieces are computed, or a worker has left
-    Work                     work_    = nullptr;
-    const void *             context_ = nullptr;
-    int                      n_hired_ = 0;
-    uint32_t                 n_forks_ = 0;
+    Work                     work_      = nullptr;
+    const void *             context_   = nullptr;
+    int                      n_members_ = 0;
+    int                      n_hired_   = 0;
+    uint32_t                 n_forks_   = 0;
     std::unique_ptr<Place[]> places_;
 };
 
