@@ -73,7 +73,7 @@ def _tokenizer(vocab: Vocab) -> Any:
 
 #: Bytes of a constraint without vocabulary, per token, and per place of the tree of tokens;
 #: measured with 2 k to 250 k tokens with few and with many common prefixes.
-_BYTES, _TOKEN_BYTES, _PLACE_BYTES = 5_500_000, 190, 100
+_BYTES, _TOKEN_BYTES, _PLACE_BYTES = 7_000_000, 190, 100
 #: Places per token if the tokens are not known.
 _PLACES = 5
 

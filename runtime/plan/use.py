@@ -35,20 +35,20 @@ N_BATCH = 512
 #: A batch's records, answers and arrays, what each of its sequences adds, a sampler and a place in
 #: the graph, and what drawing takes of each token of the vocabulary (measured with 1 to 32
 #: sequences of full prompts, and with 2 k to 250 k tokens).
-BATCH_BYTES, SEQUENCE_BYTES, _TOKEN_DRAWN = 500_000, 250_000, 40
+BATCH_BYTES, SEQUENCE_BYTES, _TOKEN_DRAWN = 4_000_000, 250_000, 40
 #: Guessing: filters, counts and what verifies them. A draft model's context has a graph of its own.
-GUESSING_BYTES, DRAFT_BYTES = 2_200_000, 2_000_000
+GUESSING_BYTES, DRAFT_BYTES = 2_500_000, 2_000_000
 #: What a second engine adds to its plan: a graph, and its part of the vocabulary.
-ENGINE_BYTES = 2_800_000
+ENGINE_BYTES = 4_000_000
 
 _MB = 1_000_000
 
 
 #: Bytes that other work leaves behind while the model runs (benchmarks/plan_peaks.py).
 _LEFT = {
-    Extra.CONVERSION: 5 * _MB, Extra.DOWNLOAD: 12 * _MB, Extra.SESSION: 2 * _MB,
-    Extra.TERMINAL: 12 * _MB, Extra.PARQUET: 51 * _MB, Extra.BENCH: 12 * _MB,
-    Extra.TEMPLATE: 21 * _MB, Extra.EVALUATION: 4_300_000, Extra.SCORING: 3 * _MB,
+    Extra.CONVERSION: 5 * _MB, Extra.DOWNLOAD: 12 * _MB, Extra.SESSION: 5 * _MB,
+    Extra.TERMINAL: 12 * _MB, Extra.PARQUET: 60 * _MB, Extra.BENCH: 12 * _MB,
+    Extra.TEMPLATE: 22 * _MB, Extra.EVALUATION: 6 * _MB, Extra.SCORING: 3 * _MB,
     Extra.SERVER: 30 * _MB,
 }  # fmt: skip
 #: What a conversion leaves behind per token of the vocabulary.
@@ -59,7 +59,7 @@ _CONVERTING, _ENGINE_ALONE = 54 * _MB, 10 * _MB
 #: Freed memory that the C library may keep: twice the largest M_MMAP_THRESHOLD of mallopt(3).
 _KEPT_FREE = 64 * _MB
 #: What drawing a report takes when the engines are closed.
-_DRAWING = 47 * _MB
+_DRAWING = 50 * _MB
 
 
 @dataclass(frozen=True, slots=True)
