@@ -7,7 +7,8 @@ line, the Python API and the nodes of a cluster load through here.
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,10 +51,15 @@ def open_file(path: Path, settings: EngineSettings, report: Reporter) -> LlamaEn
     from ..cache import cache_folder
     from ..runtime.open import open_engine
 
-    if not settings.prefetch:
-        return open_engine(path, settings, cache=cache_folder())
-    with report.bar("prefetching") as warmed:
+    with _prefetching(settings, report) as warmed:
         return open_engine(path, settings, warmed=warmed, cache=cache_folder())
+
+
+def _prefetching(
+    settings: EngineSettings, report: Reporter
+) -> AbstractContextManager[Callable[[int, int], None] | None]:
+    """A bar while a model's file is read ahead, if the settings ask for that."""
+    return report.bar("prefetching") if settings.prefetch else nullcontext()
 
 
 def open_batch(
@@ -67,9 +73,7 @@ def open_batch(
     path, settings = find_files(wish, settings, report)
     from ..runtime.batch.batch_engine import BatchEngine
 
-    if not settings.prefetch:
-        return BatchEngine(path, settings, batch)
-    with report.bar("prefetching") as warmed:
+    with _prefetching(settings, report) as warmed:
         return BatchEngine(path, settings, batch, warmed=warmed)
 
 
@@ -84,9 +88,7 @@ def open_scorer(
     path, settings = find_files(wish, settings, report)
     from ..runtime.scoring.scorer import Scorer
 
-    if not settings.prefetch:
-        return Scorer(path, settings, scoring)
-    with report.bar("prefetching") as warmed:
+    with _prefetching(settings, report) as warmed:
         return Scorer(path, settings, scoring, warmed=warmed)
 
 

@@ -1,8 +1,8 @@
-// The only place where threads of ours begin. Runs work on several threads, whatever the system has
-// left: a thread that cannot be started, for want of memory or of threads, leaves its share to the
-// caller's, and what a share throws is thrown again in the caller once all threads have ended. A
-// std::thread that is unwound over while it runs, or that lets an exception out, would end the
-// process.
+// Where threads of ours begin, but for the kernels' team (kernels/team.cpp). Runs work on several
+// threads, whatever the system has left: a thread that cannot be started, for want of memory or of
+// threads, leaves its share to the caller's, and what a share throws is thrown again in the caller
+// once all threads have ended. A std::thread that is unwound over while it runs, or that lets an
+// exception out, would end the process.
 #pragma once
 
 #include <atomic>

@@ -133,7 +133,7 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What was added to a sample: text that is certain now, and what is told of new tokens.
+    """What was added to a sample: text that is now certain, and details of the new tokens.
 
     ``text`` may be empty, and lag behind the tokens: half a character, or what may become a stop
     string, is held back. The pieces of a sample, put together, are its result.

@@ -222,12 +222,7 @@ bool device_supports_op(abi::Device *, const ggml_tensor * op) {
     switch (op->op) {
         case GGML_OP_MUL_MAT: return takes_mul_mat(op);
         case GGML_OP_FLASH_ATTN_EXT: return takes_attention(*best_variant(), op);
-        case GGML_OP_NONE:
-        case GGML_OP_RESHAPE:
-        case GGML_OP_VIEW:
-        case GGML_OP_PERMUTE:
-        case GGML_OP_TRANSPOSE: return true;
-        default: return false;
+        default: return is_view(op->op);
     }
 }
 bool whole_supports_op(abi::Device * device, const ggml_tensor * op) {

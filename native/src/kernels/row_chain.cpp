@@ -370,10 +370,13 @@ bool takes_row_operation(const ggml_tensor * op) {
     return kind_of(op, kind);
 }
 
+bool is_view(ggml_op operation) {
+    return operation == GGML_OP_NONE || operation == GGML_OP_RESHAPE || operation == GGML_OP_VIEW ||
+           operation == GGML_OP_PERMUTE || operation == GGML_OP_TRANSPOSE;
+}
+
 bool is_without_work(const ggml_tensor * op) {
-    return op->op == GGML_OP_NONE || op->op == GGML_OP_RESHAPE || op->op == GGML_OP_VIEW ||
-           op->op == GGML_OP_PERMUTE || op->op == GGML_OP_TRANSPOSE || ggml_is_empty(op) ||
-           (op->flags & GGML_TENSOR_FLAG_COMPUTE) == 0;
+    return is_view(op->op) || ggml_is_empty(op) || (op->flags & GGML_TENSOR_FLAG_COMPUTE) == 0;
 }
 
 Operation * make_row_chain(const RowSettings & settings, ggml_tensor * const * nodes, int n_nodes,

@@ -27,6 +27,9 @@ struct RowSettings {
 Operation * make_row_chain(const RowSettings & settings, ggml_tensor * const * nodes, int n_nodes,
                            Arena & arena, int & n_taken);
 
+// Whether nodes of this operation compute nothing: tensors that are there, and views of them.
+bool is_view(ggml_op operation);
+
 // Whether a node computes nothing: a view, an empty tensor, or one that is not asked for.
 bool is_without_work(const ggml_tensor * op);
 

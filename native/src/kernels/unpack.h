@@ -66,7 +66,23 @@ INLINE void straddle_all(const typename Isa::Int * words, typename Isa::Int * ou
 
 enum class Other { none, split, minimum };
 
-struct Q4_0 {
+// Blocks of a float16 scale and 32 nibbles, of which Type::from makes quants.
+template <class Type> struct Nibbles {
+    template <class Isa, class Use> INLINE void unit(const uint8_t * p, size_t stride, Use use) {
+        typename Isa::Int raw[4];
+        transpose16<Isa>(p + 2, stride, raw);
+        use(Type::template from<Isa>(raw, Isa::load_halves(p, stride)));
+    }
+    template <class Isa, class Use> INLINE void pair(const uint8_t * p, size_t stride, Use use) {
+        typename Isa::Int words[9], raw[4];
+        transpose36<Isa>(p, stride, words);
+        straddle_all<Isa, 4>(words, raw);
+        use(Type::template from<Isa>(raw, Isa::low_halves(words[0])));
+        use(Type::template from<Isa>(words + 5, Isa::high_halves(words[4])));
+    }
+};
+
+struct Q4_0 : Nibbles<Q4_0> {
     static constexpr int   type = 2, values = 32, bytes = 18, offset = 8;
     static constexpr bool  wide = false, pairs = true;
     static constexpr Other other = Other::none;
@@ -80,18 +96,6 @@ struct Q4_0 {
         }
         w.scale = scale;
         return w;
-    }
-    template <class Isa, class Use> INLINE void unit(const uint8_t * p, size_t stride, Use use) {
-        typename Isa::Int raw[4];
-        transpose16<Isa>(p + 2, stride, raw);
-        use(from<Isa>(raw, Isa::load_halves(p, stride)));
-    }
-    template <class Isa, class Use> INLINE void pair(const uint8_t * p, size_t stride, Use use) {
-        typename Isa::Int words[9], raw[4];
-        transpose36<Isa>(p, stride, words);
-        straddle_all<Isa, 4>(words, raw);
-        use(from<Isa>(raw, Isa::low_halves(words[0])));
-        use(from<Isa>(words + 5, Isa::high_halves(words[4])));
     }
 };
 
@@ -125,7 +129,7 @@ struct Q8_0 {
 };
 
 // As q4_0, but a quant is the place of its value in a table.
-struct IQ4_NL {
+struct IQ4_NL : Nibbles<IQ4_NL> {
     static constexpr int   type = 20, values = 32, bytes = 18, offset = 128;
     static constexpr bool  wide = true, pairs = true;
     static constexpr Other other = Other::none;
@@ -143,18 +147,6 @@ struct IQ4_NL {
         }
         return w;
     }
-    template <class Isa, class Use> INLINE void unit(const uint8_t * p, size_t stride, Use use) {
-        typename Isa::Int raw[4];
-        transpose16<Isa>(p + 2, stride, raw);
-        use(from<Isa>(raw, Isa::load_halves(p, stride)));
-    }
-    template <class Isa, class Use> INLINE void pair(const uint8_t * p, size_t stride, Use use) {
-        typename Isa::Int words[9], raw[4];
-        transpose36<Isa>(p, stride, words);
-        straddle_all<Isa, 4>(words, raw);
-        use(from<Isa>(raw, Isa::low_halves(words[0])));
-        use(from<Isa>(words + 5, Isa::high_halves(words[4])));
-    }
 };
 
 // A byte of every lane as a float.
@@ -163,6 +155,15 @@ template <class Isa, int byte> inline typename Isa::Float byte_of(typename Isa::
 }
 template <class Isa, int byte> inline typename Isa::Float signed_byte_of(typename Isa::Int v) {
     return Isa::to_float(Isa::template right_signed<24>(Isa::template left<24 - 8 * byte>(v)));
+}
+
+// what begins at bit `from`, at bit `to`
+template <class Isa, int from, int to> INLINE typename Isa::Int moved(typename Isa::Int v) {
+    if constexpr (from <= to) {
+        return Isa::template left<to - from>(v);
+    } else {
+        return Isa::template right<from - to>(v);
+    }
 }
 
 template <class Isa> struct Scales {
@@ -231,14 +232,6 @@ struct Q3_K {
             out[2 * i].other     = Isa::mul(d, scale_of<Isa, 1>(scales[i]));
             out[2 * i + 1].scale = Isa::mul(d, scale_of<Isa, 2>(scales[i]));
             out[2 * i + 1].other = Isa::mul(d, scale_of<Isa, 3>(scales[i]));
-        }
-    }
-    // what begins at bit `from`, at bit `to`
-    template <class Isa, int from, int to> INLINE typename Isa::Int moved(typename Isa::Int v) {
-        if constexpr (from <= to) {
-            return Isa::template left<to - from>(v);
-        } else {
-            return Isa::template right<from - to>(v);
         }
     }
     template <class Isa, int block>
@@ -339,14 +332,6 @@ struct Q6_K {
     static constexpr bool  wide = false, pairs = false;
     static constexpr Other other = Other::split;
 
-    // what begins at bit `top`
-    template <class Isa, int top> INLINE typename Isa::Int to_bit_4(typename Isa::Int v) {
-        if constexpr (top <= 4) {
-            return Isa::template left<4 - top>(v);
-        } else {
-            return Isa::template right<top - 4>(v);
-        }
-    }
     // 32 values whose low bits are in the low (high) half of every byte, and the others in two bits
     template <class Isa, int nibble, int top>
     INLINE Unpacked<Isa> join(const typename Isa::Int * low, const typename Isa::Int * high,
@@ -354,7 +339,7 @@ struct Q6_K {
         Unpacked<Isa> w;
         for (int i = 0; i < 8; i++) {
             const auto bits = nibble == 0 ? low[i] : Isa::template right<4>(low[i]);
-            const auto two  = Isa::and_bytes(to_bit_4<Isa, top>(high[i]), 0x30);
+            const auto two  = Isa::and_bytes(moved<Isa, top, 4>(high[i]), 0x30);
             w.quants[i]     = Isa::bits_or(Isa::and_bytes(bits, 0x0f), two);
         }
         w.scale = scales.scale;
