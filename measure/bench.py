@@ -17,15 +17,15 @@ from ..convert.pipeline import convert
 from ..convert.settings import ConvertSettings
 from ..convert.source import HubSource
 from ..models.bundled import DRAFT, HELD_OUT, TARGET
-from ..native.backend import kernel_status, repacking
 from ..native.gguf_file import GgufHeader
 from ..native.graph_check import read_model_header
 from ..native.residency import peak_rss_bytes
 from ..runtime.errors import BenchError
 from ..runtime.interface import Engine
 from ..runtime.plan.bandwidth import is_known, known_bandwidth, probe_bytes
+from ..runtime.plan.budget import own_budget
 from ..runtime.plan.machine import read_cpu, read_memory
-from ..runtime.plan.memory_plan import Budget, check_plan
+from ..runtime.plan.memory_plan import check_plan
 from ..runtime.plan.shapes import header_shape
 from ..runtime.plan.use import Use, plan_bench
 from ..runtime.prepare import choose_context
@@ -168,10 +168,7 @@ def planned_files(
     path, settings = find_files(wish, request.settings, report)
     named = settings.draft not in ("none", "lookup")
     draft = header_shape(read_model_header(Path(settings.draft))) if named else None
-    budget = Budget(
-        settings.memory or read_memory().usable,
-        repacked=repacking(kernel_status(settings.native)),
-    )
+    budget = own_budget(settings.memory, native=settings.native)
     sizes = [batch_sizes(n, request.bench.n_decode, settings.n_threads) for n in batches]
     shape = header_shape(read_model_header(path))
     plan = plan_bench(shape, Use(settings, draft=draft), request.kvs, sizes, budget)

@@ -21,8 +21,9 @@ from ..models.shape import ModelShape
 from ..models.weight_types import RECIPES
 from ..native.graph_check import read_model_header
 from ..runtime.errors import BenchError, SettingsError
-from ..runtime.plan.machine import read_cpu, read_memory
-from ..runtime.plan.memory_plan import Budget, check_plan
+from ..runtime.plan.budget import own_budget
+from ..runtime.plan.machine import read_cpu
+from ..runtime.plan.memory_plan import check_plan
 from ..runtime.plan.shapes import header_shape
 from ..runtime.plan.use import plan_eval
 from ..runtime.settings import EngineSettings, Extra
@@ -158,7 +159,7 @@ def _check_memory(request: EvalRequest, sources: list[Path | HubSource]) -> None
         SettingsError: a cache that the model cannot have.
     """
     names = request.models or (str(TARGET),)
-    budget = Budget(request.memory or read_memory().usable)
+    budget = own_budget(request.memory)
     compared = _reference_shape(request, names[0], sources[0])
     converts = any(not _is_file(source) for source in sources)
     extras = request.extras | ({Extra.CONVERSION} if converts else set())

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from infer_os.models.shape import ModelShape
-from infer_os.native.backend import kernel_status, layout_notes, repacking
+from infer_os.native.backend import kernel_status, layout_notes
 from infer_os.native.gguf_file import GgufHeader
 from infer_os.native.model import LOAD_MODES, LlamaModel
 
 from .pages import check_lockable, check_locked, drop_pages, locked_bytes, prefetch
-from .plan.machine import read_memory
-from .plan.memory_plan import Budget, Plan, check_plan
+from .plan.budget import own_budget
+from .plan.memory_plan import Plan, check_plan
 from .plan.positions import context_for
 from .plan.shapes import header_shape
 from .plan.use import Use, plan_use
@@ -46,11 +46,10 @@ def plan_file(
         MemoryShortage: it does not fit in ``--memory``, or in what is available.
     """
     shape = header_shape(header, constrained=Extra.CONSTRAINT in settings.extras)
-    status = kernel_status(settings.native)
-    limit = settings.memory or read_memory().usable
-    budget = Budget(limit, repacked=repacking(status))
+    budget = own_budget(settings.memory, native=settings.native)
     plan, notes = plan_use(shape, Use(settings, draft=draft), budget)
     check_plan(plan)
+    status = kernel_status(settings.native)
     if settings.native and not status.in_use:
         notes = (*notes, f"llama.cpp's own kernels compute: {status.reason}")
     if LOAD_MODES[settings.load].repack:

@@ -11,11 +11,10 @@ from ..convert.weight_options import weight_options
 from ..models.architectures import describe
 from ..models.catalog import CATALOG, CatalogModel, find_model
 from ..models.shape import ModelShape, network_shape
-from ..native.backend import kernel_status, repacking
 from ..native.errors import GgufError
 from ..native.gguf_file import GgufHeader, read_gguf_header
+from ..runtime.plan.budget import own_budget
 from ..runtime.plan.choice import CHOSEN_TYPES
-from ..runtime.plan.machine import read_memory
 from ..runtime.plan.memory_plan import Budget, Plan
 from ..runtime.plan.use import Use, plan_use
 from ..runtime.settings import EngineSettings
@@ -115,7 +114,7 @@ def list_models() -> ModelList:
     """The whole catalog with its needs, and what is in the cache. The hub is not asked."""
     cached = cached_models()
     by_title = {model.title: model for model in cached}
-    budget = Budget(read_memory().usable, repacked=repacking(kernel_status(True)))
+    budget = own_budget()
     catalog = tuple(_listed(model, budget, by_title.get(model.id)) for model in CATALOG)
     return ModelList(catalog, tuple(cached), budget.limit)
 
@@ -137,8 +136,7 @@ def show_model(text: str) -> ModelDetails:
         cached = None
     listed = None
     if known is not None:
-        budget = Budget(read_memory().usable, repacked=repacking(kernel_status(True)))
-        listed = _listed(known, budget, cached)
+        listed = _listed(known, own_budget(), cached)
     files = (
         tuple(_details(file.type, file.path, file.n_bytes) for file in cached.files)
         if cached

@@ -16,11 +16,12 @@ from ..convert.weight_options import weight_options
 from ..models.architectures import describe
 from ..models.catalog import CatalogModel, find_model
 from ..models.shape import ModelShape, network_shape
-from ..native.backend import KernelStatus, kernel_status, repacking, taken_types
+from ..native.backend import KernelStatus, kernel_status, taken_types
 from ..native.graph_check import read_model_header
-from ..native.layouts import Layouts, Repacking, llama_layouts
+from ..native.layouts import Layouts, llama_layouts
 from ..runtime.errors import SettingsError
 from ..runtime.plan.bandwidth import Bandwidth, known_bandwidth, measured_now
+from ..runtime.plan.budget import own_budget
 from ..runtime.plan.choice import Wish, advise, choose, type_table
 from ..runtime.plan.machine import (
     Cpu,
@@ -158,19 +159,12 @@ def make_answer(request: PlanRequest, *, rates: bool = True) -> PlanAnswer:
     work = first_work(request.model, request.type or "")
     engine = replace(request.engine, draft=request.draft, extras=request.engine.extras | work)
     measured = known_bandwidth(cache_folder(), cpu, memory) if rates else None
-    layouts = repacking(kernel_status(engine.native))
-    budget = _budget(engine.memory or memory.usable, layouts, measured)
+    budget = own_budget(engine.memory or memory.usable, native=engine.native, rates=measured)
     planner, schedule, notes = make_planner(
         shape, Use(engine, request.parallel or 0, draft), budget
     )
     plan = choose(planner, Wish(request.type, schedule, request.load or None))
     return PlanAnswer(plan, type_table(planner, plan), draft.name if draft else None, notes)
-
-
-def _budget(limit: int, layouts: Repacking, known: Bandwidth | None) -> Budget:
-    if known is None:
-        return Budget(limit, repacked=layouts)
-    return Budget(limit, known.all_cores, layouts, known.cached)
 
 
 def find_shape(text: str) -> ModelShape:
@@ -221,7 +215,7 @@ def finest_type(source: HubSource | Path) -> str:
     shape = source_shape(source)
     memory, cpu = read_memory(), read_cpu()
     bandwidth = known_bandwidth(cache_folder(), cpu, memory)
-    budget = _budget(memory.usable, repacking(kernel_status(True)), bandwidth)
+    budget = own_budget(memory.usable, rates=bandwidth)
     planner, _, _ = make_planner(shape, Use(_ANY_CACHE), budget)
     plan = choose(planner, Wish())
     if not plan.fits:
@@ -269,7 +263,7 @@ def make_report() -> SystemReport:
     bandwidth = measured_now(cache_folder(), cpu, memory)
     extensions = read_extensions()
     kernels = kernel_status(True)
-    budget = _budget(memory.usable, repacking(kernels), bandwidth)
+    budget = own_budget(memory.usable, rates=bandwidth)
     return SystemReport(
         memory=memory,
         cpu=cpu,

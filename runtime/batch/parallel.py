@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from infer_os.native.backend import kernel_status, layout_notes, repacking
+from infer_os.native.backend import kernel_status, layout_notes
 from infer_os.native.gguf_file import GgufHeader
 from infer_os.native.model import LOAD_MODES
 
-from ..plan.machine import read_memory
-from ..plan.memory_plan import Budget, Plan, check_plan
+from ..plan.budget import own_budget
+from ..plan.memory_plan import Plan, check_plan
 from ..plan.shapes import header_shape
 from ..plan.use import Use, plan_use
 from ..settings import EngineSettings, Extra
@@ -48,8 +48,7 @@ def plan_batch(
         GgufError: a size in the header is not a number.
         SettingsError: a context or a cache that is not possible for this model.
     """
-    limit = settings.memory or read_memory().usable
-    budget = Budget(limit, repacked=repacking(kernel_status(settings.native)))
+    budget = own_budget(settings.memory, native=settings.native)
     use = Use(settings, parallel, draft.shape if draft else None)
     shape = header_shape(header, constrained=Extra.CONSTRAINT in settings.extras)
     plan, notes = plan_use(shape, use, budget)

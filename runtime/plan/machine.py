@@ -116,6 +116,11 @@ def read_memory(root: Path = _ROOT) -> Memory:
     )
 
 
+def mapped_file_bytes() -> int | None:
+    """Resident bytes of the files that this process maps; None where the system does not say."""
+    return getattr(psutil.Process().memory_info(), "shared", None)
+
+
 def _groups(root: Path) -> Iterator[ControlGroup]:
     """The control groups of this process that limit memory."""
     for version, folder in own_groups("memory", root):

@@ -24,6 +24,10 @@ from ..kv.schedule import KvModel, KvSchedule, KvStage, migration_bytes
 PROCESS_BYTES = 80_000_000
 VOCABULARY_BYTES = 325
 
+#: Of that, pages of program files once llama.cpp is loaded, if the kernel maps them in large
+#: pieces, as it does soon after an installation. Later it maps smaller ones.
+MAPPED_BYTES = 33_000_000
+
 #: When a process that converts a small model, or draws a report about one, is at its largest.
 OUTSIDE = "before or after the model"
 
@@ -66,13 +70,15 @@ class Budget:
     """What a plan may use: bytes of memory, and the machine's measured read bandwidth.
 
     ``repacked`` says which weights get a faster layout here. ``cached`` are the rates of reading a
-    number of bytes repeatedly, the fewest first.
+    number of bytes repeatedly, the fewest first. ``program`` are the bytes of a process without a
+    model, as :func:`program_bytes` finds them.
     """
 
     limit: int
     bandwidth: float | None = None
     repacked: Repacking = field(default_factory=Repacking)
     cached: tuple[tuple[int, float], ...] = ()
+    program: int = PROCESS_BYTES
 
     def rate(self, n_bytes: int) -> float | None:
         """Most bytes per second when ``n_bytes`` are read repeatedly.
@@ -215,9 +221,14 @@ def staging_bytes(weights: WeightOption, load: str, repacked: Repacking) -> int:
     return 0
 
 
-def process_bytes(shape: ModelShape) -> int:
-    """The program itself, with the vocabulary."""
-    return PROCESS_BYTES + VOCABULARY_BYTES * shape.n_vocab
+def program_bytes(mapped: int | None) -> int:
+    """What a process takes without a model.
+
+    Args:
+        mapped: bytes of files that it has mapped, llama.cpp's among them; None if not known. What
+            is beyond our own libraries is no part of a plan.
+    """
+    return PROCESS_BYTES - (0 if mapped is None else max(0, MAPPED_BYTES - mapped))
 
 
 def draft_bytes(shape: ModelShape, sizes: Sizes) -> int:
@@ -282,7 +293,7 @@ class Planner:
             kv=kv_bytes(shape, schedule, sizes),
             compute=max(compute_bytes(shape, sizes, stage) for stage in schedule.stages),
             logits=sizes.n_rows * shape.n_vocab * _F32,
-            process=process_bytes(shape),
+            process=self.budget.program + VOCABULARY_BYTES * shape.n_vocab,
             staging=staging_bytes(weights, load, self.budget.repacked),
             draft=self.beside.n_drafts * draft_bytes(self.draft, sizes) if self.draft else 0,
             limit=self.budget.limit,

@@ -18,7 +18,6 @@ from ..kv.schedule import KvSchedule, KvStage, choose_schedule, schedule_from_sp
 from ..settings import EngineSettings, Extra
 from .choice import Wish, choose
 from .memory_plan import (
-    PROCESS_BYTES,
     VOCABULARY_BYTES,
     Beside,
     Budget,
@@ -182,7 +181,7 @@ def plan_eval(
     if reference is not None:
         plain = KvSchedule((KvStage("f16", "f16", window),))
         other = Planner(reference, sizes, budget).plan(reference.options[0], plain, "mmap")
-        parts.append(("reference", other.total - PROCESS_BYTES + ENGINE_BYTES))
+        parts.append(("reference", other.total - budget.program + ENGINE_BYTES))
     if staged:  # all rows of a window, of which one model's are copied; and a vocabulary of its own
         scored = (window - window // 2) * shape.n_vocab * 4
         copies = 2 if reference is None else 3
