@@ -17,7 +17,10 @@ def pull(*, model: ModelWish, as_json: options.Json = False) -> None:
 
     Example: infer-os pull gpt-j-6B --type q8_0
     """  # fmt: skip
+    from ..native.graph_check import read_model_header
+
     path = loading.fetch(model)
+    read_model_header(path)  # a file that was there is not ours
     n_bytes = path.stat().st_size
     if as_json:
         console.answer_json({"path": str(path), "bytes": n_bytes})

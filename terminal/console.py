@@ -305,10 +305,21 @@ def answer_lines() -> Callable[[bytes], None]:
 
 
 def stdin_stream() -> Any:
-    """stdin as a binary stream; an empty one if it is closed."""
+    """stdin as a binary stream; an empty one if it is closed.
+
+    Who reads it in another thread would report a stream that is open for writing only as no file's.
+    """
     import io
 
-    return io.BytesIO() if sys.stdin is None else sys.stdin.buffer
+    if sys.stdin is None:
+        return io.BytesIO()
+    try:
+        descriptor = sys.stdin.fileno()
+    except (OSError, ValueError):  # no file's, as in tests
+        return sys.stdin.buffer
+    with _stream("input"):
+        os.read(descriptor, 0)
+    return sys.stdin.buffer
 
 
 def note_json(value: object) -> None:

@@ -31,6 +31,17 @@ def test_a_closed_stdin_is_an_empty_one(command: str, converted: Converter) -> N
     assert done.returncode == (2 if command == "generate" else 0)
 
 
+@pytest.mark.parametrize("options", ["generate {}", "run {}", "batch {} -i -", "score {} -i -"])
+def test_stdin_that_cannot_be_read_is_one_line(
+    options: str, converted: Converter, tmp_path: Path
+) -> None:
+    command = f"{' '.join(COMMAND)} {options.format(converted())}"
+    done = shell(f"{command} 0> {tmp_path / 'written'}")
+    assert (done.returncode, done.stderr.decode()) == (
+        1, "error: standard input: Bad file descriptor\n"
+    )  # fmt: skip
+
+
 def test_a_full_device_is_one_line(converted: Converter) -> None:
     done = shell(f"{' '.join(COMMAND)} inspect --json {converted()} > /dev/full")
     assert done.returncode == 1

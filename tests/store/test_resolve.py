@@ -114,6 +114,19 @@ COMMANDS = {
 }
 
 
+@pytest.mark.parametrize(
+    "command", [name for name in COMMANDS if name not in ("convert", "a draft", "models rm")]
+)
+def test_every_command_refuses_a_file_that_is_no_model(
+    run: Cli, command: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "letter.txt"
+    path.write_text("Dear Sir,\n")
+    Path("in.jsonl").write_text('{"id": 1, "prompt": "x"}\n')
+    error = run(*(word.format(path) for word in COMMANDS[command])).user_error
+    assert str(path) in error
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     ("name", "advice"),
