@@ -63,9 +63,13 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
         [ctypes.c_void_p] * 2 + [ctypes.c_size_t] * 2, None,
     ),
     "ggml_backend_graph_compute": ([ctypes.c_void_p] * 2, ctypes.c_int),
+    "ggml_backend_buffer_set_usage": ([ctypes.c_void_p, ctypes.c_int], None),
     "ggml_backend_buffer_free": ([ctypes.c_void_p], None),
     "ggml_backend_free": ([ctypes.c_void_p], None),
 }  # fmt: skip
+
+
+_WEIGHTS = 1  # GGML_BACKEND_BUFFER_USAGE_WEIGHTS
 
 
 class _InitParams(ctypes.Structure):
@@ -126,9 +130,17 @@ class Graph:
 
 
 def compute(
-    name: str, build: Callable[[Graph], Any], shape: Sequence[int], n_threads: int = 2
+    name: str,
+    build: Callable[[Graph], Any],
+    shape: Sequence[int],
+    n_threads: int = 2,
+    *,
+    weights: bool = False,
 ) -> NDArray[np.float32] | None:
-    """The float32 result of an operation, as an array of ``shape``; None: not supported."""
+    """The float32 result of an operation, as an array of ``shape``; None: not supported.
+
+    ``weights``: its tensors pass for those of a model.
+    """
     library = ggml()
     context = library.ggml_init(_InitParams(1 << 20, None, True))
     buffer = None
@@ -136,11 +148,13 @@ def compute(
         try:
             graph = Graph(context)
             result = build(graph)
-            if not library.ggml_backend_supports_op(pointer, result):
-                return None
             nodes = library.ggml_new_graph(context)
             library.ggml_build_forward_expand(nodes, result)
             buffer = library.ggml_backend_alloc_ctx_tensors(context, pointer)
+            if weights:
+                library.ggml_backend_buffer_set_usage(buffer, _WEIGHTS)
+            if not library.ggml_backend_supports_op(pointer, result):
+                return None
             for tensor, data in graph.contents:
                 assert data.nbytes == library.ggml_nbytes(tensor)
                 library.ggml_backend_tensor_set(tensor, data.ctypes.data, 0, data.nbytes)

@@ -50,7 +50,7 @@ def test_the_system_says_it_too() -> None:
     assert "own kernels" in done.stdout
     if start_kernels().in_use:
         assert answer["whole_steps"] == sorted(taken_types(start_kernels()))
-        assert "of models in iq4_nl q3_k" in done.stdout
+        assert "of models in bf16 f16 f32" in done.stdout
 
 
 @pytest.mark.skipif(not start_kernels().in_use, reason="our kernels do not run here")

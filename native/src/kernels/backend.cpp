@@ -15,6 +15,7 @@
 
 #include "attention_op.h"
 #include "columns.h"
+#include "float_product.h"
 #include "ggml-cpu.h"
 #include "ggml_abi.h"
 #include "inferos.h"
@@ -64,6 +65,17 @@ const WeightType * weight_type_of(const ggml_tensor * weights) {
     return variant != nullptr ? find_type(*variant, weights->type) : nullptr;
 }
 
+const FloatType * float_type_of(const ggml_tensor * weights) {
+    const Variant * variant = best_variant();
+    return variant != nullptr ? find_float_type(*variant, weights->type) : nullptr;
+}
+
+// Weights of a model, rather than a cache or a matrix that a graph brings along.
+bool is_model_weight(const ggml_tensor * tensor) {
+    return tensor->buffer != nullptr &&
+           ggml_backend_buffer_get_usage(tensor->buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
+}
+
 // A plain matrix times columns of floats.
 bool is_matrix_product(const ggml_tensor * op) {
     const ggml_tensor * w = op->src[0];
@@ -72,6 +84,13 @@ bool is_matrix_product(const ggml_tensor * op) {
            w->ne[3] == 1 && x->ne[2] == 1 && x->ne[3] == 1 && x->nb[0] == sizeof(float) &&
            x->nb[1] % sizeof(float) == 0 && op->nb[0] == sizeof(float) &&
            op->nb[1] % sizeof(float) == 0;
+}
+
+bool takes_float_product(const ggml_tensor * op) {
+    const ggml_tensor * w    = op->src[0];
+    const FloatType *   type = float_type_of(w);
+    return type != nullptr && is_matrix_product(op) && is_model_weight(w) &&
+           w->ne[0] % kFloatUnit == 0 && w->nb[0] == static_cast<size_t>(type->value_bytes);
 }
 
 bool takes_mul_mat(const ggml_tensor * op) {
@@ -86,9 +105,7 @@ bool takes_mul_mat(const ggml_tensor * op) {
 bool takes_columns(const ggml_tensor * op) {
     const ggml_tensor * w = op->src[0];
     return is_matrix_product(op) && op->src[1]->ne[1] >= 2 && op->src[1]->ne[1] <= kMostColumns &&
-           w->buffer != nullptr &&
-           ggml_backend_buffer_get_usage(w->buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS &&
-           has_dot_product(w->type) && w->nb[0] == ggml_type_size(w->type);
+           is_model_weight(w) && has_dot_product(w->type) && w->nb[0] == ggml_type_size(w->type);
 }
 
 Operation * make_product(const ggml_tensor * op, Instance & instance) {
@@ -105,6 +122,9 @@ Operation * make_product(const ggml_tensor * op, Instance & instance) {
         op->nb[1] / sizeof(float),
         x->ne[1],
     };
+    if (takes_float_product(op)) {
+        return instance.arena.make<FloatProduct>(*float_type_of(w), job, instance.n_threads);
+    }
     if (!takes_mul_mat(op)) {
         return instance.arena.make<Columns>(w->type, job, instance.n_threads);
     }
@@ -220,7 +240,7 @@ bool device_supports_buffer(abi::Device *, ggml_backend_buffer_type_t type) {
 }
 bool device_supports_op(abi::Device *, const ggml_tensor * op) {
     switch (op->op) {
-        case GGML_OP_MUL_MAT: return takes_mul_mat(op);
+        case GGML_OP_MUL_MAT: return takes_mul_mat(op) || takes_float_product(op);
         case GGML_OP_FLASH_ATTN_EXT: return takes_attention(*best_variant(), op);
         default: return is_view(op->op);
     }
@@ -375,7 +395,8 @@ INFEROS_API const char * inferos_kernels_name(void) {
 
 INFEROS_API int32_t inferos_kernels_takes(int32_t type) {
     const auto * variant = inferos::kernels::best_variant();
-    return variant != nullptr && inferos::kernels::find_type(*variant, type) != nullptr;
+    return variant != nullptr && (inferos::kernels::find_type(*variant, type) != nullptr ||
+                                  inferos::kernels::find_float_type(*variant, type) != nullptr);
 }
 
 INFEROS_API void inferos_kernels_switch(int32_t use) {
@@ -413,8 +434,15 @@ INFEROS_API int32_t inferos_kernels_mul_mat(const char *            variant_name
     }
     const Variant *    variant = variant_named(variant_name);
     const WeightType * type    = variant != nullptr ? find_type(*variant, job->type) : nullptr;
+    const FloatType *  floats = variant != nullptr ? find_float_type(*variant, job->type) : nullptr;
+    if (floats != nullptr && job->n_rows > 0 && job->n_per_row % kFloatUnit == 0 &&
+        job->n_columns > 0 && job->n_threads > 0) {
+        Scratch      unused;
+        FloatProduct product(*floats, work, job->n_threads);
+        return compute_alone(product, job->n_threads, unused) ? INFEROS_OK : INFEROS_NO_MEMORY;
+    }
     if (type == nullptr) {
-        return INFEROS_BAD_TYPE;
+        return floats != nullptr ? INFEROS_BAD_SHAPE : INFEROS_BAD_TYPE;
     }
     if (job->n_rows < kMostRows || job->n_per_row % type->unit_values != 0 || job->n_columns < 1 ||
         job->n_threads < 1) {

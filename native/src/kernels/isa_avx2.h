@@ -130,6 +130,7 @@ struct Avx2 {
         m       = _mm256_max_ps(m, _mm256_permute_ps(m, 0x4e));
         return _mm256_max_ps(m, _mm256_permute_ps(m, 0xb1));
     }
+    // halves onto each other
     static float sum_across(Float v) {
         __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
         s        = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -162,6 +163,11 @@ struct Avx2 {
     static Int unsigned_bytes(const void * p) {
         return _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i *>(p)));
     }
+    // neighbouring 16-bit integers, widened
+    static Int unsigned_halves(const void * p) {
+        return _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i *>(p)));
+    }
+    static Int mul_ints(Int a, int32_t b) { return _mm256_mullo_epi32(a, _mm256_set1_epi32(b)); }
     static Int add_ints(Int a, Int b) { return _mm256_add_epi32(a, b); }
     static Int add_ints(Int a, int32_t b) { return _mm256_add_epi32(a, _mm256_set1_epi32(b)); }
     static Int and_ints(Int a, int32_t b) { return _mm256_and_si256(a, _mm256_set1_epi32(b)); }

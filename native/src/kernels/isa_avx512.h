@@ -111,7 +111,15 @@ struct Avx512 {
     // b where a is NaN
     static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
     static Float max_across(Float v) { return set(_mm512_reduce_max_ps(v)); }
-    static float sum_across(Float v) { return _mm512_reduce_add_ps(v); }
+    // halves onto each other
+    static float sum_across(Float v) {
+        const __m256 s =
+            _mm256_add_ps(_mm512_castps512_ps256(v),
+                          _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)));
+        __m128 t = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+        t        = _mm_add_ps(t, _mm_movehl_ps(t, t));
+        return _mm_cvtss_f32(_mm_add_ss(t, _mm_movehdup_ps(t)));
+    }
     // a where x < y, else b; b where either is NaN
     static Float where_less(Float x, Float y, Float a, Float b) {
         return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, y, _CMP_LT_OQ), b, a);
@@ -134,6 +142,11 @@ struct Avx512 {
     static Int unsigned_bytes(const void * p) {
         return _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i *>(p)));
     }
+    // neighbouring 16-bit integers, widened
+    static Int unsigned_halves(const void * p) {
+        return _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i *>(p)));
+    }
+    static Int mul_ints(Int a, int32_t b) { return _mm512_mullo_epi32(a, _mm512_set1_epi32(b)); }
     static Int add_ints(Int a, Int b) { return _mm512_add_epi32(a, b); }
     static Int add_ints(Int a, int32_t b) { return _mm512_add_epi32(a, _mm512_set1_epi32(b)); }
     static Int and_ints(Int a, int32_t b) { return _mm512_and_si512(a, _mm512_set1_epi32(b)); }

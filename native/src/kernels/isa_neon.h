@@ -109,7 +109,11 @@ struct Neon {
     // b where a is NaN
     static Float max(Float a, Float b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
     static Float max_across(Float v) { return vdupq_n_f32(vmaxvq_f32(v)); }
-    static float sum_across(Float v) { return vaddvq_f32(v); }
+    // halves onto each other
+    static float sum_across(Float v) {
+        const float32x2_t s = vadd_f32(vget_low_f32(v), vget_high_f32(v));
+        return vget_lane_f32(s, 0) + vget_lane_f32(s, 1);
+    }
     // a where x < y, else b; b where either is NaN
     static Float where_less(Float x, Float y, Float a, Float b) {
         return vbslq_f32(vcltq_f32(x, y), a, b);
@@ -138,6 +142,12 @@ struct Neon {
         const uint8x8_t bytes = vreinterpret_u8_s32(vdup_n_s32(word_at(p)));
         return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))));
     }
+    // neighbouring 16-bit integers, widened
+    static Int unsigned_halves(const void * p) {
+        const uint16x4_t halves = vreinterpret_u16_u8(vld1_u8(static_cast<const uint8_t *>(p)));
+        return vreinterpretq_s32_u32(vmovl_u16(halves));
+    }
+    static Int mul_ints(Int a, int32_t b) { return vmulq_n_s32(a, b); }
     static Int add_ints(Int a, Int b) { return vaddq_s32(a, b); }
     static Int add_ints(Int a, int32_t b) { return vaddq_s32(a, vdupq_n_s32(b)); }
     static Int and_ints(Int a, int32_t b) { return vandq_s32(a, vdupq_n_s32(b)); }

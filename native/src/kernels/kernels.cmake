@@ -6,6 +6,7 @@ set(KERNELS ${CMAKE_CURRENT_LIST_DIR})
 set(KERNEL_SOURCES
   ${KERNELS}/attention_op.cpp
   ${KERNELS}/../cpu_features.cpp
+  ${KERNELS}/float_product.cpp
   ${KERNELS}/mul_mat.cpp
   ${KERNELS}/portable.cpp
   ${KERNELS}/row_chain.cpp

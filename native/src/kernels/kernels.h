@@ -67,6 +67,23 @@ struct WeightType {
     size_t       unpacked_bytes;  // per block of a panel
 };
 
+// Neighbouring rows of n float weights, a multiple of 16, against neighbouring columns:
+// out[column * out_stride + row]. Strides of x and out are in floats. fetches: as many rows follow,
+// and are fetched meanwhile.
+using FloatKernel = void (*)(const uint8_t * rows, size_t row_stride, int64_t n, const float * x,
+                             size_t x_stride, float * out, size_t out_stride, bool fetches);
+
+constexpr int kFloatTile = 4;  // rows and columns of a tile, at most
+
+// A type of float weights.
+struct FloatType {
+    int32_t     type;  // ggml_type
+    int32_t     value_bytes;
+    int32_t     tile;                 // rows and columns, at most, of a call
+    FloatKernel product[kFloatTile];  // of `tile` rows; [columns - 1]
+    FloatKernel of_a_row[kFloatTile];
+};
+
 // A block of 32 floats into its place in a tile; `block` is the tile's block.
 using QuantizeKernel = void (*)(const float * x, int64_t n_blocks, int32_t offset, bool split,
                                 int32_t width, int32_t column, uint8_t * tile);
@@ -141,6 +158,8 @@ struct Variant {
     QuantizeKernel     quantize;
     const WeightType * types;
     int32_t            n_types;
+    const FloatType *  float_types;
+    int32_t            n_float_types;
     AttentionKernels   attention;
     RowKernels         rows_of_floats;
     Probe              multiply;  // products of bytes alone, from registers
@@ -159,6 +178,7 @@ const Variant * best_variant();
 // By name, if this CPU runs it.
 const Variant * variant_named(const char * name);
 const WeightType * find_type(const Variant & variant, int32_t type);
+const FloatType * find_float_type(const Variant & variant, int32_t type);
 
 // Why no variant runs here; empty if one does.
 const char * missing_features();

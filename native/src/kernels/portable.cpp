@@ -84,6 +84,22 @@ bool read_weights(int32_t type, const uint8_t * row, int64_t i, Weights & w) {
             w.scale[0] = half_at(p);
             return true;
         }
+        case GGML_TYPE_Q4_1:
+        case GGML_TYPE_Q5_0:
+        case GGML_TYPE_Q5_1: {
+            const bool      five = type != GGML_TYPE_Q4_1, least = type != GGML_TYPE_Q5_0;
+            const int64_t   head  = (least ? 4 : 2) + (five ? 4 : 0);
+            const uint8_t * p     = row + (head + 16) * i;
+            const uint8_t * fifth = p + head - 4;
+            for (int j = 0; j < 32; j++) {
+                const int nibble = j < 16 ? p[head + j] & 15 : p[head + j - 16] >> 4;
+                const int top    = five ? (fifth[j / 8] >> (j % 8) & 1) * 16 : 0;
+                w.quants[j]      = (nibble | top) - (least ? 0 : 16);
+            }
+            w.scale[0] = half_at(p);
+            w.minimum  = least ? -half_at(p + 2) : 0.0f;
+            return true;
+        }
         case GGML_TYPE_IQ4_NL: {
             constexpr int   values[] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                         1,    13,   25,  38,  53,  69,  89,  113};
@@ -177,8 +193,53 @@ float add_block(const Weights & w, const Column & column, bool has_minimum, floa
 
 }  // namespace
 
+namespace {
+
+constexpr int64_t kParts = 16;  // of a sum of float weights' products
+
+float value_at(int32_t type, const uint8_t * row, int64_t i) {
+    if (type == GGML_TYPE_F16) {
+        return half_at(row + 2 * i);
+    }
+    uint32_t bits = 0;
+    if (type == GGML_TYPE_BF16) {
+        std::memcpy(reinterpret_cast<uint8_t *>(&bits) + 2, row + 2 * i, 2);
+    } else {
+        std::memcpy(&bits, row + 4 * i, 4);
+    }
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+void mul_floats(int32_t type, const MulMat & job) {
+    for (int64_t c = 0; c < job.n_columns; c++) {
+        const float * x = job.x + static_cast<size_t>(c) * job.x_stride;
+        for (int64_t r = 0; r < job.n_rows; r++) {
+            const uint8_t * row           = job.weights + static_cast<size_t>(r) * job.row_stride;
+            float           parts[kParts] = {};
+            for (int64_t i = 0; i < job.n_per_row; i++) {
+                parts[i % kParts] = std::fma(value_at(type, row, i), x[i], parts[i % kParts]);
+            }
+            for (int64_t half = kParts / 2; half > 0; half /= 2) {
+                for (int64_t i = 0; i < half; i++) {
+                    parts[i] += parts[i + half];
+                }
+            }
+            job.out[static_cast<size_t>(c) * job.out_stride + static_cast<size_t>(r)] = parts[0];
+        }
+    }
+}
+
+}  // namespace
+
 bool mul_mat_portable(int32_t type, const MulMat & job) {
-    const bool    has_minimum = type == GGML_TYPE_Q4_K || type == GGML_TYPE_Q5_K;
+    if (type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16) {
+        mul_floats(type, job);
+        return true;
+    }
+    const bool    has_minimum = type == GGML_TYPE_Q4_K || type == GGML_TYPE_Q5_K ||
+                                type == GGML_TYPE_Q4_1 || type == GGML_TYPE_Q5_1;
     const int64_t n_blocks    = job.n_per_row / kBlock;
     try {
         std::vector<Column> column(static_cast<size_t>(n_blocks));

@@ -12,6 +12,20 @@ using inferos::kernels::RowKernels;
 
 constexpr int64_t kParts = 16;
 
+// The sum of a sum's parts: the upper half is added to the lower one until one is left.
+template <class Isa> inline float folded(const float * parts) {
+    typename Isa::Float sums[kParts / Isa::lanes];
+    for (int v = 0; v < kParts / Isa::lanes; v++) {
+        sums[v] = Isa::load_floats(parts + v * Isa::lanes);
+    }
+    for (int half = kParts / Isa::lanes / 2; half > 0; half /= 2) {
+        for (int v = 0; v < half; v++) {
+            sums[v] = Isa::add(sums[v], sums[v + half]);
+        }
+    }
+    return Isa::sum_across(sums[0]);
+}
+
 // add(i) is the vector of values i to i + lanes - 1.
 template <class Isa, class Add> inline float sum_row(int64_t n, Add add) {
     constexpr int       n_vectors = kParts / Isa::lanes;
@@ -28,12 +42,7 @@ template <class Isa, class Add> inline float sum_row(int64_t n, Add add) {
     for (int v = 0; v < n_vectors; v++) {
         Isa::store_floats(parts + v * Isa::lanes, sums[v]);
     }
-    for (int64_t half = kParts / 2; half > 0; half /= 2) {
-        for (int64_t i = 0; i < half; i++) {
-            parts[i] += parts[i + half];
-        }
-    }
-    return parts[0];
+    return folded<Isa>(parts);
 }
 
 template <class Isa> void norm_row(int64_t n, const float * x, float epsilon, float * y) {

@@ -99,6 +99,69 @@ struct Q4_0 : Nibbles<Q4_0> {
     }
 };
 
+// Adds a fifth bit to 32 quants of 4 bits; `fifths` has that of value i of a row in bit i.
+template <class Isa> INLINE void add_fifths(Unpacked<Isa> & w, typename Isa::Int fifths) {
+    for (auto & quants : w.quants) {
+        // bits 0 to 3 go to bit 4 of byte 0 to 3: no two copies of the four meet
+        const auto spread = Isa::mul_ints(Isa::and_ints(fifths, 0x0f), 0x02040810);
+        quants            = Isa::bits_or(quants, Isa::and_bytes(spread, 0x10));
+        fifths            = Isa::template right<4>(fifths);
+    }
+}
+
+struct Q5_0 {
+    static constexpr int   type = 6, values = 32, bytes = 22, offset = 16;
+    static constexpr bool  wide = false, pairs = false;
+    static constexpr Other other = Other::none;
+
+    template <class Isa, class Use> INLINE void unit(const uint8_t * p, size_t stride, Use use) {
+        typename Isa::Int head[4], raw[4];
+        transpose16<Isa>(p, stride, head);
+        transpose16<Isa>(p + 6, stride, raw);
+        Unpacked<Isa> w = Q4_0::from<Isa>(raw, Isa::low_halves(head[0]));
+        add_fifths<Isa>(w, Isa::straddle(head[0], head[1]));
+        use(w);
+    }
+};
+
+// The first word of the blocks of q4_1 and q5_1: a float16 scale, and what is added to the product
+// with it, so that less of it is a minimum to take off.
+template <class Isa> INLINE void add_least(Unpacked<Isa> & w, typename Isa::Int head) {
+    w.scale = Isa::low_halves(head);
+    w.other = Isa::sub(Isa::zero(), Isa::high_halves(head));
+}
+
+struct Q4_1 {
+    static constexpr int   type = 3, values = 32, bytes = 20, offset = 0;
+    static constexpr bool  wide = false, pairs = false;
+    static constexpr Other other = Other::minimum;
+
+    template <class Isa, class Use> INLINE void unit(const uint8_t * p, size_t stride, Use use) {
+        typename Isa::Int words[5];
+        transpose16<Isa>(p, stride, words);
+        words[4]        = last_word<Isa>(p + 4, stride);
+        Unpacked<Isa> w = Q4_0::from<Isa>(words + 1, Isa::zero());
+        add_least<Isa>(w, words[0]);
+        use(w);
+    }
+};
+
+struct Q5_1 {
+    static constexpr int   type = 7, values = 32, bytes = 24, offset = 0;
+    static constexpr bool  wide = false, pairs = false;
+    static constexpr Other other = Other::minimum;
+
+    template <class Isa, class Use> INLINE void unit(const uint8_t * p, size_t stride, Use use) {
+        typename Isa::Int head[4], raw[4];
+        transpose16<Isa>(p, stride, head);
+        transpose16<Isa>(p + 8, stride, raw);
+        Unpacked<Isa> w = Q4_0::from<Isa>(raw, Isa::zero());
+        add_least<Isa>(w, head[0]);
+        add_fifths<Isa>(w, head[1]);
+        use(w);
+    }
+};
+
 struct Q8_0 {
     static constexpr int   type = 8, values = 32, bytes = 34, offset = 128;
     static constexpr bool  wide = true, pairs = true;

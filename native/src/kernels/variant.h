@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention.h"
+#include "floats.h"
 #include "panel.h"
 #include "quantize_columns.h"
 #include "rows.h"
@@ -67,7 +68,13 @@ template <class Isa> const inferos::kernels::Variant * variant_table(const char 
     static constexpr WeightType types[] = {
         weight_type<Isa, Q4_0>(),   weight_type<Isa, Q8_0>(), weight_type<Isa, Q4_K>(),
         weight_type<Isa, Q5_K>(),   weight_type<Isa, Q6_K>(), weight_type<Isa, Q3_K>(),
-        weight_type<Isa, IQ4_NL>(),
+        weight_type<Isa, IQ4_NL>(), weight_type<Isa, Q5_0>(), weight_type<Isa, Q4_1>(),
+        weight_type<Isa, Q5_1>(),
+    };
+    static constexpr FloatType float_types[] = {
+        float_type<Isa, F32>(),
+        float_type<Isa, F16>(),
+        float_type<Isa, BF16>(),
     };
     static constexpr CacheType cache_types[] = {
         cache_type<Isa, KeysQ8_0, ValuesQ8_0>(),
@@ -80,6 +87,8 @@ template <class Isa> const inferos::kernels::Variant * variant_table(const char 
         quantize_columns<typename Isa::Block>,
         types,
         sizeof(types) / sizeof(types[0]),
+        float_types,
+        sizeof(float_types) / sizeof(float_types[0]),
         {cache_types, sizeof(cache_types) / sizeof(cache_types[0]), softmax<Isa>, merge<Isa>},
         row_kernels<Isa>(),
         {multiply<Isa>, 4 * Isa::lanes * kChains},

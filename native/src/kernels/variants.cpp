@@ -75,6 +75,15 @@ const WeightType * find_type(const Variant & variant, int32_t type) {
     return nullptr;
 }
 
+const FloatType * find_float_type(const Variant & variant, int32_t type) {
+    for (int32_t i = 0; i < variant.n_float_types; i++) {
+        if (variant.float_types[i].type == type) {
+            return &variant.float_types[i];
+        }
+    }
+    return nullptr;
+}
+
 const char * missing_features() {
     return best_variant() != nullptr ? "" : kNeeded;
 }

@@ -98,7 +98,7 @@ def test_other_weights_are_computed_column_by_column(model: Converter, kind: str
 
 @needs_kernels
 def test_what_is_not_ours_keeps_its_limits(model: Converter) -> None:
-    with LlamaEngine(model("q5_0"), EngineSettings(context=512, kv="q8_0")) as engine:
+    with LlamaEngine(model("iq3_s"), EngineSettings(context=512, kv="q8_0")) as engine:
         assert engine.rows_alike() == 8
     with LlamaEngine(model("q8_0"), EngineSettings(context=512, kv="q5_1")) as engine:
         assert engine.rows_alike() == 7
