@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from ..runtime.batch.settings import BatchSettings
+from ..runtime.sampling_settings import read_biases
 from ..runtime.scoring.settings import ScoringSettings
 from ..runtime.settings import (
     CONSTRAINTS,
@@ -44,7 +45,8 @@ def _talk(
 
 def _sampling(**given: Any) -> SamplingSettings:
     constraints = {name: given.pop(name) for name in CONSTRAINTS}
-    return SamplingSettings(**given, **constraint_texts(constraints))
+    biases = read_biases(given.pop("logit_bias") or "")
+    return SamplingSettings(**given, logit_bias=biases, **constraint_texts(constraints))
 
 
 def _stops(max_tokens: options.MaxTokens = 128, stop: options.Stop = None) -> StopSettings:

@@ -221,8 +221,9 @@ DraftMax = Annotated[
 
 # ---- sampling
 def _sampler_parameter(row: SamplerSetting) -> inspect.Parameter:
-    is_unset = row.default in (None, "")
-    kind: Any = row.type | None if is_unset else row.type
+    is_unset = bool(row.unset)
+    typed = row.type if row.is_number else str
+    kind: Any = typed | None if is_unset else typed
     option = typer.Option(
         row.option, metavar=row.metavar, help=row.help,
         show_default=row.default_text or not is_unset,

@@ -102,5 +102,7 @@ def _fields(
     values = {name: getattr(sampling, name) for name in SAMPLER_SETTINGS if name in given}
     if "seed" in values and values["seed"] is None:
         values["seed"] = RANDOM_SEED
+    if "logit_bias" in values:
+        values["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     values |= {"max_tokens": stops.max_tokens} if "max_tokens" in given else {}
     return values | ({"stop": list(stops.strings)} if "stop" in given else {})

@@ -151,17 +151,42 @@ def sampling_page() -> str:
     )
     return f"""# How the next token is drawn
 
-The settings of every command that writes text. Those with an option are also keys of a record of a
-batch ([batch.md](batch.md)) and names for `/set` in a chat ([chat.md](chat.md)), where {words}
-stand for a default that is no value. In Python all are fields of `SamplingSettings`
-([python.md](python.md)).
+The settings of every command that writes text. They are also keys of a record of a batch
+([batch.md](batch.md)), fields of a server's requests ([serve.md](serve.md)) and names for `/set`
+in a chat ([chat.md](chat.md)), where {words} stand for a default that is no value. In Python they
+are fields of `SamplingSettings` ([python.md](python.md)).
 
 {_table(heads, rows, numbers=range(0))}
 
-Constraints come first, then the repeat penalty, the filters in llama.cpp's order
-({", ".join(f"`{name}`" for name in FILTERS)}), the temperature, and the draw. At temperature 0 the
-filters change nothing and are left out. Of `grammar`, `json_schema` and `regex` one may be given:
-[constraints.md](constraints.md).
+## The order
+
+1. What must not come next: a constraint, `no_repeat_ngram`, `min_tokens`.
+2. `logit_bias`, then the penalties (repeat, frequency, presence), then DRY.
+3. The filters in llama.cpp's order ({", ".join(f"`{name}`" for name in FILTERS)}), then XTC.
+4. The temperature, then the draw.
+
+The samplers are llama.cpp's own, except for `no_repeat_ngram` and `min_tokens`, and the order is
+its default order. At temperature 0 the likeliest token is taken, so 3 and 4 are left out.
+
+## What goes together
+
+- **Constraints.** Of `grammar`, `json_schema` and `regex` one may be given
+  ([constraints.md](constraints.md)). Nothing lets a forbidden token through: neither a bias nor a
+  penalty. Where `no_repeat_ngram` and `min_tokens` leave none of the allowed tokens, only the
+  constraint counts, so a text that is complete by its grammar ends.
+- **`min_tokens`** holds back the model's own end of text. A stop string still ends it.
+- **The penalties and DRY** count the prompt as well as the text. OpenAI's server counts only the
+  text.
+- **DRY** begins again at a line break, a colon, a quotation mark and an asterisk, as llama.cpp
+  does.
+- **`mirostat`** takes the place of 3: `top_k`, `top_p` and `min_p` are left out, and
+  `top_n_sigma`, `typical_p`, XTC, `dynatemp_range` and `adaptive_target` are refused beside it.
+  **`adaptive_target`** replaces the draw; llama.cpp suggests `min_p` as the only filter before
+  it.
+- **The dynamic temperature** is never below 0.001.
+- **Drafts** ([drafts.md](drafts.md)) keep the distribution of the text with all of these, and the
+  text itself at temperature 0 and with a seed. With a constraint, `mirostat` or `adaptive_target`
+  each token is drawn as without guesses, so fewer guesses are kept.
 
 Where replies are drawn, the default of `repeat_penalty` is {CHAT_SAMPLING.repeat_penalty}.
 """

@@ -63,5 +63,8 @@ class RowSampler:
     def remember(self, tokens: Iterable[int]) -> None:
         """Do nothing: past tokens do not matter."""
 
+    def accept(self, token: int) -> None:
+        """Do nothing, for the same reason."""
+
     def close(self) -> None:
         """Nothing to free."""

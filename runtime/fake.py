@@ -77,6 +77,10 @@ class FakeSampler:
         """Keep them, for a test to look at."""
         self.remembered.extend(tokens)
 
+    def accept(self, token: int) -> None:
+        """Keep it as well."""
+        self.remembered.append(token)
+
     def close(self) -> None:
         """Nothing to free."""
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infer_os.native.batch_context import BatchContext
-from infer_os.native.constraint import TokenConstraint
 from infer_os.native.context import Context
 from infer_os.native.model import Vocab
-from infer_os.native.sampler_chain import FILTERS, Distribution, SamplerChain
+from infer_os.native.sampler_chain import FILTERS, Distribution, Dry, Penalties, SamplerChain
 
-from .settings import SAMPLER_SETTINGS, SamplingSettings
+from .errors import SettingsError
+from .sampling_settings import SAMPLER_SETTINGS, SamplingSettings
+from .token_rules import TokenRules
 
 
 class Sampler(Protocol):
@@ -24,8 +25,12 @@ class Sampler(Protocol):
         """Draw from a row of the engine's logits; -1 is the last."""
         ...
 
-    def remember(self, tokens: Iterable[int]) -> None:
-        """Take tokens of the prompt into account, for the repetition penalty."""
+    def remember(self, tokens: Sequence[int]) -> None:
+        """Take tokens of the prompt into account."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Go on with a token that was not drawn here."""
         ...
 
     def close(self) -> None:
@@ -37,7 +42,7 @@ class TokenFilter(Protocol):
     """What the settings leave of a row of logits before a draw."""
 
     def begin(self, tokens: Sequence[int]) -> None:
-        """Set the text so far, for the repetition penalty."""
+        """Start a text after these tokens."""
         ...
 
     def accept(self, token: int) -> None:
@@ -54,17 +59,29 @@ class TokenFilter(Protocol):
 
 
 class LlamaSampler:
-    """A constraint, then llama.cpp's order: penalty, top-k, top-p, min-p, temperature, draw."""
+    """The rules, then llama.cpp's chain: see docs/sampling.md for its order."""
 
     def __init__(self, settings: SamplingSettings, vocab: Vocab) -> None:
+        """Start a text.
+
+        Raises:
+            GrammarError: the constraint cannot be followed with this vocabulary.
+            SettingsError: a bias is that of a token that the vocabulary does not have.
+        """
+        check_biases(settings, vocab.n_tokens)
         self._chain = SamplerChain()
-        self._penalizes = settings.penalizes
-        self._constraint = new_constraint(settings, vocab)
-        add_filters(self._chain, settings, vocab.n_tokens)
+        self._history = settings.history
+        self._rules = TokenRules(settings, vocab) if settings.bars else None
+        seed = settings.chosen_seed()
+        add_filters(self._chain, settings, vocab.n_tokens, vocab, _other_seed(seed, 1))
         if settings.temperature == 0:
             self._chain.add_greedy()
+        elif settings.mirostat:
+            self._chain.add_mirostat(seed, settings.mirostat_tau, settings.mirostat_eta)
+        elif settings.adaptive_target >= 0:
+            self._chain.add_adaptive(seed, settings.adaptive_target, settings.adaptive_decay)
         else:
-            self._chain.add_draw(settings.chosen_seed())
+            self._chain.add_draw(seed)
 
     @property
     def chain(self) -> SamplerChain:
@@ -73,7 +90,7 @@ class LlamaSampler:
 
     def draw(self, source: Context, row: int = -1) -> int:
         """Draw from a row of the context's logits."""
-        if self._constraint is None:
+        if self._rules is None:
             return source.sample(self._chain, row)
         return self.draw_from(source, row, source.logits(row))
 
@@ -81,18 +98,28 @@ class LlamaSampler:
         self, source: Context | BatchContext, row: int, logits: NDArray[np.float32]
     ) -> int:
         """Draw from a row of a context whose logits are these, (n_vocab,), as a view."""
-        if self._constraint is None:
+        if self._rules is None:
             return source.sample(self._chain, row)
-        with self._constraint.applied(logits):
+        with self._rules.applied(logits):
             token = source.sample(self._chain, row)
-        self._constraint.accept(token)
+            # penalties can lower all that is allowed to minus infinity too
+            if np.isneginf(logits[token]):
+                token = int(logits.argmax())
+        self._rules.accept(token)
         return token
 
-    def remember(self, tokens: Iterable[int]) -> None:
+    def remember(self, tokens: Sequence[int]) -> None:
         """See :meth:`Sampler.remember`."""
-        if self._penalizes:
-            for token in tokens:
-                self._chain.penalize(token)
+        if self._history:
+            self._chain.remember(tokens[-self._history :])
+        if self._rules is not None:
+            self._rules.remember(tokens)
+
+    def accept(self, token: int) -> None:
+        """See :meth:`Sampler.accept`."""
+        self._chain.remember([token])
+        if self._rules is not None:
+            self._rules.accept(token)
 
     def close(self) -> None:
         """Free the chain."""
@@ -100,63 +127,121 @@ class LlamaSampler:
 
 
 class LlamaFilter:
-    """The same without the draw. Without a ``vocab``, constraints are ignored."""
+    """The same without the draw. Without a ``vocab``, constraints and DRY are ignored.
+
+    What :attr:`SamplingSettings.adapts` says is part of the draw: there is no filter for it.
+    """
 
     def __init__(
         self, settings: SamplingSettings, n_vocab: int, vocab: Vocab | None = None
     ) -> None:
-        self._constraint = new_constraint(settings, vocab) if vocab is not None else None
+        self._rules = TokenRules(settings, vocab) if settings.bars else None
         self._chain = SamplerChain()
-        self._window = settings.repeat_last_n if settings.penalizes else 0
-        add_filters(self._chain, settings, n_vocab)
+        self._history = settings.history
+        # never the coins of the sampler that goes on from here
+        coins = _other_seed(settings.chosen_seed(), 2)
+        add_filters(self._chain, settings, n_vocab, vocab, coins)
 
     def begin(self, tokens: Sequence[int]) -> None:
         """See :meth:`TokenFilter.begin`."""
-        if self._constraint is not None:
-            self._constraint.begin()
-        if self._window:
+        if self._rules is not None:
+            self._rules.begin()
+            self._rules.remember(tokens)
+        if self._history:
             self._chain.forget()
-            for token in tokens[-self._window :]:
-                self._chain.penalize(token)
+            self._chain.remember(tokens[-self._history :])
 
     def accept(self, token: int) -> None:
         """See :meth:`TokenFilter.accept`."""
-        if self._constraint is not None:
-            self._constraint.accept(token)
-        if self._window:
-            self._chain.penalize(token)
+        if self._rules is not None:
+            self._rules.accept(token)
+        self._chain.remember([token])
 
     def distribution(self, logits: NDArray[np.float32]) -> Distribution:
         """See :meth:`TokenFilter.distribution`."""
-        if self._constraint is not None:
-            with self._constraint.applied(logits):
-                return self._chain.distribution(logits)
-        return self._chain.distribution(logits)
+        if self._rules is None:
+            return self._chain.distribution(logits)
+        with self._rules.applied(logits):
+            left = self._chain.distribution(logits)
+            if np.isfinite(left.p).all():
+                return left
+            likeliest = np.array([logits.argmax()], np.int32)
+            return Distribution(likeliest, np.ones(1))
 
     def close(self) -> None:
         """Free the chain."""
         self._chain.close()
 
 
-def new_constraint(settings: SamplingSettings, vocab: Vocab) -> TokenConstraint | None:
-    """The settings' constraint, at the beginning of a text.
+def check_biases(settings: SamplingSettings, n_vocab: int) -> None:
+    """See that there are the tokens that get a bias.
 
     Raises:
-        GrammarError: it cannot be followed with this vocabulary.
+        SettingsError: one of them is not in the vocabulary.
     """
-    return TokenConstraint(vocab, *settings.constraint) if settings.constraint else None
+    for token, _ in settings.logit_bias:
+        if token >= n_vocab:
+            raise SettingsError(
+                f"{token}: the model has no such token, only 0 to {n_vocab - 1}", "logit_bias"
+            )
 
 
-def add_filters(chain: SamplerChain, settings: SamplingSettings, n_vocab: int) -> None:
-    """Everything before the draw; at temperature 0 only what can change the likeliest token."""
-    if settings.logit_bias:
-        chain.add_logit_bias(n_vocab, settings.logit_bias)
+def _other_seed(seed: int, n: int) -> int:
+    """A seed of other numbers than ``seed`` and those of another ``n``."""
+    return (seed * 2654435761 + n) % 0xFFFFFFFF
+
+
+def add_filters(
+    chain: SamplerChain,
+    settings: SamplingSettings,
+    n_vocab: int,
+    vocab: Vocab | None = None,
+    coins: int = 0,
+) -> None:
+    """Everything before the draw; at temperature 0 only what can change the likeliest token.
+
+    Args:
+        chain: what it is added to.
+        settings: which filters.
+        n_vocab: tokens of a row of logits.
+        vocab: what they mean, for DRY.
+        coins: seed of XTC's decisions.
+    """
+    if biases := [pair for pair in settings.logit_bias if pair[0] < n_vocab]:
+        chain.add_logit_bias(n_vocab, biases)
     if settings.penalizes:
-        chain.add_penalties(n_vocab, settings.repeat_last_n, settings.repeat_penalty)
+        chain.add_penalties(
+            n_vocab,
+            Penalties(
+                settings.repeat_last_n, settings.repeat_penalty,
+                settings.frequency_penalty, settings.presence_penalty,
+            ),
+        )  # fmt: skip
+    if settings.dries and vocab is not None:
+        chain.add_dry(
+            vocab,
+            Dry(
+                settings.dry_multiplier, settings.dry_base, settings.dry_allowed_length,
+                settings.dry_penalty_last_n,
+            ),
+        )  # fmt: skip
     if settings.temperature == 0:
         return
+    if not settings.mirostat:
+        _add_choices(chain, settings, coins)
+    if settings.dynatemp_range:
+        chain.add_dynamic_temperature(
+            settings.temperature, settings.dynatemp_range, settings.dynatemp_exponent
+        )
+    else:
+        chain.add_temperature(settings.temperature)
+
+
+def _add_choices(chain: SamplerChain, settings: SamplingSettings, coins: int) -> None:
+    """What leaves tokens out."""
     for name in FILTERS:
         value = getattr(settings, name)
         if value != SAMPLER_SETTINGS[name].off:
             chain.add_filter(name, value)
-    chain.add_temperature(settings.temperature)
+    if settings.xtc_probability:
+        chain.add_xtc(settings.xtc_probability, settings.xtc_threshold, coins)

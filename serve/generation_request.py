@@ -2,8 +2,8 @@
 
 In go the fields of a body and what the server takes where they say nothing. Out comes a
 :class:`GenerationRequest`, whose records are those that ``infer-os batch`` would make of the same
-settings. Field by field after https://platform.openai.com/docs/api-reference; top_k, min_p,
-repeat_penalty, grammar, json_schema and regex are ours.
+settings. Field by field after https://platform.openai.com/docs/api-reference, and the settings of
+docs/sampling.md under their own names.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from ..runtime.batch.records import Record
 from ..runtime.batch.settings import MOST_SAMPLES
 from ..runtime.chat.frame import Message
 from ..runtime.errors import SettingsError
-from ..runtime.settings import NO_LIMIT, SamplingSettings, StopSettings
+from ..runtime.settings import (
+    NO_LIMIT,
+    SAMPLER_NUMBERS,
+    SAMPLER_SETTINGS,
+    SamplingSettings,
+    StopSettings,
+)
 from .body import Body, checked
 from .errors import ApiError
 
@@ -142,8 +148,6 @@ def _common(body: Body, defaults: Defaults, *limits: str, schema: str = "") -> G
     check_model(body, defaults.models)
     stream = body.take("stream", flag(), False)
     tells_usage = _tells_usage(body, stream=stream)
-    for name in ("frequency_penalty", "presence_penalty"):
-        body.refuse(name, "; repeat_penalty is", harmless=(0,))
     given = {name: body.take(name, kind) for name, kind in _SAMPLING.items()}
     bias = _biases(body.take("logit_bias", _OBJECT, {}), defaults.n_vocab)
     constraint = {name: body.take(name, kind) for name, kind in _CONSTRAINTS.items()}
@@ -366,8 +370,10 @@ _STOP = Kind(
 )  # fmt: skip
 #: Only types: the settings themselves know the ranges.
 _SAMPLING = {
-    "temperature": number(lambda t: True, ""), "top_p": number(lambda p: True, ""),
-    "top_k": whole_where(lambda k: True, ""), "min_p": number(lambda p: True, ""),
-    "repeat_penalty": number(lambda r: True, ""),
-}  # fmt: skip
+    name: whole_where(lambda k: True, "")
+    if SAMPLER_SETTINGS[name].type is int
+    else number(lambda x: True, "")
+    for name in SAMPLER_NUMBERS
+    if name != "seed"
+}
 _CONSTRAINTS = {"grammar": text(), "regex": text(), "json_schema": _TEXT_OR_SCHEMA}

@@ -134,13 +134,14 @@ def _quoted(text: str) -> str:
 class _Setting:
     """What /set knows of a setting.
 
-    ``owner`` is the record of a :class:`ChatState` that holds it; ``unset`` is a word for what its
-    default, which is no value, means.
+    ``owner`` is the record of a :class:`ChatState` that holds it; ``typed`` is the opposite of
+    ``type``. ``unset`` is a word for what its default, which is no value, means.
     """
 
     owner: str
     type: Callable[[str], Any]
     noun: str
+    typed: Callable[[Any], str]
     unset: str = ""
     default: Any = None
 
@@ -160,16 +161,16 @@ class _Setting:
     def shown(self, value: Any) -> str:
         """A value in words."""
         is_unset = self.unset and value == self.default
-        return self.unset if is_unset else _quoted(str(value))
+        return self.unset if is_unset else _quoted(self.typed(value))
 
 
 _SETTINGS: dict[str, _Setting] = {
     **{
-        row.name: _Setting("sampling", row.type, row.kind.noun, row.unset, row.default)
+        row.name: _Setting("sampling", row.read, row.noun, row.typed, row.unset, row.default)
         for row in SAMPLER_SETTINGS.values()
         if row.option
     },
-    "max_tokens": _Setting("stops", int, "a whole number"),
+    "max_tokens": _Setting("stops", int, "a whole number", str),
 }
 
 
@@ -189,6 +190,8 @@ def _set(chat: ChatState, argument: str) -> None:
         parsed = setting.read(value.strip())
     except ValueError:
         raise SettingsError(f"/set {name} {value.strip()}: expected {setting.expected}") from None
+    except SettingsError as error:
+        raise SettingsError(error.spelled(f"/set {name}")) from None
     changes = {name: parsed}
     if name in CONSTRAINTS and parsed:
         # the new one replaces another

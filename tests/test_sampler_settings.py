@@ -13,8 +13,10 @@ from helpers import REPOSITORY
 from infer_os.cli import app
 from infer_os.native.sampler_chain import FILTERS, SamplerChain
 from infer_os.runtime.batch.reading import read_values
-from infer_os.runtime.batch.records import KNOWN, Record, RecordParser, value_of
+from infer_os.runtime.batch.records import KNOWN, BadRecord, Record, RecordParser, value_of
+from infer_os.runtime.errors import SettingsError
 from infer_os.runtime.sampler import add_filters
+from infer_os.runtime.sampling_settings import read_biases
 from infer_os.runtime.settings import (
     CHAT_SAMPLING,
     CHAT_STOPS,
@@ -32,18 +34,28 @@ OPTIONS = {row.name for row in ROWS if row.option}
 #: A value that is good, and not the default.
 OTHER = {
     "temperature": 0.5, "top_k": 7, "top_p": 0.5, "min_p": 0.25, "repeat_penalty": 1.25, "seed": 3,
-    "grammar": 'root ::= "a"', "json_schema": "true", "regex": "a",
+    "grammar": 'root ::= "a"', "json_schema": "true", "regex": "a", "repeat_last_n": 5,
+    "presence_penalty": 0.5, "frequency_penalty": -0.25, "dry_multiplier": 0.75, "dry_base": 1.5,
+    "dry_allowed_length": 3, "dry_penalty_last_n": 12, "no_repeat_ngram": 4, "min_tokens": 2,
+    "top_n_sigma": 1.5, "typical_p": 0.75, "xtc_probability": 0.5, "xtc_threshold": 0.25,
+    "dynatemp_range": 0.5, "dynatemp_exponent": 2.0, "mirostat": 2, "mirostat_tau": 3.0,
+    "mirostat_eta": 0.25, "adaptive_target": 0.5, "adaptive_decay": 0.75,
+    "logit_bias": ((11, -100.0), (198, 2.5)),
 }  # fmt: skip
+#: As JSON has it, where that is something else.
+JSON = {"logit_bias": {"11": -100.0, "198": 2.5}}
 ROOT: Any = typer.main.get_command(app)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_a_row_is_complete(row: SamplerSetting) -> None:
-    # what is neither a number nor a text has no spelling as an option
-    assert row.type in (int, float, str) or not row.option
+    assert row.option
+    value = OTHER[row.name]
+    if not row.is_constraint:
+        assert row.read(row.typed(value)) == value
     assert row.help.endswith(".")
     assert row.kind.expected or row.is_constraint
-    assert bool(row.unset) == (row.default in (None, ""))
+    assert bool(row.unset) == (row.default in (None, "", ()))
     assert row.kind.convert(row.default) == row.default
     if row.name in FILTERS:
         assert row.kind.is_good(row.off)
@@ -53,7 +65,7 @@ def test_every_field_has_a_row_and_every_filter_a_value() -> None:
     assert list(SAMPLER_SETTINGS) == [each.name for each in fields(SamplingSettings)]
     assert SAMPLER_SETTINGS.keys() >= FILTERS.keys()
     assert {row.name for row in ROWS if row.off is not None} == set(FILTERS)
-    assert {*SAMPLER_NUMBERS, *CONSTRAINTS} == OPTIONS == set(OTHER)
+    assert {*SAMPLER_NUMBERS, *CONSTRAINTS, "logit_bias"} == OPTIONS == set(OTHER)
 
 
 @pytest.mark.parametrize("name", ["generate", "run", "chat", "batch"])
@@ -79,7 +91,7 @@ def test_records_and_set_have_the_same_names() -> None:
 @pytest.mark.parametrize("name", sorted(OPTIONS))
 def test_a_record_sets_it_and_comes_back_from_its_json(name: str) -> None:
     parser = RecordParser(SamplingSettings(), StopSettings())
-    record = parser.parse(1, {"prompt": "x", name: OTHER[name]})
+    record = parser.parse(1, {"prompt": "x", name: JSON.get(name, OTHER[name])})
     assert isinstance(record, Record)
     assert getattr(record.sampling_of(0), name) == OTHER[name]
     again = RecordParser(SamplingSettings(), StopSettings()).parse(
@@ -95,6 +107,26 @@ def test_a_table_has_a_column_of_each(tmp_path: Any) -> None:
         f"prompt,{','.join(numbers)}\nx,{','.join(map(str, numbers.values()))}\n", "utf-8"
     )
     assert list(read_values(table)) == [(2, {"prompt": "x", **numbers})]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("x=1", "'x' is no token: expected tokens with numbers, such as"),
+        ("5", "5=: expected"), ("-1=2", "'-1' is no token"), ("5=much", "5=much: expected"),
+        ("5=101", "expected tokens with numbers from -100 to 100"), ("5=nan", "expected tokens"),
+        ("99999999999=1", "is no token"), ("2147483648=1", "expected tokens"),
+    ],
+)  # fmt: skip
+def test_biases_that_are_none(typed: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said) as refused:
+        SamplingSettings(logit_bias=read_biases(typed))
+    assert refused.value.field == "logit_bias"
+    record = RecordParser(SamplingSettings(), StopSettings()).parse(
+        1, {"prompt": "x", "logit_bias": typed}
+    )
+    assert isinstance(record, BadRecord)
+    assert record.error.startswith('line 1: "logit_bias" ')
 
 
 def test_a_filter_that_is_off_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

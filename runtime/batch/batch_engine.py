@@ -42,7 +42,7 @@ from .prompts import ModelInfo, Prompts
 from .records import BadRecord, Record, Result
 from .running import BatchStatistics, Parts, Running
 from .scheduler import Limits
-from .sequence import Listener, Sequence, is_plain_greedy
+from .sequence import Listener, Sequence
 from .settings import BatchSettings
 
 #: Identifies a sample: its record's id, and its number.
@@ -323,7 +323,7 @@ class BatchEngine(Owner):
         settings, sampler = record.sampling, None
         if settings.constraint:
             self.plan_constraint()
-        if not is_plain_greedy(settings):
+        if not settings.takes_the_models_likeliest:
             sampler = LlamaSampler(record.sampling_of(index), self.vocab)
             sampler.remember(prompt)
         text = TextStream(self.prompts.stops(record))

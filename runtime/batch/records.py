@@ -17,6 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..chat.frame import Message
 from ..errors import RuntimeFailure, SettingsError
+from ..sampling_settings import read_biases
 from ..settings import (
     CONSTRAINTS,
     SAMPLER_NUMBERS,
@@ -37,8 +38,10 @@ NUMBERS: dict[str, tuple[type, ...]] = {
 }
 # the seed is the record's, from which each sample gets its own
 _SAMPLING = tuple(name for name in SAMPLER_NUMBERS if name != "seed")
+#: Tokens with numbers: an object, or a text as an option has it.
+_BIASES = "logit_bias"
 #: Every key of a record.
-KNOWN = ("id", "prompt", "messages", "stop", *NUMBERS, *CONSTRAINTS)
+KNOWN = ("id", "prompt", "messages", "stop", *NUMBERS, _BIASES, *CONSTRAINTS)
 _ROLES = ("system", "user", "assistant")
 #: Python itself writes no more digits, and reads no more from JSON.
 _MOST_ID_BITS = 14_000
@@ -189,6 +192,7 @@ def value_of(record: Record) -> dict[str, Any]:
     value: dict[str, Any] = {
         "id": record.id, "n": record.n, "max_tokens": stops.max_tokens, "stop": list(stops.strings),
         **{key: getattr(sampling, key) for key in _SAMPLING},
+        _BIASES: {str(token): bias for token, bias in sampling.logit_bias},
         **dict(sampling.constraints),
     }  # fmt: skip
     if record.seed is not None:
@@ -301,8 +305,9 @@ class RecordParser(ValueParser[Record]):
         if not 1 <= n <= MOST_SAMPLES:
             raise BadValue(f'"n" is {n}: expected 1 to {MOST_SAMPLES}')
         sampling = replace(
-            self._sampling, **{k: given[k] for k in _SAMPLING if k in given}, **_constraint(given)
-        )
+            self._sampling, **{k: given[k] for k in _SAMPLING if k in given},
+            **_biases(given), **_constraint(given),
+        )  # fmt: skip
         if seed is not None:  # -1 is drawn here, so that every node of a cluster has the same
             seed = replace(sampling, seed=seed).chosen_seed()
         if "prompt" in given and not isinstance(given["prompt"], str):
@@ -341,6 +346,16 @@ def _said(error: Exception) -> str:
         return str(error)
     key = "stop" if error.field == "strings" else error.field
     return error.spelled(f'"{key}"')
+
+
+def _biases(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The record's biases, instead of the run's."""
+    if _BIASES not in given:
+        return {}
+    value = given[_BIASES]
+    if not isinstance(value, (str, Mapping)):
+        raise BadValue(f'"{_BIASES}" is an object of tokens and numbers, not {kind_of(value)}')
+    return {_BIASES: read_biases(value)}
 
 
 def _constraint(given: Mapping[str, Any]) -> dict[str, Any]:

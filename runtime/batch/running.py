@@ -19,7 +19,7 @@ from infer_os.native.batch_context import BatchContext
 from infer_os.native.errors import ConstraintFailed, GrammarError
 from infer_os.native.model import Vocab
 
-from ..errors import ModelClosed, PromptError, TemplateFailure
+from ..errors import ModelClosed, PromptError, SettingsError, TemplateFailure
 from ..plan.memory_plan import MemoryShortage
 from ..threads import ThreadCount
 from .guesses import Guesses
@@ -51,7 +51,8 @@ class Parts:
     """What sequences run on, and how they begin.
 
     ``prompt_of`` gives the tokens of a record's prompt (raises PromptError, TemplateFailure);
-    ``begin`` makes the sequence of a sample, by its number (raises GrammarError, MemoryShortage).
+    ``begin`` makes the sequence of a sample, by its number (raises GrammarError, SettingsError,
+    MemoryShortage).
     """
 
     context: BatchContext
@@ -227,7 +228,7 @@ class Running:
                     )
                 entry.prompt = prompt
             sequence = self._parts.begin(record, entry.samples[0], entry.prompt)
-        except (TemplateFailure, PromptError, GrammarError, MemoryShortage) as error:
+        except (TemplateFailure, PromptError, GrammarError, SettingsError, MemoryShortage) as error:
             self._drop(entry)
             lacks_memory = isinstance(error, MemoryShortage)
             message = f"{record.place}: {error}"

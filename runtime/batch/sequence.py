@@ -12,7 +12,6 @@ from infer_os.native.model import Vocab
 from ..chat.frame import Frame
 from ..generate import FinishReason
 from ..sampler import LlamaSampler
-from ..settings import SamplingSettings
 from ..text import Replacement, TextStream
 from .records import Piece, Record, Result, TokenLogprobs
 
@@ -99,13 +98,6 @@ class Sequence:
         if self.sampler is not None:
             self.sampler.close()
             self.sampler = None
-
-
-def is_plain_greedy(settings: SamplingSettings) -> bool:
-    """Whether only the likeliest token is wanted, so that no sampler is needed."""
-    return settings.temperature == 0 and not (
-        settings.penalizes or settings.constraint or settings.logit_bias
-    )
 
 
 def token_logprobs(

@@ -28,10 +28,11 @@ class SpeculativeSource:
     ) -> None:
         """Choose the rule: the same text if it is determined, else the same distribution."""
         self._engine, self._speculation = engine, speculation
-        # a constraint follows what is drawn: guesses do not change its state
+        # a constraint, mirostat and adaptive-p follow what is drawn: guesses do not change them
         determined = (
-            settings.temperature == 0 or settings.seed is not None or bool(settings.constraint)
-        )
+            settings.temperature == 0 or settings.seed is not None
+            or bool(settings.constraint) or settings.adapts
+        )  # fmt: skip
         self._verifier: Verifier = (
             SameText(engine, settings) if determined else SameDistribution(engine, settings)
         )

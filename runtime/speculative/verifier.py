@@ -118,7 +118,7 @@ class SameDistribution:
 
     def _take(self, token: int) -> int:
         """Go on with a token that the sampler did not draw."""
-        self._sampler.remember([token])
+        self._sampler.accept(token)
         self._filter.accept(token)
         return token
 

@@ -27,6 +27,25 @@ NAN, INF = float("nan"), float("inf")
         ("min_p", [-0.1, 1.0, 2.0, NAN]),
         ("repeat_penalty", [0.0, -1.0, NAN, INF, 1e-300, 1e6]),
         ("seed", [-2, 0xFFFFFFFF, 1 << 40]),
+        ("presence_penalty", [-100.5, 101, NAN, INF]),
+        ("frequency_penalty", [-100.5, 101, NAN, -INF]),
+        ("dry_multiplier", [-0.1, 100.5, NAN]),
+        ("dry_base", [0.99, 101, NAN]),
+        ("dry_allowed_length", [0, -1, 1 << 31]),
+        ("dry_penalty_last_n", [-1, 1 << 31]),
+        ("no_repeat_ngram", [-1, 1 << 31]),
+        ("min_tokens", [-1, 1 << 31]),
+        ("top_n_sigma", [-1, 1001, NAN]),
+        ("typical_p", [0.0, 1.01, NAN]),
+        ("xtc_probability", [-0.1, 1.1, NAN]),
+        ("xtc_threshold", [0.0, 0.51, NAN]),
+        ("dynatemp_range", [-0.1, 1001, NAN]),
+        ("dynatemp_exponent", [0.0, 101, NAN]),
+        ("mirostat", [-1, 1, 3]),
+        ("mirostat_tau", [0.0, 101, NAN]),
+        ("mirostat_eta", [-0.1, 1.1, NAN]),
+        ("adaptive_target", [-0.5, 1.1, NAN]),
+        ("adaptive_decay", [-0.1, 1.0, NAN]),
     ],
 )
 def test_sampling_refusals(key: str, values: list[Any]) -> None:
@@ -46,6 +65,25 @@ def test_sampling_refusals(key: str, values: list[Any]) -> None:
         ("repeat_penalty", [0.5, 1.0, 2.0]),
         ("repeat_last_n", [0, 256]),
         ("seed", [None, 0, 0xFFFFFFFE]),
+        ("presence_penalty", [-100, 0, 100.0]),
+        ("frequency_penalty", [-100, 0, 100.0]),
+        ("dry_multiplier", [0, 100]),
+        ("dry_base", [1, 100]),
+        ("dry_allowed_length", [1, 100]),
+        ("dry_penalty_last_n", [0, (1 << 31) - 1]),
+        ("no_repeat_ngram", [0, 1]),
+        ("min_tokens", [0, 100000]),
+        ("top_n_sigma", [0, 0.01, 1000]),
+        ("typical_p", [0.001, 1.0]),
+        ("xtc_probability", [0, 1]),
+        ("xtc_threshold", [0.001, 0.5]),
+        ("dynatemp_range", [0, 1000]),
+        ("dynatemp_exponent", [0.01, 100]),
+        ("mirostat", [0, 2]),
+        ("mirostat_tau", [0.01, 100]),
+        ("mirostat_eta", [0, 1]),
+        ("adaptive_target", [-1, 0, 1]),
+        ("adaptive_decay", [0, 0.99]),
     ],
 )
 def test_sampling_bounds_are_allowed(key: str, values: list[Any]) -> None:
@@ -127,6 +165,25 @@ WRONG: list[tuple[type, str, list[Any]]] = [
         [5, "a", {1: 2}, [(1,)], [(1, "a")], [(True, 1)], [(1.5, 1)], [1, 2]],
     ),
     (SamplingSettings, "repeat_last_n", NO_WHOLE),
+    (SamplingSettings, "presence_penalty", NO_NUMBER),
+    (SamplingSettings, "frequency_penalty", NO_NUMBER),
+    (SamplingSettings, "dry_multiplier", NO_NUMBER),
+    (SamplingSettings, "dry_base", NO_NUMBER),
+    (SamplingSettings, "dry_allowed_length", NO_WHOLE),
+    (SamplingSettings, "dry_penalty_last_n", NO_WHOLE),
+    (SamplingSettings, "no_repeat_ngram", NO_WHOLE),
+    (SamplingSettings, "min_tokens", NO_WHOLE),
+    (SamplingSettings, "top_n_sigma", NO_NUMBER),
+    (SamplingSettings, "typical_p", NO_NUMBER),
+    (SamplingSettings, "xtc_probability", NO_NUMBER),
+    (SamplingSettings, "xtc_threshold", NO_NUMBER),
+    (SamplingSettings, "dynatemp_range", NO_NUMBER),
+    (SamplingSettings, "dynatemp_exponent", NO_NUMBER),
+    (SamplingSettings, "mirostat", NO_WHOLE),
+    (SamplingSettings, "mirostat_tau", NO_NUMBER),
+    (SamplingSettings, "mirostat_eta", NO_NUMBER),
+    (SamplingSettings, "adaptive_target", NO_NUMBER),
+    (SamplingSettings, "adaptive_decay", NO_NUMBER),
     (SamplingSettings, "seed", [value for value in NO_WHOLE if value is not None]),
     (SamplingSettings, "grammar", NO_TEXT),
     (SamplingSettings, "json_schema", NO_TEXT),
@@ -209,6 +266,14 @@ def test_a_random_seed_is_fresh_and_in_bounds() -> None:
     assert len(seeds) > 45
     assert all(0 <= seed < 0xFFFFFFFF for seed in seeds)
     assert SamplingSettings(seed=7).chosen_seed() == 7
+
+
+def test_mirostat_takes_the_place_of_the_filters_that_are_asked_for() -> None:
+    with pytest.raises(
+        SettingsError, match=r"^mirostat 2: it takes the place of typical_p, adaptive_target"
+    ):
+        SamplingSettings(mirostat=2, typical_p=0.9, adaptive_target=0.0)
+    assert SamplingSettings(mirostat=2, top_k=5, presence_penalty=1).adapts
 
 
 def test_settings_cannot_be_changed() -> None:

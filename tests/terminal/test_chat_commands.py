@@ -82,6 +82,7 @@ def test_a_wrong_command_changes_nothing(
     ("line", "field", "value"),
     [
         ("/set temperature 0.7", "temperature", 0.7), ("/set top_k 7", "top_k", 7),
+        ("/set no-repeat-ngram 3", "no_repeat_ngram", 3), ("/set mirostat 2", "mirostat", 2),
         ("/set top-p 0.5", "top_p", 0.5), ("/set min_p 0.1", "min_p", 0.1),
         ("/set  repeat_penalty  1.3", "repeat_penalty", 1.3), ("/set seed 5", "seed", 5),
     ],
@@ -90,6 +91,15 @@ def test_set(chat: ChatState, capsys: Capture, line: str, field: str, value: flo
     assert told(capsys, chat, line) == f"{field} {value}\n"
     assert getattr(chat.sampling, field) == value
     assert told(capsys, chat, f"/set {field}") == f"{field} {value}\n"
+
+
+def test_set_biases(chat: ChatState, capsys: Capture) -> None:
+    assert told(capsys, chat, "/set logit-bias 11=-100, 198=2.5") == (
+        "logit_bias 11=-100.0,198=2.5\n"
+    )
+    assert chat.sampling.logit_bias == ((11, -100), (198, 2.5))
+    assert told(capsys, chat, "/set logit_bias none") == "logit_bias none\n"
+    assert chat.sampling.logit_bias == ()
 
 
 def test_set_seed_random_and_max_tokens(chat: ChatState, capsys: Capture) -> None:
@@ -106,8 +116,17 @@ def test_set_alone_shows_all(chat: ChatState, capsys: Capture) -> None:
     lines = told(capsys, chat, "/set").splitlines()
     assert [tuple(line.split()) for line in lines] == [
         ("temperature", "0.8"), ("top_k", "40"), ("top_p", "0.95"), ("min_p", "0.05"),
-        ("repeat_penalty", "1.0"), ("seed", "random"),
-        ("grammar", "none"), ("json_schema", "none"), ("regex", "none"), ("max_tokens", "20"),
+        ("repeat_penalty", "1.0"), ("repeat_last_n", "64"),
+        ("presence_penalty", "0.0"), ("frequency_penalty", "0.0"),
+        ("dry_multiplier", "0.0"), ("dry_base", "1.75"), ("dry_allowed_length", "2"),
+        ("dry_penalty_last_n", "4096"), ("no_repeat_ngram", "0"), ("min_tokens", "0"),
+        ("top_n_sigma", "0.0"), ("typical_p", "1.0"),
+        ("xtc_probability", "0.0"), ("xtc_threshold", "0.1"),
+        ("dynatemp_range", "0.0"), ("dynatemp_exponent", "1.0"),
+        ("mirostat", "0"), ("mirostat_tau", "5.0"), ("mirostat_eta", "0.1"),
+        ("adaptive_target", "-1.0"), ("adaptive_decay", "0.9"), ("seed", "random"),
+        ("grammar", "none"), ("json_schema", "none"), ("regex", "none"),
+        ("logit_bias", "none"), ("max_tokens", "20"),
     ]  # fmt: skip
 
 
@@ -123,6 +142,9 @@ def test_set_alone_shows_all(chat: ChatState, capsys: Capture) -> None:
         ("/set top_k -1", "/set top_k -1: expected 0"),
         ("/set top_p 0", "/set top_p 0.0: expected more"),
         ("/set min_p 1", "/set min_p 1.0: expected 0"),
+        ("/set logit_bias x", "/set logit_bias 'x' is no token: expected tokens with numbers"),
+        ("/set logit_bias 1=x", "/set logit_bias 1=x: expected tokens with numbers"),
+        ("/set mirostat 1", "/set mirostat 1: expected 0 (off) or 2"),
         ("/set repeat_penalty 0", "/set repeat_penalty 0.0: expected"),
         ("/set seed x", "/set seed x: expected a whole number, or random"),
         ("/set seed -2", "/set seed -2: expected 0"),

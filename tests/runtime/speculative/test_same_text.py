@@ -17,6 +17,7 @@ from infer_os.runtime.open import open_engine
 from infer_os.runtime.plan.memory_plan import MemoryShortage
 from infer_os.runtime.settings import EngineSettings, SamplingSettings, StopSettings
 from infer_os.runtime.speculative.costs import StepCosts
+from infer_os.runtime.speculative.rounds import SpeculativeSource
 
 GREEDY = SamplingSettings(temperature=0)
 #: A cache whose batches round as single steps do, and one that changes twice on the way.
@@ -91,9 +92,24 @@ def test_thousands_of_greedy_tokens(
         assert report.accepted > 300
 
 
-def test_a_seeded_text(bundled: tuple[Path, Path], texts: list[str]) -> None:
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingSettings(temperature=0.7, repeat_penalty=1.2, seed=5),
+        SamplingSettings(
+            temperature=0.7, presence_penalty=0.2, frequency_penalty=0.1, dry_multiplier=0.8,
+            no_repeat_ngram=5, min_tokens=100, top_n_sigma=3, typical_p=0.95, xtc_probability=0.2,
+            dynatemp_range=0.2, logit_bias=((5, 1.0),), seed=5,
+        ),
+        SamplingSettings(temperature=0.7, mirostat=2, mirostat_tau=3, seed=5),
+        SamplingSettings(temperature=0.7, adaptive_target=0.6, seed=5),
+    ],
+    ids=["penalty", "all", "mirostat", "adaptive"],
+)  # fmt: skip
+def test_a_seeded_text(
+    bundled: tuple[Path, Path], texts: list[str], sampling: SamplingSettings
+) -> None:
     target, model = bundled
-    sampling = SamplingSettings(temperature=0.7, repeat_penalty=1.2, seed=5)
     with open_engine(target, settings()) as plain:
         prompt = plain.vocab.tokenize(texts[0])
         expected = write(plain, prompt, 300, sampling)
@@ -102,6 +118,19 @@ def test_a_seeded_text(bundled: tuple[Path, Path], texts: list[str]) -> None:
         assert write(eager(engine), prompt, 300, sampling) == expected
         assert engine.speculation is not None
         assert engine.speculation.report().accepted > 50
+
+
+@pytest.mark.parametrize("given", [{"mirostat": 2}, {"adaptive_target": 0.5}, {"top_k": 5}])
+def test_draws_that_adapt_are_never_replaced_by_guesses(
+    bundled: tuple[Path, Path], given: dict[str, float]
+) -> None:
+    sampling = SamplingSettings(**given)  # type: ignore[arg-type]
+    with open_engine(bundled[0], settings(draft="lookup")) as engine:
+        source = token_source(engine, sampling)
+        assert isinstance(source, SpeculativeSource)
+        kept = "SameDistribution" if "top_k" in given else "SameText"
+        assert type(source._verifier).__name__ == kept
+        source.close()
 
 
 def test_through_the_stages_of_a_cache(bundled: tuple[Path, Path], texts: list[str]) -> None:

@@ -87,6 +87,9 @@ class FilterSampler:
     def remember(self, tokens: list[int]) -> None:
         pass
 
+    def accept(self, token: int) -> None:
+        pass
+
     def close(self) -> None:
         self._filter.close()
 
@@ -182,6 +185,24 @@ SETTINGS = {
     "penalty": SamplingSettings(
         temperature=1.2, top_k=5, top_p=0.9, min_p=0.02, repeat_penalty=1.5, seed=4
     ),
+    "history": SamplingSettings(
+        temperature=1.2,
+        top_k=6,
+        presence_penalty=0.5,
+        frequency_penalty=0.5,
+        dry_multiplier=2,
+        dry_allowed_length=1,
+        no_repeat_ngram=2,
+        min_tokens=2,
+        logit_bias=((0, 20.0),),
+        seed=5,
+    ),
+    "choices": SamplingSettings(
+        temperature=0.9, top_k=20, top_n_sigma=2.5, typical_p=0.8, dynatemp_range=0.4, seed=6
+    ),
+    "xtc": SamplingSettings(
+        temperature=1.2, top_k=6, xtc_probability=0.4, xtc_threshold=0.1, seed=7
+    ),
 }
 
 
@@ -189,21 +210,32 @@ def plain_distribution(
     engine: LlamaEngine, prompt: list[int], settings: SamplingSettings
 ) -> dict[tuple[int, ...], float]:
     """Every pair of first tokens and its probability, by single steps."""
-    pairs = {}
-    filter_ = engine.new_filter(settings)
     engine.feed(prompt)
-    filter_.begin(prompt)
-    first = filter_.distribution(engine.logits())
-    for token, p in zip(first.ids.tolist(), first.p.tolist(), strict=True):
-        engine.feed([*prompt, token])
-        filter_.begin([*prompt, token])
-        second = filter_.distribution(engine.logits())
-        pairs |= {
-            (token, after): p * q
-            for after, q in zip(second.ids.tolist(), second.p.tolist(), strict=True)
-        }
-    filter_.close()
-    return pairs
+    return {
+        (token, after): p * q
+        for token, p in _next(engine, prompt, (), settings).items()
+        for after, q in _next(engine, prompt, (token,), settings).items()
+        if p * q > 1e-20
+    }
+
+
+def _next(
+    engine: LlamaEngine, prompt: list[int], drawn: tuple[int, ...], settings: SamplingSettings
+) -> dict[int, float]:
+    """The next token; of XTC, which is applied or not, a mixture."""
+    engine.feed([*prompt, *drawn])
+    rate = settings.xtc_probability
+    mixture: dict[int, float] = {}
+    for weight, probability in ((rate, 1.0), (1 - rate, 0.0)):
+        filter_ = engine.new_filter(replace(settings, xtc_probability=probability))
+        filter_.begin(prompt)
+        for token in drawn:
+            filter_.accept(token)
+        left = filter_.distribution(engine.logits())
+        filter_.close()
+        for token, p in zip(left.ids.tolist(), left.p.tolist(), strict=True):
+            mixture[token] = mixture.get(token, 0) + weight * p
+    return {token: p for token, p in mixture.items() if p}
 
 
 def speculative_pairs(
