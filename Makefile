@@ -142,6 +142,7 @@ reference-check: $(VENV)/.installed-test
 	$(VENV)-reference/bin/python -m pip install --quiet "torch==2.13.0" "transformers>=5,<6" \
 	    --editable ".[test]"
 	$(VENV)-reference/bin/python tests/reference/make_references.py check
+	$(VENV)-reference/bin/python tests/reference/make_beams.py check
 	$(VENV)-reference/bin/python tests/reference/check_templates.py check
 	$(VENV)-reference/bin/python -m pytest -q tests/convert/test_torch_file.py -k torch_reads
 

@@ -15,6 +15,7 @@ from ..runtime.settings import EngineSettings, Extra, SamplingSettings, StopSett
 from ..sizes import size_text
 from ..terminal import console
 from . import loading, options, recording
+from .beaming import check_search
 from .groups import grouped
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def batch(
             return
         engine: BatchEngine | RayBatch
         run: Callable[..., Generator[Result, None, None]]
+        if ray and batch_settings.is_search:
+            raise recording.settings_error("--ray and --beams: a beam search runs here; drop one")
         if ray:  # all is read before anything runs
             engine = loading.join_cluster(ray, model, settings, batch_settings, (sampling, stops))
             run = engine.run
@@ -75,6 +78,8 @@ def batch(
             run = recording.reading_ahead(engine.run, stop)
         stack.enter_context(closing(engine))
         kinds: set[bool] = set()
+        if batch_settings.is_search:
+            check_search(sampling, stops)
         records = recording.parsed(values, RecordParser(sampling, stops), journal)
         with recording.saying_how_to_go_on(journal):
             recording.write_results(

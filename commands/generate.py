@@ -11,6 +11,7 @@ from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
 from ..store.wish import ModelWish
 from ..terminal import console, render
 from . import loading, options
+from .beaming import answer_by_beams
 from .groups import grouped
 from .remote import AskedServer, answer_from_server
 
@@ -25,6 +26,7 @@ def generate(
     sampling: SamplingSettings,
     stops: StopSettings,
     settings: EngineSettings,
+    beams: options.Beams = 0,
     server: AskedServer = None,
     as_json: options.Json = False,
 ) -> None:
@@ -40,6 +42,9 @@ def generate(
         request = "/v1/completions", {"model": model.text, "prompt": _as_text(text)}
         used = frozenset({"model", "prompt", "file"})
         answer_from_server(invocation, server, request, sampling, stops, used=used)
+        return
+    if beams > 1:
+        answer_by_beams(model, text, beams, sampling, stops, settings, as_json=as_json)
         return
     engine, load_s = loading.load_engine(model, settings)
     try:

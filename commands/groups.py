@@ -83,9 +83,10 @@ def _batch(
     prefix: options.Prefix = None,
     system: options.BatchSystem = "",
     style: options.Style = "",
+    beams: options.Beams = 0,
 ) -> BatchSettings:
     text = _prefix(prefix) if prefix else ""
-    return BatchSettings(parallel_option(parallel), logprobs, text, system, style)
+    return BatchSettings(parallel_option(parallel), logprobs, text, system, style, beams)
 
 
 def _scoring(

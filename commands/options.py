@@ -372,6 +372,13 @@ Parallel = Annotated[
         help="Sequences at once; auto: as many as fit and still add throughput.",
     ),
 ]  # fmt: skip
+Beams = Annotated[
+    int,
+    typer.Option(
+        "--beams", metavar="N", help="Search the likeliest text, following N at once.",
+        show_default="draw",
+    ),
+]  # fmt: skip
 Logprobs = Annotated[
     int,
     typer.Option(

@@ -24,6 +24,7 @@ from infer_os.native.model import LlamaModel
 from infer_os.native.owner import Owner
 from infer_os.sizes import size_text
 
+from ..errors import SettingsError
 from ..plan.memory_plan import MemoryShortage, Plan
 from ..plan.shapes import header_shape
 from ..plan.step_rows import LEAST_ROWS, STOCK, UNBOUND
@@ -34,6 +35,7 @@ from ..settings import EngineSettings, Extra
 from ..speculative.rounding import rounding_of
 from ..text import TextStream
 from ..threads import ThreadCount
+from .beam_run import BeamRun
 from .drafts import BatchDraft, make_drafters, read_draft
 from .feeding import Pulled, Source
 from .guesses import Guesses
@@ -85,9 +87,12 @@ class BatchEngine(Owner):
             TemplateFailure: its chat template was requested and cannot be used.
         """
         batch = batch or BatchSettings()
+        if batch.is_search and settings.draft != "none":
+            raise SettingsError("--draft and --beams: a beam search guesses nothing; drop one")
+        self._batch = batch
         draft = read_draft(path, settings)
         header = read_model_header(path)
-        plan, notes = first_plan(header, settings, batch.parallel, draft)
+        plan, notes = first_plan(header, settings, batch.n_sequences, draft)
         self.path = path
         self._rotates = ROTATION_KEY not in header.metadata
         self._plans_constraint = Extra.CONSTRAINT in settings.extras
@@ -101,7 +106,7 @@ class BatchEngine(Owner):
             self.vocab = self._model.vocab
             self._context = self._new_context(plan)
             stack.callback(lambda: self._context.close())
-            if not batch.parallel and plan.sizes.n_seq > 1:
+            if not batch.n_sequences and plan.sizes.n_seq > 1:
                 self.curve = measure_curve(plan.sizes.n_seq, self._probe)
                 best = best_parallel(self.curve)
                 if best < plan.sizes.n_seq:
@@ -289,6 +294,11 @@ class BatchEngine(Owner):
         """
         source = Pulled(records) if isinstance(records, Iterable) else records
         self.restart()
+        if self._batch.is_search:
+            search = BeamRun(self.parts, self._batch.beams, self.statistics)
+            while (record := source.take(wait=True)) is not None:
+                yield from search.answer(record, _done_samples(record, done))
+            return
         running = self._running
         try:
             while True:

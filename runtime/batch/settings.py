@@ -12,6 +12,7 @@ from ..settings import check_style
 MOST_PARALLEL = 256
 MOST_LOGPROBS = 100
 MOST_SAMPLES = 1024
+MOST_BEAMS = 64
 
 _BATCH = {
     "parallel": whole(0, MOST_PARALLEL, f"1 to {MOST_PARALLEL}, or auto"),
@@ -19,6 +20,7 @@ _BATCH = {
     "prefix": text(),
     "system": text(),
     "style": text(),
+    "beams": whole(0, MOST_BEAMS, f"2 to {MOST_BEAMS}; 0 or 1 is off"),
 }
 
 
@@ -29,9 +31,11 @@ class BatchSettings:
     ``logprobs``: this many of the likeliest tokens are reported for each one drawn. ``prefix``
     precedes every prompt that is not a conversation; ``system`` opens every conversation that has
     no system message of its own. ``style`` frames conversations; empty for the model's own.
+    With 2 or more ``beams`` the likeliest text is searched, instead of drawn, one record after the
+    other.
 
     Raises:
-        SettingsError: a value of another type, or out of its range.
+        SettingsError: a value of another type, or out of its range, or two that do not go together.
     """
 
     parallel: int = 0
@@ -39,7 +43,27 @@ class BatchSettings:
     prefix: str = ""
     system: str = ""
     style: str = ""
+    beams: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self, _BATCH, SettingsError)
         check_style(self.style)
+        if self.is_search and self.parallel:
+            raise SettingsError(
+                f"{self.parallel}: a beam search answers one record at a time; drop it, or beams",
+                "parallel",
+            )
+        if self.is_search and self.logprobs:
+            raise SettingsError(
+                f"{self.logprobs}: a beam search reports none; drop it, or beams", "logprobs"
+            )
+
+    @property
+    def is_search(self) -> bool:
+        """Whether texts are found by beam search."""
+        return self.beams > 1
+
+    @property
+    def n_sequences(self) -> int:
+        """Sequences to make room for; 0 to measure how many are worth it."""
+        return self.beams if self.is_search else self.parallel

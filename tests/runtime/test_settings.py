@@ -204,6 +204,7 @@ WRONG: list[tuple[type, str, list[Any]]] = [
     (EngineSettings, "extras", [None, "session", ["session"], {"session"}]),
     (BatchSettings, "parallel", [*NO_WHOLE, "auto"]),
     (BatchSettings, "logprobs", NO_WHOLE),
+    (BatchSettings, "beams", NO_WHOLE),
     (BatchSettings, "prefix", NO_TEXT),
     (BatchSettings, "system", NO_TEXT),
     (BatchSettings, "style", NO_TEXT),
