@@ -13,6 +13,7 @@ from ..terminal import console, render
 from . import loading, options
 from .beaming import answer_by_beams
 from .groups import grouped
+from .prompt_cache import PromptCache, kept_prompt, with_prompt_cache
 from .remote import AskedServer, answer_from_server
 
 
@@ -27,6 +28,7 @@ def generate(
     stops: StopSettings,
     settings: EngineSettings,
     beams: options.Beams = 0,
+    prompt_cache: PromptCache = None,
     server: AskedServer = None,
     as_json: options.Json = False,
 ) -> None:
@@ -34,6 +36,7 @@ def generate(
 
     Example: infer-os generate model.gguf -p "It is a truth" -n 64 --seed 1
     """  # fmt: skip
+    from ..runtime.errors import PromptError
     from ..runtime.generate import Generation, finished, stream_text
     from ..runtime.prompt import tokenize
 
@@ -44,15 +47,20 @@ def generate(
         answer_from_server(invocation, server, request, sampling, stops, used=used)
         return
     if beams > 1:
+        if prompt_cache is not None:
+            raise PromptError("--prompt-cache and --beams: give one of them")
         answer_by_beams(model, text, beams, sampling, stops, settings, as_json=as_json)
         return
-    engine, load_s = loading.load_engine(model, settings)
+    engine, load_s = loading.load_engine(model, with_prompt_cache(settings, prompt_cache))
     try:
         tokens = tokenize(engine.vocab, text, engine.n_ctx)
         state = Generation()
         pieces = []
         try:
-            with closing(stream_text(engine, tokens, sampling, stops, state)) as chunks:
+            with (
+                kept_prompt(prompt_cache, engine, tokens),
+                closing(stream_text(engine, tokens, sampling, stops, state)) as chunks,
+            ):
                 for chunk in chunks:
                     pieces.append(chunk)
                     if not as_json:

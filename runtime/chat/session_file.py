@@ -7,7 +7,7 @@ reach it. Every part carries a keyed BLAKE2b hash (RFC 7693). Its key, 32 random
 Layout, numbers little-endian:
 
     16 bytes magic, u32 format version, u32 length of the header
-    header: JSON (see :class:`_Header`)
+    header: JSON (see :class:`Header`)
     32 bytes hash of all the above
     for each batch of tokens: rows as llama.cpp saves them, 32 bytes hash of the batch's number,
     the header's hash and the rows
@@ -26,7 +26,7 @@ import os
 import secrets
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ from infer_os.native.kv_state import KvFormat, KvGeometry, kv_geometry
 from infer_os.native.library import llama_version
 
 from ..errors import PromptError, SessionError, SessionUnwritten, SettingsError, TemplateFailure
-from ..interface import shared_prefix
+from ..interface import Engine, shared_prefix
 from ..kv.staged import SavedRows
 from .frame import Turn
 from .framing import make_frame
@@ -56,7 +56,7 @@ _SAMPLE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class _Header:
+class Header:
     """What a session file says before its rows. ``batch`` tokens share a state, the last fewer.
 
     A turn is a message and the tokens of its reply.
@@ -92,7 +92,8 @@ def save_session(path: Path, session: Session, model: Path, cache_folder: Path) 
     # what was forgotten, or cut off a reply, may still be in the cache
     tokens = session.tokens()
     del tokens[shared_prefix(session.engine.tokens, tokens) :]
-    return _write(path, session, name_model(model), tokens, cache_folder)
+    model_id = name_model(model)
+    return write_rows(path, session.engine, session.record(), model_id, tokens, cache_folder)
 
 
 def save_turns(path: Path, session: Session, model_id: str, cache_folder: Path) -> int:
@@ -105,7 +106,7 @@ def save_turns(path: Path, session: Session, model_id: str, cache_folder: Path) 
         cache_folder: where the key is.
     """
     check_name(path)
-    return _write(path, session, model_id, [], cache_folder)
+    return write_rows(path, session.engine, session.record(), model_id, [], cache_folder)
 
 
 def name_model(model: Path) -> str:
@@ -113,15 +114,30 @@ def name_model(model: Path) -> str:
     return model_hash(read_gguf_header(model))
 
 
-def _write(
-    path: Path, session: Session, model_id: str, tokens: list[int], cache_folder: Path
-) -> int:
+def write_rows(
+    path: Path, engine: Engine, record: SessionRecord, model_id: str, tokens: list[int],
+    cache_folder: Path, magic: bytes = _MAGIC,
+) -> int:  # fmt: skip
+    """Write the rows of the first tokens that an engine holds; returns the file's bytes.
+
+    Args:
+        path: the file, which appears when it is complete.
+        engine: which holds ``tokens``, perhaps followed by others.
+        record: what else is written.
+        model_id: the result of :func:`name_model`.
+        tokens: empty for a file without rows.
+        cache_folder: where the key is.
+        magic: 16 bytes that say what kind of file it is.
+
+    Raises:
+        SessionError: it cannot be written.
+        StateError: llama.cpp saves an unexpected layout.
+    """
     key = _read_key(cache_folder)
-    record = session.record()
-    form, batches = session.engine.export_rows(len(tokens))
+    form, batches = engine.export_rows(len(tokens))
     first = next(batches, None) if tokens else None
-    header = _Header(
-        model_id, session.engine.info.path.name, llama_version(),
+    header = Header(
+        model_id, engine.info.path.name, llama_version(),
         form.type_k, form.type_v, form.rotates,
         first.n_cells if first else 0, tokens,
         record.style, record.system, [(turn.message, list(turn.reply)) for turn in record.turns],
@@ -129,7 +145,7 @@ def _write(
     text = json.dumps(asdict(header), separators=(",", ":")).encode()
     with place_of(path, cache_folder) as place:
         with _complaining(path), new_file(path, part=place.part, mode=0o600) as file:
-            start = _PREFIX.pack(_MAGIC, _VERSION, len(text)) + text
+            start = _PREFIX.pack(magic, _VERSION, len(text)) + text
             tag = _tag(key, start)
             file.write(start + tag)
             rows, number = first, 0
@@ -152,29 +168,54 @@ def load_session(path: Path, session: Session, model: Path, cache_folder: Path) 
         SessionError: not one of our sessions, changed, or from another model or llama.cpp.
     """
     _exists(path)
-    key = _read_key(cache_folder)
-    try:
-        with path.open("rb") as file:
-            header, tag = _read_header(path, file, key)
-            _check_fits_here(path, header, session, model)
-            form = KvFormat(header.type_k, header.type_v, header.rotates)
-            geometry = kv_geometry(read_gguf_header(model))
-            batches = _read_batches(path, file, header, (key, tag), geometry)
-            session.engine.restore(header.tokens, form, batches)
-    except OSError as error:
-        raise SessionError(f"{path}: cannot be read: {error.strerror}") from error
-    except PromptError as error:
-        raise SessionError(f"{path}: {error}") from error
+    header = read_rows(
+        path, session.engine, model, cache_folder,
+        lambda header: _check_style(path, header, session),
+    )  # fmt: skip
     turns = tuple(Turn(message, tuple(reply)) for message, reply in header.turns)
     session.resume(SessionRecord(header.style, header.system, turns))
     return bool(header.tokens or not turns)
 
 
-def is_session(path: Path) -> bool:
-    """Whether a file begins like our session files."""
+def read_rows(
+    path: Path, engine: Engine, model: Path, cache_folder: Path, check: Callable[[Header], None],
+    magic: bytes = _MAGIC,
+) -> Header:  # fmt: skip
+    """Let an engine hold what a file of :func:`write_rows` has; returns what else is in it.
+
+    Args:
+        path: the file.
+        engine: whose cache is replaced.
+        model: the GGUF file that it runs.
+        cache_folder: where the key is.
+        check: called before anything is changed; raises what stands in the way.
+        magic: what kind of file it is.
+
+    Raises:
+        SessionError: not one of our files, changed, or from another model or llama.cpp.
+    """
+    key = _read_key(cache_folder)
     try:
         with path.open("rb") as file:
-            return file.read(len(_MAGIC)) == _MAGIC
+            header, tag = _read_header(path, file, key, magic)
+            _check_fits_here(path, header, model)
+            check(header)
+            form = KvFormat(header.type_k, header.type_v, header.rotates)
+            geometry = kv_geometry(read_gguf_header(model))
+            batches = _read_batches(path, file, header, (key, tag), geometry)
+            engine.restore(header.tokens, form, batches)
+    except OSError as error:
+        raise SessionError(f"{path}: cannot be read: {error.strerror}") from error
+    except PromptError as error:
+        raise SessionError(f"{path}: {error}") from error
+    return header
+
+
+def is_session(path: Path, magic: bytes = _MAGIC) -> bool:
+    """Whether a file begins like our session files, or those of another kind."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(magic)) == magic
     except OSError:
         return False
 
@@ -202,9 +243,9 @@ def model_hash(header: GgufHeader) -> str:
 # ---- reading
 
 
-def _read_header(path: Path, file: BinaryIO, key: bytes) -> tuple[_Header, bytes]:
+def _read_header(path: Path, file: BinaryIO, key: bytes, magic: bytes) -> tuple[Header, bytes]:
     start = file.read(_PREFIX.size)
-    if len(start) < _PREFIX.size or not start.startswith(_MAGIC):
+    if len(start) < _PREFIX.size or not start.startswith(magic):
         raise SessionError(f"{path}: not a session file of infer-os")
     _magic, version, length = _PREFIX.unpack(start)
     if version != _VERSION:
@@ -217,7 +258,7 @@ def _read_header(path: Path, file: BinaryIO, key: bytes) -> tuple[_Header, bytes
     tag = file.read(_HASH_BYTES)
     if len(start) != _PREFIX.size + length or not hmac.compare_digest(tag, _tag(key, start)):
         raise _changed(path)
-    return _Header(**json.loads(start[_PREFIX.size :])), tag
+    return Header(**json.loads(start[_PREFIX.size :])), tag
 
 
 def _changed(path: Path) -> SessionError:
@@ -227,13 +268,16 @@ def _changed(path: Path) -> SessionError:
     )
 
 
-def _check_fits_here(path: Path, header: _Header, session: Session, model: Path) -> None:
+def _check_fits_here(path: Path, header: Header, model: Path) -> None:
     if header.model != model_hash(read_gguf_header(model)):
         raise SessionError(
             f"{path}: saved with another model ({header.model_name}), not with this {model.name}"
         )
     if header.llama != llama_version():
         raise SessionError(f"{path}: saved by {header.llama}; this is {llama_version()}")
+
+
+def _check_style(path: Path, header: Header, session: Session) -> None:
     try:
         make_frame(header.style, session.engine)
     except (SettingsError, TemplateFailure) as error:
@@ -241,7 +285,7 @@ def _check_fits_here(path: Path, header: _Header, session: Session, model: Path)
 
 
 def _read_batches(
-    path: Path, file: BinaryIO, header: _Header, secret: tuple[bytes, bytes], geometry: KvGeometry
+    path: Path, file: BinaryIO, header: Header, secret: tuple[bytes, bytes], geometry: KvGeometry
 ) -> Iterator[SavedRows]:
     """Rows, each batch checked before it is passed on; the file must end with the last."""
     key, tag = secret
@@ -302,16 +346,16 @@ def _read_key(cache_folder: Path) -> bytes:
 # ---- writing
 
 
-def check_name(path: Path) -> None:
-    """Check, before any work, that a session can be saved under this name.
+def check_name(path: Path, magic: bytes = _MAGIC, kind: str = "session file") -> None:
+    """Check, before any work, that a session, or another kind of file, can be saved here.
 
     Raises:
         SessionError: another kind of file is in the way, there is no such folder, or no file can
             have that name.
     """
     if _exists(path):
-        if not is_session(path):
-            raise SessionError(f"{path}: not a session file of infer-os; choose another name")
+        if not is_session(path, magic):
+            raise SessionError(f"{path}: not a {kind} of infer-os; choose another name")
         # a write-protected file must stay, even for root
         if not path.stat().st_mode & 0o222 or not os.access(path, os.W_OK):
             raise SessionError(f"{path}: is write-protected; chmod u+w, or choose another name")
