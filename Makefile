@@ -143,6 +143,7 @@ reference-check: $(VENV)/.installed-test
 	    --editable ".[test]"
 	$(VENV)-reference/bin/python tests/reference/make_references.py check
 	$(VENV)-reference/bin/python tests/reference/make_beams.py check
+	$(VENV)-reference/bin/python tests/reference/make_embeddings.py check
 	$(VENV)-reference/bin/python tests/reference/check_templates.py check
 	$(VENV)-reference/bin/python -m pytest -q tests/convert/test_torch_file.py -k torch_reads
 

@@ -16,6 +16,7 @@ from .commands import (
     chat,
     convert,
     demo,
+    embed,
     evaluate,
     generate,
     inspect,
@@ -78,8 +79,9 @@ def _global_options(
 
 
 for command in (
-    run.run, pull.pull, chat.chat, generate.generate, batch.batch, score.score, serve.serve, ps.ps,
-    convert.convert, inspect.inspect, plan.plan, plan.system, bench.bench, demo.demo,
+    run.run, pull.pull, chat.chat, generate.generate, batch.batch, score.score, embed.embed,
+    serve.serve, ps.ps, convert.convert, inspect.inspect, plan.plan, plan.system, bench.bench,
+    demo.demo,
 ):  # fmt: skip
     app.command()(command)
 app.command("eval")(evaluate.evaluate)

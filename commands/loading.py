@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..runtime.batch.ray_backend import RayBatch
     from ..runtime.batch.settings import BatchSettings
     from ..runtime.interface import Engine
+    from ..runtime.scoring.embedder import Embedder
     from ..runtime.scoring.scorer import Scorer
     from ..runtime.scoring.settings import ScoringSettings
     from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
@@ -61,6 +62,15 @@ def load_scorer(model: str, settings: EngineSettings, scoring: ScoringSettings) 
     scorer = open_scorer(_wish(model), settings, scoring, _reporter())
     console.notes(scorer.take_notes())
     return scorer
+
+
+def load_embedder(model: str, settings: EngineSettings, pooling: str) -> Embedder:
+    """Load what the user calls a model to make vectors; its warnings go to stderr."""
+    from ..store.opening import open_embedder
+
+    embedder = open_embedder(_wish(model), settings, pooling, _reporter())
+    console.notes(embedder.take_notes())
+    return embedder
 
 
 def join_cluster(

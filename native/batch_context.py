@@ -143,6 +143,26 @@ class BatchContext(ContextOwner):
             raise DecodeError(f"no {n} rows of logits were computed")
         return np.ctypeslib.as_array(pointer, (n, self._n_vocab))
 
+    def give_states(self) -> None:
+        """From now on each row also gives its state before the model's head.
+
+        All rows must then ask for logits: llama.cpp gives both or none.
+        """
+        llama_cpp.llama_set_embeddings(self._pointer, True)
+
+    def states(self, n: int) -> NDArray[np.float32]:
+        """The ``n`` rows' states after the final norm, (n, n_embd), of the last decode.
+
+        A view, which the next decode overwrites.
+
+        Raises:
+            DecodeError: none were computed.
+        """
+        pointer = llama_cpp.llama_get_embeddings(self._pointer) if n > 0 else None
+        if not pointer:
+            raise DecodeError(f"no {n} rows of states were computed")
+        return np.ctypeslib.as_array(pointer, (n, self._model.n_embd))
+
     def sample(self, sampler: SamplerChain, row: int) -> int:
         """Draw a token from the logits of the last decode's row ``row``, inside C."""
         return int(llama_cpp.llama_sampler_sample(sampler.pointer, self._pointer, row))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..runtime.batch.batch_engine import BatchEngine
     from ..runtime.batch.settings import BatchSettings
     from ..runtime.engine import LlamaEngine
+    from ..runtime.scoring.embedder import Embedder
     from ..runtime.scoring.scorer import Scorer
     from ..runtime.scoring.settings import ScoringSettings
     from ..runtime.settings import EngineSettings, Extra
@@ -90,6 +91,21 @@ def open_scorer(
 
     with _prefetching(settings, report) as warmed:
         return Scorer(path, settings, scoring, warmed=warmed)
+
+
+def open_embedder(
+    wish: ModelWish, settings: EngineSettings, pooling: str, report: Reporter
+) -> Embedder:
+    """Load a model that makes vectors of texts, converted into the cache first if need be.
+
+    Raises:
+        As :func:`~infer_os.store.fetch.model_file`, and Embedder.
+    """
+    path, settings = find_files(wish, settings, report)
+    from ..runtime.scoring.embedder import Embedder
+
+    with _prefetching(settings, report) as warmed:
+        return Embedder(path, settings, pooling, warmed=warmed)
 
 
 def batch_in_place(

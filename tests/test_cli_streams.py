@@ -31,7 +31,9 @@ def test_a_closed_stdin_is_an_empty_one(command: str, converted: Converter) -> N
     assert done.returncode == (2 if command == "generate" else 0)
 
 
-@pytest.mark.parametrize("options", ["generate {}", "run {}", "batch {} -i -", "score {} -i -"])
+@pytest.mark.parametrize(
+    "options", ["generate {}", "run {}", "batch {} -i -", "score {} -i -", "embed {} -i -"]
+)
 def test_stdin_that_cannot_be_read_is_one_line(
     options: str, converted: Converter, tmp_path: Path
 ) -> None:

@@ -81,7 +81,7 @@ _ENGINE = "--threads 1 --memory 64G"
 SHORTER = {
     "generate": f"-n 4 {_ENGINE}", "chat": f"-n 4 {_ENGINE}", "run": f"-n 4 {_ENGINE}",
     "batch": f"-n 4 --parallel 2 {_ENGINE}", "convert": "--threads 1", "demo": "--threads 1",
-    "score": _ENGINE, "eval": "--windows 1 --window 32 --threads 1",
+    "score": _ENGINE, "embed": _ENGINE, "eval": "--windows 1 --window 32 --threads 1",
     "bench": f"--depths 0,16 --batch 1,2 --repeats 1 --prompt-tokens 8 --tokens 4 {_ENGINE}",
     "bench --techniques": f"--depths 32 --repeats 1 --tokens 4 {_ENGINE}",
 }  # fmt: skip
@@ -214,7 +214,7 @@ def shell(
         (bundled / model.name).symlink_to(model)
     for text in (tmp_path / "text.txt", bundled / HELD_OUT.name):
         text.write_text(HELD_OUT.read_text("utf-8")[:20_000])
-    for name, records in (("prompts", _INPUT), ("records", _TO_SCORE)):
+    for name, records in (("prompts", _INPUT), ("records", _TO_SCORE), ("texts", _TO_SCORE[1:])):
         lines = "".join(json.dumps(one) + "\n" for one in records)
         (tmp_path / f"{name}.jsonl").write_text(lines)
     page = PAGES[request.node.callspec.id]
