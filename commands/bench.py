@@ -85,7 +85,7 @@ def _check_together(techniques: bool, settings: EngineSettings, given: dict[str,
 
 def _measure(request: BenchRequest, techniques: bool) -> BenchResult:
     from ..measure.bench import Output, bench_speed, bench_techniques
-    from ..store.fetch import Reporter
+    from ..store.reporter import Reporter
 
     command = measuring.command_line()
     with console.progress_steps() as steps:

@@ -135,11 +135,11 @@ def conversion(
         SourceError: a source that cannot be one.
     """
     from ..convert.settings import ConvertSettings
-    from ..store.resolve import find_source
+    from ..store.resolve import find_checkpoint
 
     is_automatic = type.lower() == "auto"
     settings = ConvertSettings(
-        find_source(source, revision, checkpoint=True), output, "q4_0" if is_automatic else type,
+        find_checkpoint(source, revision), output, "q4_0" if is_automatic else type,
         options.count_option("threads", threads), force, dry_run, verify, keep_source,
         None if calibrate else imatrix, rotate,
     )  # fmt: skip

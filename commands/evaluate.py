@@ -33,7 +33,7 @@ def evaluate(
     from ..measure.report_page import check_outputs
     from ..measure.settings import split_specs
     from ..runtime.settings import Extra
-    from ..store.fetch import Reporter
+    from ..store.reporter import Reporter
     from ..terminal import render_bench
 
     work = {Extra.EVALUATION} | ({Extra.REPORT} if report else set())

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..runtime.scoring.scorer import Scorer
     from ..runtime.scoring.settings import ScoringSettings
     from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
-    from ..store.fetch import Reporter
+    from ..store.reporter import Reporter
 
 
 def load_engine(model: str | ModelWish, settings: EngineSettings) -> tuple[Engine, float]:
@@ -97,6 +97,6 @@ def _wish(model: str | ModelWish) -> ModelWish:
 
 
 def _reporter() -> Reporter:
-    from ..store.fetch import Reporter
+    from ..store.reporter import Reporter
 
     return Reporter(console.note, console.progress_bar)

@@ -76,7 +76,8 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A GGUF file, a checkpoint folder, a catalog name (gpt-j-6B) or a hub id "
-        "(EleutherAI/gpt-j-6B). Anything that is not yet a GGUF file is converted once and cached.",
+        "(EleutherAI/gpt-j-6B, or OWNER/NAME:Q4_K_M for a ready GGUF file). Anything that is not "
+        "yet a GGUF file is converted once and cached.",
         show_default=False, autocompletion=completing.model_names,
     ),
 ]  # fmt: skip

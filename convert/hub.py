@@ -110,8 +110,9 @@ def _read_listing(source: HubSource, data: bytes) -> Repository:
         info = make(**parse_object("the list of files", data))
         files = {}
         for entry in (info.siblings or [])[:_MOST_FILES]:
-            # subfolders hold other frameworks' files, never a checkpoint's own
-            if "/" in entry.rfilename or type(entry.size) is not int or entry.size < 0:
+            # subfolders hold ready GGUF files and other frameworks', never a checkpoint's own
+            strange = "/" in entry.rfilename and not entry.rfilename.endswith(".gguf")
+            if strange or type(entry.size) is not int or entry.size < 0:
                 continue
             sha256 = entry.lfs.sha256 if entry.lfs else None
             files[entry.rfilename] = HubFile(entry.rfilename, entry.size, sha256, entry.blob_id)

@@ -129,7 +129,10 @@ class HubCheckpoint:
         """Fetch config and tokenizer into the folder, pick the weights, describe every tensor."""
         files = self.repository.files
         if "config.json" not in files:
-            raise SourceError(f"{self.repository.id}: not a checkpoint: it has no config.json")
+            hint = ready_hint(self.repository)
+            raise SourceError(
+                f"{self.repository.id}: not a checkpoint: it has no config.json{hint}"
+            )
         self._bring("config.json")
         self.config = read_config(self.folder)
         describe(self.config)  # an unsupported architecture ends here, before larger downloads
@@ -275,7 +278,17 @@ def _pick_container(repository: Repository) -> tuple[str, str, Callable[[Path], 
         if whole in repository.files or index in repository.files:
             return whole, index, opener
     wanted = ", ".join(name for whole, index, _ in CONTAINERS for name in (whole, index))
-    raise SourceError(f"{repository.id}: no weights that can be read; looked for {wanted}")
+    raise SourceError(
+        f"{repository.id}: no weights that can be read; looked for {wanted}{ready_hint(repository)}"
+    )
+
+
+def ready_hint(repository: Repository) -> str:
+    """What to type for a repository that holds GGUF files; "" if it holds none."""
+    names = sorted(name for name in repository.files if name.endswith(".gguf"))
+    if not names:
+        return ""
+    return f"; it holds ready GGUF files, so name one: infer-os run {repository.id}:{names[0]}"
 
 
 def _clean(checkpoint: HubCheckpoint) -> None:

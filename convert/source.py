@@ -10,6 +10,7 @@ from infer_os.models.catalog import CatalogModel
 # the hub's own rule, https://huggingface.co/docs/huggingface_hub: 96 letters, digits, - _ .
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 _REVISION = re.compile(r"[\w./-]{1,200}", re.ASCII)
+_WANTED = re.compile(r"[\w.+-]+(/[\w.+-]+)*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,45 @@ class HubSource:
         if self.model is None or self.revision != self.model.revision:
             return None
         return self.model.config
+
+
+@dataclass(frozen=True, slots=True)
+class ReadySource:
+    """A ready GGUF file on the hub: ``OWNER/NAME:WANTED``.
+
+    ``wanted`` is a quantization (``Q4_K_M``), a file's name, or ``auto``.
+    """
+
+    repository: str
+    wanted: str
+    revision: str = "main"
+
+    @property
+    def name(self) -> str:
+        """What to call the model: the repository without its owner."""
+        return self.repository.rpartition("/")[2]
+
+    @property
+    def text(self) -> str:
+        """As a user types it."""
+        at = "" if self.revision == "main" else f"@{self.revision}"
+        return f"{self.repository}{at}:{self.wanted}"
+
+
+def read_hub_name(text: str) -> HubSource | ReadySource | None:
+    """``OWNER/NAME``, with ``@REVISION`` or ``:WANTED`` behind it, or both; None if it is neither.
+
+    The revision is "" where none is given.
+    """
+    name, colon, wanted = text.partition(":")
+    name, at, revision = name.partition("@")
+    if not is_hub_id(name) or (at and not is_revision(revision)):
+        return None
+    if not colon:
+        return HubSource(name, revision)
+    if not _WANTED.fullmatch(wanted) or ".." in wanted:
+        return None
+    return ReadySource(name, wanted, revision or "main")
 
 
 def is_hub_id(text: str) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..cache import cache_folder
 from ..convert.pipeline import convert
 from ..convert.settings import ConvertSettings
-from ..convert.source import HubSource
+from ..convert.source import HubSource, ReadySource
 from ..models.bundled import DRAFT, HELD_OUT, TARGET
 from ..native.gguf_file import GgufHeader
 from ..native.graph_check import read_model_header
@@ -30,7 +30,8 @@ from ..runtime.plan.shapes import header_shape
 from ..runtime.plan.use import Use, plan_bench
 from ..runtime.prepare import choose_context
 from ..runtime.settings import EngineSettings
-from ..store.fetch import Reporter, model_file
+from ..store.fetch import model_file
+from ..store.reporter import Reporter
 from ..store.resolve import find_source
 from ..store.shelves import DEFAULT_TYPE
 from ..store.wish import ModelWish
@@ -286,6 +287,8 @@ def _technique_files(request: BenchRequest, folder: Path, report: Reporter) -> _
         return _Model(files, TARGET.name)
     source = find_source(wish.text)
     settings = replace(request.settings, draft="none")
+    if isinstance(source, ReadySource):
+        source = model_file(wish, settings, report)
     if isinstance(source, Path) and source.is_dir():
         kind = wish.type or DEFAULT_TYPE
         files = TechniqueFiles(_made(source, "f16", folder), _made(source, kind, folder))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..convert.pipeline import convert
 from ..convert.settings import ConvertSettings
-from ..convert.source import HubSource
+from ..convert.source import HubSource, ReadySource
 from ..convert.types import recipe_named
 from ..models.bundled import HELD_OUT, TARGET
 from ..models.shape import ModelShape
@@ -94,7 +94,8 @@ def run_eval(request: EvalRequest, command: str, output: Output) -> BenchResult:
         Whatever converting and loading raise.
     """
     text = _text(request)
-    sources = [find_source(name) for name in request.models] or [TARGET]
+    request = _with_ready_files(request, output)
+    sources = [_source(name) for name in request.models] or [TARGET]
     _check_types(request, sources)
     _check_memory(request, sources)
     with tempfile.TemporaryDirectory(prefix="infer-os-eval-") as place:
@@ -115,6 +116,28 @@ def run_eval(request: EvalRequest, command: str, output: Output) -> BenchResult:
     place_of_run = make_place(command, read_cpu().model, engine.n_threads)
     model = " ".join(Path(name).name for name in request.models) or TARGET.name
     return BenchResult(tuple(make_rows(found, model)), place_of_run, notes)
+
+
+def _with_ready_files(request: EvalRequest, output: Output) -> EvalRequest:
+    """The request with the local file in place of every ready file on the hub."""
+    settings = EngineSettings(threads=request.settings.threads)
+
+    def local(name: str) -> str:
+        if not isinstance(find_source(name), ReadySource):
+            return name
+        return str(model_file(ModelWish(name), settings, output.report))
+
+    return replace(
+        request,
+        models=tuple(local(name) for name in request.models),
+        reference=request.reference and local(request.reference),
+    )
+
+
+def _source(name: str) -> Path | HubSource:
+    source = find_source(name)
+    assert not isinstance(source, ReadySource)
+    return source
 
 
 def _text(request: EvalRequest) -> str:
@@ -178,7 +201,7 @@ def _reference_shape(
     request: EvalRequest, name: str, source: Path | HubSource
 ) -> ModelShape | None:
     if request.reference:
-        name, source = request.reference, find_source(request.reference)
+        name, source = request.reference, _source(request.reference)
     elif not isinstance(source, Path) or _is_file(source):
         return None
     if not isinstance(source, Path):
@@ -200,7 +223,7 @@ def _shape(name: str, source: Path | HubSource, kind: str) -> ModelShape:
 def _reference(
     request: EvalRequest, sources: list[Path | HubSource], folder: Path, output: Output
 ) -> tuple[Path | None, tuple[str, ...]]:
-    source = find_source(request.reference) if request.reference else sources[0]
+    source = _source(request.reference) if request.reference else sources[0]
     if isinstance(source, HubSource):
         if not request.reference:
             return None, ("without --reference there is no KL divergence",)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ _LONGEST_NAME = 63  # GGML_MAX_NAME - 1
 _MOST_DIMENSIONS = 4  # GGML_MAX_DIMS
 _LARGEST_ALIGNMENT = 1 << 16
 _LARGEST_DIMENSION = 1 << 48
+# of a file that is elsewhere: what is read first, and at most (BLOOM's tokens need 10 MB)
+_FIRST_BYTES = 1 << 20
+_LARGEST_HEADER = 256 << 20
 
 _STRING, _ARRAY = 8, 9
 _SCALARS: dict[int, struct.Struct] = {
@@ -160,6 +163,43 @@ def read_gguf_header(path: Path) -> GgufHeader:
                 raise GgufError(complaint)
 
 
+def read_remote_header(
+    path: Path, read_start: Callable[[int], bytes], file_bytes: int
+) -> GgufHeader:
+    """Read and check the header of a file that is elsewhere.
+
+    Args:
+        path: what to call the file.
+        read_start: gives its first bytes, as many as asked for.
+        file_bytes: its size.
+
+    Raises:
+        GgufError: as :func:`read_gguf_header`, or a header that does not end.
+    """
+    n_bytes = min(_FIRST_BYTES, file_bytes)
+    while True:
+        try:
+            return _HeaderReader(path, read_start(n_bytes), file_bytes).read()
+        except _HeaderGoesOn:
+            if n_bytes >= _LARGEST_HEADER:
+                raise GgufError(
+                    f"{path}: bad GGUF header: it has more than {_LARGEST_HEADER} bytes"
+                ) from None
+            n_bytes = min(n_bytes * 4, file_bytes, _LARGEST_HEADER)
+
+
+def read_raw_keys(path: Path) -> dict[str, bytes]:
+    """Every metadata key with its value as the file has them: name, type and value.
+
+    Raises:
+        GgufError: as :func:`read_gguf_header`.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        reader = _HeaderReader(path, mapped, len(mapped))
+        reader.read()
+        return {key: mapped[start:end] for key, (start, end) in reader.spans.items()}
+
+
 def _read_watched(path: Path) -> GgufHeader:
     try:
         with path.open("rb") as file:
@@ -178,7 +218,7 @@ def _read_watched(path: Path) -> GgufHeader:
         known = _large.get(path)
         if known is not None and known[0] == identity:
             return known[1]
-        header = _HeaderReader(path, mapped).read()
+        header = _HeaderReader(path, mapped, len(mapped)).read()
         if header.data_offset >= _WORTH_KEEPING:
             _large.clear()
             _large[path] = (identity, header)
@@ -213,14 +253,19 @@ _WORTH_KEEPING = 1 << 20
 _large: dict[Path, tuple[tuple[int, ...], GgufHeader]] = {}
 
 
-class _HeaderReader:
-    """A cursor over the mapped file that never passes its end."""
+class _HeaderGoesOn(Exception):
+    """A header that is longer than what was read of its file."""
 
-    def __init__(self, path: Path, mapped: mmap.mmap) -> None:
+
+class _HeaderReader:
+    """A cursor over the mapped file, or its first bytes, that never passes its end."""
+
+    def __init__(self, path: Path, mapped: mmap.mmap | bytes, file_bytes: int) -> None:
         self._path = path
         self._mapped = mapped
-        self._size = len(mapped)
+        self._size = file_bytes
         self._at = 0
+        self.spans: dict[str, tuple[int, int]] = {}
 
     def read(self) -> GgufHeader:
         if self._take(4) != b"GGUF":
@@ -232,10 +277,12 @@ class _HeaderReader:
         n_keys = self._count("metadata keys", _MOST_KEYS)
         metadata: dict[str, Any] = {}
         for _ in range(n_keys):
+            start = self._at
             key = self._string(_LONGEST_KEY, "a metadata key")
             if key in metadata:
                 raise self._error(f"the metadata key {key!r} occurs twice")
             metadata[key] = self._value(self._unpack(_U32), key)
+            self.spans[key] = (start, self._at)
         alignment = metadata.get("general.alignment", 32)
         if (
             not isinstance(alignment, int)
@@ -259,6 +306,8 @@ class _HeaderReader:
                 f"it ends at byte {self._size}, in the middle of its header; "
                 "the file is truncated or damaged"
             )
+        if n > len(self._mapped) - self._at:
+            raise _HeaderGoesOn
         taken = self._mapped[self._at : self._at + n]
         self._at += n
         return taken
@@ -309,12 +358,13 @@ class _HeaderReader:
         return count * size
 
     def _skip_strings(self, count: int) -> None:
-        at, size, mapped, unpack = self._at, self._size, self._mapped, _U64.unpack_from
+        at, mapped, unpack = self._at, self._mapped, _U64.unpack_from
+        size = len(mapped)
         for _ in range(count):
             at += 8 + unpack(mapped, at)[0] if at + 8 <= size else size
             if at > size:
                 self._at = size
-                self._take(1)  # raises: truncated
+                self._take(1)  # raises: truncated, or more is to be read
         self._at = at
 
     def _tensor(self, alignment: int) -> GgufTensor:

@@ -7,32 +7,22 @@ is in the file's metadata. One process converts at a time; the others wait and u
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..cache import cache_folder
 from ..convert.errors import OutputError, SourceError, UnreachableError
 from ..convert.output_locks import locked_in_turn, make_folder
-from ..convert.source import HubSource
+from ..convert.source import HubSource, ReadySource
 from ..files import write_file
 from ..sizes import size_text
+from .reporter import Reporter
 from .resolve import find_source, naming_near
 from .shelves import LOCK, ORIGIN, Shelf, remove_files, shelf_of, states, tidy
 from .wish import ModelWish
 
 if TYPE_CHECKING:
     from ..runtime.settings import EngineSettings
-
-
-@dataclass(frozen=True, slots=True)
-class Reporter:
-    """Where the store reports what it does: lines, and a bar of bytes done and in all."""
-
-    note: Callable[[str], None]
-    bar: Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]
 
 
 def model_file(wish: ModelWish, settings: EngineSettings | None, report: Reporter) -> Path:
@@ -55,6 +45,11 @@ def model_file(wish: ModelWish, settings: EngineSettings | None, report: Reporte
     if isinstance(source, Path) and not source.is_dir():
         _check_file(source, wish)
         return source
+    if isinstance(source, ReadySource):
+        from .ready_fetch import ready_file
+
+        _check_ready(source, wish)
+        return ready_file(source, settings, report)
     shelf = shelf_of(source)
     kind = wish.type or shelf.usual_type()
     path = shelf.file(kind)
@@ -67,7 +62,7 @@ def model_file(wish: ModelWish, settings: EngineSettings | None, report: Reporte
         report.note(f"note: {damage}; it is converted again")
     try:
         with naming_near():
-            _convert(shelf, kind, settings, report)
+            _convert(source, kind, settings, report)
     except UnreachableError as error:
         others = [other for other in shelf.types() if shelf.file(other) != path]
         there = f" (but {', '.join(f'--type {other}' for other in others)} is)" if others else ""
@@ -86,6 +81,16 @@ def cached_file(wish: ModelWish) -> Path:
     if isinstance(source, Path) and not source.is_dir():
         _check_file(source, wish)
         return source
+    if isinstance(source, ReadySource):
+        from .ready_files import cached_ready
+
+        _check_ready(source, wish)
+        ready = cached_ready(source)
+        if ready is None:
+            raise SourceError(
+                f"{source.text}: it is not in the cache; infer-os pull {source.text} puts it there"
+            )
+        return ready
     shelf = shelf_of(source)
     types = shelf.types()
     kind = wish.type.lower() or next(iter(types), "")
@@ -114,6 +119,16 @@ def _check_file(path: Path, wish: ModelWish) -> None:
         )
 
 
+def _check_ready(source: ReadySource, wish: ModelWish) -> None:
+    if wish.type:
+        from ..runtime.errors import SettingsError
+
+        raise SettingsError(
+            f"{source.text}: a ready file keeps its type and cannot be opened as {wish.type}; name "
+            "another file behind the colon"
+        )
+
+
 def _damage(path: Path) -> str | None:
     """What is wrong with a file of the cache; None if it is sound or missing."""
     from ..native.errors import GgufError
@@ -128,17 +143,20 @@ def _damage(path: Path) -> str | None:
     return None
 
 
-def _convert(shelf: Shelf, kind: str, settings: EngineSettings | None, report: Reporter) -> None:
+def _convert(
+    source: HubSource | Path, kind: str, settings: EngineSettings | None, report: Reporter
+) -> None:
     """Convert into the cache, unless another process has done so in the meantime."""
     from .planning import check_conversion
 
+    shelf = shelf_of(source)
     path = shelf.file(kind)
-    hub = isinstance(shelf.source, HubSource)
-    if isinstance(shelf.source, HubSource):
+    hub = isinstance(source, HubSource)
+    if isinstance(source, HubSource):
         from ..convert.hub_checkpoint import find_repository
 
-        find_repository(shelf.source, cache_folder())  # before anything is said or made
-    if settings is not None and not _is_offline_and_unknown(shelf.source):
+        find_repository(source, cache_folder())  # before anything is said or made
+    if settings is not None and not _is_offline_and_unknown(source):
         check_conversion(shelf.title, kind, settings)
 
     def tell_wait() -> None:
@@ -150,7 +168,7 @@ def _convert(shelf: Shelf, kind: str, settings: EngineSettings | None, report: R
                 return
             verb = "downloading and converting" if hub else "converting"
             report.note(f"{shelf.title}: {verb} to {kind.lower()}, once, into {path.parent}")
-            _run_conversion(shelf, kind, report)
+            _run_conversion(source, shelf, kind, report)
         except (KeyboardInterrupt, SystemExit):
             if hub:
                 report.note("interrupted; the same command continues where it stopped")
@@ -168,21 +186,21 @@ def _is_offline_and_unknown(source: HubSource | Path) -> bool:
     return is_offline()
 
 
-def _run_conversion(shelf: Shelf, kind: str, report: Reporter) -> None:
+def _run_conversion(source: HubSource | Path, shelf: Shelf, kind: str, report: Reporter) -> None:
     from ..convert.pipeline import convert
     from ..convert.settings import ConvertSettings
 
     path = shelf.file(kind)
     make_folder(path.parent)
-    settings = ConvertSettings(shelf.source, path, kind, force=True)
+    settings = ConvertSettings(source, path, kind, force=True)
     with report.bar(f"{shelf.name} to {kind.lower()}") as progress:
         made = convert(settings, progress)
     for note in made.notes:
         report.note(f"note: {note}")
-    if isinstance(shelf.source, Path):
+    if isinstance(source, Path):
         origin = shelf.folder / ORIGIN
         try:
-            write_file(origin, os.fsencode(shelf.source))
+            write_file(origin, os.fsencode(source.resolve()))
         except OSError as error:
             raise OutputError(f"{origin}: cannot be written: {error.strerror}") from error
         _drop_older(shelf, report)

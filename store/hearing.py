@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from .fetch import Reporter
+from .reporter import Reporter
 
 #: Gets every record of the logger ``infer_os`` and those below it.
 LogCallback = Callable[[logging.LogRecord], None]

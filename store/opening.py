@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .fetch import Reporter, model_file
+from .fetch import model_file
+from .reporter import Reporter
 from .resolve import first_work
 from .wish import ModelWish
 

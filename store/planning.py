@@ -10,13 +10,15 @@ from ..cache import cache_folder
 from ..convert.checkpoint import read_config
 from ..convert.errors import SourceError
 from ..convert.hub import is_offline, list_repository, read_start
+from ..convert.hub_checkpoint import ready_hint
 from ..convert.plain_file import parse_object
-from ..convert.source import HubSource
+from ..convert.source import HubSource, ReadySource
 from ..convert.weight_options import weight_options
 from ..models.architectures import describe
 from ..models.catalog import CatalogModel, find_model
 from ..models.shape import ModelShape, network_shape
 from ..native.backend import KernelStatus, kernel_status, taken_types
+from ..native.gguf_file import GgufHeader
 from ..native.graph_check import read_model_header
 from ..native.layouts import Layouts, llama_layouts
 from ..runtime.errors import SettingsError
@@ -36,12 +38,22 @@ from ..runtime.plan.machine import (
 from ..runtime.plan.memory_plan import Budget, MemoryShortage, Plan
 from ..runtime.plan.shapes import header_shape
 from ..runtime.plan.use import Use, make_planner
-from ..runtime.settings import EngineSettings
+from ..runtime.settings import EngineSettings, Extra
 from ..sizes import size_text
+from .ready_files import (
+    AUTO,
+    ReadyModel,
+    cached_ready,
+    find_ready,
+    ready_models,
+    remote_header,
+)
 from .resolve import find_source, first_work, naming_near
 
 _LARGEST_CONFIG = 1 << 20
 _MOST_PARALLEL = 256
+#: Bits per weight from which on a ready file counts as unquantized: F16 has 16, Q8_0 8.5.
+_LEAST_UNQUANTIZED = 12
 #: One text at a time, with the finest cache that fits.
 _ANY_CACHE = EngineSettings(kv="auto")
 #: The models of the ranking, the largest first.
@@ -177,13 +189,70 @@ def find_shape(text: str) -> ModelShape:
     return source_shape(find_source(text))
 
 
-def source_shape(source: HubSource | Path) -> ModelShape:
+def source_shape(source: HubSource | ReadySource | Path) -> ModelShape:
     """:func:`find_shape` of what the words mean."""
+    if isinstance(source, ReadySource):
+        return ready_shape(source, _ANY_CACHE)
     if isinstance(source, HubSource):
         return _config_shape(source.name, source.config or _hub_config(source))
     if source.is_file():
         return header_shape(read_model_header(source))
     return _config_shape(source.resolve().name, read_config(source))
+
+
+def ready_shape(source: ReadySource, settings: EngineSettings) -> ModelShape:
+    """The sizes of a ready file, from the cache or the first bytes of that on the hub.
+
+    Raises:
+        As :func:`choose_ready`.
+    """
+    cached = cached_ready(source)
+    if cached is not None:
+        return header_shape(read_model_header(cached))
+    model, header = choose_ready(source, settings)
+    return replace(header_shape(header), name=model.file_name)
+
+
+def choose_ready(source: ReadySource, settings: EngineSettings) -> tuple[ReadyModel, GgufHeader]:
+    """The file on the hub that is meant, and its checked header; nothing else is fetched.
+
+    ``auto`` is the finest that fits when it is loaded with these settings, of those with quantized
+    weights if there are such.
+
+    Raises:
+        SourceError, DownloadError: no such repository or file, or the hub does not answer.
+        GgufError: not a model that can be used.
+        MemoryShortage: for ``auto``, no file fits.
+    """
+    if source.wanted.lower() != AUTO:
+        model = find_ready(source)
+        return model, remote_header(model)
+    unquantized: tuple[ReadyModel, GgufHeader] | None = None
+    plan: Plan | None = None
+    for model in ready_models(source):
+        header = remote_header(model)
+        plan = ready_plan(header, settings)
+        if not plan.fits:
+            continue
+        if header.bits_per_weight < _LEAST_UNQUANTIZED:
+            return model, header
+        unquantized = unquantized or (model, header)
+    if unquantized is not None:
+        return unquantized
+    assert plan is not None
+    raise MemoryShortage(
+        f"{source.text}: none of its files fits: the smallest needs "
+        f"{size_text(plan.total, up=True)}, and {size_text(plan.limit)} may be used; nothing was "
+        "downloaded", plan,
+    )  # fmt: skip
+
+
+def ready_plan(header: GgufHeader, settings: EngineSettings) -> Plan:
+    """The plan of a model that is downloaded first, as these settings will load it."""
+    engine = replace(settings, draft="none", extras=settings.extras | {Extra.DOWNLOAD})
+    budget = own_budget(engine.memory, native=engine.native)
+    planner, schedule, _ = make_planner(header_shape(header), Use(engine), budget)
+    return choose(planner, Wish(None, schedule, engine.load))
 
 
 def check_conversion(model: str, kind: str, settings: EngineSettings) -> None:
@@ -243,7 +312,9 @@ def _hub_config(source: HubSource) -> dict[str, object]:
         repository = list_repository(source)
     file = repository.files.get("config.json")
     if file is None or file.size > _LARGEST_CONFIG:
-        raise SourceError(f"{source.repository}: not a checkpoint: it has no config.json")
+        raise SourceError(
+            f"{source.repository}: not a checkpoint: it has no config.json{ready_hint(repository)}"
+        )
     data = read_start(repository, file, file.size)
     return parse_object(f"{source.repository}/config.json", data)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from ..cache import cache_folder
 from ..convert.errors import SourceError
 from ..convert.output_locks import locked
-from ..convert.source import HubSource
+from ..convert.source import HubSource, ReadySource, read_hub_name
 from ..models.catalog import find_model
 from .resolve import near
-from .shelves import LOCK, Shelf, disk_bytes, remove_files, shelves, tidy, type_of
+from .shelves import LOCK, READY, Shelf, disk_bytes, remove_files, shelves, tidy
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,11 @@ class CachedModel:
     files: tuple[CachedFile, ...]
     parts: tuple[Path, ...]
     downloads: Path | None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its files came from the hub as they are."""
+        return self.shelf.parent.name == READY
 
     @property
     def unfinished(self) -> int:
@@ -68,7 +73,7 @@ def _cached(folder: Path, title: str, group: list[Shelf]) -> CachedModel:
     for shelf in group:
         for path in sorted((shelf.folder / shelf.state).iterdir()):
             if path.suffix == ".gguf" and not path.name.startswith("."):
-                kind = type_of(path, shelf.name)
+                kind = shelf.type_of(path)
                 files.append(CachedFile(kind, path, disk_bytes(path)))
             else:
                 parts.append(path)
@@ -86,8 +91,12 @@ def find_cached(text: str) -> CachedModel:
     """
     known = find_model(text)
     folder = str(Path(text).expanduser().resolve())
-    wanted = {text.lower(), known.id.lower() if known else ""}
+    ready = _ready(text)
+    name = (ready.repository if ready else text).lower()
+    wanted = {name, known.id.lower() if known else ""}
     for model in cached_models():
+        if ready and not model.is_ready:
+            continue
         if model.title.lower() in wanted or model.title == folder:
             return model
     raise SourceError(
@@ -95,8 +104,14 @@ def find_cached(text: str) -> CachedModel:
     )
 
 
+def _ready(text: str) -> ReadySource | None:
+    """The ready file that a text names, if it does."""
+    named = read_hub_name(text)
+    return named if isinstance(named, ReadySource) else None
+
+
 def remove_model(text: str, kind: str = "") -> tuple[str, int]:
-    """Remove a model from the cache, or only its conversion to one type.
+    """Remove a model from the cache, or only its conversion to one type, or its file ``NAME:TYPE``.
 
     Returns its full name and the bytes freed.
 
@@ -105,7 +120,11 @@ def remove_model(text: str, kind: str = "") -> tuple[str, int]:
         OutputError: a process is using or converting it; nothing is removed.
     """
     model = find_cached(text)
-    files = [file.path for file in model.files if not kind or file.type == kind.lower()]
+    ready = _ready(text)
+    kind = kind or (ready.wanted if ready else "")
+    files = [
+        f.path for f in model.files if kind.lower() in ("", f.type.lower(), f.path.name.lower())
+    ]
     if kind and not files:
         there = ", ".join(file.type for file in model.files) or "nothing"
         raise SourceError(f"{model.title}: {kind} is not in the cache; there is {there}")

@@ -2,7 +2,8 @@
 
 Comes out: the path, or the model on the hub that is meant. Nothing is downloaded or made. Every
 command, and the Python API, reads a model's name here. What exists under that name wins; then comes
-the catalog; then ``OWNER/NAME`` on the hub.
+the catalog; then the hub: ``OWNER/NAME``, ``OWNER/NAME@REVISION``, and ``OWNER/NAME:WANTED`` for a
+ready GGUF file.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..convert.errors import SourceError, UnknownModel, UnsupportedError
-from ..convert.source import HubSource, is_hub_id, is_revision
+from ..convert.source import HubSource, ReadySource, is_revision, read_hub_name
 from ..models.catalog import find_model, near_names
 from .shelves import shelf_of, titles
 
@@ -33,6 +34,10 @@ def first_work(text: str, kind: str = "") -> frozenset[Extra]:
     if isinstance(source, Path) and not source.is_dir():
         return frozenset()
     shelf = shelf_of(source)
+    if isinstance(source, ReadySource):
+        from .ready_files import cached_ready
+
+        return frozenset() if cached_ready(source) else frozenset((Extra.DOWNLOAD,))
     kind = kind or shelf.usual_type()
     if shelf.file(kind).exists():
         return frozenset()
@@ -41,7 +46,7 @@ def first_work(text: str, kind: str = "") -> frozenset[Extra]:
 
 def find_source(
     text: str, revision: str | None = None, *, checkpoint: bool = False
-) -> HubSource | Path:
+) -> HubSource | ReadySource | Path:
     """What a user's words name: a file or a folder that exists, else a model on the hub.
 
     Args:
@@ -52,7 +57,8 @@ def find_source(
 
     Raises:
         SourceError: neither; names similar ones.
-        UnsupportedError: a revision of what is here, or one that cannot be one.
+        UnsupportedError: a revision of what is here, or one that cannot be one; a ready file as
+            SOURCE.
     """
     nothing = "no such folder" if checkpoint else "no such file or folder"
     if not text:
@@ -67,8 +73,20 @@ def find_source(
         if revision is not None:
             raise UnsupportedError(f"--revision {revision}: {text} is a local folder; drop it")
         return path
+    named = read_hub_name(text)
+    if isinstance(named, ReadySource):
+        if checkpoint:
+            raise UnsupportedError(
+                f"{text}: a ready GGUF file is used as it is; infer-os run {text} runs it"
+            )
+        return named
+    given = named.revision if named else ""
+    if given:
+        if revision is not None:
+            raise UnsupportedError(f"--revision {revision}: {text} names one; drop one of them")
+        revision, text = given, text.partition("@")[0]
     known = find_model(text)
-    if known is None and (not is_hub_id(text) or path.suffix.lower() == ".gguf"):
+    if known is None and (named is None or path.suffix.lower() == ".gguf"):
         # a path has characters that no name has
         if not any(mark in text for mark in "/.~"):
             nothing += ", and no name in the catalog; hub ids look like EleutherAI/gpt-j-6B"
@@ -86,6 +104,17 @@ def find_source(
     if known is None:
         return HubSource(text, revision or "main")
     return HubSource(known.id, revision or known.revision, known)
+
+
+def find_checkpoint(text: str, revision: str | None = None) -> HubSource | Path:
+    """What SOURCE of ``convert`` names: :func:`find_source` without ready files.
+
+    Raises:
+        As :func:`find_source`.
+    """
+    source = find_source(text, revision, checkpoint=True)
+    assert not isinstance(source, ReadySource)
+    return source
 
 
 def near(text: str) -> str:

@@ -2,6 +2,7 @@
 
     {cache}/models/hub/{owner}--{name}/{revision}/{name}-{type}.gguf
     {cache}/models/folders/{name}-{hash of its path}/{hash of its files}/{name}-{type}.gguf
+    {cache}/models/ready/{owner}--{name}/{revision}/{file's name on the hub}
 
 A folder counts as a different one when the name, size or time of one of its files changes.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from pathlib import Path
 
 from ..cache import cache_folder
 from ..convert.errors import OutputError, SourceError
-from ..convert.source import HubSource
+from ..convert.source import HubSource, ReadySource
 from ..locks import try_unused
 from ..models.catalog import find_model
 
@@ -25,23 +27,30 @@ from ..models.catalog import find_model
 DEFAULT_TYPE = "q4_0"
 #: Held by whoever changes a model's place.
 LOCK = ".lock"
+#: The folder of files that came from the hub as they are.
+READY = "ready"
 #: Says where a converted folder was.
 ORIGIN = "source.txt"
 _HASHED = 16  # hexadecimal digits
+# what people write into the names of GGUF files: Q4_K_M, IQ3_XXS, UD-Q4_K_XL, F16
+_QUANTIZATION = re.compile(
+    r"(?:^|[-._/])((?:UD-)?(?:I?Q\d\w*|TQ\d\w*|MXFP4\w*|BF16|FP?16|FP?32))$",
+    re.ASCII | re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
     """One model's place in the cache; ``state`` is a revision, or the hash of a folder."""
 
-    source: HubSource | Path
+    source: HubSource | ReadySource | Path
     folder: Path
     state: str
 
     @property
     def title(self) -> str:
         """The model's name in messages: its hub id, or its folder."""
-        return self.source.repository if isinstance(self.source, HubSource) else str(self.source)
+        return str(self.source) if isinstance(self.source, Path) else self.source.repository
 
     @property
     def name(self) -> str:
@@ -55,20 +64,33 @@ class Shelf:
     def types(self) -> list[str]:
         """The types that are cached, the default one first, then the largest."""
         files = [p for p in (self.folder / self.state).glob("*.gguf") if not p.name.startswith(".")]
-        kinds = {type_of(path, self.name): path.stat().st_size for path in files}
+        kinds = {self.type_of(path): path.stat().st_size for path in files}
         return sorted(kinds, key=lambda kind: (kind != DEFAULT_TYPE, -kinds[kind]))
+
+    def type_of(self, path: Path) -> str:
+        """The type of a file of the cache, from its name."""
+        if isinstance(self.source, ReadySource):
+            return quantization_of(path.stem)
+        return path.stem.removeprefix(f"{self.name}-")
 
     def usual_type(self) -> str:
         """The type to take where none is named: the first that is cached, else the default."""
         return next(iter(self.types()), DEFAULT_TYPE)
 
 
-def shelf_of(source: HubSource | Path) -> Shelf:
+def quantization_of(base: str) -> str:
+    """The quantization that a ready file's name ends with, without suffix; else its name."""
+    found = _QUANTIZATION.search(base)
+    return found[1] if found else base.rpartition("/")[2]
+
+
+def shelf_of(source: HubSource | ReadySource | Path) -> Shelf:
     """Where the conversions of a model are kept; a folder must exist, since its files count."""
     models = cache_folder() / "models"
-    if isinstance(source, HubSource):
+    if not isinstance(source, Path):
         # the hub allows no "--" in a name, nor a revision of "." or ".."
-        folder = models / "hub" / source.repository.replace("/", "--")
+        kind = READY if isinstance(source, ReadySource) else "hub"
+        folder = models / kind / source.repository.replace("/", "--")
         return Shelf(source, folder, source.revision.replace("/", "--"))
     source = source.resolve()
     digest = hashlib.sha256(str(source).encode("utf-8", "surrogateescape")).hexdigest()
@@ -84,6 +106,10 @@ def shelves() -> Iterator[Shelf]:
             # an id has one slash; what follows may contain dashes
             repository = folder.name.replace("--", "/", 1)
             yield Shelf(HubSource(repository, state, find_model(repository)), folder, state)
+    for folder in sorted(models.glob(f"{READY}/*--*")):
+        for state in states(folder):
+            repository = folder.name.replace("--", "/", 1)
+            yield Shelf(ReadySource(repository, "", state), folder, state)
     for folder in sorted(models.glob("folders/*")):
         try:
             origin = Path((folder / ORIGIN).read_text("utf-8", "surrogateescape"))
@@ -103,11 +129,6 @@ def titles() -> list[str]:
 def states(folder: Path) -> list[str]:
     """The revisions of a hub model, or the hashes of a folder, that are in the cache."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir())
-
-
-def type_of(path: Path, name: str) -> str:
-    """The type that a file of the cache was converted to, from its name."""
-    return path.stem.removeprefix(f"{name}-")
 
 
 def _state_of(folder: Path) -> str:

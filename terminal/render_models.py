@@ -176,6 +176,8 @@ def show_details(details: ModelDetails) -> None:
 
 
 def _run_line(details: ModelDetails, kind: str) -> str:
+    if details.cached and details.cached.is_ready:
+        return f"infer-os run {_argument(details)}:{kind}"
     return f"infer-os run {_argument(details)} --type {kind}"
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 _CHUNK = 4096
-_WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".ot")
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".ot")
 
 
 @dataclass(frozen=True)

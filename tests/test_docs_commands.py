@@ -50,6 +50,8 @@ NOT_RUN = {
     "ray start --address=192.168.1.10:6379": "needs other machines", "ray status": "as ray start",
     "ray stop": "as ray start",
     "infer-os batch MODEL -i prompts.jsonl -o answers.jsonl --ray auto": "as ray start",
+    "infer-os run OWNER/NAME-GGUF:Q4_K_M": "needs such a repository; tests/store/test_ready.py has",
+    "infer-os pull OWNER/NAME-GGUF:auto": "as run OWNER/NAME-GGUF:Q4_K_M",
     "infer-os serve austen.gguf": "as serve MODEL",
     "infer-os serve MODEL": "runs until a signal; tests/serve/test_serve_command.py does",
     "infer-os serve model.gguf --port 8080": "as serve MODEL",

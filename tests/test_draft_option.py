@@ -10,7 +10,7 @@ from helpers import Converter
 from infer_os.convert.errors import UnreachableError
 from infer_os.runtime.settings import EngineSettings
 from infer_os.store import opening
-from infer_os.store.fetch import Reporter
+from infer_os.store.reporter import Reporter
 from infer_os.store.wish import ModelWish
 
 
