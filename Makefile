@@ -139,11 +139,12 @@ arm-check: $(VENV)/.installed-test
 reference-check: $(VENV)/.installed-test
 	test -x $(VENV)-reference/bin/python || $(PYTHON) -m venv $(VENV)-reference
 	$(VENV)-reference/bin/python -m pip install --quiet --upgrade "pip>=24"
-	$(VENV)-reference/bin/python -m pip install --quiet "torch==2.13.0" "transformers>=5,<6" \
+	$(VENV)-reference/bin/python -m pip install --quiet "torch==2.13.0" "transformers>=5,<6" "peft<1" \
 	    --editable ".[test]"
 	$(VENV)-reference/bin/python tests/reference/make_references.py check
 	$(VENV)-reference/bin/python tests/reference/make_beams.py check
 	$(VENV)-reference/bin/python tests/reference/make_embeddings.py check
+	$(VENV)-reference/bin/python tests/reference/make_adapters.py check
 	$(VENV)-reference/bin/python tests/reference/check_templates.py check
 	$(VENV)-reference/bin/python -m pytest -q tests/convert/test_torch_file.py -k torch_reads
 

@@ -11,11 +11,12 @@ would wait for a stream of its own thread raises ModelBusy. A model may be used 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .cache import cache_folder
 from .native.interrupt import is_main_thread, python_interrupts
 from .native.owner import Owner
 from .runtime.arguments import file_path, many, path_text, prompt_text, record_or, text_named
@@ -52,16 +53,17 @@ def load(
     *,
     settings: EngineSettings | None = None,
     type: str = "",
+    loras: Sequence[str] = (),
     on_log: LogCallback | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> Model:
     """Load a model; close it at the end, or use ``with``.
 
     Args:
-        model: a GGUF file, a checkpoint folder, a catalog name or a hub id. Anything that is not
-            yet a GGUF file is downloaded and converted into the cache, once.
+        model: a GGUF file; or a folder, a catalog name or a hub id, converted once and cached.
         settings: how; ``draft`` may also be a model's name or ``auto``.
         type: what a folder or a name is converted to; empty for the cached type, else q4_0.
+        loras: LoRA adapters to add when it is converted: DIR or ID, with :SCALE behind it or not.
         on_log: called with log records while the model is open, even those of other models. The
             level of the logger ``infer_os`` decides which (warnings, by default).
         on_progress: called while files are downloaded, converted or prefetched.
@@ -73,7 +75,7 @@ def load(
         NativeError: a file that cannot be used.
     """
     settings = record_or(settings, EngineSettings(), "settings")
-    wish = ModelWish(path_text(model, "model"), text_named(type, "type"))
+    wish = ModelWish(path_text(model, "model"), text_named(type, "type"), loras)
     with ExitStack() as stack:
         if on_log is not None:
             stack.enter_context(listening(on_log))
@@ -429,7 +431,6 @@ class Chat:
         Raises:
             SessionError: the file cannot be written, or is not a session file.
         """
-        from .cache import cache_folder
         from .runtime.chat.session_file import save_session
 
         file = file_path(path, "path")
@@ -442,7 +443,6 @@ class Chat:
         Raises:
             SessionError: not a session of this user, model and llama.cpp.
         """
-        from .cache import cache_folder
         from .runtime.chat.session_file import load_session
 
         file = file_path(path, "path")

@@ -13,6 +13,7 @@ from ..models.styles import TEMPLATE
 from ..runtime.batch.settings import BatchSettings
 from ..runtime.settings import EngineSettings, Extra, SamplingSettings, StopSettings
 from ..sizes import size_text
+from ..store.wish import ModelWish
 from ..terminal import console
 from . import loading, options, recording
 from .beaming import check_search
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 def batch(
     *,
     model: options.Model,
+    lora: options.Lora = None,
     input: options.Records = recording.STREAM,
     output: options.Answers = recording.STREAM,
     resume: options.Resume = False,
@@ -53,6 +55,7 @@ def batch(
     from ..runtime.batch.records import RecordParser
     from ..runtime.batch.stopping import Stop
 
+    wish = ModelWish(model, loras=tuple(lora or ()))
     recording.check_places(input, output, resume=resume, force=force)
     settings = recording.with_tables(settings, input, output)
     if batch_settings.style in ("", TEMPLATE):  # for conversations; what comes is not known yet
@@ -71,10 +74,10 @@ def batch(
         if ray and batch_settings.is_search:
             raise recording.settings_error("--ray and --beams: a beam search runs here; drop one")
         if ray:  # all is read before anything runs
-            engine = loading.join_cluster(ray, model, settings, batch_settings, (sampling, stops))
+            engine = loading.join_cluster(ray, wish, settings, batch_settings, (sampling, stops))
             run = engine.run
         else:
-            engine = loading.load_batch_engine(model, settings, batch_settings)
+            engine = loading.load_batch_engine(wish, settings, batch_settings)
             run = recording.reading_ahead(engine.run, stop)
         stack.enter_context(closing(engine))
         kinds: set[bool] = set()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import completing, options
+from .loading import reporter
 
 if TYPE_CHECKING:
     from ..convert.settings import ConvertSettings
@@ -127,6 +128,7 @@ def conversion(
     verify: Verify = False,
     keep_source: KeepSource = False,
     revision: Revision = None,
+    lora: options.Lora = None,
 ) -> Conversion:
     """What the options ask for.
 
@@ -135,13 +137,14 @@ def conversion(
         SourceError: a source that cannot be one.
     """
     from ..convert.settings import ConvertSettings
+    from ..store.lora import fetch_adapters
     from ..store.resolve import find_checkpoint
 
     is_automatic = type.lower() == "auto"
     settings = ConvertSettings(
         find_checkpoint(source, revision), output, "q4_0" if is_automatic else type,
         options.count_option("threads", threads), force, dry_run, verify, keep_source,
-        None if calibrate else imatrix, rotate,
+        None if calibrate else imatrix, rotate, fetch_adapters(lora or (), reporter()),
     )  # fmt: skip
     if is_automatic:
         from ..store.planning import finest_type

@@ -31,8 +31,10 @@ from .talk import TalkSettings
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _model(model: options.Model, type: options.ModelType = "") -> ModelWish:
-    return ModelWish(model, type)
+def _model(
+    model: options.Model, type: options.ModelType = "", lora: options.Lora = None
+) -> ModelWish:
+    return ModelWish(model, type, tuple(lora or ()))
 
 
 def _talk(

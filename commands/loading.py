@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ def load_engine(model: str | ModelWish, settings: EngineSettings) -> tuple[Engin
     """
     from ..store.opening import find_files, open_file
 
-    report = _reporter()
+    report = reporter()
     path, settings = find_files(_wish(model), settings, report)
     started = time.perf_counter()
     engine = open_file(path, settings, report)
@@ -41,7 +42,7 @@ def fetch(model: ModelWish) -> Path:
     """The file of what the user calls a model, converted into the cache first if need be."""
     from ..store.fetch import model_file
 
-    return model_file(model, None, _reporter())
+    return model_file(model, None, reporter())
 
 
 def load_batch_engine(
@@ -50,16 +51,16 @@ def load_batch_engine(
     """Load what the user calls a model for many prompts at once; its warnings go to stderr."""
     from ..store.opening import open_batch
 
-    engine = open_batch(_wish(model), settings, batch, _reporter())
+    engine = open_batch(_wish(model), settings, batch, reporter())
     console.notes(engine.take_notes())
     return engine
 
 
-def load_scorer(model: str, settings: EngineSettings, scoring: ScoringSettings) -> Scorer:
+def load_scorer(model: ModelWish, settings: EngineSettings, scoring: ScoringSettings) -> Scorer:
     """Load what the user calls a model to score texts; its warnings go to stderr."""
     from ..store.opening import open_scorer
 
-    scorer = open_scorer(_wish(model), settings, scoring, _reporter())
+    scorer = open_scorer(model, settings, scoring, reporter())
     console.notes(scorer.take_notes())
     return scorer
 
@@ -75,7 +76,7 @@ def load_embedder(model: str, settings: EngineSettings, pooling: str) -> Embedde
 
 def join_cluster(
     address: str,
-    model: str,
+    model: ModelWish,
     settings: EngineSettings,
     batch: BatchSettings,
     answers: tuple[SamplingSettings, StopSettings],
@@ -87,8 +88,9 @@ def join_cluster(
     from ..runtime.batch.ray_backend import RayBatch
     from ..store.opening import open_on_node
 
-    name = str(Path(model).absolute()) if Path(model).exists() else model
-    opener = partial(open_on_node, ModelWish(name), settings, batch)
+    here = Path(model.text)
+    wish = replace(model, text=str(here.absolute())) if here.exists() else model
+    opener = partial(open_on_node, wish, settings, batch)
     return RayBatch(address, opener, *answers)
 
 
@@ -96,7 +98,8 @@ def _wish(model: str | ModelWish) -> ModelWish:
     return ModelWish(model) if isinstance(model, str) else model
 
 
-def _reporter() -> Reporter:
+def reporter() -> Reporter:
+    """Where the store reports to a person: notes and bars on stderr."""
     from ..store.reporter import Reporter
 
     return Reporter(console.note, console.progress_bar)

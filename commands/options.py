@@ -90,6 +90,15 @@ PlanModel = Annotated[
         show_default=False, autocompletion=completing.model_names,
     ),
 ]  # fmt: skip
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora", metavar="DIR|ID[:SCALE]",
+        help="A LoRA adapter (PEFT's format) to add to the weights when they are converted; may be "
+        "repeated.",
+        show_default=False,
+    ),
+]  # fmt: skip
 CachedModel = Annotated[
     str,
     typer.Argument(

@@ -23,6 +23,7 @@ def run(
     use_8bit: options.Use8bit = False,
     use_4bit: options.Use4bit = False,
     type: options.ModelType = "",
+    lora: options.Lora = None,
     interactive: options.Interactive = False,
     prompt_option: options.MessageAgain = None,
     talk: TalkSettings,
@@ -48,7 +49,7 @@ def run(
         used = frozenset({"model", "model_option", "prompt", "prompt_option", "system"})
         answer_from_server(invocation, server, request, sampling, stops, used=used)
         return
-    wish = ModelWish(name, _chosen_type(use_8bit, use_4bit, type))
+    wish = ModelWish(name, _chosen_type(use_8bit, use_4bit, type), tuple(lora or ()))
     interactive = interactive or (prompt is None and console.stdin_is_terminal())
     message = prompt if interactive else _read_message(prompt)
     with conversation_on(wish, talk, settings) as session:

@@ -11,6 +11,7 @@ import typer
 from ..runtime.scoring.settings import ScoringSettings
 from ..runtime.settings import EngineSettings
 from ..sizes import size_text
+from ..store.wish import ModelWish
 from ..terminal import console
 from . import loading, options, recording
 from .groups import grouped
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 def score(
     *,
     model: options.Model,
+    lora: options.Lora = None,
     input: options.ScoreRecords = recording.STREAM,
     output: options.Scores = recording.STREAM,
     resume: options.Resume = False,
@@ -43,6 +45,7 @@ def score(
     from ..runtime.batch.stopping import Stop
     from ..runtime.scoring.score_records import SCORES, ScoreParser
 
+    wish = ModelWish(model, loras=tuple(lora or ()))
     recording.check_places(input, output, resume=resume, force=force)
     settings = recording.with_tables(settings, input, output)
     with ExitStack() as stack:
@@ -56,7 +59,7 @@ def score(
         if journal is not None and journal.is_complete:
             console.note(recording.completeness(output, total))
             return
-        scorer = stack.enter_context(closing(loading.load_scorer(model, settings, scoring)))
+        scorer = stack.enter_context(closing(loading.load_scorer(wish, settings, scoring)))
         records = recording.parsed(values, ScoreParser(), journal)
         with recording.saying_how_to_go_on(journal):
             run = recording.reading_ahead(scorer.run, stop)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +21,14 @@ from infer_os.native.quantize import QuantizeStats, quantize_rows
 _BLOCK_BYTES = 16 << 20
 
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """What is added to a matrix: the product of (n_rows, r) and (r, n_columns)."""
+
+    left: NDArray[np.float32]
+    right: NDArray[np.float32]
 
 
 def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
@@ -42,6 +51,7 @@ def quantized_blocks(
     *,
     n_threads: int,
     importance: NDArray[np.float32] | None = None,
+    updates: Sequence[LowRank] = (),
     ends_only: bool = False,
 ) -> Iterator[tuple[NDArray[np.uint8], int, QuantizeStats]]:
     """Quantize a stored tensor block by block.
@@ -52,6 +62,7 @@ def quantized_blocks(
         target: type to write.
         n_threads: threads of the quantizer.
         importance: (row length,) weight of each column's error.
+        updates: what is added to the matrix first, its rows being the transform's.
         ends_only: yield only the first and the last block, to compare with what was written.
 
     Yields:
@@ -61,22 +72,25 @@ def quantized_blocks(
     if array.ndim == 1:
         rows = array if order is None else array[order]
         if folds or scales:
-            rows = _folded(_scaled(_widened(rows)[:, None], scales, 0), folds, 0)[:, 0]
+            rows = _folded(_scaled(widened(rows)[:, None], scales, 0), folds, 0)[:, 0]
         matrix, order, folds, scales = np.ascontiguousarray(rows).reshape(1, -1), None, (), ()
     else:
         matrix = array.T if part.transform.transposes else array
     n_rows, width = matrix.shape
     row_bytes = width * array.dtype.itemsize
-    step = max(1, _BLOCK_BYTES // row_bytes)
+    # added products are float32, as large again as the widened rows
+    step = max(1, (_BLOCK_BYTES // 4 if updates else _BLOCK_BYTES) // row_bytes)
     if folds:
         # a head's rows are mixed with each other: no block may cut a head
         step = max(1, step // folds[0].head_dim) * folds[0].head_dim
     starts = range(0, n_rows, step)
     for first in sorted({starts[0], starts[-1]}) if ends_only else starts:
         block, block_order = _block(matrix, order, first, min(first + step, n_rows))
-        if folds or scales:
+        if folds or scales or updates:
             held = block if block_order is None else block[block_order]
-            scaled = _scaled(_widened(held), scales, first)
+            here = slice(first, first + len(held))
+            sources = here if order is None else order[here]
+            scaled = _scaled(_updated(widened(held), updates, sources), scales, first)
             block, block_order = _folded(scaled, folds, first), None
         data, stats = quantize_rows(
             block, target, n_threads=n_threads, row_order=block_order, importance=importance
@@ -95,7 +109,16 @@ def _block(
     return np.ascontiguousarray(matrix[order[first:stop]]), None
 
 
-def _widened(rows: NDArray[Any]) -> NDArray[np.float32]:
+def _updated(
+    rows: NDArray[np.float32], updates: Sequence[LowRank], sources: NDArray[np.int64] | slice
+) -> NDArray[np.float32]:
+    """Add the products to target rows that come from these source rows, in place."""
+    for update in updates:
+        rows += update.left[sources] @ update.right
+    return rows
+
+
+def widened(rows: NDArray[Any]) -> NDArray[np.float32]:
     """A float32 copy; uint16 is bfloat16, the upper half of a float32."""
     if rows.dtype == np.uint16:
         return (rows.astype(np.uint32) << 16).view(np.float32)

@@ -127,7 +127,9 @@ def make_plan(
         planned.append(PlannedTensor(rule, tuple(parts), ggml_type_named(fitted), wanted))
     unused = [name for name in stored if name not in used]
     ignored = re.compile("|".join(f"(?:{pattern})" for pattern in network.ignored) or r"(?!)")
-    strangers = [name for name in unused if not ignored.fullmatch(_strip(name, network.prefixes))]
+    strangers = [
+        name for name in unused if not ignored.fullmatch(bare_name(name, network.prefixes))
+    ]
     gaps.update({f"{name}: not known to {network.architecture}": None for name in strangers})
     if headless := _missing_head(network, stored):
         raise PlanError(
@@ -170,7 +172,8 @@ def _missing_head(network: Network, stored: Mapping[str, StoredTensor]) -> str:
     return heads[0] if heads and has_embedding and not set(heads) & set(stored) else ""
 
 
-def _strip(name: str, prefixes: tuple[str, ...]) -> str:
+def bare_name(name: str, prefixes: tuple[str, ...]) -> str:
+    """A stored tensor's name without the prefix that some files have."""
     for prefix in sorted(prefixes, key=len, reverse=True):
         if prefix and name.startswith(prefix):
             return name[len(prefix) :]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ from infer_os.models.weight_types import Recipe
 from infer_os.native.quantize import QuantizeStats
 from infer_os.native.residency import peak_rss_bytes
 
+from .adapters import ADAPTERS_KEY, Adapters, adapters_digest, open_adapters
 from .blocks import ahead, quantized_blocks
 from .checkpoint import Checkpoint, open_checkpoint
 from .conversion_plan import ConversionPlan, Job, PlannedTensor, make_plan
@@ -32,6 +34,7 @@ from .imatrix import ImportanceMatrix, read_imatrix
 from .report import ClassTable, ConversionReport
 from .settings import ConvertSettings
 from .shard_journal import ShardJournal, fingerprint
+from .source import AdapterSource
 from .tensors import TensorFile
 from .tokenizer import read_vocabulary
 from .types import recipe_named
@@ -61,6 +64,7 @@ class _Work:
     vocabulary: GgufVocabulary
     table: ClassTable
     importance: ImportanceMatrix | None = None
+    adapters: Adapters | None = None
 
     @property
     def hub(self) -> HubCheckpoint | None:
@@ -116,8 +120,11 @@ def convert(
         importance = read_imatrix(settings.imatrix)
     if importance is not None:
         _check_rotation(importance, settings)
-    with _opened(settings) as checkpoint:
+    with _opened(settings) as checkpoint, ExitStack() as stack:
         work = _prepare(settings, checkpoint, importance)
+        if settings.adapters:
+            opened = open_adapters(settings.adapters, work.network, work.plan)
+            work = replace(work, adapters=stack.enter_context(opened))
         if not settings.dry_run:
             room = [(work.hub.folder, work.hub.room())] if work.hub else []
             check_output(
@@ -346,10 +353,19 @@ def _metadata(work: _Work) -> dict[str, MetadataValue]:
         "inferos.source.architecture": network.architecture,
         **(_origin(work.hub) if work.hub else {}),
         **(_weights_origin(work.importance) if work.importance else {}),
+        **_adapters_origin(work.settings.adapters),
         **({ROTATION_KEY: ROTATION} if work.settings.fold_rotation else {}),
         **({GELU_KEY: ERF_GELU} if network.erf_gelu else {}),
         **{f"{network.graph}.{key}": value for key, value in network.metadata.items()},
     }
+
+
+def _adapters_origin(adapters: tuple[AdapterSource, ...]) -> dict[str, MetadataValue]:
+    """What was added to the weights, as the user named it, with a digest of the content."""
+    if not adapters:
+        return {}
+    texts = (source.text.encode("utf-8", "replace").decode() for source in adapters)
+    return {ADAPTERS_KEY: shlex.join(texts), "inferos.lora.sha256": adapters_digest(adapters)}
 
 
 def _weights_origin(importance: ImportanceMatrix) -> dict[str, MetadataValue]:
@@ -388,13 +404,14 @@ def _job_blocks(
 ) -> Iterator[tuple[NDArray[np.uint8], int, QuantizeStats]]:
     """Quantized blocks of one stored tensor; refuses values that are not finite."""
     name = job.part.stored.name
-    matrix = work.importance
+    matrix, array = work.importance, file.array(job.part.stored.name)
     blocks = quantized_blocks(
         job.part.part,
-        file.array(name),
+        array,
         job.tensor.type,
         n_threads=work.settings.n_threads,
         importance=matrix.weights(job.tensor.rule.target) if matrix else None,
+        updates=work.adapters.updates(name, array) if work.adapters else (),
         ends_only=ends_only,
     )
     for data, n_bytes, stats in blocks:

@@ -8,7 +8,7 @@ from pathlib import Path
 from infer_os.fields import check_fields, flag, path, text, whole
 
 from .errors import UnsupportedError
-from .source import HubSource
+from .source import AdapterSource, HubSource
 from .types import recipe_named
 
 _MOST_THREADS = 512
@@ -32,7 +32,8 @@ class ConvertSettings:
     ``keep_source`` leaves the files of a hub model in the cache; ``verify`` reads the written file
     back, compares blocks with the source and lets llama.cpp compute with it, before it appears.
     ``imatrix`` is an importance matrix to quantize with. ``fold_rotation`` folds a rotation into
-    the attention weights, so that a quantized KV cache loses less.
+    the attention weights, so that a quantized KV cache loses less. ``adapters`` are added to the
+    weights before they are quantized.
     """
 
     source: Path | HubSource
@@ -45,6 +46,7 @@ class ConvertSettings:
     keep_source: bool = False
     imatrix: Path | None = None
     fold_rotation: bool = False
+    adapters: tuple[AdapterSource, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self, _KINDS, _refuse)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from infer_os.models.catalog import CatalogModel
 
@@ -55,6 +56,15 @@ class ReadySource:
         """As a user types it."""
         at = "" if self.revision == "main" else f"@{self.revision}"
         return f"{self.repository}{at}:{self.wanted}"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSource:
+    """A LoRA adapter's folder, how strongly it counts, and how the user named it."""
+
+    folder: Path
+    scale: float
+    text: str
 
 
 def read_hub_name(text: str) -> HubSource | ReadySource | None:

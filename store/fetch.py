@@ -7,13 +7,14 @@ is in the file's metadata. One process converts at a time; the others wait and u
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..cache import cache_folder
 from ..convert.errors import OutputError, SourceError, UnreachableError
 from ..convert.output_locks import locked_in_turn, make_folder
-from ..convert.source import HubSource, ReadySource
+from ..convert.source import AdapterSource, HubSource, ReadySource
 from ..files import write_file
 from ..sizes import size_text
 from .reporter import Reporter
@@ -52,7 +53,8 @@ def model_file(wish: ModelWish, settings: EngineSettings | None, report: Reporte
         return ready_file(source, settings, report)
     shelf = shelf_of(source)
     kind = wish.type or shelf.usual_type()
-    path = shelf.file(kind)
+    adapters, lora = _adapters(wish, report)
+    path = shelf.file(kind, lora)
     damage = _damage(path)
     if path.exists() and damage is None:
         asked = "" if isinstance(source, Path) else "; the hub was not asked"
@@ -62,7 +64,7 @@ def model_file(wish: ModelWish, settings: EngineSettings | None, report: Reporte
         report.note(f"note: {damage}; it is converted again")
     try:
         with naming_near():
-            _convert(source, kind, settings, report)
+            _convert(source, _Target(path, kind, adapters), settings, report)
     except UnreachableError as error:
         others = [other for other in shelf.types() if shelf.file(other) != path]
         there = f" (but {', '.join(f'--type {other}' for other in others)} is)" if others else ""
@@ -109,7 +111,28 @@ def cached_file(wish: ModelWish) -> Path:
     return shelf.file(kind)
 
 
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """A conversion to make: its file, its type, and what is added to the weights."""
+
+    path: Path
+    type: str
+    adapters: tuple[AdapterSource, ...]
+
+
+def _adapters(wish: ModelWish, report: Reporter) -> tuple[tuple[AdapterSource, ...], str]:
+    """The adapters that are asked for, on this machine, and their digest."""
+    if not wish.loras:
+        return (), ""
+    from ..convert.adapters import adapters_digest
+    from .lora import fetch_adapters
+
+    found = fetch_adapters(wish.loras, report)
+    return found, adapters_digest(found)
+
+
 def _check_file(path: Path, wish: ModelWish) -> None:
+    _refuse_adapters(str(path), wish)
     if wish.type:
         from ..runtime.errors import SettingsError
 
@@ -119,7 +142,18 @@ def _check_file(path: Path, wish: ModelWish) -> None:
         )
 
 
+def _refuse_adapters(name: str, wish: ModelWish) -> None:
+    if wish.loras:
+        from ..runtime.errors import SettingsError
+
+        raise SettingsError(
+            f"--lora {wish.loras[0]}: {name} is a GGUF file, whose weights are already quantized; "
+            "name the checkpoint instead, and the adapter is added while it is converted"
+        )
+
+
 def _check_ready(source: ReadySource, wish: ModelWish) -> None:
+    _refuse_adapters(source.text, wish)
     if wish.type:
         from ..runtime.errors import SettingsError
 
@@ -144,13 +178,12 @@ def _damage(path: Path) -> str | None:
 
 
 def _convert(
-    source: HubSource | Path, kind: str, settings: EngineSettings | None, report: Reporter
+    source: HubSource | Path, target: _Target, settings: EngineSettings | None, report: Reporter
 ) -> None:
     """Convert into the cache, unless another process has done so in the meantime."""
     from .planning import check_conversion
 
-    shelf = shelf_of(source)
-    path = shelf.file(kind)
+    shelf, path, kind = shelf_of(source), target.path, target.type
     hub = isinstance(source, HubSource)
     if isinstance(source, HubSource):
         from ..convert.hub_checkpoint import find_repository
@@ -168,7 +201,7 @@ def _convert(
                 return
             verb = "downloading and converting" if hub else "converting"
             report.note(f"{shelf.title}: {verb} to {kind.lower()}, once, into {path.parent}")
-            _run_conversion(source, shelf, kind, report)
+            _run_conversion(source, shelf, target, report)
         except (KeyboardInterrupt, SystemExit):
             if hub:
                 report.note("interrupted; the same command continues where it stopped")
@@ -186,13 +219,15 @@ def _is_offline_and_unknown(source: HubSource | Path) -> bool:
     return is_offline()
 
 
-def _run_conversion(source: HubSource | Path, shelf: Shelf, kind: str, report: Reporter) -> None:
+def _run_conversion(
+    source: HubSource | Path, shelf: Shelf, target: _Target, report: Reporter
+) -> None:
     from ..convert.pipeline import convert
     from ..convert.settings import ConvertSettings
 
-    path = shelf.file(kind)
+    path, kind = target.path, target.type
     make_folder(path.parent)
-    settings = ConvertSettings(source, path, kind, force=True)
+    settings = ConvertSettings(source, path, kind, force=True, adapters=target.adapters)
     with report.bar(f"{shelf.name} to {kind.lower()}") as progress:
         made = convert(settings, progress)
     for note in made.notes:

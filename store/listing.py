@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..convert.adapters import ADAPTERS_KEY
 from ..convert.errors import SourceError
 from ..convert.weight_options import weight_options
 from ..models.architectures import describe
@@ -20,6 +22,7 @@ from ..runtime.plan.use import Use, plan_use
 from ..runtime.settings import EngineSettings
 from .removal import CachedModel, cached_models, find_cached
 from .resolve import first_work, near
+from .shelves import LORA_MARK
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,16 @@ class CachedDetails:
     def n_params(self) -> int | None:
         """Weights and biases in the file."""
         return self.header.n_params if self.header else None
+
+    @property
+    def plain_type(self) -> str:
+        """The type of its weights, without what marks added adapters."""
+        return self.type.partition(LORA_MARK)[0]
+
+    @property
+    def loras(self) -> tuple[str, ...]:
+        """The adapters that were added to its weights, as the user named them."""
+        return tuple(shlex.split(self._text(ADAPTERS_KEY) or ""))
 
     @property
     def bits_per_weight(self) -> float | None:

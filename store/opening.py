@@ -38,7 +38,7 @@ def find_files(
     Raises:
         As :func:`~infer_os.store.fetch.model_file`.
     """
-    work = first_work(wish.text, wish.type)
+    work = first_work(wish.text, wish.type, wish.loras)
     path = model_file(wish, settings, report)
     draft, more = draft_file(settings, wish, path, report)
     return path, replace(settings, draft=draft, extras=settings.extras | work | more)

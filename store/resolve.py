@@ -8,8 +8,8 @@ ready GGUF file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from ..runtime.settings import Extra
 
 
-def first_work(text: str, kind: str = "") -> frozenset[Extra]:
+def first_work(text: str, kind: str = "", loras: Sequence[str] = ()) -> frozenset[Extra]:
     """What a process does before it can load a model: nothing if its file is there.
+
+    ``loras`` are adapters that are added to it.
 
     Raises:
         SourceError: no such model.
@@ -39,9 +41,24 @@ def first_work(text: str, kind: str = "") -> frozenset[Extra]:
 
         return frozenset() if cached_ready(source) else frozenset((Extra.DOWNLOAD,))
     kind = kind or shelf.usual_type()
-    if shelf.file(kind).exists():
+    lora = _cached_digest(loras)
+    if lora is not None and shelf.file(kind, lora).exists():
         return frozenset()
     return frozenset((Extra.CONVERSION if isinstance(source, Path) else Extra.DOWNLOAD,))
+
+
+def _cached_digest(loras: Sequence[str]) -> str | None:
+    """The digest of adapters; None if one is still to be downloaded."""
+    if not loras:
+        return ""
+    from ..convert.adapters import adapters_digest
+    from .lora import are_local, fetch_adapters
+    from .reporter import Reporter
+
+    if not are_local(loras):
+        return None
+    silent = Reporter(lambda text: None, lambda label: nullcontext())
+    return adapters_digest(fetch_adapters(loras, silent))
 
 
 def find_source(

@@ -27,6 +27,8 @@ from ..models.catalog import find_model
 DEFAULT_TYPE = "q4_0"
 #: Held by whoever changes a model's place.
 LOCK = ".lock"
+#: In a conversion's name, between its type and what says which adapters were added.
+LORA_MARK = "+lora-"
 #: The folder of files that came from the hub as they are.
 READY = "ready"
 #: Says where a converted folder was.
@@ -57,13 +59,15 @@ class Shelf:
         """The model's name in the names of its files."""
         return self.source.name
 
-    def file(self, kind: str) -> Path:
-        """The path of its conversion to a type, made or not."""
-        return self.folder / self.state / f"{self.name}-{kind.lower()}.gguf"
+    def file(self, kind: str, lora: str = "") -> Path:
+        """The path of its conversion to a type, made or not; ``lora`` is a digest of adapters."""
+        mark = f"{LORA_MARK}{lora}" if lora else ""
+        return self.folder / self.state / f"{self.name}-{kind.lower()}{mark}.gguf"
 
     def types(self) -> list[str]:
-        """The types that are cached, the default one first, then the largest."""
-        files = [p for p in (self.folder / self.state).glob("*.gguf") if not p.name.startswith(".")]
+        """The types that are cached without adapters, the default one first, then the largest."""
+        places = (self.folder / self.state).glob("*.gguf")
+        files = [p for p in places if not p.name.startswith(".") and LORA_MARK not in p.stem]
         kinds = {self.type_of(path): path.stat().st_size for path in files}
         return sorted(kinds, key=lambda kind: (kind != DEFAULT_TYPE, -kinds[kind]))
 

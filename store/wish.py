@@ -5,6 +5,7 @@ Light to import: every command takes one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +14,23 @@ from pathlib import Path
 class ModelWish:
     """What the user calls a model. An empty ``type`` takes what is cached, else the default.
 
+    ``loras`` are adapters that are added to its weights, as the user names them.
+
     Raises:
         UnsupportedError: no such type.
     """
 
     text: str
     type: str = ""
+    loras: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.loras, (list, tuple)) or not all(
+            isinstance(text, str) for text in self.loras
+        ):
+            from ..convert.errors import UnsupportedError
+
+            raise UnsupportedError(f"loras: {self.loras!r}: expected a list of texts")
         if self.type:
             from ..convert.types import recipe_named
 

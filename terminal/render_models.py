@@ -105,7 +105,7 @@ def details_json(details: ModelDetails) -> dict[str, Any]:
             "architecture": file.architecture, "parameters": file.n_params,
             "context": file.context, "bits_per_weight": file.bits_per_weight,
             "converted": _time(file).isoformat(timespec="seconds"),
-            "damage": file.damage or None, "run": _run_line(details, file.type),
+            "damage": file.damage or None, "run": _run_line(details, file),
         }
         for file in details.files
     ]  # fmt: skip
@@ -170,15 +170,17 @@ def show_details(details: ModelDetails) -> None:
             console.answer(f"commit {file.commit[:_SHORT_COMMIT]}")
         console.answer(f"converted {_time(file):%Y-%m-%d %H:%M}")
         console.answer(file.path)  # not in a table, which would break it into lines
-        console.answer(_run_line(details, file.type))
+        console.answer(_run_line(details, file))
     if not details.files:
         console.answer(f"\ninfer-os pull {_argument(details)}")
 
 
-def _run_line(details: ModelDetails, kind: str) -> str:
+def _run_line(details: ModelDetails, file: CachedDetails) -> str:
+    kind = file.plain_type
+    loras = "".join(f" --lora {shlex.quote(text)}" for text in file.loras)
     if details.cached and details.cached.is_ready:
         return f"infer-os run {_argument(details)}:{kind}"
-    return f"infer-os run {_argument(details)} --type {kind}"
+    return f"infer-os run {_argument(details)} --type {kind}{loras}"
 
 
 def _argument(details: ModelDetails) -> str:

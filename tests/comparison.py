@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
+from infer_os.convert.source import AdapterSource
 from infer_os.native.context import Context, ContextParams
 from infer_os.native.model import LlamaModel
 
@@ -63,3 +64,11 @@ def compare_with_reference(folder: Path, kind: str, gguf: Path) -> Comparison:
     convert(ConvertSettings(folder, gguf, kind))
     tokens = [int(t) for t in np.load(folder / "tokens.npy")]
     return compare_logits(np.load(folder / "logits.npy"), all_logits(gguf, tokens))
+
+
+def compare_with_adapter(base: Path, adapter: Path, kind: str, gguf: Path) -> Comparison:
+    """Convert a reference checkpoint with a LoRA adapter; compare with PEFT's merged logits."""
+    source = AdapterSource(adapter, 1.0, str(adapter))
+    convert(ConvertSettings(base, gguf, kind, adapters=(source,)))
+    tokens = [int(t) for t in np.load(base / "tokens.npy")]
+    return compare_logits(np.load(adapter / "logits.npy"), all_logits(gguf, tokens))

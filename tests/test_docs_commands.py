@@ -52,6 +52,9 @@ NOT_RUN = {
     "infer-os batch MODEL -i prompts.jsonl -o answers.jsonl --ray auto": "as ray start",
     "infer-os run OWNER/NAME-GGUF:Q4_K_M": "needs such a repository; tests/store/test_ready.py has",
     "infer-os pull OWNER/NAME-GGUF:auto": "as run OWNER/NAME-GGUF:Q4_K_M",
+    "infer-os convert gpt-j-6B --lora OWNER/ADAPTER --lora ./style:0.5 -o tuned.gguf":
+    "needs such adapters; tests/store/test_lora.py has",
+    'infer-os run gpt-j-6B --lora OWNER/ADAPTER "Once upon a time"': "as convert --lora",
     "infer-os serve austen.gguf": "as serve MODEL",
     "infer-os serve MODEL": "runs until a signal; tests/serve/test_serve_command.py does",
     "infer-os serve model.gguf --port 8080": "as serve MODEL",

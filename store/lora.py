@@ -1,0 +1,117 @@
+"""LoRA adapters by their names: a folder or a hub id, and perhaps a scale behind a colon.
+
+Goes in: the texts of ``--lora``. Comes out: local folders, fetched once from the hub into
+``{cache}/adapters/{owner}--{name}/{revision}``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..cache import cache_folder
+from ..convert.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from ..convert.errors import SourceError, UnsupportedError
+from ..convert.hub import download, list_repository
+from ..convert.output_locks import locked_in_turn, make_folder
+from ..convert.source import AdapterSource, HubSource, read_hub_name
+from ..sizes import size_text
+from .reporter import Reporter
+
+_LARGEST_SCALE = 1e3
+_LOCK = ".lock"
+
+
+def find_adapter(text: str) -> tuple[HubSource | Path, float]:
+    """What a text of ``--lora`` names, and its scale.
+
+    Raises:
+        SourceError: neither a folder nor a hub id.
+        UnsupportedError: a scale that cannot be one.
+    """
+    if not text:
+        raise SourceError("--lora is empty; give an adapter's folder or its hub id")
+    if Path(text).exists():
+        return Path(text), 1.0
+    name, colon, number = text.rpartition(":")
+    if not colon:
+        name, number = text, "1"
+    try:
+        scale = float(number)
+    except ValueError:
+        scale = math.nan
+    if not (math.isfinite(scale) and 0 < abs(scale) <= _LARGEST_SCALE):
+        raise UnsupportedError(f"--lora {text}: the scale {number!r} is not a number such as 0.5")
+    if Path(name).exists():
+        return Path(name), scale
+    named = read_hub_name(name)
+    if not isinstance(named, HubSource):
+        raise SourceError(f"--lora {text}: no such folder, and not a hub id such as OWNER/NAME")
+    return HubSource(named.repository, named.revision or "main"), scale
+
+
+def fetch_adapters(texts: Sequence[str], report: Reporter) -> tuple[AdapterSource, ...]:
+    """The folders of adapters, downloaded first if need be.
+
+    Raises:
+        SourceError, UnsupportedError: as :func:`find_adapter`, or the hub has no such adapter.
+        DownloadError: the network failed; the next call continues.
+    """
+    found = []
+    for text in texts:
+        source, scale = find_adapter(text)
+        folder = source if isinstance(source, Path) else _fetch(source, report)
+        found.append(AdapterSource(folder, scale, text))
+    return tuple(found)
+
+
+def are_local(texts: Sequence[str]) -> bool:
+    """Whether no adapter is still to be downloaded."""
+    sources = (find_adapter(text)[0] for text in texts)
+    return all(isinstance(source, Path) or _is_there(_place(source)) for source in sources)
+
+
+def _place(source: HubSource) -> Path:
+    home = cache_folder() / "adapters" / source.repository.replace("/", "--")
+    return home / source.revision.replace("/", "--")
+
+
+def _is_there(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ADAPTER_WEIGHTS)
+
+
+def _fetch(source: HubSource, report: Reporter) -> Path:
+    folder = _place(source)
+    if _is_there(folder):
+        return folder
+
+    def tell_wait() -> None:
+        report.note(f"{source.repository}: another process downloads it; waiting")
+
+    repository = list_repository(source)
+    weights = next((name for name in ADAPTER_WEIGHTS if name in repository.files), None)
+    if ADAPTER_CONFIG not in repository.files or weights is None:
+        raise SourceError(
+            f"--lora {source.repository}: not a LoRA adapter: it has no {ADAPTER_CONFIG} with "
+            f"{' or '.join(ADAPTER_WEIGHTS)}"
+        )
+    # the weights last: they say that everything is there
+    files = [repository.files[name] for name in (ADAPTER_CONFIG, weights)]
+    total, done = sum(file.size for file in files), 0
+    with locked_in_turn(folder / _LOCK, tell_wait):
+        if _is_there(folder):
+            return folder
+        make_folder(folder)
+        report.note(f"{source.repository}: downloading the adapter, {size_text(total)}")
+        with report.bar(source.name) as progress:
+
+            def count(n_bytes: int) -> None:
+                nonlocal done
+                done += n_bytes
+                if progress:
+                    progress(done, total)
+
+            for file in files:
+                download(repository, file, folder / file.name, count)
+    return folder
