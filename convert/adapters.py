@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer_os.models.network import Network
+from infer_os.native.quantize import LowRank
 
-from .blocks import LowRank, widened
+from .blocks import widened
 from .conversion_plan import ConversionPlan, PlannedPart, bare_name
 from .errors import FileFormatError, SourceError, UnsupportedError
 from .plain_file import read_json
@@ -131,7 +132,7 @@ class Adapters:
         for name, copy in copies.items():
             self._copies.setdefault(name, []).append((file, copy))
 
-    def updates(self, stored: str, array: NDArray[Any]) -> tuple[LowRank, ...]:
+    def added(self, stored: str, array: NDArray[Any]) -> LowRank | None:
         """What is added to a stored tensor of that name, of which ``array`` are the values.
 
         Raises:
@@ -144,7 +145,13 @@ class Adapters:
                     f"{file.path}: {copy} is not the model's own {stored}: a tensor that was "
                     "trained as a whole is not supported, only plain LoRA"
                 )
-        return tuple(pair.load() for pair in self._pairs.get(name, ()))
+        pairs = [pair.load() for pair in self._pairs.get(name, ())]
+        if not pairs:
+            return None
+        # the sum of products is the product of matrices side by side
+        left = np.concatenate([pair.left for pair in pairs], axis=1)
+        right = np.concatenate([pair.right for pair in pairs], axis=0)
+        return LowRank(np.ascontiguousarray(left), np.ascontiguousarray(right))
 
 
 def _are_equal(copy: NDArray[Any], array: NDArray[Any]) -> bool:

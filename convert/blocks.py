@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,22 +12,14 @@ from numpy.typing import NDArray
 from infer_os.models.network import Part
 from infer_os.models.rotation import orthonormal
 from infer_os.models.transforms import Fold, Scale
-from infer_os.native.ggml_types import GgmlType
-from infer_os.native.quantize import QuantizeStats, quantize_rows
+from infer_os.native.ggml_types import GgmlType, ggml_type_named
+from infer_os.native.quantize import LowRank, QuantizeStats, quantize_rows
 
 # Source bytes per block: large enough to share among threads, small enough to keep the
 # converter's own memory to a few tens of megabytes.
 _BLOCK_BYTES = 16 << 20
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True, slots=True)
-class LowRank:
-    """What is added to a matrix: the product of (n_rows, r) and (r, n_columns)."""
-
-    left: NDArray[np.float32]
-    right: NDArray[np.float32]
 
 
 def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
@@ -51,7 +42,7 @@ def quantized_blocks(
     *,
     n_threads: int,
     importance: NDArray[np.float32] | None = None,
-    updates: Sequence[LowRank] = (),
+    added: LowRank | None = None,
     ends_only: bool = False,
 ) -> Iterator[tuple[NDArray[np.uint8], int, QuantizeStats]]:
     """Quantize a stored tensor block by block.
@@ -62,7 +53,7 @@ def quantized_blocks(
         target: type to write.
         n_threads: threads of the quantizer.
         importance: (row length,) weight of each column's error.
-        updates: what is added to the matrix first, its rows being the transform's.
+        added: what is added first to the matrix whose rows the transform reorders.
         ends_only: yield only the first and the last block, to compare with what was written.
 
     Yields:
@@ -70,31 +61,32 @@ def quantized_blocks(
     """
     order, folds, scales = part.transform.row_order(), part.folds, part.scales
     if array.ndim == 1:
-        rows = array if order is None else array[order]
+        values = array if order is None else array[order]
         if folds or scales:
-            rows = _folded(_scaled(widened(rows)[:, None], scales, 0), folds, 0)[:, 0]
-        matrix, order, folds, scales = np.ascontiguousarray(rows).reshape(1, -1), None, (), ()
+            values = _folded(_scaled(widened(values)[:, None], scales, 0), folds, 0)[:, 0]
+        matrix, order, folds, scales = np.ascontiguousarray(values).reshape(1, -1), None, (), ()
     else:
         matrix = array.T if part.transform.transposes else array
     n_rows, width = matrix.shape
     row_bytes = width * array.dtype.itemsize
-    # added products are float32, as large again as the widened rows
-    step = max(1, (_BLOCK_BYTES // 4 if updates else _BLOCK_BYTES) // row_bytes)
+    step = max(1, _BLOCK_BYTES // row_bytes)
     if folds:
         # a head's rows are mixed with each other: no block may cut a head
         step = max(1, step // folds[0].head_dim) * folds[0].head_dim
     starts = range(0, n_rows, step)
     for first in sorted({starts[0], starts[-1]}) if ends_only else starts:
-        block, block_order = _block(matrix, order, first, min(first + step, n_rows))
-        if folds or scales or updates:
-            held = block if block_order is None else block[block_order]
-            here = slice(first, first + len(held))
-            sources = here if order is None else order[here]
-            scaled = _scaled(_updated(widened(held), updates, sources), scales, first)
-            block, block_order = _folded(scaled, folds, first), None
+        rows = slice(first, min(first + step, n_rows))
+        block, block_order = _block(matrix, order, rows.start, rows.stop)
+        if (folds or scales) and block_order is not None:
+            block, block_order = block[block_order], None
+        more = _added_to_block(added, order, rows, is_whole=block_order is not None)
+        if folds or scales:
+            block = _folded(_scaled(_sums(block, more, n_threads), scales, first), folds, first)
+            more = None
         data, stats = quantize_rows(
-            block, target, n_threads=n_threads, row_order=block_order, importance=importance
-        )
+            block, target, n_threads=n_threads, row_order=block_order, importance=importance,
+            added=more,
+        )  # fmt: skip
         yield data, len(data) * row_bytes, stats
 
 
@@ -109,13 +101,24 @@ def _block(
     return np.ascontiguousarray(matrix[order[first:stop]]), None
 
 
-def _updated(
-    rows: NDArray[np.float32], updates: Sequence[LowRank], sources: NDArray[np.int64] | slice
-) -> NDArray[np.float32]:
-    """Add the products to target rows that come from these source rows, in place."""
-    for update in updates:
-        rows += update.left[sources] @ update.right
-    return rows
+def _added_to_block(
+    added: LowRank | None, order: NDArray[np.int64] | None, rows: slice, *, is_whole: bool
+) -> LowRank | None:
+    """What is added to a block: to all rows of the matrix if it is whole, else to these."""
+    if added is None or is_whole:
+        return added
+    sources = rows if order is None else order[rows]
+    return LowRank(np.ascontiguousarray(added.left[sources]), added.right)
+
+
+def _sums(rows: NDArray[Any], added: LowRank | None, n_threads: int) -> NDArray[np.float32]:
+    """Rows in float32, with what is added to them."""
+    if added is None:
+        return widened(rows)
+    data, _ = quantize_rows(
+        rows, ggml_type_named("f32"), n_threads=n_threads, added=added, measure=False
+    )
+    return data.view(np.float32)
 
 
 def widened(rows: NDArray[Any]) -> NDArray[np.float32]:

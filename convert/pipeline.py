@@ -411,7 +411,7 @@ def _job_blocks(
         job.tensor.type,
         n_threads=work.settings.n_threads,
         importance=matrix.weights(job.tensor.rule.target) if matrix else None,
-        updates=work.adapters.updates(name, array) if work.adapters else (),
+        added=work.adapters.added(name, array) if work.adapters else None,
         ends_only=ends_only,
     )
     for data, n_bytes, stats in blocks:

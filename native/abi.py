@@ -24,7 +24,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 #: The start of the SHA-256 of the header that this file was written for.
-HEADER_HASH: Final = "9235ffcb8b05ffe4"
+HEADER_HASH: Final = "af9a0553f5d58156"
 
 
 class Status(IntEnum):
@@ -62,6 +62,9 @@ class inferos_quantize_job(ctypes.Structure):
         ("row_order", c_void_p),
         ("importance", c_void_p),
         ("dst", c_void_p),
+        ("left", c_void_p),
+        ("right", c_void_p),
+        ("rank", c_int64),
         ("n_rows", c_int64),
         ("n_src_rows", c_int64),
         ("n_per_row", c_int64),

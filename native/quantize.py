@@ -42,6 +42,14 @@ class QuantizeStats:
         return float(np.sqrt(self.sum_squared_error / self.n_values)) if self.n_values else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """What is added to a matrix: the product of (n_rows, r) and (r, n_columns)."""
+
+    left: NDArray[np.float32]
+    right: NDArray[np.float32]
+
+
 # enum inferos_kernel, in its order
 KERNELS = ("best", "ggml", "baseline", "avx2", "avx512")
 
@@ -70,6 +78,14 @@ def _source_type(rows: NDArray[Any]) -> GgmlType:
         ) from None
 
 
+def _check_added(added: LowRank, rows: NDArray[Any]) -> None:
+    shapes = added.left.shape, added.right.shape
+    arrays = (added.left, added.right)
+    plain = all(array.dtype == np.float32 and array.flags.c_contiguous for array in arrays)
+    if not plain or shapes != ((len(rows), len(added.right)), (len(added.right), rows.shape[1])):
+        raise QuantizeError(f"cannot add matrices of shape {shapes} to rows of {rows.shape}")
+
+
 def quantize_rows(
     rows: NDArray[Any],
     target: GgmlType,
@@ -77,6 +93,7 @@ def quantize_rows(
     n_threads: int,
     row_order: NDArray[np.int64] | None = None,
     importance: NDArray[np.float32] | None = None,
+    added: LowRank | None = None,
     measure: bool = True,
     kernel: str = "best",
 ) -> tuple[NDArray[np.uint8], QuantizeStats]:
@@ -88,6 +105,7 @@ def quantize_rows(
         n_threads: threads to use; they share the rows.
         row_order: (n_rows,) source row of each output row; None for all in order.
         importance: (n_per_row,) weight of each column's squared error.
+        added: what is added to the source rows first, in float32.
         measure: fill the stats, at the cost of reading the result back.
         kernel: one of ``KERNELS``, for comparison; the bytes are the same.
 
@@ -100,6 +118,8 @@ def quantize_rows(
     """
     source = _check_rows(rows, importance)
     n_src_rows, width = rows.shape
+    if added is not None:
+        _check_added(added, rows)
     order = None if row_order is None else np.ascontiguousarray(row_order, np.int64)
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
     n_rows = n_src_rows if order is None else len(order)
@@ -109,6 +129,9 @@ def quantize_rows(
         None if order is None else order.ctypes.data,
         None if weights is None else weights.ctypes.data,
         result.ctypes.data,
+        None if added is None else added.left.ctypes.data,
+        None if added is None else added.right.ctypes.data,
+        0 if added is None else len(added.right),
         n_rows, n_src_rows, width, source.id, target.id, n_threads, KERNELS.index(kernel),
     )  # fmt: skip
     error = inferos_quantize_error()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,9 +67,11 @@ def compare_with_reference(folder: Path, kind: str, gguf: Path) -> Comparison:
     return compare_logits(np.load(folder / "logits.npy"), all_logits(gguf, tokens))
 
 
-def compare_with_adapter(base: Path, adapter: Path, kind: str, gguf: Path) -> Comparison:
+def compare_with_adapter(
+    base: Path, adapter: Path, kind: str, gguf: Path, **settings: Any
+) -> Comparison:
     """Convert a reference checkpoint with a LoRA adapter; compare with PEFT's merged logits."""
     source = AdapterSource(adapter, 1.0, str(adapter))
-    convert(ConvertSettings(base, gguf, kind, adapters=(source,)))
+    convert(ConvertSettings(base, gguf, kind, adapters=(source,), **settings))
     tokens = [int(t) for t in np.load(base / "tokens.npy")]
     return compare_logits(np.load(adapter / "logits.npy"), all_logits(gguf, tokens))

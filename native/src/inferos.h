@@ -45,6 +45,9 @@ struct inferos_quantize_job {
     const int64_t * row_order;   // output row i is source row row_order[i]; null: in order
     const float *   importance;  // (n_per_row,) weight of each column's error, or null
     void *          dst;         // (n_rows, ggml_row_size(dst_type, n_per_row))
+    const float *   left;        // (n_src_rows, rank): left @ right is added to the rows first
+    const float *   right;       // (rank, n_per_row); both are null if rank is 0
+    int64_t         rank;
     int64_t         n_rows;
     int64_t         n_src_rows;
     int64_t         n_per_row;

@@ -64,6 +64,15 @@ def test_logits_equal_those_of_peft(adapter_folder: Path, tmp_path: Path) -> Non
     assert result.argmax_equal == result.n_tokens
 
 
+@pytest.mark.parametrize("name", ["gptj", "neox-parallel"])
+def test_added_before_a_rotation_is_folded(name: str, tmp_path: Path) -> None:
+    adapter = TESTS / "reference/adapters" / name
+    target = tmp_path / "m.gguf"
+    result = compare_with_adapter(base_of(adapter), adapter, "f32", target, fold_rotation=True)
+    assert result.kl < 1e-5
+    assert result.argmax_equal == result.n_tokens
+
+
 def test_every_family_has_an_adapter() -> None:
     families = {
         json.loads((base_of(a) / "config.json").read_text())["model_type"] for a in ADAPTERS

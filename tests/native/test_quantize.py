@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from infer_os.native.errors import QuantizeError
 from infer_os.native.ggml_types import GgmlType, ggml_type_named, ggml_types
-from infer_os.native.quantize import QuantizeStats, quantize_rows
+from infer_os.native.quantize import LowRank, QuantizeStats, quantize_rows
 
 #: Types that the gguf package quantizes bit for bit as ggml does.
 BY_NUMPY = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "tq1_0", "tq2_0"]
@@ -288,3 +288,39 @@ def test_values_that_no_block_can_hold_reach_no_quantizer(kind: str, value: floa
     rows[2, 7] = value
     _, stats = quantize_rows(rows, ggml_type_named(kind), n_threads=1)
     assert stats.n_not_finite == 1
+
+
+@pytest.mark.parametrize("source", ["float32", "float16"])
+@pytest.mark.parametrize("rank", [1, 3, 4, 5, 16])
+@pytest.mark.parametrize("width", [1, 7, 8, 96, 131])
+def test_a_product_is_added_first(width: int, rank: int, source: str) -> None:
+    rng = np.random.default_rng(rank * width)
+    rows = rng.standard_normal((50, width)).astype(source)
+    left = rng.standard_normal((50, rank)).astype(np.float32)
+    right = rng.standard_normal((rank, width)).astype(np.float32)
+    order = rng.permutation(50)
+    data, _ = quantize_rows(
+        rows, ggml_type_named("f32"), n_threads=2, row_order=order, added=LowRank(left, right)
+    )
+    wanted = rows.astype(np.float64) + left.astype(np.float64) @ right.astype(np.float64)
+    assert np.allclose(data.view(np.float32), wanted[order], rtol=0, atol=2e-6 * rank + 1e-6)
+    # what is quantized is that sum
+    if width % 32 == 0:
+        quantized = quantize_rows(rows, ggml_type_named("q8_0"), n_threads=1, row_order=order,
+                                  added=LowRank(left, right))[0]  # fmt: skip
+        summed = np.ascontiguousarray(data.view(np.float32))
+        assert (quantized == quantize_rows(summed, ggml_type_named("q8_0"), n_threads=1)[0]).all()
+
+
+def test_a_product_that_does_not_fit() -> None:
+    rows = np.zeros((4, 32), np.float32)
+    good = np.zeros((4, 2), np.float32), np.zeros((2, 32), np.float32)
+    for left, right in (
+        (good[0][:3], good[1]),
+        (good[0], good[1][:1]),
+        (good[0], good[1][:, :31]),
+        (good[0].astype(np.float64), good[1]),
+        (good[0], good[1].T.copy().T),
+    ):
+        with pytest.raises(QuantizeError, match="cannot add matrices of shape"):
+            quantize_rows(rows, ggml_type_named("f32"), n_threads=1, added=LowRank(left, right))
