@@ -15,6 +15,8 @@ from infer_os.models.transforms import Fold, Scale
 from infer_os.native.ggml_types import GgmlType, ggml_type_named
 from infer_os.native.quantize import LowRank, QuantizeStats, quantize_rows
 
+from .eight_bit import EightBit
+
 # Source bytes per block: large enough to share among threads, small enough to keep the
 # converter's own memory to a few tens of megabytes.
 _BLOCK_BYTES = 16 << 20
@@ -37,7 +39,7 @@ def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
 
 def quantized_blocks(
     part: Part,
-    array: NDArray[Any],
+    array: NDArray[Any] | EightBit,
     target: GgmlType,
     *,
     n_threads: int,
@@ -49,7 +51,8 @@ def quantized_blocks(
 
     Args:
         part: how its rows go into the file.
-        array: the stored tensor, any strides; bfloat16 as uint16.
+        array: the stored tensor, any strides; bfloat16 as uint16. Or one in 8 bits, which is not
+            to be transposed.
         target: type to write.
         n_threads: threads of the quantizer.
         importance: (row length,) weight of each column's error.
@@ -60,16 +63,21 @@ def quantized_blocks(
         Bytes of the next rows, the source bytes they stand for, and quantization's errors.
     """
     order, folds, scales = part.transform.row_order(), part.folds, part.scales
-    if array.ndim == 1:
+    matrix: NDArray[Any] | EightBit
+    if isinstance(array, EightBit):
+        matrix, value_bytes, held_bytes = array, 1, 4
+    elif array.ndim == 1:
         values = array if order is None else array[order]
         if folds or scales:
             values = _folded(_scaled(widened(values)[:, None], scales, 0), folds, 0)[:, 0]
         matrix, order, folds, scales = np.ascontiguousarray(values).reshape(1, -1), None, (), ()
+        value_bytes = held_bytes = array.dtype.itemsize
     else:
         matrix = array.T if part.transform.transposes else array
+        value_bytes = held_bytes = array.dtype.itemsize
     n_rows, width = matrix.shape
-    row_bytes = width * array.dtype.itemsize
-    step = max(1, _BLOCK_BYTES // row_bytes)
+    row_bytes = width * value_bytes
+    step = max(1, _BLOCK_BYTES // (width * held_bytes))
     if folds:
         # a head's rows are mixed with each other: no block may cut a head
         step = max(1, step // folds[0].head_dim) * folds[0].head_dim
@@ -91,9 +99,11 @@ def quantized_blocks(
 
 
 def _block(
-    matrix: NDArray[Any], order: NDArray[np.int64] | None, first: int, stop: int
+    matrix: NDArray[Any] | EightBit, order: NDArray[np.int64] | None, first: int, stop: int
 ) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
     """Rows ``first`` to ``stop``, and the order in which the quantizer takes them."""
+    if isinstance(matrix, EightBit):
+        return matrix.rows(slice(first, stop) if order is None else order[first:stop]), None
     if order is None:
         return np.ascontiguousarray(matrix[first:stop]), None
     if matrix.flags.c_contiguous:

@@ -6,19 +6,21 @@ tensor from the headers and opens a shard only while its tensors are read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import FileFormatError, SourceError
+from .eight_bit import join_eight_bit
+from .errors import FileFormatError, SourceError, UnsupportedError
 from .plain_file import read_json
 from .safetensors_file import SafetensorsFile
 from .tensors import StoredTensor, TensorFile
 from .torch_file import TorchFile
 
 _LONGEST_NAME = 255
+_METHODS = {"gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes"}
 
 #: File name of a whole checkpoint, of its shards' index, and what opens such a file; the first that
 #: exists counts.
@@ -66,7 +68,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             paths = _present_shards(folder / index)
         else:
             continue
-        return Checkpoint(folder, config, _read_headers(paths, opener), opener, notes)
+        tensors = join_eight_bit(_read_headers(paths, opener))
+        return Checkpoint(folder, config, tensors, opener, notes)
     wanted = ", ".join(name for whole, index, _ in CONTAINERS for name in (whole, index))
     raise SourceError(f"{folder}: no weights in this folder; looked for {wanted}")
 
@@ -89,7 +92,28 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     if config is None:
         raise SourceError(f"{folder}: not a checkpoint: it has no config.json")
+    refuse_quantized(str(folder), config)
     return config
+
+
+def refuse_quantized(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose weights another program has quantized, by what it says of that.
+
+    Raises:
+        UnsupportedError: GPTQ, AWQ or another form than bitsandbytes' 8 bits.
+    """
+    stated = config.get("quantization_config")
+    if not isinstance(stated, dict):
+        return
+    method = str(stated.get("quant_method", "")) or "an unnamed method"
+    if stated.get("load_in_8bit") is True:
+        return
+    bits = stated.get("bits") or (4 if stated.get("load_in_4bit") is True else "")
+    shown = f"{_METHODS.get(method, method)[:40]}{f' with {bits} bits' if bits else ''}"
+    raise UnsupportedError(
+        f"{name}: its weights are quantized already, by {shown} (quantization_config in "
+        "config.json), which is not read; name the original model, or a ready GGUF file of it"
+    )
 
 
 def read_index(index: Path) -> dict[str, str]:

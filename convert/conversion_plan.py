@@ -17,7 +17,7 @@ from infer_os.models.weight_types import Recipe
 from infer_os.native.ggml_types import GgmlType, ggml_type_named
 
 from .errors import PlanError
-from .tensors import WEIGHT_DTYPES, StoredTensor, dtype_named
+from .tensors import BLOCKS8, ROWS8, WEIGHT_DTYPES, StoredTensor, dtype_named
 from .types import fitting_type, wanted_type
 
 _MOST_GAPS_SHOWN = 8
@@ -33,7 +33,14 @@ class PlannedPart:
     @property
     def n_bytes(self) -> int:
         """Bytes in the checkpoint."""
+        if self.is_eight_bit:
+            return math.prod(self.stored.shape)
         return math.prod(self.stored.shape) * dtype_named(self.stored.dtype).size
+
+    @property
+    def is_eight_bit(self) -> bool:
+        """Whether it is to be decoded from 8 bits first."""
+        return self.stored.dtype in (ROWS8, BLOCKS8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +192,8 @@ def _gap(part: Part, name: str, source: StoredTensor | None) -> str | None:
         return f"{name}: missing"
     if source.shape != part.shape:
         return f"{name} ({source.path.name}): has shape {source.shape}, expected {part.shape}"
+    if source.dtype in (ROWS8, BLOCKS8) and not part.transform.transposes:
+        return None
     if source.dtype not in WEIGHT_DTYPES:
         return f"{name}: has type {source.dtype}, expected {', '.join(WEIGHT_DTYPES)}"
     return None

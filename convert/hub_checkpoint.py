@@ -23,6 +23,7 @@ from infer_os.files import new_file
 from infer_os.models.architectures import describe
 
 from .checkpoint import CONTAINERS, index_note, read_config, read_index
+from .eight_bit import join_eight_bit, without_scales
 from .errors import DownloadError, FileFormatError, OutputError, SourceError
 from .hub import HubFile, Repository, download, has_content, is_offline, list_repository, read_start
 from .output_locks import locked, make_folder
@@ -117,7 +118,7 @@ class HubCheckpoint:
 
     def _learn(self, path: Path, file: TensorFile) -> None:
         elsewhere = {n: t for n, t in self.tensors.items() if t.path.name != path.name}
-        for name, tensor in file.tensors.items():
+        for name, tensor in join_eight_bit(file.tensors).items():
             if name in elsewhere:
                 raise FileFormatError(
                     f"{path}: tensor {name!r} is also in {elsewhere[name].path.name}"
@@ -192,7 +193,7 @@ class HubCheckpoint:
                         f"{path}: tensor {key!r} is also in {tensors[key].path.name}"
                     )
                 tensors[key] = StoredTensor(key, tensor.dtype, tensor.shape, path)
-        return tensors
+        return join_eight_bit(tensors)
 
     def _expected_tensors(self, weight_map: dict[str, str], whole: str) -> dict[str, StoredTensor]:
         """The expected tensors, in the files that the index names; checked after download.
@@ -203,7 +204,7 @@ class HubCheckpoint:
         named = self.config.get("torch_dtype") or self.config.get("dtype")
         dtype = _TORCH_DTYPES.get(str(named).removeprefix("torch."), "F16")
         needed = {part.source: part for rule in network.rules for part in rule.parts}
-        weight_map = weight_map or dict.fromkeys(needed, whole)
+        weight_map = without_scales(weight_map) or dict.fromkeys(needed, whole)
         parts = {name: part for part in needed.values() for name in (part.source, *part.also)}
         tensors = {}
         for name, shard in weight_map.items():

@@ -27,6 +27,7 @@ from .adapters import ADAPTERS_KEY, Adapters, adapters_digest, open_adapters
 from .blocks import ahead, quantized_blocks
 from .checkpoint import Checkpoint, open_checkpoint
 from .conversion_plan import ConversionPlan, Job, PlannedTensor, make_plan
+from .eight_bit import open_eight_bit
 from .errors import DownloadError, SourceError, UnsupportedError
 from .gguf_writer import GgufOutput, check_output, complete_file, gguf_header, part_path
 from .hub_checkpoint import HubCheckpoint, open_hub_checkpoint
@@ -404,7 +405,8 @@ def _job_blocks(
 ) -> Iterator[tuple[NDArray[np.uint8], int, QuantizeStats]]:
     """Quantized blocks of one stored tensor; refuses values that are not finite."""
     name = job.part.stored.name
-    matrix, array = work.importance, file.array(job.part.stored.name)
+    matrix = work.importance
+    array = open_eight_bit(file, name) if job.part.is_eight_bit else file.array(name)
     blocks = quantized_blocks(
         job.part.part,
         array,

@@ -39,6 +39,8 @@ _DTYPES = {
 
 #: The types that weights may have.
 WEIGHT_DTYPES = ("F32", "F16", "BF16")
+#: What :mod:`.eight_bit` makes of 8-bit weights and the scales beside them; no file states these.
+ROWS8, BLOCKS8 = "int8 with SCB", "uint8 with absmax"
 
 
 def dtype_named(name: str) -> Dtype:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..cache import cache_folder
-from ..convert.checkpoint import read_config
+from ..convert.checkpoint import read_config, refuse_quantized
 from ..convert.errors import SourceError
 from ..convert.hub import is_offline, list_repository, read_start
 from ..convert.hub_checkpoint import ready_hint
@@ -316,7 +316,9 @@ def _hub_config(source: HubSource) -> dict[str, object]:
             f"{source.repository}: not a checkpoint: it has no config.json{ready_hint(repository)}"
         )
     data = read_start(repository, file, file.size)
-    return parse_object(f"{source.repository}/config.json", data)
+    config = parse_object(f"{source.repository}/config.json", data)
+    refuse_quantized(source.repository, config)
+    return config
 
 
 def _draft_shape(draft: str, target: str) -> ModelShape | None:

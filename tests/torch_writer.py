@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 _STORAGES = {
     "float32": "FloatStorage", "float16": "HalfStorage", "uint16": "BFloat16Storage",
-    "bool": "BoolStorage",
+    "bool": "BoolStorage", "int8": "CharStorage", "uint8": "ByteStorage",
 }  # fmt: skip
 
 
