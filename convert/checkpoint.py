@@ -14,6 +14,7 @@ from typing import Any
 
 from .eight_bit import join_eight_bit
 from .errors import FileFormatError, SourceError, UnsupportedError
+from .layer_files import LayerFile, find_layer_files
 from .plain_file import read_json
 from .safetensors_file import SafetensorsFile
 from .tensors import StoredTensor, TensorFile
@@ -70,6 +71,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             continue
         tensors = join_eight_bit(_read_headers(paths, opener))
         return Checkpoint(folder, config, tensors, opener, notes)
+    if layers := find_layer_files(folder):
+        return Checkpoint(folder, config, _read_headers(layers, LayerFile), LayerFile)
     wanted = ", ".join(name for whole, index, _ in CONTAINERS for name in (whole, index))
     raise SourceError(f"{folder}: no weights in this folder; looked for {wanted}")
 

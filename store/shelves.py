@@ -142,7 +142,7 @@ def _state_of(folder: Path) -> str:
     facts = []
     try:
         for path in sorted(folder.iterdir()):
-            weights = path.suffix in (".safetensors", ".bin", ".json", ".jinja")
+            weights = path.suffix in (".safetensors", ".bin", ".pt", ".json", ".jinja")
             if (weights or path.name in SMALL_FILES) and path.is_file():
                 status = path.stat()
                 facts.append(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}")
