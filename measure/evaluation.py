@@ -161,12 +161,23 @@ def _is_file(source: Path | HubSource) -> bool:
     return isinstance(source, Path) and not source.is_dir()
 
 
+def _full_name(source: Path | HubSource) -> str:
+    """A model's name with its revision."""
+    if isinstance(source, Path):
+        return str(source)
+    return f"{source.repository}@{source.revision}"
+
+
 def _check_types(request: EvalRequest, sources: list[Path | HubSource]) -> None:
     files = [source for source in sources if _is_file(source)]
     if request.types and files:
         raise SettingsError(f"--types: {files[0]} is a GGUF file and keeps its type; drop --types")
-    if len(sources) > 1 and len(files) != len(sources):
-        raise SettingsError("several MODELs must be GGUF files; evaluate a folder alone")
+    if len(sources) > 1 and any(isinstance(s, Path) and not _is_file(s) for s in sources):
+        raise SettingsError(
+            "several MODELs must be GGUF files or models on the hub; evaluate a folder alone"
+        )
+    if len(set(map(_full_name, sources))) != len(sources):
+        raise SettingsError("a MODEL is named twice")
     names = [source.name for source in files if isinstance(source, Path)]
     if len(set(names)) != len(names):
         raise SettingsError(
@@ -255,8 +266,10 @@ def _candidates(
         for kind in request.types or DEFAULT_TYPES:
             if isinstance(source, HubSource):
                 settings = EngineSettings(threads=request.settings.threads)
-                wish = ModelWish(source.repository, kind)
-                yield Candidate(kind, model_file(wish, settings, output.report))
+                # the revision, too: a model's name alone may mean another one
+                wish = ModelWish(_full_name(source), kind)
+                label = f"{source.name}@{source.revision} {kind}" if len(sources) > 1 else kind
+                yield Candidate(label, model_file(wish, settings, output.report))
                 continue
             target = folder / f"{kind}.gguf"
             convert(ConvertSettings(source, target, kind), output.steps(f"converting to {kind}"))
