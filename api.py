@@ -330,7 +330,7 @@ class Model(Owner):
         from .runtime.batch.order import in_order
         from .runtime.batch.records import parsed_prompts
 
-        parsed = parsed_prompts(records, sampling, stops)
+        parsed = parsed_prompts(records, sampling, stops, tells=bool(settings.logprobs))
         with closing(self._open_batch(settings)) as engine:
             warn(engine.take_notes())
             results = in_order(engine.run, parsed) if ordered else engine.run(parsed)

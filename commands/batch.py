@@ -83,7 +83,8 @@ def batch(
         kinds: set[bool] = set()
         if batch_settings.is_search:
             check_search(sampling, stops)
-        records = recording.parsed(values, RecordParser(sampling, stops), journal)
+        parser = RecordParser(sampling, stops, tells=bool(batch_settings.logprobs))
+        records = recording.parsed(values, parser, journal)
         with recording.saying_how_to_go_on(journal):
             recording.write_results(
                 engine, run, _watched(records, kinds), journal, ordered=ordered, total=total

@@ -6,6 +6,7 @@ https://platform.openai.com/docs/api-reference/completions and .../chat
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -135,12 +136,14 @@ class Writer:
         }  # fmt: skip
         for one in told:
             found["tokens"].append(one.text)
-            found["token_logprobs"].append(_finite(one.logprob))
+            # of the first token of a prompt nothing is known
+            is_known = not math.isnan(one.logprob)
+            found["token_logprobs"].append(_finite(one.logprob) if is_known else None)
             # two tokens may look alike; the likelier one is told
             top: dict[str, float] = {}
             for token, logprob in one.top:
                 top.setdefault(self._text(token), _finite(logprob))
-            found["top_logprobs"].append(top)
+            found["top_logprobs"].append(top if is_known else None)
             found["text_offset"].append(offsets.push(self.vocab.piece(one.token)))
         return found
 

@@ -127,8 +127,13 @@ class Generator:
             results.setdefault(str(result.id), []).append(result)
         choices = []
         for record, _ in work.jobs:
-            for i, result in enumerate(self._best(work.asked, results[str(record.id)])):
-                told = result.logprobs if work.asked.logprobs is not None else None
+            found = results[str(record.id)]
+            # a prompt is scored once, whatever number of texts it gets
+            scored = next((r.prompt_logprobs for r in found if r.prompt_logprobs is not None), ())
+            for i, result in enumerate(self._best(work.asked, found)):
+                told = None
+                if work.asked.logprobs is not None:
+                    told = (*scored, *(result.logprobs or ()))
                 choices.append(work.writer.choice(
                     work.index(record.id, i), result.text, finish_reason(result), told,
                     self._echoed(work.asked, record),

@@ -60,8 +60,9 @@ class Defaults:
 class GenerationRequest:
     """Texts to write: ``n`` of the ``best_of`` for each prompt, or for a conversation.
 
-    ``logprobs`` is how many of the likeliest tokens are told with each one drawn, None for no word
-    of it. ``tells_usage`` is whether a stream ends with what it cost.
+    ``logprobs`` is how many of the likeliest tokens are told with each one, of an ``echo`` as well;
+    None for no word of it. ``tells_usage`` is whether a stream ends with what it cost. Without
+    ``draws`` the prompt is all that is answered.
     """
 
     sampling: SamplingSettings
@@ -75,6 +76,12 @@ class GenerationRequest:
     logprobs: int | None = None
     stream: bool = False
     tells_usage: bool = False
+    draws: bool = True
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt's tokens are told, or nothing else is asked."""
+        return self.echo and (self.logprobs is not None or not self.draws)
 
     def records(self, identity: str) -> list[Record]:
         """A record for each prompt, or one for the conversation; ids begin with ``identity``."""
@@ -83,7 +90,7 @@ class GenerationRequest:
         return [
             Record(
                 f"{identity}-{i}", i + 1, self.sampling, self.stops, prompt, self.messages,
-                self.seed, self.best_of, "prompt", logprobs,
+                self.seed, self.best_of, "prompt", logprobs, self.scores_prompt, self.draws,
             )
             for i, prompt in enumerate(self.prompts or (None,))
         ]  # fmt: skip
@@ -100,11 +107,9 @@ def read_completion(value: dict[str, Any], defaults: Defaults) -> GenerationRequ
     body.refuse("suffix", ": these models write on from a text, not into it", harmless=("",))
     logprobs = body.take("logprobs", whole(0, _MOST_LOGPROBS))
     echo = body.take("echo", flag(), False)
-    if echo and logprobs is not None:
-        raise ApiError(
-            "logprobs of an echo are not supported: only those of tokens that are drawn",
-            param="logprobs", code="unsupported_parameter",
-        )  # fmt: skip
+    draws = not (echo and _is_zero(value.get("max_tokens")))
+    if not draws:
+        body.ignore("max_tokens")
     found = _common(body, defaults, "max_tokens")
     best_of = body.take("best_of", whole(found.n, MOST_SAMPLES), found.n)
     if found.stream and best_of > found.n:
@@ -113,7 +118,34 @@ def read_completion(value: dict[str, Any], defaults: Defaults) -> GenerationRequ
             code="unsupported_parameter",
         )  # fmt: skip
     body.end()
-    return replace(found, prompts=prompts, echo=echo, logprobs=logprobs, best_of=best_of)
+    found = replace(
+        found, prompts=prompts, echo=echo, logprobs=logprobs, best_of=best_of, draws=draws
+    )
+    _check_scored(found)
+    return found
+
+
+def _is_zero(value: Any) -> bool:
+    return value == 0 and not isinstance(value, bool)
+
+
+def _check_scored(asked: GenerationRequest) -> None:
+    """See that a request makes sense whose prompts are scored.
+
+    Raises:
+        ApiError: it is streamed, or asks for several texts of no tokens.
+    """
+    if asked.scores_prompt and asked.stream:
+        raise ApiError(
+            "logprobs of an echo cannot be streamed: ask for them without stream", param="stream",
+            code="unsupported_parameter",
+        )  # fmt: skip
+    if not asked.draws and asked.best_of > 1:
+        name = "n" if asked.n > 1 else "best_of"
+        raise ApiError(
+            f"{name}: with max_tokens 0 there is nothing to draw, so expected 1", param=name,
+            code="invalid_value",
+        )  # fmt: skip
 
 
 def read_chat(value: dict[str, Any], defaults: Defaults) -> GenerationRequest:

@@ -23,6 +23,7 @@ from .pushed_engine import EngineFigures, Event
 class _Sample:
     record: Record
     index: int
+    prompt: tuple[int, ...]
     reply: bytes
     text: TextStream
     tokens: list[int] = field(default_factory=list)
@@ -66,7 +67,8 @@ class ScriptedEngine:
         self._n_prompt += len(prompt)
         reply = self._script(bytes(token for token in prompt if token < END)).encode()
         self._waiting += [
-            _Sample(record, i, reply, TextStream(record.stops.strings)) for i in range(record.n)
+            _Sample(record, i, prompt, reply, TextStream(record.stops.strings))
+            for i in range(record.n)
         ]
 
     def cancel(self, identity: str | int) -> None:
@@ -88,6 +90,14 @@ class ScriptedEngine:
         return True
 
     def _draw(self, sample: _Sample) -> None:
+        if not sample.record.draws:
+            self._running.remove(sample)
+            record = sample.record
+            self._events.append(Result(
+                record.id, record.line, finish_reason=FinishReason.LENGTH.value,
+                prompt_logprobs=self._prompt_logprobs(sample),
+            ))  # fmt: skip
+            return
         at = len(sample.tokens)
         token = sample.reply[at] if at < len(sample.reply) else END
         sample.tokens.append(token)
@@ -113,7 +123,16 @@ class ScriptedEngine:
                 record.id, record.line, "".join(sample.pieces), tuple(sample.tokens), reason.value,
                 index=sample.index,
                 logprobs=tuple(sample.logprobs) if record.logprobs is not None else None,
+                prompt_logprobs=self._prompt_logprobs(sample),
             ))  # fmt: skip
+
+    def _prompt_logprobs(self, sample: _Sample) -> tuple[TokenLogprobs, ...] | None:
+        """Of a prompt's tokens, whose first one has none."""
+        if not sample.record.scores_prompt or sample.index:
+            return None
+        first, *rest = sample.prompt
+        told = [one for token in rest for one in self._logprobs(sample.record, token)]
+        return (TokenLogprobs(first, self.vocab.piece(first).decode(), math.nan, ()), *told)
 
     def _logprobs(self, record: Record, token: int) -> tuple[TokenLogprobs, ...]:
         """Half of the probability for what is said, a quarter for the token after it, and so on."""

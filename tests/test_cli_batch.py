@@ -345,3 +345,47 @@ def test_a_grammar_of_generate(model: Path, tmp_path: Path) -> None:
     assert b"bad.gbnf" in done.stderr
     both = [*generate, "--grammar", good, "--json-schema", good]
     assert subprocess.run(both, capture_output=True, check=False).returncode == 2
+
+
+def test_no_tokens_with_logprobs_are_the_scores_of_prompts(model: Path, tmp_path: Path) -> None:
+    source = write_records(tmp_path / "in.jsonl", 20, max_tokens=0)
+    texts = [json.loads(line) for line in source.read_text().splitlines()]
+    # between them, and in the same steps, others are continued
+    mixed = [*texts, *({"id": f"w{i}", "prompt": texts[i]["prompt"]} for i in range(6))]
+    random.Random(3).shuffle(mixed)
+    source.write_text("".join(json.dumps(line) + "\n" for line in mixed))
+    done = batch(model, "-i", source, "--logprobs", "1", "-n", "30")
+    assert done.returncode == 0, done.stderr
+    answers = {line["id"]: line for line in lines_of(done.stdout)}
+    records = [
+        {"id": text["id"], "context": text["prompt"].split(" ")[0],
+         "continuation": text["prompt"][len(text["prompt"].split(" ")[0]) :]}
+        for text in texts
+    ]  # fmt: skip
+    command = [
+        sys.executable, "-m", "infer_os.cli", "score", str(model), "--context", "256",
+        "--threads", "1",
+    ]  # fmt: skip
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    scored = subprocess.run(command, input=lines, capture_output=True, check=True)
+    for line in lines_of(scored.stdout):
+        answer = answers[line["id"]]
+        assert (answer["text"], answer["tokens"], answer["finish_reason"]) == ("", [], "length")
+        assert "logprobs" not in answer
+        told = answer["prompt_logprobs"]
+        assert (told[0]["logprob"], told[0]["top"]) == (None, [])
+        n = line["n_tokens"]
+        got = [{key: one[key] for key in ("token", "text", "logprob")} for one in told[-n:]]
+        assert got == line["tokens"]
+        assert line["is_greedy"] == all(one["top"][0][0] == one["token"] for one in told[-n:])
+    assert len(answers["w3"]["logprobs"]) == 30 and "prompt_logprobs" not in answers["w3"]
+    refused = batch(model, stdin=b'{"prompt": "It", "max_tokens": 0}\n')
+    assert b"0 needs logprobs" in refused.stdout
+
+
+def test_a_prompt_of_one_token_has_no_scores(model: Path) -> None:
+    lines = b'{"prompt": "It", "max_tokens": 0}\n{"prompt": "It", "max_tokens": 0, "n": 2}\n'
+    first, second = lines_of(batch(model, "--logprobs", "1", stdin=lines).stdout)
+    first, second = sorted((first, second), key=lambda line: line["error"] is not None)
+    assert [one["logprob"] for one in first["prompt_logprobs"]] == [None]
+    assert "nothing is drawn" in second["error"]

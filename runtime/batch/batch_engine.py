@@ -27,7 +27,7 @@ from infer_os.sizes import size_text
 from ..errors import SettingsError
 from ..plan.memory_plan import MemoryShortage, Plan
 from ..plan.shapes import header_shape
-from ..plan.step_rows import LEAST_ROWS, STOCK, UNBOUND
+from ..plan.step_rows import LEAST_ROWS, STOCK, UNBOUND, Bounds
 from ..plan.use import N_BATCH
 from ..prepare import load_model
 from ..sampler import LlamaSampler
@@ -149,10 +149,14 @@ class BatchEngine(Owner):
                 lambda: make_drafters(draft, settings, self.n_ctx), settings.draft_max
             )
         return Parts(
-            self._context, self.vocab, Limits(self.n_ctx, self.n_seq, N_BATCH, bounds=bounds),
+            self._context, self.vocab, self._limits(bounds),
             ThreadCount(settings.n_threads, fixed=is_fixed), guesses, logprobs,
             self.prompt_tokens, self._begin,
         )  # fmt: skip
+
+    def _limits(self, bounds: Bounds) -> Limits:
+        n_outputs = self.plan.sizes.n_outputs
+        return Limits(self.n_ctx, self.n_seq, N_BATCH, bounds=bounds, n_outputs=n_outputs)
 
     def _probe(self, n_seq: int) -> None:
         """A decode step of the first ``n_seq`` sequences, which hold nothing before and after."""

@@ -78,10 +78,12 @@ class LineForm(NamedTuple):
 
 #: Of :class:`~.records.Result`.
 ANSWERS = LineForm(
-    "batch", ("id", "text", "tokens", "finish_reason", "error"), ("index", "line", "logprobs"),
+    "batch", ("id", "text", "tokens", "finish_reason", "error"),
+    ("index", "line", "logprobs", "prompt_logprobs"),
     {
         "text": "string", "tokens": "list<int32>", "finish_reason": "string", "error": "string",
         "index": "int64", "line": "int64", "logprobs": "json",
+        "prompt_logprobs": "json",
     },
 )  # fmt: skip
 

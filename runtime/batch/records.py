@@ -55,7 +55,8 @@ class Record:
     """A prompt, or a conversation to continue, and how: ``n`` samples of it.
 
     A ``prompt`` is a text, or tokens that are taken as they are. ``logprobs`` is how many of the
-    likeliest tokens are told for each one drawn; None for what the run says.
+    likeliest tokens are told for each one drawn; None for what the run says. With ``scores_prompt``
+    the same is told of the prompt's tokens (with the first sample); without ``draws`` that is all.
     ``seed`` is the record's own; without one, and with a seed of the run, each sample gets one that
     depends on the run's seed and the id alone.
     """
@@ -70,6 +71,8 @@ class Record:
     n: int = 1
     unit: str = "line"
     logprobs: int | None = None
+    scores_prompt: bool = False
+    draws: bool = True
 
     @property
     def place(self) -> str:
@@ -123,9 +126,10 @@ class BadRecord:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """A drawn token, the natural logarithm of its probability, and the likeliest ones with theirs.
+    """A token, the natural logarithm of its probability, and the likeliest ones with theirs.
 
-    They are the model's own: before temperature, filters and grammar.
+    They are the model's own: before temperature, filters and grammar. The first token of a prompt,
+    which nothing precedes, has NaN and no others.
     """
 
     token: int
@@ -153,6 +157,7 @@ class Result:
     """One sample of a record, or what went wrong with a record.
 
     ``lacks_memory`` is whether that was this machine's memory, and not the record.
+    ``prompt_logprobs`` are those of the prompt's tokens, where a record asks for them.
     """
 
     id: str | int | None
@@ -164,6 +169,7 @@ class Result:
     index: int | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None
     lacks_memory: bool = False
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """A line of the output."""
@@ -175,11 +181,12 @@ class Result:
             line["line"] = self.line
         if self.index is not None:
             line["index"] = self.index
-        if self.logprobs is not None:
-            line["logprobs"] = [
-                {"token": p.token, "text": p.text, "logprob": p.logprob, "top": list(p.top)}
-                for p in self.logprobs
-            ]
+        for key, told in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
+            if told is not None:
+                line[key] = [
+                    {"token": p.token, "text": p.text, "logprob": p.logprob, "top": list(p.top)}
+                    for p in told
+                ]
         return line
 
 
@@ -190,7 +197,8 @@ def value_of(record: Record) -> dict[str, Any]:
     """
     sampling, stops = record.sampling, record.stops
     value: dict[str, Any] = {
-        "id": record.id, "n": record.n, "max_tokens": stops.max_tokens, "stop": list(stops.strings),
+        "id": record.id, "n": record.n, "max_tokens": stops.max_tokens if record.draws else 0,
+        "stop": list(stops.strings),
         **{key: getattr(sampling, key) for key in _SAMPLING},
         _BIASES: {str(token): bias for token, bias in sampling.logit_bias},
         **dict(sampling.constraints),
@@ -206,17 +214,22 @@ def value_of(record: Record) -> dict[str, Any]:
 
 def result_of(line: int, value: Mapping[str, Any]) -> Result:
     """The result behind :meth:`Result.as_json`; a float that JSON cannot express is NaN."""
-    told = value.get("logprobs")
     return Result(
         value["id"], line, value["text"], tuple(value["tokens"]), value["finish_reason"],
-        value["error"], value.get("index"),
-        None if told is None else tuple(
-            TokenLogprobs(
-                p["token"], p["text"], _number(p["logprob"]),
-                tuple((token, _number(logprob)) for token, logprob in p["top"]),
-            )
-            for p in told
-        ),
+        value["error"], value.get("index"), _logprobs_of(value.get("logprobs")),
+        prompt_logprobs=_logprobs_of(value.get("prompt_logprobs")),
+    )  # fmt: skip
+
+
+def _logprobs_of(told: Sequence[Mapping[str, Any]] | None) -> tuple[TokenLogprobs, ...] | None:
+    if told is None:
+        return None
+    return tuple(
+        TokenLogprobs(
+            p["token"], p["text"], _number(p["logprob"]),
+            tuple((token, _number(logprob)) for token, logprob in p["top"]),
+        )
+        for p in told
     )  # fmt: skip
 
 
@@ -286,11 +299,15 @@ class ValueParser(Generic[Parsed]):
 class RecordParser(ValueParser[Record]):
     """Makes records of prompts and conversations."""
 
-    def __init__(self, sampling: SamplingSettings, stops: StopSettings) -> None:
-        """``sampling`` and ``stops`` apply where a record says nothing."""
+    def __init__(
+        self, sampling: SamplingSettings, stops: StopSettings, *, tells: bool = False
+    ) -> None:
+        """``sampling`` and ``stops`` apply where a record says nothing.
+
+        ``tells`` is whether log-probabilities are told, so that 0 tokens make sense: the prompt's.
+        """
         super().__init__()
-        self._sampling = sampling
-        self._stops = stops
+        self._sampling, self._stops, self._tells = sampling, stops, tells
 
     def _record(self, place: Place, value: Mapping[str, Any]) -> Record:
         given = self._given(value, KNOWN)
@@ -312,10 +329,22 @@ class RecordParser(ValueParser[Record]):
             seed = replace(sampling, seed=seed).chosen_seed()
         if "prompt" in given and not isinstance(given["prompt"], str):
             raise BadValue(f'"prompt" is a text, not {kind_of(given["prompt"])}')
+        draws = given.get("max_tokens") != 0
+        if not draws:
+            del given["max_tokens"]
+            self._check_scored(n)
         return Record(
             place.id, place.line, sampling, self._stops_of(given), given.get("prompt"),
             _messages(given["messages"]) if "messages" in given else (), seed, n, place.unit,
+            scores_prompt=not draws, draws=draws,
         )  # fmt: skip
+
+    def _check_scored(self, n: int) -> None:
+        """See that a record makes sense whose ``max_tokens`` are 0."""
+        if not self._tells:
+            raise BadValue('"max_tokens" 0: expected 1 or more, or -1; 0 needs logprobs')
+        if n > 1:
+            raise BadValue(f'"n" is {n}: with "max_tokens" 0 nothing is drawn, so expected 1')
 
     def _stops_of(self, given: Mapping[str, Any]) -> StopSettings:
         stop = given.get("stop", self._stops.strings)
@@ -395,10 +424,11 @@ BatchInput = str | Mapping[str, Any]
 
 
 def parsed_prompts(
-    prompts: Iterable[BatchInput], sampling: SamplingSettings, stops: StopSettings
-) -> Iterator[Record | BadRecord]:
+    prompts: Iterable[BatchInput], sampling: SamplingSettings, stops: StopSettings,
+    *, tells: bool = False,
+) -> Iterator[Record | BadRecord]:  # fmt: skip
     """Records of prompts, whose ids are their numbers, or of mappings as files hold them."""
-    parser = RecordParser(sampling, stops)
+    parser = RecordParser(sampling, stops, tells=tells)
     for number, prompt in enumerate(prompts, 1):
         value = {"prompt": prompt} if isinstance(prompt, str) else prompt
         yield parser.parse(number, value, "record")

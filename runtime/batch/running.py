@@ -7,6 +7,7 @@ the order of steps and submissions nowhere shows in a result.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection
@@ -20,9 +21,11 @@ from infer_os.native.errors import ConstraintFailed, GrammarError
 from infer_os.native.model import Vocab
 
 from ..errors import ModelClosed, PromptError, SettingsError, TemplateFailure
+from ..generate import FinishReason
 from ..plan.memory_plan import MemoryShortage
 from ..threads import ThreadCount
 from .guesses import Guesses
+from .prompt_scores import PromptRows, first_token, score_prompts
 from .records import BadRecord, Record, Result
 from .scheduler import Counts, Limits, Scheduler, Step
 from .sequence import Listener, Sequence, token_logprobs
@@ -187,7 +190,7 @@ class Running:
                 if self._next is None:
                     continue
             sequence = self._next
-            admission = self._scheduler.admit(sequence.prompt)
+            admission = self._scheduler.admit(sequence.fed, sequence.n_wanted)
             if admission is None:
                 break
             self._next = None
@@ -235,6 +238,12 @@ class Running:
             self._fail(record.id, record.line, message, lacks_memory=lacks_memory)
             return None
         sequence.listener = entry.listener
+        if sequence.scores_prompt:
+            sequence.prompt_logprobs.append(first_token(sequence.prompt[0], self._parts.vocab))
+        if not sequence.fed:  # nothing is drawn after one token
+            self._drop(entry)
+            self._finish(sequence, FinishReason.LENGTH)
+            return None
         return sequence
 
     def _drop(self, entry: _Waiting) -> None:
@@ -260,26 +269,67 @@ class Running:
             self._guesses.step_took(time.perf_counter() - started, self._scheduler.n_busy)
         self._scheduler.computed(step)
         if step.outputs:
-            self._draw(step)
+            self._draw(step, self._score(step))
 
-    def _draw(self, step: Step) -> None:
+    def _score(self, step: Step) -> set[int]:
+        """Find what rows say of the prompts' tokens behind them; slots that have nothing to draw.
+
+        Those are not at the end of their prompt yet, or get no more than it.
+        """
+        wanted: list[PromptRows] = []
+        row = 0
+        for rows in step.slots:
+            sequence = self._running.get(rows.slot)
+            if rows.n_wanted and sequence is not None and sequence.is_in_prompt:
+                skipped = rows.n_real - rows.n_wanted
+                wanted.append(PromptRows(
+                    sequence, row + skipped, rows.position + skipped, rows.n_wanted,
+                    self._n_logprobs(sequence.record) or 0,
+                ))  # fmt: skip
+            row += len(rows.tokens)
+        if not wanted:
+            return set()
+        logits = self._context.logits(step.n_rows)
+        score_prompts(logits, wanted, self._parts.threads.now(), self._parts.vocab)
+        silent: set[int] = set()
+        for rows in step.slots:
+            sequence = self._running.get(rows.slot)
+            if not rows.n_wanted or sequence is None or not sequence.scores_prompt:
+                continue
+            if not all(math.isfinite(one.logprob) for one in sequence.prompt_logprobs[1:]):
+                self._break_off(rows.slot, sequence, "the model computes no finite probabilities")
+            elif rows.position + rows.n_real < len(sequence.fed):
+                pass
+            elif not sequence.record.draws:
+                self._finish(sequence, FinishReason.LENGTH)
+                self._release(rows.slot)
+            else:
+                continue
+            silent.add(rows.slot)
+        return silent
+
+    def _draw(self, step: Step, silent: set[int]) -> None:
+        if all(rows.slot in silent for rows in step.slots if rows.n_wanted):
+            return
         logits = self._context.logits(step.n_rows)
         likeliest = logits.argmax(axis=1).tolist()
         row = 0
         for rows in step.slots:
-            first = row + rows.n_real - rows.n_wanted
+            end = row + rows.n_real
             row += len(rows.tokens)
-            if not rows.n_wanted:
+            if not rows.n_wanted or rows.slot in silent:
                 continue
-            # what was fed behind the token that is certain are guesses
-            guesses = rows.tokens[rows.n_real - rows.n_wanted + 1 : rows.n_real]
             sequence = self._running[rows.slot]
+            # what was fed behind the token that is certain are guesses, but not of a prompt
+            n_guesses = rows.n_wanted - 1 if sequence.tokens else 0
+            first = end - 1 - n_guesses
+            guesses = rows.tokens[rows.n_real - n_guesses : rows.n_real]
             n_right = 0
             while True:
                 try:
                     token = self._drawn(sequence, logits, likeliest, first + n_right)
                 except ConstraintFailed as error:
-                    self._break_off(rows.slot, sequence, error)
+                    self._break_off(rows.slot, sequence, str(error))
                     ended = True
                     break
                 ended = self._take(rows.slot, sequence, token)
@@ -314,13 +364,16 @@ class Running:
             if self._guesses is not None:
                 self._guesses.push(slot, token)
             return False
-        told = self._n_logprobs(sequence.record) is not None
-        self._results.append(sequence.result(reason, with_logprobs=told))
-        self.statistics.records += 1
+        self._finish(sequence, reason)
         self._release(slot)
         return True
 
-    def _break_off(self, slot: int, sequence: Sequence, error: ConstraintFailed) -> None:
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        told = sequence.record.draws and self._n_logprobs(sequence.record) is not None
+        self._results.append(sequence.result(reason, with_logprobs=told))
+        self.statistics.records += 1
+
+    def _break_off(self, slot: int, sequence: Sequence, error: str) -> None:
         """A sample that cannot go on becomes an error; the others go on."""
         record = sequence.record
         self._fail(record.id, record.line, f"line {record.line}: {error}")

@@ -246,7 +246,8 @@ class Scheduler:
     def next_step(self) -> Step | None:
         """What to compute now; None if there is nothing to do.
 
-        Prompts are computed as far as the chunk goes, then every sequence gets its next token.
+        Prompts are computed as far as the chunk goes, with logits or without, then every sequence
+        gets its next token.
         """
         ready = [i for i, slot in enumerate(self._slots) if slot.is_ready]
         waiting = [i for i, slot in enumerate(self._slots) if slot.n_prefill]
@@ -254,6 +255,15 @@ class Scheduler:
             step = self._prefill(waiting)
             self._budget -= step.n_rows
             return step
+        scored = [i for i in ready if not self._slots[i].at_once]
+        drawn = [i for i in ready if self._slots[i].at_once]
+        if drawn and any(len(self._slots[i].todo) > 1 for i in scored):
+            # many rows of a prompt have logits: as for other prompts, the others wait a little
+            if self._budget > 0:
+                step = self._decode(scored)
+                self._budget -= step.n_rows
+                return step
+            ready = drawn
         self._budget = self._limits.chunk
         return self._decode(ready) if ready else None
 
@@ -323,7 +333,8 @@ class Scheduler:
         rows = []
         for i in run:
             slot = self._slots[i]
-            drawing = outputs and slot.is_ready
+            fits = not slot.at_once or len(slot.todo) <= height
+            drawing = outputs and slot.is_ready and fits
             tokens = slot.todo[: height if drawing else min(slot.n_prefill, height)]
             n_held, wanted = len(slot.held), len(tokens) if drawing else 0
             # where a slot has no place for fillers, its last tokens are computed once more

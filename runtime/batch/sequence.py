@@ -44,6 +44,10 @@ class Sequence:
         self.record, self.index, self.prompt, self.sampler = record, index, prompt, sampler
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
+        #: Of the prompt's tokens, where they are asked for.
+        self.prompt_logprobs: list[TokenLogprobs] = []
+        #: Whether each token of the prompt gets a row of logits.
+        self.scores_prompt = record.scores_prompt and index == 0
         self.listener: Listener | None = None
         self._frame = frame
         self._stream = text
@@ -52,6 +56,21 @@ class Sequence:
         self._lines = Replacement(frame.newline, "\n") if frame and is_free else None
         self._pieces: list[str] = []
         self._n_told = 0
+
+    @property
+    def fed(self) -> tuple[int, ...]:
+        """The tokens that are computed before anything is drawn; the last ones give logits."""
+        return self.prompt if self.record.draws else self.prompt[:-1]
+
+    @property
+    def is_in_prompt(self) -> bool:
+        """Whether tokens of the prompt are still to be scored."""
+        return self.scores_prompt and len(self.prompt_logprobs) < len(self.prompt)
+
+    @property
+    def n_wanted(self) -> int:
+        """How many of them give logits."""
+        return len(self.fed) if self.scores_prompt else 1
 
     def push(self, token: int, vocab: Vocab, n_ctx: int) -> FinishReason | None:
         """Take a drawn token; returns why it was the last one, or None."""
@@ -91,6 +110,7 @@ class Sequence:
             finish_reason=reason.value,
             index=self.index if self.record.n > 1 else None,
             logprobs=tuple(self.logprobs) if with_logprobs else None,
+            prompt_logprobs=tuple(self.prompt_logprobs) if self.scores_prompt else None,
         )
 
     def close(self) -> None:

@@ -87,7 +87,8 @@ class Use:
         settings = self.settings
         rows = settings.n_outputs
         if self.parallel:
-            scores = Extra.SCORING in settings.extras
+            # clients of a server may ask for log-probabilities of prompts
+            scores = {Extra.SCORING, Extra.SERVER} & settings.extras
             rows = scoring_rows(self.n_seq) if scores else output_rows(self.n_seq)
         return Sizes(n_ctx, self.n_seq, N_BATCH, rows, settings.n_threads)
 

@@ -121,6 +121,24 @@ def test_logprobs_of_a_completion(service: Service) -> None:
     assert streamed == told
 
 
+def test_logprobs_of_an_echo(service: Service) -> None:
+    (choice,) = service.complete("say ab", logprobs=1, echo=True, max_tokens=0).json["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("say ab", "length")
+    told = choice["logprobs"]
+    assert told["tokens"] == list("say ab")
+    assert told["text_offset"] == [0, 1, 2, 3, 4, 5]
+    assert (told["token_logprobs"][0], told["top_logprobs"][0]) == (None, None)
+    assert told["top_logprobs"][1:] == [{c: pytest.approx(-0.693, abs=1e-3)} for c in "ay ab"]
+    both = service.complete("say ab", logprobs=1, echo=True, n=2).json["choices"]
+    for choice in both:
+        assert choice["text"] == "say abab"
+        assert choice["logprobs"]["tokens"] == [*"say abab", ""]
+        assert choice["logprobs"]["text_offset"] == [*range(9)]
+    silent = service.complete("say ab", echo=True, max_tokens=0).json
+    assert (silent["choices"][0]["text"], silent["choices"][0]["logprobs"]) == ("say ab", None)
+    assert silent["usage"]["completion_tokens"] == 0
+
+
 def test_logprobs_of_a_chat(service: Service) -> None:
     (choice,) = service.chat("Hi", logprobs=True, top_logprobs=1, max_tokens=1).json["choices"]
     (entry,) = choice["logprobs"]["content"]

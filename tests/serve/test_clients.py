@@ -8,17 +8,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from helpers import BUNDLED, Converter
+from helpers import BUNDLED, REPOSITORY, Converter
 from http_server import Service, eventually, running
 
 from infer_os.runtime.batch.batch_engine import BatchEngine
 from infer_os.runtime.batch.settings import BatchSettings
-from infer_os.runtime.settings import EngineSettings
+from infer_os.runtime.scoring.score_records import parsed_texts
+from infer_os.runtime.scoring.scorer import Scorer
+from infer_os.runtime.scoring.settings import ScoringSettings
+from infer_os.runtime.settings import EngineSettings, Extra
 from infer_os.serve.batch_seat import BatchSeat
 
 AUSTEN = next(folder for folder in BUNDLED if folder.name == "austen-6m")
@@ -36,7 +40,7 @@ def model(converted: Converter) -> Path:
 
 @pytest.fixture(scope="module")
 def service(model: Path) -> Iterator[Service]:
-    settings = EngineSettings(context=256, threads=1)
+    settings = EngineSettings(context=256, threads=1, extras=frozenset({Extra.SERVER}))
     engine = BatchEngine(model, settings, BatchSettings(parallel=8))
     with running(BatchSeat(engine), names=("austen",)) as found:
         yield found
@@ -103,6 +107,86 @@ def test_logprobs(client: openai.OpenAI) -> None:
     assert told.text_offset == [
         len("".join(told.tokens[:i])) for i in range(len(told.tokens))
     ]  # fmt: skip
+
+
+LONG = (REPOSITORY / "models" / "bundled" / "held-out.txt").read_text()
+#: Prompts of one token up to a full context, some with beginnings in common.
+SCORED = [LONG[at : at + n] for at, n in ((0, 1), (0, 60), (0, 300), (90, 5), (700, 400))]
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path) -> list[list[tuple[int, float]]]:
+    """What ``infer-os score`` says of the texts, each token of them."""
+    settings = EngineSettings(context=256, threads=1)
+    with closing(Scorer(model, settings, ScoringSettings(parallel=3))) as scorer:
+        results = sorted(scorer.run(parsed_texts(SCORED)), key=lambda result: result.line)
+    return [[(t.token, t.logprob) for t in result.tokens or ()] for result in results]
+
+
+def prompt_of(service: Service, text: str) -> list[int]:
+    """The tokens of a text behind the one that begins texts, as scoring has them."""
+    (opening,) = service.post("/tokenize", content="<|endoftext|>").json["tokens"]
+    return [opening, *service.post("/tokenize", content=text).json["tokens"]]
+
+
+def test_the_logprobs_of_an_echo_are_those_of_score(
+    client: openai.OpenAI, service: Service, expected: list[list[tuple[int, float]]]
+) -> None:
+    ask: dict[str, Any] = {"model": "austen", "echo": True, "logprobs": 2, "max_tokens": 0}
+    prompts = [prompt_of(service, text) for text in SCORED]
+    got = client.completions.create(prompt=prompts, **ask)
+    assert got.usage is not None and got.usage.completion_tokens == 0
+    for choice, prompt, scores in zip(got.choices, prompts, expected, strict=True):
+        assert choice.finish_reason == "length"
+        told = choice.logprobs
+        assert told is not None and told.tokens is not None and told.top_logprobs is not None
+        assert told.token_logprobs is not None
+        assert told.token_logprobs == [None, *(logprob for _, logprob in scores)]
+        assert prompt[1:] == [token for token, _ in scores]
+        assert len(told.tokens) == len(told.top_logprobs) == len(prompt)
+        for token, logprob, top in zip(
+            told.tokens[1:], told.token_logprobs[1:], told.top_logprobs[1:], strict=True
+        ):
+            assert len(top) == 2
+            assert top.get(token, logprob) == logprob
+
+
+def test_the_likeliest_of_an_echo_are_what_is_drawn(
+    client: openai.OpenAI, service: Service
+) -> None:
+    ask: dict[str, Any] = {"model": "austen", "temperature": 0, "logprobs": 1, "echo": True}
+    drawn = client.completions.create(prompt=TRUTH, max_tokens=12, **ask).choices[0]
+    again = client.completions.create(prompt=drawn.text, max_tokens=1, **ask).choices[0]
+    one, two = drawn.logprobs, again.logprobs
+    assert one is not None and two is not None and one.tokens and two.tokens
+    assert one.token_logprobs and two.token_logprobs and two.top_logprobs
+    n = len(one.tokens)
+    assert two.tokens[:n] == one.tokens
+    assert two.text_offset == [len("".join(two.tokens[:i])) for i in range(n + 1)]
+    for i in range(n - 12, n):
+        assert two.top_logprobs[i] == {two.tokens[i]: two.token_logprobs[i]}
+        assert two.token_logprobs[i] == pytest.approx(one.token_logprobs[i], abs=1e-9)
+
+
+def test_texts_and_scores_beside_each_other_are_as_alone(
+    service: Service, expected: list[list[tuple[int, float]]]
+) -> None:
+    prompts = [prompt_of(service, text) for text in SCORED]
+    write: dict[str, Any] = {"prompt": TRUTH, "max_tokens": 40, "temperature": 0}
+    alone = texts_of_server(service, write)
+
+    def one(i: int) -> None:
+        if i % 3 == 0:
+            assert texts_of_server(service, write) == alone
+            return
+        which = i % len(prompts)
+        ask = {"prompt": prompts[which], "echo": True, "logprobs": 0, "max_tokens": i % 2}
+        (choice,) = service.post("/v1/completions", ask).json["choices"]
+        got = choice["logprobs"]["token_logprobs"][1 : len(prompts[which])]
+        assert got == [logprob for _, logprob in expected[which]]
+
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(one, range(40)))
 
 
 def test_best_of_is_the_likeliest(client: openai.OpenAI) -> None:

@@ -63,6 +63,18 @@ def test_a_record_for_each_prompt() -> None:
     ]  # fmt: skip
 
 
+def test_when_prompts_are_scored() -> None:
+    def made(**fields: Any) -> Any:
+        (record,) = completion(**fields).records("x")
+        return record.scores_prompt, record.draws, record.logprobs
+
+    assert made(echo=True) == (False, True, None)
+    assert made(logprobs=3) == (False, True, 3)
+    assert made(echo=True, logprobs=3) == (True, True, 3)
+    assert made(echo=True, logprobs=3, max_tokens=0) == (True, False, 3)
+    assert made(echo=True, max_tokens=0) == (True, False, None)
+
+
 def test_a_list_of_numbers_is_one_prompt() -> None:
     assert completion(prompt=[1, 2, 3]).prompts == ((1, 2, 3),)
 
@@ -140,7 +152,10 @@ def test_chat_limits_and_logprobs() -> None:
         ({"stop": ["a"] * 65}, "stop", "at most 64"),
         ({"echo": 1}, "echo", "True or False"),
         ({"logprobs": 21}, "logprobs", "0 to 20"),
-        ({"logprobs": 1, "echo": True}, "logprobs", "only those of tokens that are drawn"),
+        ({"logprobs": 1, "echo": True, "stream": True}, "stream", "cannot be streamed"),
+        ({"max_tokens": 0, "echo": True, "n": 2}, "n", "nothing to draw"),
+        ({"max_tokens": 0, "echo": True, "best_of": 2}, "best_of", "nothing to draw"),
+        ({"max_tokens": False, "echo": True}, "max_tokens", "false: expected"),
         ({"logit_bias": {"100": 1}}, "logit_bias", "'100' is no token"),
         ({"logit_bias": {"١": 1}}, "logit_bias", "is no token"),
         ({"logit_bias": {"1": 101}}, "logit_bias[1]", "-100 to 100"),

@@ -21,7 +21,14 @@ from helpers import BUNDLED, Converter
 from infer_os.runtime.batch import ray_backend
 from infer_os.runtime.batch.journal import line_of
 from infer_os.runtime.batch.ray_backend import LARGEST_BLOCK, block_size, cut_blocks
-from infer_os.runtime.batch.records import RecordParser, Result, TokenLogprobs, result_of, value_of
+from infer_os.runtime.batch.records import (
+    Record,
+    RecordParser,
+    Result,
+    TokenLogprobs,
+    result_of,
+    value_of,
+)
 from infer_os.runtime.settings import SamplingSettings, StopSettings
 
 BUNDLED_MODEL = next(folder for folder in BUNDLED if folder.name == "austen-6m")
@@ -53,11 +60,20 @@ def test_a_record_arrives_as_it_was(value: dict[str, Any]) -> None:
     assert RecordParser(run, stops).parse(4, sent) == record
 
 
+def test_a_record_that_is_only_scored_arrives_as_it_was() -> None:
+    parser = RecordParser(SamplingSettings(), StopSettings(), tells=True)
+    record = parser.parse(4, {"id": 2, "prompt": "x", "max_tokens": 0})
+    assert isinstance(record, Record) and record.scores_prompt and not record.draws
+    again = RecordParser(SamplingSettings(), StopSettings(), tells=True)
+    assert again.parse(4, json.loads(json.dumps(value_of(record)))) == record
+
+
 def test_a_result_arrives_as_it_was() -> None:
     logprob = TokenLogprobs(5, "é", -0.1, ((5, -0.1), (6, -2.5)))
     for result in (
         Result("a", 3, "text", (1, 2), "length", logprobs=(logprob,)),
         Result(4, 5, "", (), "end", index=2),
+        Result(4, 5, "", (), "length", prompt_logprobs=(logprob,)),
         Result(None, 6, error="line 6: no JSON"),
     ):
         assert result_of(result.line, json.loads(line_of(result))) == result

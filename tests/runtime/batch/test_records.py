@@ -55,7 +55,7 @@ def test_messages() -> None:
         ({"id": 1, "prompt": "x", "temperature": -1}, '"temperature" -1: expected 0'),
         ({"id": 1, "prompt": "x", "temperature": float("nan")}, '"temperature" nan: expected 0'),
         ({"id": 1, "prompt": "x", "max_tokens": 1.5}, '"max_tokens" is a whole number'),
-        ({"id": 1, "prompt": "x", "max_tokens": 0}, '"max_tokens" 0: expected 1 or more'),
+        ({"id": 1, "prompt": "x", "max_tokens": 0}, '"max_tokens" 0: expected 1 or more, or -1; 0'),
         ({"id": 1, "prompt": "x", "seed": -2}, '"seed" -2: expected 0'),
         ({"id": 1, "prompt": "x", "json_schema": {"const": object()}}, "cannot be written as JSON"),
         ({"id": 1, "prompt": "x", "json_schema": {"const": 1e999}}, '"json_schema"'),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +13,17 @@ import pytest
 from helpers import BUNDLED, REPOSITORY, Converter
 
 from infer_os.native.errors import Interrupted
+from infer_os.native.scoring import score_rows
+from infer_os.runtime.batch import prompt_scores
 from infer_os.runtime.batch.batch_engine import BatchEngine
 from infer_os.runtime.batch.guesses import Guesses
 from infer_os.runtime.batch.records import BadRecord, Record, Result
 from infer_os.runtime.batch.settings import BatchSettings
 from infer_os.runtime.chat.frame import Message
 from infer_os.runtime.errors import ModelClosed
+from infer_os.runtime.scoring.score_records import parsed_texts
+from infer_os.runtime.scoring.scorer import Scorer
+from infer_os.runtime.scoring.settings import ScoringSettings
 from infer_os.runtime.settings import EngineSettings, SamplingSettings, StopSettings
 
 TEXT = (REPOSITORY / "models" / "bundled" / "held-out.txt").read_text()
@@ -353,3 +359,65 @@ def test_running_sequences_do_not_wait_for_a_record(engine: BatchEngine) -> None
             return self.left.pop(0) if self.left else None
 
     assert keyed(list(engine.run(Slow()))) == expected
+
+
+@pytest.mark.parametrize(("parallel", "draft"), [(1, "lookup"), (3, "lookup"), (8, "none")])
+def test_prompts_that_are_scored_beside_others(
+    converted: Converter, parallel: int, draft: str
+) -> None:
+    model, settings = converted(MODEL, "q8_0"), replace(SETTINGS, draft=draft)
+    written = records(10)
+    given = [record.prompt for record in records(14)] + ["It", TEXT[:700]]
+    scored = [
+        Record(f"s{i}", i + 1, GREEDY, StopSettings(3), prompt, n=1 + i % 2, logprobs=2,
+               scores_prompt=True, draws=i % 4 > 0)
+        for i, prompt in enumerate(given)
+    ]  # fmt: skip
+    scored = [replace(record, n=1) if not record.draws else record for record in scored]
+    with BatchEngine(model, settings, BatchSettings(parallel)) as engine:
+        expected = keyed(list(engine.run(written)))
+        engine.restart()
+        items = [*written, *scored]
+        random.Random(4).shuffle(items)
+        got = keyed(pushed(engine, items, random.Random(5)))
+        assert all(got[key] == result for key, result in expected.items())
+        prompts = {r.id: engine.prompt_tokens(r) for r in scored}
+    with closing(Scorer(model, SETTINGS, ScoringSettings(2))) as scorer:
+        opening = scorer.vocab.opening
+        assert opening is not None
+        for record in scored:
+            result = got[record.id, 0 if record.n > 1 else None]
+            told = result.prompt_logprobs
+            assert told is not None and [one.token for one in told] == list(prompts[record.id])
+            assert len(result.tokens) == (3 if record.draws else 0)
+            if record.n > 1:
+                assert got[record.id, 1].prompt_logprobs is None
+            # the first token given the one that begins texts, the others given all before them
+            first, rest = scorer.vocab.piece(told[0].token).decode(), told[1:]
+            text = "".join(one.text for one in told)
+            if not rest or scorer.vocab.tokenize(first) != [told[0].token]:
+                continue
+            (score,) = scorer.run(parsed_texts([(first, text[len(first) :])]))
+            assert score.tokens is not None
+            assert [t.logprob for t in score.tokens] == [one.logprob for one in rest]
+            likeliest = all(one.top[0][0] == one.token for one in rest)
+            assert likeliest == score.is_greedy
+
+
+def test_a_prompt_without_finite_scores_is_an_error(
+    engine: BatchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Record(1, 1, GREEDY, StopSettings(3), TEXT[:50], scores_prompt=True, draws=False)
+
+    def broken(*given: Any) -> Any:
+        scores = score_rows(*given)
+        scores["reference_log_prob"][-1] = float("nan")
+        return scores
+
+    monkeypatch.setattr(prompt_scores, "score_rows", broken)
+    engine.restart()
+    (result,) = engine.run([record])
+    assert result.error is not None and "no finite probabilities" in result.error
+    monkeypatch.undo()
+    (result,) = engine.run([record])
+    assert result.error is None and result.prompt_logprobs is not None

@@ -315,3 +315,79 @@ def test_wanted_rows_of_a_prompt_are_no_guesses() -> None:
         scheduler.computed(step)
         step = scheduler.next_step()
     assert step is not None and step.slots[0].n_wanted > 1
+
+
+def test_sequences_go_on_while_rows_of_a_prompt_are_scored() -> None:
+    limits = Limits(300, 3, n_outputs=48, chunk=96)
+    scheduler, cache = Scheduler(limits), Cache(limits)
+
+    def stepped() -> Step:
+        step = scheduler.next_step()
+        assert step is not None and step.n_rows <= limits.n_outputs
+        cache.decode(step)
+        scheduler.computed(step)
+        return step
+
+    assert scheduler.admit([1, 2, 3]) and scheduler.admit([1, 2, 4]) and scheduler.admit([5])
+    while not any(rows.n_wanted for rows in stepped().slots):
+        pass
+    # the one in the middle goes on, with guesses; the others are prompts that are scored whole
+    for slot in (0, 2):
+        scheduler.release(slot)
+        cache.rows[slot].clear()
+        assert scheduler.admit([9] * 200, 200) is not None
+    scored, drawn = {0: 0, 2: 0}, 0
+    while any(n < 200 for n in scored.values()):
+        if not scheduler._slots[1].todo:
+            scheduler.push(1, [7, 7], 2)
+        for rows in stepped().slots:
+            if rows.slot == 1 and rows.n_wanted:
+                assert rows.n_wanted == 2  # all of them in one step, or none
+                drawn += 1
+            elif rows.n_wanted:
+                scored[rows.slot] += rows.n_wanted
+    assert scored == {0: 200, 2: 200}
+    assert drawn >= 4
+
+
+def busy_but_one(limits: Limits) -> Scheduler:
+    """A scheduler whose slots all draw, but the first, which gets a prompt that is scored."""
+    scheduler = Scheduler(limits)
+    for _ in range(limits.n_slots):
+        assert scheduler.admit([5]) is not None
+    step = scheduler.next_step()
+    assert step is not None
+    scheduler.computed(step)
+    scheduler.release(0)
+    return scheduler
+
+
+def test_a_prompt_is_scored_in_few_steps_whatever_else_is_drawn() -> None:
+    scheduler = busy_but_one(Limits(300, 8, n_outputs=64))
+    assert scheduler.admit([9] * 200, 200) is not None
+    n_steps = 0
+    while len(scheduler.held(0)) < 200:
+        n_steps += 1
+        for slot in range(1, 8):
+            if not scheduler._slots[slot].todo:
+                scheduler.push(slot, [7])
+        step = scheduler.next_step()
+        assert step is not None
+        scheduler.computed(step)
+    assert n_steps < 10
+
+
+def test_what_is_wanted_at_once_is_not_cut_by_a_lower_step() -> None:
+    scheduler = busy_but_one(Limits(300, 8, bounds=UNBOUND))
+    for slot in range(1, 8):
+        scheduler.release(slot)
+    scheduler.push(3, [7, 7, 7], 3)
+    scheduler._slots[3].busy = True
+    for n in (2, 1, 1, 1, 1, 1, 1):
+        assert scheduler.admit([9] * n, n) is not None
+    step = scheduler.next_step()
+    assert step is not None
+    (rows,) = (rows for rows in step.slots if rows.slot == 3)
+    assert len(rows.tokens) < 3 and (rows.n_wanted, rows.n_real) == (0, 0)
+    scheduler.computed(step)
+    assert scheduler._slots[3].todo == [7, 7, 7]
