@@ -1,23 +1,25 @@
-"""lm-evaluation-harness on tasks of local files: our model and the harness's own ``hf``.
+"""lm-evaluation-harness on tasks of local files: our model, the harness's ``hf``, and its client.
 
-Runs where lm_eval is installed (``pip install 'infer-os[lm-eval]'``), and beside ``hf`` where torch
-and transformers are.
+Runs where lm_eval is installed (``pip install 'infer-os[lm-eval]'``), beside ``hf`` where torch and
+transformers are, and with ``local-completions``, which asks ``infer-os serve``, where what that
+needs is (``pip install 'lm_eval[api]'``).
 """
 
 from __future__ import annotations
 
-import json
+import math
 import os
-import random
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers import BUNDLED, REPOSITORY, Converter
+from harness_tasks import TASKS, words, write_tasks
+from helpers import BUNDLED, Converter
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 
@@ -28,75 +30,13 @@ from infer_os.lm_harness import InferOSLM
 from infer_os.runtime.errors import RuntimeFailure, SettingsError
 
 BUNDLED_MODEL = next(folder for folder in BUNDLED if folder.name == "austen-6m")
-WORDS = (REPOSITORY / "models" / "bundled" / "held-out.txt").read_text().split()
 CONTEXT = 128
-TASK = """\
-task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {data}
-test_split: test
-output_type: {kind}
-{more}
-"""
-CHOICES = """\
-doc_to_text: "{{question}}"
-doc_to_target: answer
-doc_to_choice: "{{choices}}"
-target_delimiter: " "
-metric_list:
-  - metric: acc
-  - metric: acc_norm
-"""
-ROLLING = """\
-doc_to_text: ""
-doc_to_target: "{{page}}"
-metric_list:
-  - metric: word_perplexity
-  - metric: byte_perplexity
-  - metric: bits_per_byte
-"""
-UNTIL = """\
-doc_to_text: "{{question}}"
-doc_to_target: "{{answer}}"
-generation_kwargs:
-  until: ["\\n", "."]
-  max_gen_toks: 8
-  do_sample: false
-metric_list:
-  - metric: exact_match
-"""
-TASKS = {
-    "local_choices": ("multiple_choice", CHOICES),
-    "local_pages": ("loglikelihood_rolling", ROLLING),
-    "local_texts": ("generate_until", UNTIL),
-}
-
-
-def words(start: int, n: int) -> str:
-    return " ".join(WORDS[start : start + n])
 
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, chance = tmp_path_factory.mktemp("tasks"), random.Random(2)
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TASKS}
-    for number in range(12):
-        at = chance.randrange(4000)
-        # a few contexts are too long, and lose their beginning
-        question = words(at, 200 if number == 5 else chance.randint(4, 40))
-        choices = [words(chance.randrange(4000), chance.randint(1, 4)) for _ in range(4)]
-        rows["local_choices"].append({"question": question, "choices": choices, "answer": 1})
-        rows["local_texts"].append({"question": question, "answer": choices[0]})
-        rows["local_pages"].append({"page": words(at, 400 if number == 3 else 30)})
-    for name, (kind, more) in TASKS.items():
-        data = folder / f"{name}.jsonl"
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows[name]))
-        (folder / f"{name}.yaml").write_text(
-            TASK.format(name=name, data=data, kind=kind, more=more)
-        )
-    return folder
+    # a few contexts and a page are too long
+    return write_tasks(tmp_path_factory.mktemp("tasks"), 12, long=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -117,13 +57,68 @@ def ours(file: Path) -> InferOSLM:
     return InferOSLM(str(file), max_length=CONTEXT, threads=2, kv="f32")
 
 
-def evaluated(model: Any, tasks: Path) -> dict[str, Any]:
+def evaluated(model: Any, tasks: Path, names: Sequence[str] = tuple(TASKS)) -> dict[str, Any]:
     found = lm_eval.simple_evaluate(
-        model=model, tasks=[*TASKS], task_manager=TaskManager(include_path=str(tasks)),
+        model=model, tasks=[*names], task_manager=TaskManager(include_path=str(tasks)),
         log_samples=True, bootstrap_iters=0,
     )  # fmt: skip
     assert found is not None
     return found
+
+
+@pytest.fixture(scope="module")
+def server(file: Path) -> Iterator[str]:
+    """The address of ``infer-os serve`` with the same file."""
+    command = [
+        sys.executable, "-m", "infer_os.entry", "serve", str(file), "--context", str(2 * CONTEXT),
+        "--threads", "2", "--parallel", "4", "--kv", "f32", "--port", "0",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = re.search(r"http://\S+", process.stdout.readline())
+        assert said is not None
+        yield said[0]
+        process.terminate()
+
+
+def client(server: str, max_length: int) -> Any:
+    """The harness's own client of servers like OpenAI's."""
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    return LocalCompletionsAPI(
+        base_url=f"{server}/v1/completions", model="f32", max_length=max_length,
+        tokenizer=str(BUNDLED_MODEL), tokenizer_backend="huggingface", batch_size=5,
+    )  # fmt: skip
+
+
+def test_the_client_of_a_server_has_the_same_numbers(
+    ours: InferOSLM, tasks: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("transformers", "aiohttp", "tenacity", "tiktoken"):
+        pytest.importorskip(module, reason=f"{module} is not installed: lm_eval[api]")
+    from lm_eval.models import api_models, openai_completions
+
+    # we add exactly, the client in the order of the tokens
+    monkeypatch.setattr(openai_completions, "sum", math.fsum, raising=False)
+    monkeypatch.setattr(api_models, "sum", math.fsum, raising=False)
+    mine = evaluated(ours, tasks)
+    # it takes a token for what is drawn, and one of a text for fed which nobody feeds
+    scored = evaluated(client(server, CONTEXT + 2), tasks, ["local_choices", "local_pages"])
+    drawn = evaluated(client(server, CONTEXT + 1), tasks, ["local_texts"])
+    theirs = {**scored["samples"], **drawn["samples"]}
+    for name in TASKS:
+        both = list(zip(mine["samples"][name], theirs[name], strict=True))
+        assert len(both) == 12
+        for number, (one, other) in enumerate(both):
+            assert one["doc_hash"] == other["doc_hash"]
+            if name == "local_pages" and number == 3:  # sums of windows are rounded again
+                assert one["resps"][0][0] == pytest.approx(other["resps"][0][0], rel=1e-14)
+            else:  # to the last bit
+                assert one["resps"] == other["resps"], (name, number)
+    for name in ("local_choices", "local_pages"):
+        for metric, value in scored["results"][name].items():
+            if isinstance(value, float):
+                assert mine["results"][name][metric] == pytest.approx(value, rel=1e-14), metric
 
 
 def test_the_harness_has_the_numbers_of_hf(ours: InferOSLM, tasks: Path) -> None:
