@@ -21,12 +21,17 @@ HEAD_S = 20.0
 MOST_CONNECTIONS = 800
 #: Bytes of a head.
 MOST_HEAD = 64 << 10
+#: Bytes and seconds for which a client that sends before it listens is heard out: if its data were
+#: left unread, its system would throw the answer away.
+_PASSED, _PASSING_S = 64 << 20, 5.0
 
 
 class BoundedConnection(H11Protocol):
     """One connection. uvicorn makes it."""
 
     _head_timer: asyncio.TimerHandle | None = None
+    #: Bytes that are still passed over; None while the client is served.
+    _to_pass: int | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See :class:`asyncio.Protocol`."""
@@ -38,6 +43,11 @@ class BoundedConnection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See :class:`asyncio.Protocol`."""
+        if self._to_pass is not None:
+            self._to_pass -= len(data)
+            if self._to_pass < 0:
+                self.transport.close()
+            return
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:
             self._expect_head()
@@ -51,9 +61,8 @@ class BoundedConnection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """What is sent for bytes that are no HTTP, or for a head that is too long."""
-        self._refuse(ApiError(
-            f"this is no HTTP request, or its head is longer than {MOST_HEAD >> 10} kB"
-        ))  # fmt: skip
+        error = f"this is no HTTP request, or its head is longer than {MOST_HEAD >> 10} kB"
+        self._refuse(ApiError(error), listens=False)
 
     def _expect_head(self) -> None:
         if self._head_timer is None:
@@ -68,8 +77,8 @@ class BoundedConnection(H11Protocol):
         self._head_timer = None
         self._refuse(ApiError(f"no request came within {HEAD_S:.0f} seconds", 408))
 
-    def _refuse(self, error: ApiError) -> None:
-        """Say why, and close."""
+    def _refuse(self, error: ApiError, *, listens: bool = True) -> None:
+        """Say why, and close; later where the client may not listen before it has sent more."""
         if self.transport.is_closing():
             return
         body = json.dumps(error.as_json()).encode()
@@ -85,4 +94,10 @@ class BoundedConnection(H11Protocol):
                 self.transport.write(self.conn.send(event) or b"")
         except h11.LocalProtocolError:  # an answer is on its way, or was
             pass
-        self.transport.close()
+        if listens:
+            self.transport.close()
+            return
+        self._end_timer()
+        self._to_pass = _PASSED
+        self.transport.write_eof()
+        self.loop.call_later(_PASSING_S, self.transport.close)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -288,8 +289,7 @@ def test_a_head_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_million_headers(service: Service) -> None:
     head = b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"a: b\r\n" * 1_000_000
-    got = service.raw(head)
-    assert got == b"" or got.startswith(b"HTTP/1.1 400 ")
+    assert sent_while_read(service, head).startswith(b"HTTP/1.1 400 ")
     assert service.get("/health").status == 200
 
 
@@ -308,6 +308,73 @@ def test_what_is_no_http(service: Service, data: bytes) -> None:
     assert got.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 "))
     assert got.count(b"HTTP/1.") == 1
     assert service.get("/health").status == 200
+
+
+def sent_while_read(service: Service, data: bytes) -> bytes:
+    """What comes back for bytes that the server may not want to the end."""
+    with service.connect() as link:
+
+        def send() -> None:
+            try:
+                link.sendall(data)
+            except OSError:
+                pass
+
+        sender = threading.Thread(target=send, daemon=True)
+        sender.start()
+        try:
+            return read_all(link)
+        except ConnectionResetError:
+            return b""
+        finally:
+            sender.join(60)
+
+
+def request_of(head: str, body: bytes = b"") -> bytes:
+    return f"{head}\r\nHost: localhost\r\n".encode() + body
+
+
+_HOSTILE: list[tuple[bytes, set[int]]] = [
+    (request_of("GET /health HTTP/1.1", b"a: b\r\n" * 1_000_000), {400}),
+    (request_of("GET /health HTTP/1.1", b"a: " + b"b" * 10_000_000), {400}),
+    (request_of("GET /" + "../" * 1000 + "etc/passwd HTTP/1.1", b"Connection: close\r\n\r\n"),
+     {404}),
+    (request_of("GET /%2e%2e/%2e%2e/serve/app.py HTTP/1.1", b"Connection: close\r\n\r\n"), {404}),
+    (request_of("POST /v1/completions HTTP/1.1", b"Content-Length: 9\r\n\r\n{"), {408}),
+    (request_of("POST /v1/completions HTTP/1.1", b"Connection: close\r\nContent-Length: 11\r\n\r\n"
+     b'{"x": "\xff"}\n'), {400}),
+    (request_of("POST /v1/completions HTTP/1.1", b"Content-Length: %d\r\n\r\n" % (10 << 20)
+     + b'{"prompt": "' + b"x" * (10 << 20)), {413}),
+    (request_of("POST /v1/completions HTTP/1.1", b"Content-Length: 99999999999999\r\n\r\n"), {413}),
+    (request_of("POST /v1/completions HTTP/1.1", b"Transfer-Encoding: chunked\r\n\r\n"
+     + (b"100000\r\n" + b" " * (1 << 20) + b"\r\n") * 70), {413}),
+    (request_of("GET /v1/models HTTP/1.1", b"Connection: close\r\nAuthorization: Bearer \xff\xfe"
+     b"\r\n\r\n"), {401}),
+]  # fmt: skip
+
+
+def test_hostile_clients_while_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_bodies, "BODY_S", 1.0)
+    # a text that ends after all of them
+    engine = ScriptedEngine(lambda prompt: "x" * 300, n_ctx=1000)
+    with running(engine, api_key="sesame") as service:
+        engine.gate.clear()
+        body = json.dumps({"prompt": "Hi", "stream": True, "max_tokens": -1}).encode()
+        link = service.connect()
+        link.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            b"Authorization: Bearer sesame\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        eventually(lambda: len(engine.submitted) == 1, "it is not taken")
+        for data, statuses in _HOSTILE:
+            keyed = data.replace(b"Host: ", b"Authorization: Bearer sesame\r\nHost: ", 1)
+            got = sent_while_read(service, data if b"\xfe" in data else keyed)
+            head, _, answer = got.partition(b"\r\n\r\n")
+            assert int(head.split()[1]) in statuses, data[:100]
+            assert answer.count(b"\n") == 0 and json.loads(answer)["error"]["message"]
+            assert service.get("/health").status == 200
+        engine.gate.set()
+        assert read_stream(link).count(b'"text":"x"') == 300
 
 
 def test_too_many_connections(monkeypatch: pytest.MonkeyPatch) -> None:
