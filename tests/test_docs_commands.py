@@ -43,6 +43,10 @@ NOT_RUN = {
     'pip install "infer-os[plot]"': "installs", "pip install 'infer-os[lm-eval]'": "installs",
     "python -m infer_os.lm_harness run --model infer-os --tasks TASK --model_args "
     "pretrained=gpt-j-6B,max_length=2048": "needs lm_eval; tests/test_lm_harness.py runs it",
+    "pip install 'lm_eval[api]' transformers": "installs",
+    "lm_eval run --model local-completions --tasks TASK --model_args "
+    "base_url=http://127.0.0.1:8080/v1/completions,model=gpt-j-6B,tokenizer=EleutherAI/gpt-j-6b,"
+    "max_length=2048": "needs a server; tests/test_lm_harness.py has one",
     "pip install --force-reinstall --no-deps llama-cpp-python==0.3.36": "installs",
     "pip install --force-reinstall --no-deps infer-os": "installs",
     "sudo apt install build-essential python3-venv": "installs",
