@@ -50,9 +50,7 @@ def answer_from_server(
     from ..serve.client import RemoteAnswer, stream_answer
 
     path, body = request
-    given = _given_options(invocation)
-    _check_options(given, used)
-    body = {**body, **_fields(given, sampling, stops)}
+    body = {**body, **given_fields(invocation, sampling, stops, used=used)}
     state, stopped, is_begun = RemoteAnswer(), False, False
     try:
         with closing(stream_answer(server, api_key(None), path, body, state)) as pieces:
@@ -72,6 +70,20 @@ def answer_from_server(
     )
     if state.finish_reason == "length":
         console.note("the text was cut off at its limit; -n raises that")
+
+
+def given_fields(
+    invocation: typer.Context, sampling: SamplingSettings, stops: StopSettings, *,
+    used: frozenset[str],
+) -> dict[str, Any]:  # fmt: skip
+    """The options of the sampler and the stops that were given, as fields of a request.
+
+    Raises:
+        SettingsError: another option was given, which is not among the parameters ``used``.
+    """
+    given = _given_options(invocation)
+    _check_options(given, used)
+    return _fields(given, sampling, stops)
 
 
 def _given_options(invocation: typer.Context) -> dict[str, str]:

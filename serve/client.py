@@ -1,4 +1,4 @@
-"""Ask a server that runs: what ``ps``, and ``run`` and ``generate`` with ``--server``, do.
+"""Ask a server that runs: for ``ps``, and for ``run``, ``generate`` and ``chat --server``.
 
 In goes a server's address and its key; out come plain values of its JSON, or a text as it is
 written.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..runtime.settings import CONSTRAINTS, SAMPLER_SETTINGS
 from ..sizes import size_text
@@ -16,6 +16,9 @@ from .line_editor import FILES
 if TYPE_CHECKING:
     from ..runtime.chat.session import Session
     from ..runtime.settings import SamplingSettings, StopSettings
+
+#: What a command works on.
+Chat = TypeVar("Chat")
 
 _LONGEST_QUOTE = 60
 #: The value of a constraint that is not set.
@@ -37,7 +40,7 @@ class ChatEnd(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class Command(Generic[Chat]):
     """A command: its name, what may follow it, what it does.
 
     ``run`` gets what follows, and may return a message to answer. An ``argument`` in brackets is
@@ -47,11 +50,16 @@ class Command:
     name: str
     argument: str
     help: str
-    run: Callable[[ChatState, str], str | None]
+    run: Callable[[Chat, str], str | None]
     words: tuple[str, ...] = ()
 
 
 def obey(chat: ChatState, line: str) -> str | None:
+    """Run a command line of a chat with a model that is loaded; see :func:`obey_one_of`."""
+    return obey_one_of(COMMANDS, chat, line)
+
+
+def obey_one_of(commands: Sequence[Command[Chat]], chat: Chat, line: str) -> str | None:
     """Run a command line. Returns a message to answer now, if any.
 
     Raises:
@@ -60,9 +68,9 @@ def obey(chat: ChatState, line: str) -> str | None:
     """
     name, *rest = line.split(maxsplit=1)
     argument = rest[0].strip() if rest else ""
-    command = next((c for c in COMMANDS if c.name == name), None)
+    command = next((c for c in commands if c.name == name), None)
     if command is None:
-        near = difflib.get_close_matches(name, [c.name for c in COMMANDS], n=1)
+        near = difflib.get_close_matches(name, [c.name for c in commands], n=1)
         hint = f"did you mean {near[0]}?" if near else "/help lists them"
         console.note(f"{name}: no such command; {hint}")
         return None
@@ -83,7 +91,12 @@ def completions() -> dict[str, tuple[str, ...]]:
 
 
 def _help(chat: ChatState, argument: str) -> None:
-    rows = [(f"{c.name} {c.argument}".strip(), c.help) for c in COMMANDS]
+    show_help(COMMANDS)
+
+
+def show_help(commands: Sequence[Command[Any]]) -> None:
+    """List commands and keys."""
+    rows = [(f"{c.name} {c.argument}".strip(), c.help) for c in commands]
     console.definitions([*rows, *_KEYS])
 
 
@@ -97,7 +110,7 @@ def _undo(chat: ChatState, argument: str) -> None:
     if turn is None:
         console.note("There is no turn to undo.")
     else:
-        console.note(f"Forgotten: {_quoted(turn.message)}")
+        console.note(f"Forgotten: {quoted(turn.message)}")
 
 
 def _retry(chat: ChatState, argument: str) -> str | None:
@@ -122,7 +135,8 @@ def _system(chat: ChatState, argument: str) -> None:
                  "The system prompt is removed.")  # fmt: skip
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """The beginning of a message, on one line."""
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST_QUOTE else text[: _LONGEST_QUOTE - 3] + "..."
 
@@ -161,7 +175,7 @@ class _Setting:
     def shown(self, value: Any) -> str:
         """A value in words."""
         is_unset = self.unset and value == self.default
-        return self.unset if is_unset else _quoted(self.typed(value))
+        return self.unset if is_unset else quoted(self.typed(value))
 
 
 _SETTINGS: dict[str, _Setting] = {
@@ -287,7 +301,7 @@ def _quit(chat: ChatState, argument: str) -> None:
     raise ChatEnd
 
 
-COMMANDS = (
+COMMANDS: tuple[Command[ChatState], ...] = (
     Command("/help", "", "this list", _help),
     Command("/reset", "", "forget the conversation; the system prompt stays", _reset),
     Command("/undo", "", "forget the last turn", _undo),

@@ -144,15 +144,20 @@ def test_a_prompt_that_is_no_text(cli: Cli) -> None:
     assert "not UTF-8 text at byte 2" in done.user_error
 
 
-def test_ctrl_c_stops_the_server_too() -> None:
+@pytest.mark.parametrize("words", [("generate", "fake", "-p", "Hi"), ("chat", "fake")])
+def test_ctrl_c_stops_the_server_too(words: tuple[str, ...]) -> None:
     engine = ScriptedEngine(lambda prompt: "a" * 5000)
     engine.gate.clear()
     with running(engine) as service:
-        command = [sys.executable, "-m", "infer_os.entry", "generate", "fake", "-p", "Hi"]
+        command = [sys.executable, "-m", "infer_os.entry", *words]
         process = subprocess.Popen(
             [*command, "--server", service.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdin=subprocess.PIPE if words[0] == "chat" else subprocess.DEVNULL,
             env={**os.environ, "INFER_OS_API_KEY": ""},
         )  # fmt: skip
+        if process.stdin is not None:
+            process.stdin.write(b"Hi\n")
+            process.stdin.flush()
         try:
             eventually(lambda: service.get("/status").json["running"] == 1, "it did not ask")
             process.send_signal(signal.SIGINT)
@@ -162,3 +167,46 @@ def test_ctrl_c_stops_the_server_too() -> None:
         assert process.returncode == 130
         assert b"Traceback" not in said
         eventually(lambda: service.get("/status").json["running"] == 0, "it went on")
+
+
+def chatted(prompt: bytes) -> str:
+    """Tells how it was asked, so that a test sees the conversation."""
+    return f"<{prompt.decode().count('assistant: ')}:{prompt.decode().splitlines()[-1][6:]}>"
+
+
+def test_a_chat_goes_on(cli: Cli) -> None:
+    with running(ScriptedEngine(chatted, n_ctx=300)) as service:
+        typed = b"one\ntwo\n/undo\nthree\n/retry\n/stats\n/reset\nfour\n/nothing\n/quit\nfive\n"
+        done = cli("chat", "fake", "--server", service.url, stdin=typed)
+    assert done.code == 0
+    assert done.out.splitlines() == ["<0:one>", "<1:two>", "<1:three>", "<1:three>", "<0:four>"]
+    assert f"fake on {service.url}: Fake, 300 tokens of context" in done.err
+    assert "Forgotten: two" in done.err
+    assert "/nothing: no such command" in done.err
+    assert "10 tokens, after " in done.err
+
+
+def test_the_messages_and_options_of_a_chat(cli: Cli) -> None:
+    engine = ScriptedEngine(lambda prompt: prompt.decode())
+    with running(engine) as service:
+        ask = ("chat", "fake", "--server", service.url, "--system", "Be brief.", "-n", "40")
+        done = cli(*ask, stdin=b"Hi\n/system none\nHo\n")
+    first = "system: Be brief.\nuser: Hi\n"
+    second = f"user: Hi\nassistant: {first}user: Ho"
+    assert done.out == f"{first}\n{second[:40]}\n"
+    assert "There is no system prompt." in done.err
+    assert "cut at its limit" in done.err
+
+
+def test_a_chat_that_a_server_refuses_goes_on(cli: Cli) -> None:
+    with running(ScriptedEngine(chatted, n_ctx=60)) as service:
+        long = b"x" * 80
+        done = cli("chat", "fake", "--server", service.url, stdin=b"one\n" + long + b"\ntwo\n")
+        assert done.out.splitlines() == ["<0:one>", "<1:two>"]
+        assert "error: " in done.err and "the context holds 60" in done.err
+        other = cli("chat", "other", "--server", service.url, stdin=b"one\n")
+        assert "this server has fake" in other.err and other.out == ""
+    gone = cli("chat", "fake", "--server", service.url, stdin=b"one\n")
+    assert gone.code == 1 and "no server answers" in gone.error
+    done = cli("chat", "fake", "--kv", "q8_0", "--server", service.url, stdin=b"")
+    assert "--kv: a server cannot follow that" in done.user_error
