@@ -27,6 +27,7 @@ from .errors import ApiError
 from .event_stream import EventStream, json_bytes
 from .generation_request import Defaults, GenerationRequest, read_chat, read_completion
 from .metrics import Metrics
+from .score_room import ScoreRoom
 
 #: Seconds without an event, after which a stream shows that it is alive.
 QUIET_S = 15.0
@@ -61,6 +62,7 @@ class Generator:
     def __init__(self, thread: EngineThread, defaults: Defaults, metrics: Metrics) -> None:
         self._thread, self._defaults, self._metrics = thread, defaults, metrics
         self._preparing = ThreadPoolExecutor(1, "prompts")
+        self._room = ScoreRoom()
 
     async def complete(self, request: Request) -> Response:
         """Answer a request of /v1/completions."""
@@ -85,17 +87,31 @@ class Generator:
         body = await read_body(request, body_limit(self._thread.engine.n_ctx))
         identity = f"{form.prefix}-{uuid.uuid4().hex}"
         asked, jobs = await self.prepared(lambda: self._prepare(body, read, identity))
-        answer = self._thread.submit(jobs)
         writer = Writer(form, identity, self._defaults.models[0], self._thread.engine.vocab)
-        work = _Work(asked, jobs, answer, writer, began)
+
+        def submitted() -> _Work:
+            return _Work(asked, jobs, self._thread.submit(jobs), writer, began)
+
         if asked.stream:
-            return EventStream(request, self._streamed(work))
-        try:
-            value = await while_connected(request, self._whole(work))
-        finally:
-            answer.cancel()
+            return EventStream(request, self._streamed(submitted()))
+        n_scores = 0
+        if asked.scores_prompt:
+            n_scores = (1 + (asked.logprobs or 0)) * sum(len(prompt) for _, prompt in jobs)
+        value = await while_connected(request, self._whole_in_turn(n_scores, submitted))
         self._metrics.duration.observe(time.monotonic() - began)
         return Response(json_bytes(value), media_type="application/json")
+
+    async def _whole_in_turn(self, n_scores: int, submitted: Callable[[], _Work]) -> dict[str, Any]:
+        """An answer, once there is room for so many log-probabilities of prompts."""
+        await self._room.take(n_scores)
+        try:
+            work = submitted()
+            try:
+                return await self._whole(work)
+            finally:
+                work.answer.cancel()
+        finally:
+            self._room.give(n_scores)
 
     def _prepare(
         self, body: bytes, read: _Reader, identity: str

@@ -48,7 +48,8 @@ _LEFT = {
     Extra.CONVERSION: 5 * _MB, Extra.DOWNLOAD: 12 * _MB, Extra.SESSION: 5 * _MB,
     Extra.TERMINAL: 12 * _MB, Extra.PARQUET: 70 * _MB, Extra.BENCH: 12 * _MB,
     Extra.TEMPLATE: 22 * _MB, Extra.EVALUATION: 6 * _MB, Extra.SCORING: 9 * _MB,
-    Extra.SERVER: 30 * _MB,
+    # 20 MB are log-probabilities of prompts
+    Extra.SERVER: 50 * _MB,
 }  # fmt: skip
 #: What a conversion leaves behind per token of the vocabulary.
 _TOKEN_LEFT = 140

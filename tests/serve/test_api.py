@@ -344,10 +344,10 @@ _HOSTILE: list[tuple[bytes, set[int]]] = [
     (request_of("POST /v1/completions HTTP/1.1", b"Connection: close\r\nContent-Length: 11\r\n\r\n"
      b'{"x": "\xff"}\n'), {400}),
     (request_of("POST /v1/completions HTTP/1.1", b"Content-Length: %d\r\n\r\n" % (10 << 20)
-     + b'{"prompt": "' + b"x" * (10 << 20)), {413}),
+     + b'{"prompt": "' + b"x" * ((10 << 20) - 12)), {413}),
     (request_of("POST /v1/completions HTTP/1.1", b"Content-Length: 99999999999999\r\n\r\n"), {413}),
     (request_of("POST /v1/completions HTTP/1.1", b"Transfer-Encoding: chunked\r\n\r\n"
-     + (b"100000\r\n" + b" " * (1 << 20) + b"\r\n") * 70), {413}),
+     + (b"100000\r\n" + b" " * (1 << 20) + b"\r\n") * 5 + b"0\r\n\r\n"), {413}),
     (request_of("GET /v1/models HTTP/1.1", b"Connection: close\r\nAuthorization: Bearer \xff\xfe"
      b"\r\n\r\n"), {401}),
 ]  # fmt: skip
