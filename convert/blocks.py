@@ -76,8 +76,11 @@ def quantized_blocks(
         matrix = array.T if part.transform.transposes else array
         value_bytes = held_bytes = array.dtype.itemsize
     n_rows, width = matrix.shape
+    if order is not None:
+        n_rows = len(order)
     row_bytes = width * value_bytes
-    step = max(1, _BLOCK_BYTES // (width * held_bytes))
+    # what is multiplied is held in float32
+    step = max(1, _BLOCK_BYTES // (width * (4 if folds or scales else held_bytes)))
     if folds:
         # a head's rows are mixed with each other: no block may cut a head
         step = max(1, step // folds[0].head_dim) * folds[0].head_dim

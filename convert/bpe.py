@@ -201,7 +201,7 @@ def _is_word(text: Any) -> bool:
 
 
 def _pre_tokenizer(path: Path, pre: Any) -> str:
-    """llama.cpp's name for a pre-tokenizer; these are the ones of the four families.
+    """llama.cpp's name for a pre-tokenizer; these are the ones of the families.
 
     GPT-2 and GPT-NeoX split by the same pattern, which llama.cpp calls "gpt-2".
     """

@@ -45,7 +45,7 @@ class PlannedPart:
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """One tensor to write; without parts, zeros.
+    """One tensor to write; without parts it is made, or zeros.
 
     ``wanted`` is the recipe's type; ``type`` differs if the rows do not divide into its blocks.
     """
@@ -88,7 +88,7 @@ class ConversionPlan:
             at = 0
             for part in tensor.parts:
                 shards.setdefault(part.stored.path, []).append(Job(tensor, part, at))
-                at += tensor.type.row_bytes(math.prod(part.part.shape))
+                at += tensor.type.row_bytes(math.prod(part.part.target_shape))
         yield from sorted(shards.items())
 
     @property
@@ -171,7 +171,8 @@ def _missing_head(network: Network, stored: Mapping[str, StoredTensor]) -> str:
         role: [p for rule in network.rules if rule.role is role for p in rule.parts]
         for role in (Role.TOKEN_EMBEDDING, Role.HEAD)
     }
-    own = [part for part in parts[Role.HEAD] if part not in parts[Role.TOKEN_EMBEDDING]]
+    shared = {part.source for part in parts[Role.TOKEN_EMBEDDING]}
+    own = [part for part in parts[Role.HEAD] if part.source not in shared]
     heads = [name for part in own for name in (part.source, *part.also)]
     # only GPT-NeoX, saved without its head, drops the first word of the names
     spellings = [p.source.removeprefix("gpt_neox.") for p in parts[Role.TOKEN_EMBEDDING]]

@@ -20,7 +20,7 @@ from infer_os.models.architectures import describe
 from infer_os.models.network import ERF_GELU, GELU_KEY, MetadataValue, Network
 from infer_os.models.rotation import ROTATION, ROTATION_KEY, fold_rotation
 from infer_os.models.weight_types import Recipe
-from infer_os.native.quantize import QuantizeStats
+from infer_os.native.quantize import QuantizeStats, quantize_rows
 from infer_os.native.residency import peak_rss_bytes
 
 from .adapters import ADAPTERS_KEY, Adapters, adapters_digest, open_adapters
@@ -217,6 +217,7 @@ def _write(work: _Work, target: Path, progress: Progress | None) -> tuple[str, .
     with complete_file(target, keep_after=resumable) as handle:
         try:
             output = _begin(work, handle, header, journal, notes)
+            _write_made(work, output)
             meter = _Meter(progress, 0)
             n_blocks = _write_shards(work, output, journal, meter)
             if work.settings.verify:
@@ -250,6 +251,18 @@ def _begin(
             )
     journal.forget()
     return GgufOutput(handle, header, work.plan)
+
+
+def _write_made(work: _Work, output: GgufOutput) -> None:
+    """Write the tensors that no checkpoint stores."""
+    for tensor in work.plan.tensors:
+        if tensor.rule.made is not None:
+            values = tensor.rule.made.values(tensor.rule.shape)
+            data, _ = quantize_rows(
+                values.reshape(-1, values.shape[-1]), tensor.type,
+                n_threads=work.settings.n_threads,
+            )  # fmt: skip
+            output.write(tensor, 0, data)
 
 
 def _fingerprint(work: _Work, hub: HubCheckpoint, header: bytes) -> str:
@@ -326,7 +339,7 @@ def _compare(work: _Work, output: GgufOutput, file: TensorFile, jobs: list[Job])
     n_blocks = 0
     for job in jobs:
         ends = _job_blocks(work, file, job, ends_only=True)
-        size = job.tensor.type.row_bytes(math.prod(job.part.part.shape))
+        size = job.tensor.type.row_bytes(math.prod(job.part.part.target_shape))
         n_blocks += verify_job(output, job, size, (data for data, _, _ in ends))
         file.forget()
     return n_blocks

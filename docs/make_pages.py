@@ -65,7 +65,7 @@ def models_page() -> str:
     return f"""# Models known by name
 
 Wherever a command says MODEL, you can use a name from this table or its hub id; case does not
-matter. Any other checkpoint of the four architectures works by its hub id or from a folder. Sizes
+matter. Any other checkpoint of these families works by its hub id or from a folder. Sizes
 are those of the tensors of the converted file. A running model needs more, depending on the
 context: `infer-os plan MODEL` and `infer-os models` say how much on your machine.
 

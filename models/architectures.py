@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import bloom, gpt2, gpt_neox, gptj
+from . import bloom, codegen, gpt2, gpt_bigcode, gpt_neo, gpt_neox, gptj, mpt, opt, xglm
 from .network import ConfigError, Network
 
 
@@ -25,6 +25,7 @@ class Architecture:
             file has a head all the same.
         family: what people call it.
         describe: makes its network of a config.
+        also: other names of the class.
     """
 
     model_type: str
@@ -32,6 +33,7 @@ class Architecture:
     bare: str
     family: str
     describe: Callable[[Mapping[str, Any]], Network]
+    also: tuple[str, ...] = ()
 
 
 #: The families as pages list them.
@@ -40,8 +42,19 @@ ARCHITECTURES = (
     Architecture("gptj", "GPTJForCausalLM", "GPTJModel", "GPT-J", gptj.describe),
     Architecture("bloom", "BloomForCausalLM", "BloomModel", "BLOOM", bloom.describe),
     Architecture("gpt2", "GPT2LMHeadModel", "GPT2Model", "GPT-2", gpt2.describe),
-)
-_BY_CLASS = {name: row for row in ARCHITECTURES for name in (row.name, row.bare)}
+    Architecture("codegen", "CodeGenForCausalLM", "CodeGenModel", "CodeGen", codegen.describe),
+    Architecture(
+        "gpt_bigcode", "GPTBigCodeForCausalLM", "GPTBigCodeModel", "GPT-BigCode",
+        gpt_bigcode.describe,
+    ),
+    Architecture("opt", "OPTForCausalLM", "OPTModel", "OPT", opt.describe),
+    Architecture("gpt_neo", "GPTNeoForCausalLM", "GPTNeoModel", "GPT-Neo", gpt_neo.describe),
+    Architecture("xglm", "XGLMForCausalLM", "XGLMModel", "XGLM", xglm.describe),
+    Architecture(
+        "mpt", "MptForCausalLM", "MptModel", "MPT", mpt.describe, also=("MPTForCausalLM",)
+    ),
+)  # fmt: skip
+_BY_CLASS = {name: row for row in ARCHITECTURES for name in (row.name, row.bare, *row.also)}
 #: For configs that name no class.
 _BY_TYPE = {row.model_type: row for row in ARCHITECTURES}
 

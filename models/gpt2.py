@@ -1,10 +1,12 @@
-"""GPT-2 (gpt2-xl, distilgpt2, DialoGPT, Cerebras-GPT, ...) on llama.cpp's ``gpt2`` graph."""
+"""GPT-2 (gpt2-xl, distilgpt2, DialoGPT, Cerebras-GPT, ...) on llama.cpp's ``gpt2`` graph.
+
+One with ReLU goes on the ``mpt`` graph, see :func:`~.scaling.relu_feed_forward`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +24,8 @@ from .network import (
     head_dim_of,
     tensor,
 )
-from .transforms import Scale, Transpose
+from .scaling import relu_feed_forward, with_scaled_rows
+from .transforms import Transpose
 
 # settings that change the computation in ways that the graph does not support
 _MUST_BE = (("add_cross_attention", False),)
@@ -52,13 +55,15 @@ def describe(config: Mapping[str, Any]) -> Network:
     tied = read.flag("tie_word_embeddings", default=True)
     sizes = NetworkSizes(n_ctx, n_embd, n_layer, n_ff, n_head)
     metadata = sizes.metadata(read.epsilon("layer_norm_epsilon"))
+    relu, erf = read.relu_or_erf_gelu("activation_function", default="gelu_new")
+    layers = [_layer_rules(i, n_embd, n_ff, factors[i]) for i in range(n_layer)]
     return Network(
         architecture="GPT2LMHeadModel",
-        graph="gpt2",
+        graph="mpt" if relu else "gpt2",
         metadata=metadata,
         rules=(
             *_outer_rules(n_embd, n_vocab, n_ctx, tied=tied),
-            *(r for i in range(n_layer) for r in _layer_rules(i, n_embd, n_ff, factors[i])),
+            *(rule for rules in layers for rule in (relu_feed_forward(rules) if relu else rules)),
         ),
         prefixes=("transformer.", ""),
         ignored=(
@@ -71,7 +76,7 @@ def describe(config: Mapping[str, Any]) -> Network:
         head_dim=head_dim,
         n_embd=n_embd,
         n_ctx=n_ctx,
-        erf_gelu=read.erf_gelu("activation_function", default="gelu_new"),
+        erf_gelu=erf,
     )
 
 
@@ -96,8 +101,7 @@ def _layer_rules(layer: int, n_embd: int, n_ff: int, q_factor: float) -> tuple[T
     qkv: tuple[TensorRule, ...] = linear(
         f"{here}.attn_qkv", f"{there}.attn.c_attn", (n_embd, 3 * n_embd), Role.ATTN_QKV
     )
-    if q_factor != 1.0:
-        qkv = tuple(_with_scaled_q(rule, n_embd, q_factor) for rule in qkv)
+    qkv = tuple(with_scaled_rows(rule, q_factor, n_embd) for rule in qkv)
     return (
         *norm(f"{here}.attn_norm", f"{there}.ln_1"),
         *qkv,
@@ -106,9 +110,3 @@ def _layer_rules(layer: int, n_embd: int, n_ff: int, q_factor: float) -> tuple[T
         *linear(f"{here}.ffn_up", f"{there}.mlp.c_fc", (n_embd, n_ff), Role.FFN_UP),
         *linear(f"{here}.ffn_down", f"{there}.mlp.c_proj", (n_ff, n_embd), Role.FFN_DOWN),
     )
-
-
-def _with_scaled_q(rule: TensorRule, n_embd: int, factor: float) -> TensorRule:
-    """The rule of a fused weight or bias, its q rows multiplied by ``factor``."""
-    scales = (Scale(0, n_embd, factor),)
-    return replace(rule, parts=tuple(replace(part, scales=scales) for part in rule.parts))

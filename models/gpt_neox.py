@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -22,6 +23,15 @@ from .network import (
     tensor,
 )
 from .transforms import UnfuseQKV
+
+# an angle of 1e-30 for each position is 0 in float32
+_NO_ROTATION: dict[str, MetadataValue] = {
+    "rope.scaling.type": "linear", "rope.scaling.factor": 1e30,
+}  # fmt: skip
+
+_USUAL_YARN = (
+    ("beta_fast", 32), ("beta_slow", 1), ("truncate", True), ("mscale", 0), ("mscale_all_dim", 0)
+)  # fmt: skip
 
 
 def describe(config: Mapping[str, Any]) -> Network:
@@ -45,11 +55,13 @@ def describe(config: Mapping[str, Any]) -> Network:
     metadata: dict[str, MetadataValue] = {
         **sizes.metadata(read.epsilon("layer_norm_eps")),
         "use_parallel_residual": read.flag("use_parallel_residual", default=True),
-        "rope.dimension_count": n_rot,
+        # the graph always rotates: without rotary dimensions, two of them by an angle of nothing
+        "rope.dimension_count": n_rot or 2,
         "rope.freq_base": read.number(
             "rope_parameters.rope_theta", "rotary_emb_base", "rope_theta",
             default=10000.0, low=1.0, high=1e9,
         ),
+        **(_rope_scaling(read, n_ctx) if n_rot else _NO_ROTATION),
     }  # fmt: skip
     return Network(
         architecture="GPTNeoXForCausalLM",
@@ -82,19 +94,55 @@ def describe(config: Mapping[str, Any]) -> Network:
 
 def _rotary_dimensions(read: ConfigReader, head_dim: int) -> int:
     """Dimensions of a head that are rotated."""
-    scaling = read.find("rope_scaling.type", "rope_scaling.rope_type", "rope_parameters.rope_type")
-    if scaling not in (None, "default"):
-        raise ConfigError(f"config.json: rope scaling {scaling!r} is not supported for GPT-NeoX")
     fraction = read.number(
         "rope_parameters.partial_rotary_factor", "rotary_pct", default=0.25, low=0.0, high=1.0
     )
     n_rot = int(head_dim * fraction)
-    if n_rot < 2 or n_rot % 2:
+    if n_rot % 2 or (fraction and not n_rot):
         raise ConfigError(
             f"config.json: rotary_pct {fraction:g} of a head of {head_dim} is {n_rot} "
-            "dimensions; expected an even number of at least 2"
+            "dimensions; expected 0 or an even number of at least 2"
         )
     return n_rot
+
+
+def _rope_scaling(read: ConfigReader, n_ctx: int) -> dict[str, MetadataValue]:
+    """How positions are scaled, in both spellings; see transformers' modeling_rope_utils.py.
+
+    Raises:
+        ConfigError: in a way that the graph does not have, such as by the length of the text.
+    """
+
+    def setting(name: str, *, default: float, low: float = 1e-6) -> float:
+        keys = [f"{table}.{name}" for table in ("rope_parameters", "rope_scaling")]
+        return read.number(*keys, default=default, low=low, high=1e9)
+
+    kind = read.find("rope_scaling.type", "rope_scaling.rope_type", "rope_parameters.rope_type")
+    if kind in (None, "default"):
+        return {}
+    if kind not in ("linear", "yarn"):
+        raise ConfigError(
+            f"config.json: rope scaling {kind!r} is not supported; supported are linear and yarn"
+        )
+    if read.find("rope_parameters.factor", "rope_scaling.factor") is None:
+        raise ConfigError(f"config.json: rope scaling {kind!r} without a factor")
+    original = int(setting("original_max_position_embeddings", default=n_ctx, low=1))
+    factor = setting("factor", default=1.0)
+    scaling: dict[str, MetadataValue] = {"rope.scaling.type": kind, "rope.scaling.factor": factor}
+    if kind == "linear":
+        return scaling
+    for key, usual in _USUAL_YARN:
+        value = read.find(f"rope_parameters.{key}", f"rope_scaling.{key}")
+        if value is not None and value != usual:
+            raise ConfigError(
+                f"config.json: {key} of yarn is {value!r}; llama.cpp's graph has it {usual!r}"
+            )
+    # llama.cpp multiplies by this itself
+    own = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+    return scaling | {
+        "rope.scaling.original_context_length": original,
+        "rope.scaling.attn_factor": setting("attention_factor", default=own) / own,
+    }
 
 
 def _outer_rules(n_embd: int, n_vocab: int, *, tied: bool) -> tuple[TensorRule, ...]:

@@ -6,12 +6,15 @@ tensors, its positions, what a memory plan and the tokenizer must know of it. No
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 
 class Positions(Enum):
     """How a graph knows where a token stands, and so how far its context can go."""
+
+    #: A table if the file has one, slopes if not.
+    EITHER = "either"
 
     #: A table of the trained length: there is nothing to read past its end.
     LEARNED = "learned"
@@ -69,6 +72,7 @@ def _affine(name: str, *dims: str, bias_required: bool = True) -> tuple[GraphTen
 
 _EMBEDDING = GraphTensor("token_embd.weight", ("n_embd", "n_vocab"))
 _OUTPUT_NORM = _affine("output_norm", "n_embd")
+_POSITIONS = GraphTensor("position_embd.weight", ("n_embd", "n_ctx"))
 _HEAD = GraphTensor("output.weight", ("n_embd", "n_vocab"))
 _TIED_HEAD = GraphTensor("output.weight", ("n_embd", "n_vocab"), required=False)
 
@@ -76,6 +80,11 @@ _NORM_AND_QKV = (*_affine("attn_norm", "n_embd"), *_affine("attn_qkv", "n_embd",
 _ATTENTION_OUTPUT = _affine("attn_output", "n_embd", "n_embd")
 _FEED_FORWARD = (*_affine("ffn_up", "n_embd", "n_ff"), *_affine("ffn_down", "n_ff", "n_embd"))
 _TWO_NORMS = (*_NORM_AND_QKV, *_ATTENTION_OUTPUT, *_affine("ffn_norm", "n_embd"), *_FEED_FORWARD)
+
+
+def _without_biases(tensors: tuple[GraphTensor, ...]) -> tuple[GraphTensor, ...]:
+    """The same, but their biases may be missing."""
+    return tuple(replace(t, required=t.required and not t.name.endswith(".bias")) for t in tensors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,13 +139,32 @@ GRAPHS: dict[str, Graph] = {
         Graph(
             name="gpt2",
             positions=Positions.LEARNED,
+            outer=(_EMBEDDING, _POSITIONS, *_OUTPUT_NORM, _TIED_HEAD),
+            layer=_TWO_NORMS,
+            pre_tokenizer="gpt-2",
+            attention_arrays=6,
+        ),
+        Graph(
+            name="starcoder",
+            positions=Positions.LEARNED,
+            outer=(_EMBEDDING, _POSITIONS, *_OUTPUT_NORM, _TIED_HEAD),
+            layer=_TWO_NORMS,
+            pre_tokenizer="starcoder",
+            attention_arrays=6,
+        ),
+        Graph(
+            name="mpt",
+            positions=Positions.EITHER,
             outer=(
                 _EMBEDDING,
-                GraphTensor("position_embd.weight", ("n_embd", "n_ctx")),
-                *_OUTPUT_NORM,
+                replace(_POSITIONS, required=False),
+                *_affine("output_norm", "n_embd", bias_required=False),
                 _TIED_HEAD,
             ),
-            layer=_TWO_NORMS,
+            layer=(
+                *_without_biases(_TWO_NORMS),
+                GraphTensor("ffn.act.scales", ("n_ff",), required=False),
+            ),
             pre_tokenizer="gpt-2",
             attention_arrays=6,
         ),
@@ -167,6 +195,19 @@ GRAPHS: dict[str, Graph] = {
 def graph_named(name: str) -> Graph:
     """The row of a graph; one of which nothing is known is like most."""
     return GRAPHS.get(name) or Graph(name=name)
+
+
+def positions_of(graph: str, has_table: bool) -> Positions | None:
+    """How a model knows where a token stands.
+
+    Args:
+        graph: its graph.
+        has_table: it has the tensor of learned positions.
+    """
+    positions = graph_named(graph).positions
+    if positions is Positions.EITHER:
+        return Positions.LEARNED if has_table else Positions.SLOPES
+    return positions
 
 
 def is_parallel(graph: str, stated: object) -> bool:

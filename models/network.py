@@ -10,6 +10,7 @@ from typing import Any
 
 from infer_os.errors import Error
 
+from .made import Made
 from .transforms import AsStored, Fold, Scale, Transform
 
 
@@ -56,8 +57,8 @@ class Part:
 class TensorRule:
     """One tensor of the GGUF: llama.cpp's name, its shape, and the parts whose rows it stacks.
 
-    ``layer`` is the block it belongs to. Without parts it is filled with zeros: the graph needs it
-    but the checkpoint lacks it.
+    ``layer`` is the block it belongs to. Without parts, the graph needs what the checkpoint lacks:
+    it is ``made``, or filled with zeros.
     """
 
     target: str
@@ -65,6 +66,7 @@ class TensorRule:
     shape: tuple[int, ...]
     parts: tuple[Part, ...]
     layer: int | None = None
+    made: Made | None = None
 
 
 MetadataValue = str | int | float | bool
@@ -79,8 +81,9 @@ class Network:
     of the sources (including ``""`` if it may be missing). ``ignored`` are regular
     expressions for stored tensors that carry no weights (mask buffers, rotary tables, a second
     copy of a tied head). ``vocab_rows`` is the number of rows of the embedding, ``n_rot`` the
-    rotary dimensions of a head. ``erf_gelu``: its GELU is the one by the error function, which
-    llama.cpp's own kernels compute by tanh (the two differ by less than 5e-4).
+    rotary dimensions of a head, ``n_head_kv`` the heads that have keys of their own (0: all).
+    ``remarks`` are further notes for users. ``erf_gelu``: its GELU is the one by the error
+    function, which llama.cpp's own kernels compute by tanh (the two differ by less than 5e-4).
     """
 
     architecture: str
@@ -97,11 +100,18 @@ class Network:
     n_ctx: int
     n_rot: int = 0
     erf_gelu: bool = False
+    n_head_kv: int = 0
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def n_kv(self) -> int:
+        """Width of all keys of a token."""
+        return (self.n_head_kv or self.n_head) * self.head_dim
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What users should know about differences between the checkpoint and the graph."""
-        return (_ERF_NOTE,) if self.erf_gelu else ()
+        return (*((_ERF_NOTE,) if self.erf_gelu else ()), *self.remarks)
 
     @property
     def n_params(self) -> int:
@@ -211,26 +221,36 @@ class ConfigReader:
         Raises:
             ConfigError: it is no GELU.
         """
+        return self._activation(keys, default, (*_TANH_GELUS, _ERF)) == _ERF
+
+    def relu_or_erf_gelu(self, *keys: str, default: str) -> tuple[bool, bool]:
+        """Whether the activation is ReLU, and whether it is a GELU by the error function.
+
+        Raises:
+            ConfigError: it is neither ReLU nor a GELU.
+        """
+        value = self._activation(keys, default, (*_TANH_GELUS, _ERF, _RELU))
+        return value == _RELU, value == _ERF
+
+    def _activation(self, keys: tuple[str, ...], default: str, known: tuple[str, ...]) -> str:
         value = self.find(*keys) or default
-        if value in _TANH_GELUS:
-            return False
-        if value == "gelu":
-            return True
-        raise ConfigError(
-            f"config.json: {keys[0]!r} is {value!r}; supported are "
-            f"{', '.join((*_TANH_GELUS, 'gelu'))}"
-        )
+        if value not in known:
+            raise ConfigError(
+                f"config.json: {keys[0]!r} is {value!r}; supported are {', '.join(known)}"
+            )
+        return str(value)
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkSizes:
-    """The sizes that every network of these families has."""
+    """The sizes that every network of these families has; ``n_head_kv`` is 0 for ``n_head``."""
 
     n_ctx: int
     n_embd: int
     n_layer: int
     n_ff: int
     n_head: int
+    n_head_kv: int = 0
 
     def metadata(self, epsilon: float) -> dict[str, MetadataValue]:
         """The llama.cpp keys that every graph reads; ``epsilon`` is that of the norms."""
@@ -240,7 +260,7 @@ class NetworkSizes:
             "block_count": self.n_layer,
             "feed_forward_length": self.n_ff,
             "attention.head_count": self.n_head,
-            "attention.head_count_kv": self.n_head,
+            "attention.head_count_kv": self.n_head_kv or self.n_head,
             "attention.layer_norm_epsilon": epsilon,
         }
 
@@ -250,6 +270,7 @@ GELU_KEY, ERF_GELU = "inferos.gelu", "erf"
 
 _ERF_NOTE = "activation: llama.cpp's own kernels compute the erf GELU in its tanh form"
 _TANH_GELUS = ("gelu_fast", "gelu_new", "gelu_pytorch_tanh")
+_ERF, _RELU = "gelu", "relu"
 
 
 def head_dim_of(n_embd: int, n_head: int) -> int:

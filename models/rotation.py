@@ -35,12 +35,13 @@ def fold_rotation(network: Network) -> Network:
     """The same network with the rotation folded into its q, k, v and output weights."""
     n_embd, head_dim = network.n_embd, network.head_dim
     free = head_dim - network.n_rot
+    n_kv = network.n_kv
     # target rows of the stacked q, k, v: which are rotated, and how much of each head
-    turns = [(0, free), (n_embd, free), (2 * n_embd, head_dim)]
+    turns = [(0, n_embd, free), (n_embd, n_kv, free), (n_embd + n_kv, n_kv, head_dim)]
     rules = []
     for rule in network.rules:
         if rule.role is Role.ATTN_QKV or rule.target.endswith("attn_qkv.bias"):
-            rules.append(_fold_rows(rule, turns, n_embd, head_dim))
+            rules.append(_fold_rows(rule, turns, head_dim))
         elif rule.role is Role.ATTN_OUTPUT:
             fold = Fold(head_dim, head_dim, columns=True)
             rules.append(replace(rule, parts=tuple(replace(p, folds=(fold,)) for p in rule.parts)))
@@ -49,16 +50,14 @@ def fold_rotation(network: Network) -> Network:
     return replace(network, rules=tuple(rules))
 
 
-def _fold_rows(
-    rule: TensorRule, turns: list[tuple[int, int]], n_embd: int, head_dim: int
-) -> TensorRule:
+def _fold_rows(rule: TensorRule, turns: list[tuple[int, int, int]], head_dim: int) -> TensorRule:
     parts: list[Part] = []
     begin = 0
     for part in rule.parts:
         n_rows = part.target_shape[0]
         folds = tuple(
-            Fold(head_dim, size, first - begin, first - begin + n_embd)
-            for first, size in turns
+            Fold(head_dim, size, first - begin, first - begin + width)
+            for first, width, size in turns
             if size > 1 and begin <= first < begin + n_rows
         )
         parts.append(replace(part, folds=folds))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .graphs import is_parallel
+from .graphs import Positions, is_parallel, positions_of
 from .network import Network, Role
 
 
@@ -63,10 +63,11 @@ def weight_option(type: str, tensors: Iterable[SizedTensor]) -> WeightOption:
 class ModelShape:
     """Sizes of a network and the types that its weights can have, finest first.
 
-    ``parallel`` says that attention and feed-forward read the same input (GPT-J always, GPT-NeoX by
-    its config), ``rotates`` that llama.cpp may rotate a quantized cache (not
-    needed if a rotation was folded into the weights). ``is_file`` says that the weights exist, in
-    their only type, ``has_template`` that they come with a chat template.
+    ``positions`` says how it knows where a token stands, ``parallel`` that attention and
+    feed-forward read the same input (GPT-J always, GPT-NeoX by its config), ``rotates`` that
+    llama.cpp may rotate a quantized cache (not needed if a rotation was folded into the weights).
+    ``is_file`` says that the weights exist, in their only type, ``has_template`` that they come
+    with a chat template.
     ``n_places`` are those of its tokens, see ``native.constraint``; 0 if they were not counted.
     """
 
@@ -81,6 +82,7 @@ class ModelShape:
     n_ctx_train: int
     parallel: bool
     options: tuple[WeightOption, ...]
+    positions: Positions | None = None
     rotates: bool = True
     is_file: bool = False
     has_template: bool = False
@@ -106,11 +108,14 @@ def network_shape(name: str, network: Network, options: tuple[WeightOption, ...]
         graph=network.graph,
         n_layer=network.n_layer,
         n_embd=network.n_embd,
-        n_head_kv=network.n_head,
+        n_head_kv=network.n_head_kv or network.n_head,
         head_dim=network.head_dim,
         n_ff=n_ff,
         n_vocab=network.vocab_rows,
         n_ctx_train=network.n_ctx,
         parallel=is_parallel(network.graph, network.metadata.get("use_parallel_residual")),
         options=options,
+        positions=positions_of(
+            network.graph, any(r.role is Role.POSITION_EMBEDDING for r in network.rules)
+        ),
     )

@@ -1,13 +1,13 @@
 """Layout changes between a checkpoint's tensors and llama.cpp's, as pure functions of shapes.
 
-Each reorders rows, some after a transposition, so the converter can cut a tensor into
-blocks of rows anywhere.
+Each reorders rows or takes some of them, a few after a transposition, so the converter can cut a
+tensor into blocks of rows anywhere.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,6 +138,62 @@ class PairsToHalves(_KeepsShape):
 
     def for_bias(self) -> PairsToHalves:
         """A bias is reordered in the same way."""
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class UnfuseCodeGen(_KeepsShape):
+    """CodeGen's ``qkv_proj`` to all q rows, then all k, then all v, rotary rows as halves.
+
+    It was trained on four cores of a TPU: the rows are (4, 3, n_embd / 4), each quarter having its
+    heads' q, then v, then k.
+    """
+
+    n_head: int
+    head_dim: int
+    n_rot: int
+
+    N_PARTS: ClassVar[int] = 4
+
+    def row_order(self) -> NDArray[np.int64]:
+        """Source row of every target row, (3 * n_head * head_dim,)."""
+        import numpy as np
+
+        n_embd = self.n_head * self.head_dim
+        rows: NDArray[np.int64] = np.arange(3 * n_embd, dtype=np.int64)
+        q, v, k = rows.reshape(self.N_PARTS, 3, -1).transpose(1, 0, 2).reshape(3, n_embd)
+        halves = PairsToHalves(self.n_head, self.head_dim, self.n_rot).row_order()
+        return np.concatenate([q[halves], k[halves], v])
+
+    def for_bias(self) -> UnfuseCodeGen:
+        """A bias is fused in the same way."""
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class SomeRows:
+    """Rows ``first`` to ``stop``; the others stay behind."""
+
+    first: int
+    stop: int
+
+    @property
+    def transposes(self) -> bool:
+        """No."""
+        return False
+
+    def target_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """That of the rows."""
+        return (self.stop - self.first, *shape[1:])
+
+    def row_order(self) -> NDArray[np.int64]:
+        """Source row of every target row, (stop - first,)."""
+        import numpy as np
+
+        return np.arange(self.first, self.stop, dtype=np.int64)
+
+    def for_bias(self) -> SomeRows:
+        """Those of a bias."""
         return self
 
 

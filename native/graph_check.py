@@ -162,7 +162,7 @@ _REQUIRED = (
 )  # fmt: skip
 _PER_LAYER = ("feed_forward_length", "attention.head_count", "attention.head_count_kv")
 
-#: What llama.cpp reads of our four graphs, and what else its converter writes of them.
+#: What llama.cpp reads of our graphs, and what else its converter writes of them.
 _SETTINGS: dict[str, _Rule] = {
     "context_length": _count(_LONGEST_CONTEXT),
     "embedding_length": _count(_LARGEST_SIZE),
@@ -177,6 +177,7 @@ _SETTINGS: dict[str, _Rule] = {
     "attention.value_length": _count(_LARGEST_SIZE),
     "attention.layer_norm_epsilon": _NOT_NEGATIVE,
     "attention.max_alibi_bias": _NOT_NEGATIVE,
+    "attention.clamp_kqv": _NOT_NEGATIVE,
     "attention.causal": ("true", lambda x: x is True),
     "rope.dimension_count": _count(_LARGEST_SIZE, low=0),
     "rope.freq_base": _POSITIVE,

@@ -14,7 +14,7 @@ from .pages import check_lockable, check_locked, drop_pages, locked_bytes, prefe
 from .plan.budget import own_budget
 from .plan.memory_plan import Plan, check_plan
 from .plan.positions import context_for
-from .plan.shapes import header_shape
+from .plan.shapes import header_positions, header_shape
 from .plan.use import Use, plan_use
 from .settings import EngineSettings, Extra
 
@@ -27,7 +27,7 @@ def choose_context(header: GgufHeader, asked: int) -> tuple[int, tuple[str, ...]
         SettingsError: the model has no positions that far.
     """
     trained = header.count("context_length", 2048)
-    return context_for(header.architecture, header.path.name, trained, asked)
+    return context_for(header_positions(header), header.path.name, trained, asked)
 
 
 def plan_file(

@@ -18,12 +18,16 @@ from infer_os.native.model import LlamaModel
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far two sets of logits are apart over ``n_tokens`` positions."""
+    """How far two sets of logits are apart over ``n_tokens`` positions.
+
+    ``largest_gap``: where the argmax differs, how much likelier the expected one was, in nats.
+    """
 
     n_tokens: int
     kl: float
     argmax_equal: int
     max_difference: float
+    largest_gap: float = 0.0
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -37,12 +41,14 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 def compare_logits(expected: NDArray[np.float32], got: NDArray[np.float32]) -> Comparison:
     """Mean KL(expected || got), equal argmax and largest difference."""
     p, q = log_softmax(expected), log_softmax(got)
+    other = np.take_along_axis(p, got.argmax(-1)[:, None], -1)[:, 0]
     kl = (np.exp(p) * (p - q)).sum(axis=-1)
     return Comparison(
         len(expected),
         float(kl.mean()),
         int((expected.argmax(-1) == got.argmax(-1)).sum()),
         float(np.abs(expected - got).max()),
+        float((p.max(-1) - other).max()),
     )
 
 

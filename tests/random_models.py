@@ -1,4 +1,4 @@
-"""Random checkpoints of all four families with any head size, converted: no torch, in no time."""
+"""Random checkpoints of all families with any head size, converted: no torch, in no time."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
 from infer_os.models.architectures import describe
 
-FAMILIES = ("gptj", "gpt_neox", "bloom", "gpt2")
-_REFERENCES = {"gptj": "gptj", "gpt_neox": "neox-parallel", "bloom": "bloom", "gpt2": "gpt2"}
+FAMILIES = (
+    "gptj", "gpt_neox", "bloom", "gpt2", "codegen", "bigcode", "opt", "gpt-neo", "xglm", "mpt",
+)  # fmt: skip
+_REFERENCES = {family: family for family in FAMILIES} | {"gpt_neox": "neox-parallel"}
 
 
 def random_config(family: str, head: int, n_head: int = 2, n_layer: int = 2) -> dict[str, Any]:
     """The reference checkpoint's config with other sizes."""
+    if family == "codegen":  # its rows are cut into quarters
+        n_head *= 2
     config: dict[str, Any] = json.loads(
         (TESTS / "reference" / _REFERENCES[family] / "config.json").read_text()
     )
@@ -29,7 +33,10 @@ def random_config(family: str, head: int, n_head: int = 2, n_layer: int = 2) -> 
         "num_attention_heads": n_head, "n_layer": n_layer, "num_hidden_layers": n_layer,
         "rotary_dim": head // 4, "n_inner": 2 * n_head * head,
         "intermediate_size": 2 * n_head * head, "n_positions": 1024, "n_ctx": 1024,
-        "max_position_embeddings": 1024,
+        "max_position_embeddings": 1024, "d_model": n_head * head, "n_heads": n_head,
+        "n_layers": n_layer, "num_layers": n_layer, "num_heads": n_head, "attention_heads": n_head,
+        "ffn_dim": 2 * n_head * head, "word_embed_proj_dim": n_head * head, "window_size": 1024,
+        "max_seq_len": 1024, "attention_layers": (["global", "local"] * n_layer)[:n_layer],
     }  # fmt: skip
     return config | {key: value for key, value in sizes.items() if key in config}
 

@@ -197,7 +197,9 @@ def compute_bytes(shape: ModelShape, sizes: Sizes, stage: KvStage) -> int:
     graph = graph_named(shape.graph)
     arrays = graph.feed_forward_arrays if shape.parallel else graph.sequential_arrays
     layer = n * (arrays * row + shape.n_ff * _F32)
-    attention = n * graph.attention_arrays * row
+    # keys and values that heads share are narrower
+    shared = 2 * (shape.n_embd - shape.n_head_kv * shape.head_dim) * _F32
+    attention = n * (graph.attention_arrays * row - shared)
     last = sizes.n_rows * (shape.n_vocab * _F32 + 2 * row) + n * row
     # a sequence's rows see only that sequence's cells
     mask = stage.n_cells * n * _MASK_BYTES

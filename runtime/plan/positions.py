@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from infer_os.models.graphs import Positions, graph_named
+from infer_os.models.graphs import Positions
 
 from ..errors import SettingsError
 
 _DEFAULT_CONTEXT = 4096
 
 
-def context_for(graph: str, name: str, trained: int, asked: int) -> tuple[int, tuple[str, ...]]:
+def context_for(
+    positions: Positions | None, name: str, trained: int, asked: int
+) -> tuple[int, tuple[str, ...]]:
     """The context to allocate, and a warning if it is longer than what the model was trained for.
 
     Args:
-        graph: llama.cpp's architecture.
+        positions: how the model knows where a token stands; None if nobody has looked.
         name: the model's, for the error.
         trained: tokens that it was trained for.
         asked: tokens that the user wants; 0 for what suits the model.
@@ -23,7 +25,6 @@ def context_for(graph: str, name: str, trained: int, asked: int) -> tuple[int, t
     """
     if not asked:
         return min(trained, _DEFAULT_CONTEXT), ()
-    positions = graph_named(graph).positions
     if asked <= trained or positions is Positions.SLOPES:
         return asked, ()
     if positions is Positions.LEARNED:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from infer_os.models.graphs import graph_named, is_parallel
+from infer_os.models.graphs import Positions, graph_named, is_parallel, positions_of
 from infer_os.models.rotation import ROTATION_KEY
 from infer_os.models.shape import ModelShape, SizedTensor, WeightOption, weight_option
 from infer_os.models.weight_types import RECIPES
@@ -16,7 +16,8 @@ from ..kv.schedule import KvModel
 
 _TEMPLATE_KEY, _TOKENS_KEY = "tokenizer.chat_template", "tokenizer.ggml.tokens"
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
-_LOOKED_UP = (_EMBEDDING, "position_embd.weight")
+_POSITIONS = "position_embd.weight"
+_LOOKED_UP = (_EMBEDDING, _POSITIONS)
 # tensors that a mixture leaves in types other than its name says
 _MATRICES = ("ffn_up.weight", "ffn_down.weight", "attn_qkv.weight", "attn_output.weight")
 #: llama.cpp's LLAMA_FTYPE numbers of mixtures, to the names of ``convert --type``.
@@ -46,11 +47,17 @@ def header_shape(header: GgufHeader, *, constrained: bool = False) -> ModelShape
         n_ctx_train=header.count("context_length", 2048),
         parallel=is_parallel(header.architecture, stated),
         options=(_weights(header),),
+        positions=header_positions(header),
         rotates=_rotates(header),
         is_file=True,
         has_template=bool(header.metadata.get(_TEMPLATE_KEY)),
         n_places=count_places(header.metadata.get(_TOKENS_KEY, ())) if constrained else 0,
     )
+
+
+def header_positions(header: GgufHeader) -> Positions | None:
+    """How a file's model knows where a token stands."""
+    return positions_of(header.architecture, any(t.name == _POSITIONS for t in header.tensors))
 
 
 def header_kv_model(header: GgufHeader, n_threads: int) -> KvModel:

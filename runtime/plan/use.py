@@ -201,7 +201,7 @@ def make_planner(
         SettingsError: a context or a cache that is not possible for this model.
     """
     settings = use.settings
-    n_ctx, notes = context_for(shape.graph, shape.name, shape.n_ctx_train, settings.context)
+    n_ctx, notes = context_for(shape.positions, shape.name, shape.n_ctx_train, settings.context)
     planner = Planner(shape, use.sizes(n_ctx), budget, use.draft, beside(shape, use))
     if settings.kv == "auto" and not settings.kv_budget:
         return planner, None, notes

@@ -148,7 +148,11 @@ def test_a_size_that_is_none(checkpoint: Path, output: Path, key: str, value: An
         ({"rope_parameters": ..., "rotary_pct": "all"}, "expected a number"),
         ({"rope_parameters": ..., "rotary_emb_base": float("nan")}, "rope_theta"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope scaling 'yarn'"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope scaling 'linear'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope scaling 'dynamic'"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 16}},
+            "beta_fast of yarn is 16",
+        ),
         ({"layer_norm_eps": -1.0}, "layer_norm_eps"),
         ({"layer_norm_eps": float("inf")}, "layer_norm_eps"),
         ({"hidden_act": "swiglu"}, "swiglu"),

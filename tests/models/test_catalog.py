@@ -24,6 +24,13 @@ PUBLISHED = {
     "DialoGPT-large": 774_030_080, "pythia-70m": 70_426_624, "pythia-160m": 162_322_944,
     "pythia-410m": 405_334_016, "pythia-1b": 1_011_781_632, "pythia-1.4b": 1_414_647_808,
     "pythia-2.8b": 2_775_208_960, "pythia-6.9b": 6_857_302_016, "pythia-12b": 11_846_072_320,
+    "opt-125m": 125_239_296, "opt-1.3b": 1_315_758_080, "opt-6.7b": 6_658_473_984,
+    "gpt-neo-125m": 125_198_592, "gpt-neo-1.3B": 1_315_575_808, "gpt-neo-2.7B": 2_651_307_520,
+    "mpt-7b": 6_649_286_656, "mpt-30b": 29_957_200_896, "starcoder": 15_517_456_384,
+    "gpt_bigcode-santacoder": 1_124_886_528, "tiny_starcoder_py": 164_144_128,
+    "xglm-564M": 564_463_616, "codegen-350M-mono": 356_712_448,
+    "polyglot-ko-1.3b": 1_331_810_304, "polyglot-ko-3.8b": 3_809_974_272,
+    "polyglot-ko-5.8b": 5_885_059_072, "bigscience/bloom": 176_247_271_424,
 }  # fmt: skip
 
 
@@ -56,7 +63,9 @@ def test_the_missions_models_are_known(name: str) -> None:
 
 def test_what_the_hub_needs_to_be_asked() -> None:
     assert model_named("gpt-j-6B").revision == "float16"
-    assert {m.id for m in CATALOG if m.revision != "main"} == {"EleutherAI/gpt-j-6B"}
+    assert {m.id for m in CATALOG if m.revision != "main"} == {
+        "EleutherAI/gpt-j-6B", "kakaobrain/kogpt",
+    }  # fmt: skip
     assert model_named("gpt2-large").id == "openai-community/gpt2-large"
     assert model_named("distilgpt2").id == "distilbert/distilgpt2"
     assert model_named("DialoGPT-large").weights == "bin"

@@ -16,6 +16,7 @@ from infer_os.models.graphs import (
     Positions,
     graph_named,
     is_parallel,
+    positions_of,
 )
 
 OWN = [graph for graph in GRAPHS.values() if graph.is_own]
@@ -51,7 +52,7 @@ def test_an_architecture_writes_what_its_graph_has(model: CatalogModel) -> None:
     graph = graph_named(network.graph)
     sizes = GraphSizes(
         network.vocab_rows, network.n_layer, network.n_ctx, network.n_embd,
-        model.geometry.n_ff, network.n_head, network.n_head,
+        model.geometry.n_ff, network.n_head, network.n_head_kv or network.n_head,
     )  # fmt: skip
     wanted = {tensor.name: tensor for tensor in graph.outer}
     for layer in range(network.n_layer):
@@ -94,8 +95,15 @@ def test_what_a_file_says_goes_before_the_graph(
     assert is_parallel(graph, stated) is expected
 
 
+def test_a_table_goes_before_slopes() -> None:
+    assert positions_of("mpt", True) is Positions.LEARNED
+    assert positions_of("mpt", False) is Positions.SLOPES
+    assert positions_of("gptneox", False) is Positions.ROTARY
+    assert positions_of("llama", True) is None
+
+
 def test_positions_of_the_graphs() -> None:
     assert {graph.name: graph.positions for graph in OWN} == {
         "bloom": Positions.SLOPES, "gpt2": Positions.LEARNED, "gptneox": Positions.ROTARY,
-        "phi2": Positions.ROTARY,
+        "phi2": Positions.ROTARY, "starcoder": Positions.LEARNED, "mpt": Positions.EITHER,
     }  # fmt: skip

@@ -23,7 +23,7 @@ from infer_os.native.graph_check import read_model_header
 from infer_os.native.unigram_tokenizer import check_unigram
 
 #: One checkpoint for every graph.
-GRAPHS = ("bloom", "gpt2", "gptj", "neox-parallel")
+GRAPHS = ("bloom", "gpt2", "gptj", "neox-parallel", "bigcode", "mpt", "opt")
 N_MUTATIONS = 150
 _NUMBERS = (0, 1, 2, 3, 7, 64, 513, 1 << 20, (1 << 31) - 1, (1 << 32) - 1)
 _FLOATS = (0.0, -1.0, 1e-30, 1e30, float("inf"), float("-inf"), float("nan"))
@@ -41,6 +41,7 @@ _FURTHER_KEYS = (
     ("rope.scaling.factor", Key(6, 4.0)), ("embedding_length_out", Key(4, 3)),
     ("vocab_size", Key(4, 5)), ("attention.head_count_kv", Key(4, 1)),
     ("rope.scaling.original_context_length", Key(4, 0)),
+    ("attention.clamp_kqv", Key(6, 1.5)), ("attention.max_alibi_bias", Key(6, 8.0)),
 )  # fmt: skip
 _FURTHER_TOKENIZER_KEYS = (
     ("add_bos_token", Key(7, True)), ("add_eos_token", Key(7, True)),
@@ -52,7 +53,7 @@ _FURTHER_TOKENIZER_KEYS = (
 
 _FURTHER_TENSORS = (
     "blk.0.attn_q.bias", "blk.0.attn_output.scale", "blk.99.ffn_up.weight", "output.weight",
-    "output.bias", "blk.0.attn_q_norm.weight",
+    "output.bias", "blk.0.attn_q_norm.weight", "blk.0.ffn.act.scales", "position_embd.weight",
 )  # fmt: skip
 
 Mutation = Callable[[GgufParts, random.Random], None]

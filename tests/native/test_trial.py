@@ -16,24 +16,28 @@ from infer_os.native.model import LlamaModel
 
 
 @pytest.fixture
-def starcoder(converted: Converter) -> GgufParts:
+def codeshell(converted: Converter) -> GgufParts:
     """A tiny model of a graph that infer-os does not convert to, made of a GPT-2's tensors."""
     gpt2 = next(path for path in REFERENCES if path.name == "gpt2")
     parts = GgufParts.read(converted(gpt2))
     renamed: dict[str, Key] = {}
     for name, key in parts.keys.items():
-        renamed[f"starcoder.{name[5:]}" if name.startswith("gpt2.") else name] = key
-    renamed["general.architecture"] = Key(8, "starcoder")
-    return GgufParts(renamed, parts.tensors)
+        renamed[f"codeshell.{name[5:]}" if name.startswith("gpt2.") else name] = key
+    renamed["general.architecture"] = Key(8, "codeshell")
+    tensors = [tensor for tensor in parts.tensors if tensor.name != "position_embd.weight"]
+    # the head stands for the embedding, not the other way round
+    for tensor in tensors:
+        tensor.name = tensor.name.replace("token_embd", "output")
+    return GgufParts(renamed, tensors)
 
 
-def test_another_graph_loads(starcoder: GgufParts, tmp_path: Path) -> None:
-    with LlamaModel(starcoder.write(tmp_path / "good.gguf")) as model:
+def test_another_graph_loads(codeshell: GgufParts, tmp_path: Path) -> None:
+    with LlamaModel(codeshell.write(tmp_path / "good.gguf")) as model:
         assert model.vocab.tokenize("a b")
 
 
 def _expert(parts: GgufParts) -> None:
-    parts.keys["starcoder.expert_used_count"] = Key(4, 3)
+    parts.keys["codeshell.expert_used_count"] = Key(4, 3)
 
 
 def _norm(parts: GgufParts) -> None:
@@ -41,7 +45,7 @@ def _norm(parts: GgufParts) -> None:
 
 
 def _layers(parts: GgufParts) -> None:
-    parts.keys["starcoder.block_count"] = Key(4, 0)
+    parts.keys["codeshell.block_count"] = Key(4, 0)
 
 
 @pytest.mark.parametrize(
@@ -50,34 +54,34 @@ def _layers(parts: GgufParts) -> None:
      (_layers, "GGML_ASSERT")],
 )  # fmt: skip
 def test_an_assertion_is_an_error(
-    change: Any, words: str, starcoder: GgufParts, tmp_path: Path
+    change: Any, words: str, codeshell: GgufParts, tmp_path: Path
 ) -> None:
-    change(starcoder)
-    path = starcoder.write(tmp_path / "bad.gguf")
+    change(codeshell)
+    path = codeshell.write(tmp_path / "bad.gguf")
     with pytest.raises(ModelLoadError, match=words) as caught:
         LlamaModel(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_what_llama_cpp_refuses_keeps_its_reason(starcoder: GgufParts, tmp_path: Path) -> None:
-    starcoder.tensors = [
+def test_what_llama_cpp_refuses_keeps_its_reason(codeshell: GgufParts, tmp_path: Path) -> None:
+    codeshell.tensors = [
         Tensor("odd", t.shape, t.kind, t.data) if t.name == "output_norm.bias" else t
-        for t in starcoder.tensors
+        for t in codeshell.tensors
     ]
     with pytest.raises(ModelLoadError, match=r"output_norm\.bias"):
-        LlamaModel(starcoder.write(tmp_path / "renamed.gguf"))
+        LlamaModel(codeshell.write(tmp_path / "renamed.gguf"))
 
 
 def test_a_file_is_tried_once(
-    starcoder: GgufParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    codeshell: GgufParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Any] = []
     run = subprocess.run
     monkeypatch.setattr(
         trial.subprocess, "run", lambda *args, **more: calls.append(args) or run(*args, **more)
     )
-    path = starcoder.write(tmp_path / "good.gguf")
+    path = codeshell.write(tmp_path / "good.gguf")
     for _ in range(2):
         LlamaModel(path).close()
     assert len(calls) == 1

@@ -27,6 +27,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 HERE = Path(__file__).parent
 N_VOCAB = 300
 N_TOKENS = 48
+#: Positions of those that are compared to the full context.
+N_FULL = 64
 
 _TEXT = """The quick brown fox jumps over the lazy dog, and the dog doesn't mind at all.
     It is 12345 steps from here to there; it's only 678 back again!
@@ -54,6 +56,9 @@ class Reference:
     shards: int = 1
     dtype: torch.dtype = torch.float16
     stored: bool = True
+    seed: int = 20
+    spread: float = 0.25
+    n_tokens: int = N_TOKENS
 
 
 def _neox(**changes: Any) -> Callable[[], Any]:
@@ -88,6 +93,64 @@ def _gpt2(**changes: Any) -> Callable[[], Any]:
         "bos_token_id": 0, "eos_token_id": 0,
     }  # fmt: skip
     return lambda: transformers.GPT2Config(**{**settings, **changes})
+
+
+def _codegen(**changes: Any) -> Callable[[], Any]:
+    settings = {
+        "vocab_size": N_VOCAB, "n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": N_FULL,
+        "rotary_dim": 16, "bos_token_id": 0, "eos_token_id": 0, "n_inner": 128,
+    }  # fmt: skip
+    return lambda: transformers.CodeGenConfig(**{**settings, **changes})
+
+
+def _bigcode(**changes: Any) -> Callable[[], Any]:
+    settings = {
+        "vocab_size": N_VOCAB, "n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": N_FULL,
+        "bos_token_id": 0, "eos_token_id": 0, "n_inner": 128,
+    }  # fmt: skip
+    return lambda: transformers.GPTBigCodeConfig(**{**settings, **changes})
+
+
+def _opt(**changes: Any) -> Callable[[], Any]:
+    settings = {
+        "vocab_size": N_VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "ffn_dim": 128,
+        "num_attention_heads": 2, "max_position_embeddings": N_FULL, "word_embed_proj_dim": 64,
+        "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1,
+    }  # fmt: skip
+    return lambda: transformers.OPTConfig(**{**settings, **changes})
+
+
+def _neo(**changes: Any) -> Callable[[], Any]:
+    settings = {
+        "vocab_size": N_VOCAB, "hidden_size": 64, "num_layers": 2, "num_heads": 2,
+        "max_position_embeddings": 2 * N_FULL, "intermediate_size": 128, "window_size": N_FULL,
+        "attention_types": [[["global", "local"], 1]], "bos_token_id": 0, "eos_token_id": 0,
+    }  # fmt: skip
+    return lambda: transformers.GPTNeoConfig(**{**settings, **changes})
+
+
+def _xglm(**changes: Any) -> Callable[[], Any]:
+    settings = {
+        "vocab_size": N_VOCAB, "d_model": 64, "num_layers": 2, "attention_heads": 2,
+        "ffn_dim": 128, "max_position_embeddings": N_FULL, "bos_token_id": 0, "eos_token_id": 0,
+        "activation_function": "gelu_new", "pad_token_id": 1,
+    }  # fmt: skip
+    return lambda: transformers.XGLMConfig(**{**settings, **changes})
+
+
+def _mpt(attention: Config | None = None, **changes: Any) -> Callable[[], Any]:
+    settings = {
+        "vocab_size": N_VOCAB, "d_model": 64, "n_layers": 2, "n_heads": 2, "max_seq_len": N_FULL,
+        "attn_config": attention or {}, "bos_token_id": 0, "eos_token_id": 0,
+    }  # fmt: skip
+    return lambda: transformers.MptConfig(**{**settings, **changes})
+
+
+def _rope(**scaling: Any) -> Config:
+    return {
+        "rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5, **scaling},
+        "hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": N_FULL,
+    }  # fmt: skip
 
 
 def _classic_rotary(config: Config) -> Config:
@@ -167,6 +230,73 @@ REFERENCES = (
         "gpt2-erf-gelu", _gpt2(n_embd=32, activation_function="gelu"), stored=False
     ),
     Reference("gpt2-no-prefix", _gpt2(n_embd=32), store=_without_prefix, stored=False),
+    Reference(
+        "gpt2-layer-scales",
+        _gpt2(n_layer=3, n_inner=64, n_positions=N_FULL, scale_attn_by_inverse_layer_idx=True),
+        n_tokens=N_FULL,
+    ),
+    Reference("gpt2-unscaled", _gpt2(n_embd=32, scale_attn_weights=False), stored=False),
+    Reference(
+        "gpt2-relu", _gpt2(n_inner=128, n_positions=N_FULL, activation_function="relu"),
+        n_tokens=N_FULL,
+    ),
+    Reference("codegen", _codegen(), n_tokens=N_FULL),
+    Reference(
+        "codegen-whole-head", _codegen(n_embd=64, n_head=4, rotary_dim=16), n_tokens=N_FULL,
+        stored=False,
+    ),
+    Reference("codegen-erf-gelu", _codegen(activation_function="gelu"), stored=False),
+    Reference("bigcode", _bigcode(), n_tokens=N_FULL),
+    Reference("bigcode-all-heads", _bigcode(multi_query=False), n_tokens=N_FULL, stored=False),
+    Reference(
+        "bigcode-untied",
+        _bigcode(tie_word_embeddings=False, scale_attn_weights=False, activation_function="gelu"),
+        n_tokens=N_FULL, stored=False,
+    ),
+    Reference("opt", _opt(), n_tokens=N_FULL),
+    Reference("opt-untied", _opt(tie_word_embeddings=False), n_tokens=N_FULL, stored=False),
+    Reference(
+        "galactica", _opt(enable_bias=False, activation_function="gelu"), n_tokens=N_FULL,
+        spread=0.15,
+    ),
+    Reference("neox-linear", _neox(**_rope(rope_type="linear", factor=4.0)), n_tokens=N_FULL),
+    Reference(
+        "neox-yarn",
+        _neox(**_rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)),
+        n_tokens=N_FULL,
+    ),
+    Reference(
+        "neox-yarn-factor",
+        _neox(
+            **_rope(
+                rope_type="yarn", factor=8.0, original_max_position_embeddings=8,
+                attention_factor=0.9,
+            )
+        ),
+        n_tokens=N_FULL, stored=False,
+    ),
+    Reference(
+        "neox-no-rotary",
+        _neox(**(_rope() | {"rope_parameters": {
+            "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.0,
+        }})),
+        n_tokens=N_FULL,
+    ),
+    Reference("gpt-neo", _neo(), n_tokens=N_FULL),
+    Reference("gpt-neo-untied", _neo(tie_word_embeddings=False), n_tokens=N_FULL, stored=False),
+    Reference(
+        "gpt-neo-global", _neo(attention_types=[[["global"], 2]]), n_tokens=2 * N_FULL,
+        stored=False,
+    ),
+    Reference("xglm", _xglm(), n_tokens=N_FULL),
+    Reference("xglm-unscaled", _xglm(scale_embedding=False), n_tokens=N_FULL, stored=False),
+    Reference("xglm-erf-gelu", _xglm(activation_function="gelu"), stored=False),
+    Reference("mpt", _mpt(), n_tokens=N_FULL, spread=0.15),
+    Reference("mpt-clipped", _mpt({"clip_qkv": 1.5}), n_tokens=N_FULL, stored=False),
+    Reference(
+        "mpt-six-heads", _mpt({"softmax_scale": 0.2}, d_model=96, n_heads=6), n_tokens=N_FULL,
+        stored=False,
+    ),
 )  # fmt: skip
 
 
@@ -198,12 +328,12 @@ def build(reference: Reference, folder: Path, seed: int) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # far from the usual initial values, so that every bias and norm matters
-            spread = 0.25 if parameter.ndim > 1 else 0.5
+            spread = reference.spread if parameter.ndim > 1 else 0.5
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             parameter.copy_(rounded(torch.randn_like(parameter) * spread + centre))
-    tokens = torch.randint(0, N_VOCAB, (1, N_TOKENS))
+    tokens = torch.randint(0, N_VOCAB, (1, reference.n_tokens))
     with torch.no_grad():
-        logits = model(tokens).logits[0]  # (N_TOKENS, vocab)
+        logits = model(tokens).logits[0]  # (n_tokens, vocab)
     folder.mkdir(parents=True, exist_ok=True)
     shard_bytes = 1 << 30 if reference.shards == 1 else 150_000
     model.to(reference.dtype).save_pretrained(folder, max_shard_size=shard_bytes)
@@ -233,7 +363,8 @@ def check(seeds: range) -> int:
                 build(reference, path, seed)
                 for kind in ("f32", "f16"):
                     result = compare_with_reference(path, kind, Path(folder) / f"{kind}.gguf")
-                    good = result.kl < 1e-5 and result.argmax_equal == result.n_tokens
+                    # two tokens that are as likely as each other may change places
+                    good = result.kl < 1e-5 and result.largest_gap < 0.02
                     failures += not good
                     print(
                         f"{'ok  ' if good else 'FAIL'} {reference.name} seed {seed} {kind}: "
@@ -284,7 +415,7 @@ def main() -> None:
     if arguments.command == "write":
         for reference in REFERENCES:
             if reference.stored:
-                build(reference, HERE / reference.name, seed=20)
+                build(reference, HERE / reference.name, reference.seed)
                 print(f"wrote {reference.name}")
         return
     failures = check(range(100, 100 + arguments.seeds)) + check_bundled()

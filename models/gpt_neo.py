@@ -1,0 +1,128 @@
+"""GPT-Neo (gpt-neo-125m to 2.7B, TinyStories) on llama.cpp's ``gpt2`` graph.
+
+Some layers see only a window of tokens, which the graph does not have. As far as the window reaches
+there is no difference, so that is the context that a file gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from .network import (
+    MOST_HEADS,
+    MOST_LAYERS,
+    ConfigError,
+    ConfigReader,
+    Network,
+    NetworkSizes,
+    Part,
+    Role,
+    TensorRule,
+    affine,
+    head_dim_of,
+    tensor,
+)
+from .scaling import with_scaled_rows
+from .transforms import SomeRows
+
+_LOCAL, _GLOBAL = "local", "global"
+
+
+def describe(config: Mapping[str, Any]) -> Network:
+    """Describe a ``GPTNeoForCausalLM``."""
+    read = ConfigReader(config)
+    n_embd = read.count("hidden_size")
+    n_layer = read.count("num_layers", "num_hidden_layers", most=MOST_LAYERS)
+    n_head = read.count("num_heads", "num_attention_heads", most=MOST_HEADS)
+    n_ff = read.count("intermediate_size", default=4 * n_embd)
+    n_trained = read.count("max_position_embeddings", default=2048)
+    n_vocab = read.count("vocab_size")
+    head_dim = head_dim_of(n_embd, n_head)
+    tied = read.flag("tie_word_embeddings", default=True)
+    n_ctx = n_trained
+    if _LOCAL in _layer_kinds(read, n_layer):
+        n_ctx = min(n_trained, read.count("window_size", default=256))
+    remark = (
+        f"context: {n_ctx} of {n_trained} tokens: beyond, some layers see a window of {n_ctx}, "
+        "which llama.cpp's graph does not have"
+    )
+    sizes = NetworkSizes(n_ctx, n_embd, n_layer, n_ff, n_head)
+    return Network(
+        architecture="GPTNeoForCausalLM",
+        graph="gpt2",
+        metadata=sizes.metadata(read.epsilon("layer_norm_epsilon")),
+        rules=(
+            *_outer_rules(n_embd, n_vocab, n_ctx, n_trained, tied=tied),
+            # the graph divides every product of q and k by sqrt(head_dim), GPT-Neo does not
+            *(r for i in range(n_layer) for r in _layer_rules(i, n_embd, n_ff, head_dim**0.5)),
+        ),
+        prefixes=("transformer.", ""),
+        ignored=(
+            *((r"lm_head\.weight",) if tied else ()),
+            r"h\.\d+\.attn\.attention\.(bias|masked_bias)",
+        ),
+        vocab_rows=n_vocab,
+        n_layer=n_layer,
+        n_head=n_head,
+        head_dim=head_dim,
+        n_embd=n_embd,
+        n_ctx=n_ctx,
+        erf_gelu=read.erf_gelu("activation_function", default="gelu_new"),
+        remarks=(remark,) if n_ctx < n_trained else (),
+    )
+
+
+def _layer_kinds(read: ConfigReader, n_layer: int) -> list[str]:
+    """Which layers see everything and which a window: a list, or kinds and how often they recur."""
+    kinds = read.find("attention_layers")
+    if kinds is None:
+        kinds = []
+        for entry in read.find("attention_types") or [[[_GLOBAL, _LOCAL], (n_layer + 1) // 2]]:
+            match entry:
+                case [list(names), int(times)] if 0 < times <= MOST_LAYERS:
+                    kinds += names * times
+                case _:
+                    raise ConfigError(f"config.json: attention_types has {entry!r}")
+        kinds = kinds[:n_layer]
+    if not isinstance(kinds, list) or len(kinds) != n_layer:
+        raise ConfigError(f"config.json: attention_layers is not a list of {n_layer} kinds")
+    for kind in kinds:
+        if kind not in (_LOCAL, _GLOBAL):
+            raise ConfigError(
+                f"config.json: a layer's attention is {kind!r}; supported are {_GLOBAL}, {_LOCAL}"
+            )
+    return kinds
+
+
+def _outer_rules(
+    n_embd: int, n_vocab: int, n_ctx: int, n_trained: int, *, tied: bool
+) -> tuple[TensorRule, ...]:
+    positions = Part("wpe.weight", (n_trained, n_embd), SomeRows(0, n_ctx))
+    rules = (
+        tensor("token_embd.weight", Role.TOKEN_EMBEDDING, Part("wte.weight", (n_vocab, n_embd))),
+        tensor("position_embd.weight", Role.POSITION_EMBEDDING, positions),
+        *affine("output_norm", "ln_f", (n_embd,), Role.NORM),
+    )
+    if tied:
+        return rules
+    head = tensor("output.weight", Role.HEAD, Part("lm_head.weight", (n_vocab, n_embd)))
+    return (*rules, head)
+
+
+def _layer_rules(layer: int, n_embd: int, n_ff: int, q_factor: float) -> tuple[TensorRule, ...]:
+    here, there = f"blk.{layer}", f"h.{layer}"
+    pair = partial(affine, layer=layer)
+    square = (n_embd, n_embd)
+    projections = [Part(f"{there}.attn.attention.{name}_proj.weight", square) for name in "qkv"]
+    qkv = tensor(f"{here}.attn_qkv.weight", Role.ATTN_QKV, *projections, layer=layer)
+    return (
+        *pair(f"{here}.attn_norm", f"{there}.ln_1", (n_embd,), Role.NORM),
+        with_scaled_rows(qkv, q_factor),
+        TensorRule(f"{here}.attn_qkv.bias", Role.BIAS, (3 * n_embd,), (), layer),
+        *pair(f"{here}.attn_output", f"{there}.attn.attention.out_proj", square, Role.ATTN_OUTPUT),
+        *pair(f"{here}.ffn_norm", f"{there}.ln_2", (n_embd,), Role.NORM),
+        *pair(f"{here}.ffn_up", f"{there}.mlp.c_fc", (n_ff, n_embd), Role.FFN_UP),
+        *pair(f"{here}.ffn_down", f"{there}.mlp.c_proj", (n_embd, n_ff), Role.FFN_DOWN),
+    )
