@@ -27,11 +27,26 @@ Name = Annotated[
 ]
 
 
+Search = Annotated[
+    str,
+    typer.Option(
+        "--search", metavar="TEXT",
+        help="Only models with these words in their hub id, family or style.",
+        show_default="all",
+    ),
+]  # fmt: skip
+
+
 @app.callback(invoke_without_command=True)
-def models(context: typer.Context, as_json: options.Json = False) -> None:
+def models(context: typer.Context, search: Search = "", as_json: options.Json = False) -> None:
     """List the known models: what each needs, what is in the cache, what fits this machine."""
     if context.invoked_subcommand is None:
-        list_(as_json)
+        list_(search, as_json)
+    elif search:
+        from ..runtime.errors import SettingsError
+
+        command = context.invoked_subcommand
+        raise SettingsError(f"--search: {command} takes none; put it after models, or models list")
     elif as_json:
         from ..runtime.errors import SettingsError
 
@@ -40,12 +55,12 @@ def models(context: typer.Context, as_json: options.Json = False) -> None:
 
 
 @app.command("list")
-def list_(as_json: options.Json = False) -> None:
+def list_(search: Search = "", as_json: options.Json = False) -> None:
     """List the catalog and the cache: parameters, memory per type, what fits this machine."""
     from ..store.listing import list_models
     from ..terminal import render_models
 
-    found = list_models()
+    found = list_models(search)
     if as_json:
         console.answer_json(render_models.list_json(found))
     else:

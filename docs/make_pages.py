@@ -9,6 +9,7 @@ this script would write.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,10 +27,41 @@ from infer_os.runtime.settings import CHAT_SAMPLING, SAMPLER_SETTINGS
 from infer_os.sizes import count_text, size_text
 
 DOCS = Path(__file__).parent
+REFERENCES = DOCS.parent / "tests" / "reference"
 # a terminal of 80 columns: the command framework leaves two of them free
 _WIDTH = 80 - 2
 _EXAMPLE = "gpt-j-6B"
 _FAMILIES = {row.name: row.family for row in ARCHITECTURES}
+
+
+_N_SEEDS = 3
+#: Architecture, whether it is exact, what the converter does, and the names of its references.
+_VARIATIONS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
+    ("GPT-NeoX, linear and YaRN scaling, any `rotary_pct`", "yes", "q, k, v unfused", ("neox",)),
+    ("GPT-J", "yes", "rotary rows as halves", ("gptj",)),
+    ("BLOOM", "yes", "q, k, v unfused", ("bloom",)),
+    (
+        "GPT-2, with any of its attention scales", "yes",
+        "layers transposed; scales go into q",
+        ("gpt2-e", "gpt2-l", "gpt2-n", "gpt2-u"),
+    ),
+    (
+        "GPT-2 with ReLU", "to 4e-5 of an activation",
+        "ReLU is GELU of 4096 times the value, divided by that", ("gpt2-relu",),
+    ),
+    ("CodeGen", "yes", "q, v, k unfused; rotary rows as halves", ("codegen",)),
+    (
+        "GPT-BigCode (StarCoder, SantaCoder)", "yes", "one key head stays one", ("bigcode",)
+    ),
+    ("OPT", "to 4e-5 of an activation", "ReLU as above; positions from row 2", ("opt",)),
+    ("OPT with GELU (Galactica's network)", "yes", "no biases", ("galactica",)),
+    (
+        "GPT-Neo, TinyStories", "up to the window: 256 tokens",
+        "q by the root of the head's width; the context ends at the window", ("gpt-neo",),
+    ),
+    ("XGLM", "yes", "its sinusoids become a table; the embedding scaled", ("xglm",)),
+    ("MPT (`clip_qkv`, shared key heads)", "yes", "nothing", ("mpt",)),
+)  # fmt: skip
 
 
 def commands_page() -> str:
@@ -61,8 +93,26 @@ def _help_pages(command: Any, name: str, parent: Any) -> Iterator[tuple[str, str
 def models_page() -> str:
     """The catalog as a table."""
     heads = ("name", "hub id", "family", "parameters", "q8_0", "q4_0", "draft partner", "style")
+    exact = ("architecture", "graph", "exact", "what is done", "KL")
     rows = [_model_row(model) for model in sorted(CATALOG, key=_order)]
-    return f"""# Models known by name
+    return f"""# Models
+
+## What runs
+
+llama.cpp's graphs compute these architectures as they are; the converter reorders or multiplies
+weights where a network differs. *KL* is the largest mean KL divergence, in nats per token, of
+{_N_SEEDS} random checkpoints of every variation, against transformers in float32, to the full
+context: F32 weights on llama.cpp's own kernels, as `make reference-check` prints it. The bound is
+1e-5, and the most likely token is the same but for near ties.
+
+{_table(exact, [*_exactness_rows()], numbers=range(4, 5))}
+
+These do not run, since no graph of this llama.cpp computes them: OPT-350m (norms behind its
+blocks), Falcon-RW (ALiBi divided by the root of a head's width), GPT-1, CTRL, RWKV-4, Persimmon;
+GPT-NeoX with dynamic rope scaling. GPT-NeoX-Japanese and BioGPT have tokenizers that llama.cpp
+does not have, Galactica a split of text that it does not have: one line names what is missing.
+
+## Models known by name
 
 Wherever a command says MODEL, you can use a name from this table or its hub id; case does not
 matter. Any other checkpoint of these families works by its hub id or from a folder. Sizes
@@ -74,6 +124,16 @@ its conversations are framed ([chat.md](chat.md)).
 
 {_table(heads, rows, numbers=range(3, 6))}
 """
+
+
+def _exactness_rows() -> Iterator[tuple[str, ...]]:
+    """What runs on which graph, with the largest KL of its references."""
+    measured = json.loads((REFERENCES / "measured.json").read_text())
+    for name, exact, done, prefixes in _VARIATIONS:
+        found = {k: kinds["f32"] for k, kinds in measured.items() if k.startswith(prefixes)}
+        folder = next(REFERENCES / k for k in found if (REFERENCES / k).is_dir())
+        graph = describe(json.loads((folder / "config.json").read_text())).graph
+        yield name, f"`{graph}`", exact, done, f"{max(found.values()):.1e}"
 
 
 def _order(model: CatalogModel) -> tuple[int, str]:

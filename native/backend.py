@@ -143,9 +143,17 @@ def own_graph(status: KernelStatus, header: GgufHeader, caches: Iterable[str]) -
         own is None
         or not own.caches.issuperset(caches)
         or not own.weights.issuperset(factor_types(header))
+        or _has_other_nodes(header)
     ):
         return OwnGraph.PARTS
     return OwnGraph.WHOLE_ERF if header.metadata.get(GELU_KEY) == ERF_GELU else OwnGraph.WHOLE
+
+
+def _has_other_nodes(header: GgufHeader) -> bool:
+    """Whether a model's graph has nodes that ours do not compute: YaRN's rotations, a clamp."""
+    settings, prefix = header.metadata, header.architecture
+    scaling = settings.get(f"{prefix}.rope.scaling.type")
+    return scaling in ("yarn", "longrope") or bool(settings.get(f"{prefix}.attention.clamp_kqv"))
 
 
 def factor_types(header: GgufHeader) -> frozenset[str]:

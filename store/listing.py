@@ -10,7 +10,7 @@ from typing import Any
 from ..convert.adapters import ADAPTERS_KEY
 from ..convert.errors import SourceError
 from ..convert.weight_options import weight_options
-from ..models.architectures import describe
+from ..models.architectures import architecture_of, describe
 from ..models.catalog import CATALOG, CatalogModel, find_model
 from ..models.shape import ModelShape, network_shape
 from ..native.errors import GgufError
@@ -48,11 +48,15 @@ class ListedModel:
 
 @dataclass(frozen=True, slots=True)
 class ModelList:
-    """The catalog and the cache; ``limit`` is the memory that may be used now, in bytes."""
+    """The catalog and the cache, or what was searched for.
+
+    ``limit`` is the memory that may be used now, ``cache_bytes`` the size of the whole cache.
+    """
 
     catalog: tuple[ListedModel, ...]
     cached: tuple[CachedModel, ...]
     limit: int
+    cache_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +127,40 @@ class ModelDetails:
     files: tuple[CachedDetails, ...]
 
 
-def list_models() -> ModelList:
-    """The whole catalog with its needs, and what is in the cache. The hub is not asked."""
-    cached = cached_models()
-    by_title = {model.title: model for model in cached}
+def list_models(search: str = "") -> ModelList:
+    """The catalog with its needs, and what is in the cache. The hub is not asked.
+
+    Args:
+        search: words that a model's hub id, class, family or style must have, each in any case.
+
+    Raises:
+        SourceError: no model of the catalog or of the cache has them.
+    """
+    words = search.lower().split()
+    known = [model for model in CATALOG if _has_words(_described(model), words)]
+    everything = cached_models()
+    by_title = {model.title: model for model in everything}
+    ids = {model.id for model in known}
+    cached = [m for m in everything if m.title in ids or _has_words(m.title, words)]
+    if words and not known and not cached:
+        raise SourceError(
+            f"--search {search!r}: no model of the catalog or of the cache; infer-os models lists "
+            f"them{near(search)}"
+        )
     budget = own_budget()
-    catalog = tuple(_listed(model, budget, by_title.get(model.id)) for model in CATALOG)
-    return ModelList(catalog, tuple(cached), budget.limit)
+    catalog = tuple(_listed(model, budget, by_title.get(model.id)) for model in known)
+    n_bytes = sum(model.n_bytes for model in everything)
+    return ModelList(catalog, tuple(cached), budget.limit, n_bytes)
+
+
+def _described(model: CatalogModel) -> str:
+    """What a model is searched by."""
+    family = architecture_of(model.config).family
+    return " ".join((model.id, *model.aliases, model.architecture, family, model.style))
+
+
+def _has_words(text: str, words: list[str]) -> bool:
+    return all(word in text.lower() for word in words)
 
 
 def show_model(text: str) -> ModelDetails:

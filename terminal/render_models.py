@@ -28,7 +28,7 @@ def list_json(models: ModelList) -> dict[str, Any]:
         "models": [_listed_json(listed) for listed in models.catalog],
         "cache": {
             "folder": str(cache_folder()),
-            "bytes": sum(model.n_bytes for model in models.cached),
+            "bytes": models.cache_bytes,
             "models": [_cached_json(model) for model in models.cached],
         },
         "memory": models.limit,
@@ -84,7 +84,7 @@ def show_list(models: ModelList) -> None:
     console.answer("")
     console.answer("needs: the memory that running it takes")
     console.answer(f"fits: the finest type for {size(models.limit)}")
-    console.answer(f"cache: {size(sum(model.n_bytes for model in models.cached))} in {_cache()}")
+    console.answer(f"cache: {size(models.cache_bytes)} in {_cache()}")
 
 
 def details_json(details: ModelDetails) -> dict[str, Any]:

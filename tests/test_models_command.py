@@ -79,6 +79,46 @@ def test_the_list_has_the_catalog_and_the_cache(desk: Desk, run: Cli, checkpoint
         assert marked == ["distilbert/distilgpt2"]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("polyglot 5.8B", {"EleutherAI/polyglot-ko-5.8b"}),
+        ("StarCoder", {m.id for m in CATALOG if "starcoder" in m.id}),
+        ("xglm", {m.id for m in CATALOG if m.architecture == "XGLMForCausalLM"}),
+        ("GPT-BigCode", {m.id for m in CATALOG if m.architecture == "GPTBigCodeForCausalLM"}),
+        ("rinna ppo", {"rinna/japanese-gpt-neox-3.6b-instruction-ppo"}),
+        ("pygmalion", {m.id for m in CATALOG if m.style == "pygmalion"}),
+    ],
+)  # fmt: skip
+def test_a_search(desk: Desk, run: Cli, text: str, expected: set[str]) -> None:
+    fetch("distilgpt2")
+    for command in (["models"], ["models", "list"]):
+        told = json.loads(run(*command, "--search", text, "--json").out)
+        assert {entry["model"] for entry in told["models"]} == expected
+        assert told["cache"]["models"] == []
+        assert told["cache"]["bytes"] > 0
+
+
+def test_a_search_looks_into_the_cache(desk: Desk, run: Cli) -> None:
+    fetch("someone/tiny", "distilgpt2")
+    (found,) = json.loads(run("models", "--search", "gpt-2 distil", "--json").out)["models"]
+    assert (found["model"], found["cached"]) == ("distilbert/distilgpt2", ["q4_0"])
+    told = json.loads(run("models", "--search", "SOMEONE", "--json").out)
+    assert told["models"] == []
+    assert [entry["model"] for entry in told["cache"]["models"]] == ["someone/tiny"]
+    assert "someone/tiny" in run("models", "--search", "someone").out
+
+
+def test_a_search_without_a_find(desk: Desk, run: Cli) -> None:
+    result = run("models", "--search", "polyglot-ko-5.8")
+    assert result.code == 0
+    result = run("models", "--search", "gpt-j-6C")
+    assert (result.code, result.out) == (2, "")
+    assert "no model of the catalog or of the cache" in result.err
+    assert "did you mean gpt-j-6B" in result.err
+    assert run("models", "--search", "x", "show", "gpt2").code == 2
+
+
 def test_needs_are_those_of_a_plan(desk: Desk, run: Cli) -> None:
     entries = {e["model"]: e for e in json.loads(run("models", "--json").out)["models"]}
     for name in ("EleutherAI/gpt-j-6B", "bigscience/bloom-7b1", "distilbert/distilgpt2"):

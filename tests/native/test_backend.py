@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +20,15 @@ from infer_os.native import backend
 from infer_os.native.backend import (
     SWITCHED_OFF,
     KernelStatus,
+    OwnGraph,
     kernel_status,
+    own_graph,
     repacking,
     start_kernels,
     taken_types,
 )
 from infer_os.native.context import Context, ContextParams
+from infer_os.native.gguf_file import read_gguf_header
 from infer_os.native.layouts import llama_layouts
 from infer_os.native.library import load_library
 from infer_os.native.model import LlamaModel
@@ -113,6 +118,36 @@ def test_every_architecture_runs(converted: Converter, folder: Path) -> None:
         compare_logits(exact, logits_of(path, native, tokens)).kl for native in (False, True)
     )
     assert ours < 1.1 * stock + 1e-5
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [
+        ("opt", OwnGraph.WHOLE), ("gpt2-relu", OwnGraph.WHOLE), ("bigcode", OwnGraph.WHOLE),
+        ("mpt", OwnGraph.WHOLE_ERF), ("galactica", OwnGraph.WHOLE_ERF),
+        ("codegen", OwnGraph.WHOLE), ("neox-linear", OwnGraph.WHOLE),
+        ("neox-no-rotary", OwnGraph.WHOLE), ("neox-yarn", OwnGraph.PARTS),
+    ],
+)  # fmt: skip
+def test_how_much_of_a_graph_is_ours(
+    converted: Converter, caplog: pytest.LogCaptureFixture, name: str, whole: OwnGraph
+) -> None:
+    """A graph that is ours as a whole is never handed back and forth."""
+    path = converted(next(f for f in REFERENCES if f.name == name), "q8_0")
+    status = start_kernels()
+    assert own_graph(status, read_gguf_header(path), {"f16"}) is whole
+    assert own_graph(SWITCHED_OFF, read_gguf_header(path), {"f16"}) is OwnGraph.PARTS
+    caplog.set_level(1, logger="infer_os")
+    with LlamaModel(path, native=True) as model, Context(model, ContextParams(64, 1)):
+        splits = max(map(int, re.findall(r"splits = (\d+)", caplog.text)))
+    assert (splits <= 2) == (whole is not OwnGraph.PARTS)
+
+
+def test_a_clamp_is_not_ours(converted: Converter) -> None:
+    header = read_gguf_header(converted(next(f for f in REFERENCES if f.name == "mpt"), "q8_0"))
+    clipped = replace(header, metadata={**header.metadata, "mpt.attention.clamp_kqv": 6.0})
+    assert own_graph(start_kernels(), clipped, {"f16"}) is OwnGraph.PARTS
 
 
 _ALONE = """

@@ -133,6 +133,7 @@ struct RowKernels {
     void (*norm)(int64_t n, const float * x, float epsilon, float * y);
     void (*add)(int64_t n, const float * a, const float * b, float * y);
     void (*mul)(int64_t n, const float * a, const float * b, float * y);
+    void (*div)(int64_t n, const float * a, const float * b, float * y);
     void (*scale)(int64_t n, const float * x, float factor, float offset, float * y);
     // x * Phi(x) (Hendrycks and Gimpel, arXiv:1606.08415), by their approximation with tanh, and by
     // the error function

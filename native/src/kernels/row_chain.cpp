@@ -171,13 +171,14 @@ int64_t listed(const ggml_tensor * list, int64_t i) {
 
 // ---- the chain
 
-enum class Kind : int32_t { kNorm, kAdd, kMul, kScale, kGelu, kRope, kHadamard, kGet, kSet };
+enum class Kind : int32_t { kNorm, kAdd, kMul, kDiv, kScale, kGelu, kRope, kHadamard, kGet, kSet };
 
 bool kind_of(const ggml_tensor * op, Kind & kind) {
     switch (op->op) {
         case GGML_OP_NORM: kind = Kind::kNorm; return takes_unary(op);
         case GGML_OP_ADD: kind = Kind::kAdd; return takes_binary(op);
         case GGML_OP_MUL: kind = Kind::kMul; return takes_binary(op);
+        case GGML_OP_DIV: kind = Kind::kDiv; return takes_binary(op);
         case GGML_OP_SCALE: kind = Kind::kScale; return takes_unary(op);
         case GGML_OP_UNARY:
             kind = Kind::kGelu;
@@ -262,6 +263,7 @@ class RowChain final : public Operation {
                 return rows_of(op, kind) % n_tokens_ == 0 && rows(op->src[0], false);
             case Kind::kAdd:
             case Kind::kMul:
+            case Kind::kDiv:
                 if (is_one_row(op->src[1])) {
                     touches[n++] = touch_all(op->src[1], false);
                 } else if (!rows(op->src[1], false)) {
@@ -286,6 +288,9 @@ class RowChain final : public Operation {
                 break;
             case Kind::kMul:
                 kernels_.mul(n, read_row(op->src[0], r), read_row(op->src[1], r), write_row(op, r));
+                break;
+            case Kind::kDiv:
+                kernels_.div(n, read_row(op->src[0], r), read_row(op->src[1], r), write_row(op, r));
                 break;
             case Kind::kScale:
                 kernels_.scale(n, read_row(op->src[0], r), parameter<float>(op, 0),

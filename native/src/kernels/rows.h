@@ -73,6 +73,12 @@ template <class Isa> void mul_rows(int64_t n, const float * a, const float * b, 
     }
 }
 
+template <class Isa> void div_rows(int64_t n, const float * a, const float * b, float * y) {
+    for (int64_t i = 0; i < n; i += Isa::lanes) {
+        Isa::store_floats(y + i, Isa::div(Isa::load_floats(a + i), Isa::load_floats(b + i)));
+    }
+}
+
 template <class Isa>
 void scale_row(int64_t n, const float * x, float factor, float offset, float * y) {
     for (int64_t i = 0; i < n; i += Isa::lanes) {
@@ -162,7 +168,7 @@ template <class Isa> void hadamard_row(int64_t n, const float * x, float * y) {
 }
 
 template <class Isa> constexpr RowKernels row_kernels() {
-    return {norm_row<Isa>, add_rows<Isa>,     mul_rows<Isa>,   scale_row<Isa>,
+    return {norm_row<Isa>, add_rows<Isa>,     mul_rows<Isa>,   div_rows<Isa>,    scale_row<Isa>,
             gelu_row<Isa>, gelu_erf_row<Isa>, rotate_row<Isa>, hadamard_row<Isa>};
 }
 
