@@ -36,7 +36,7 @@ from .tensors import StoredTensor, TensorFile
 SMALL_FILES = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model",
-    "chat_template.jinja", "generation_config.json",
+    "sentencepiece.bpe.model", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
 # the largest tokenizer.json of these families has 14.5 MB
 _LARGEST_SMALL_FILE = 256 << 20

@@ -30,7 +30,7 @@ __all__ = ["GgufVocabulary", "TokenType", "fit_to_rows", "read_tokens", "read_vo
 # bloom's, the largest of these families, has 14.5 MB
 _LARGEST_TOKENIZER = 256 << 20
 
-_SENTENCEPIECE_NAMES = ("spiece.model", "tokenizer.model")
+_SENTENCEPIECE_NAMES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 
 
 def read_vocabulary(folder: Path, config: Mapping[str, Any], n_rows: int) -> GgufVocabulary:

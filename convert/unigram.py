@@ -25,7 +25,14 @@ from .sentencepiece_file import PieceType, read_sentencepiece
 from .special import TokenizerFiles, read_added_token, tokens_around_text, with_template
 from .vocabulary import NEVER, AddedToken, GgufVocabulary, TokenType, padding_text
 
-_CLASSES = ("", "T5Tokenizer", "PreTrainedTokenizer")
+_XGLM = "XGLMTokenizer"
+_CLASSES = ("", "T5Tokenizer", _XGLM, "PreTrainedTokenizer")
+#: fairseq's own tokens, which XGLM has in the place of sentencepiece's first three.
+_FAIRSEQ = (
+    ("<s>", TokenType.CONTROL), ("<pad>", TokenType.CONTROL), ("</s>", TokenType.CONTROL),
+    ("<unk>", TokenType.UNKNOWN),
+)  # fmt: skip
+_N_REPLACED, _N_MADE_UP = 3, 7
 
 _TYPES = {
     PieceType.NORMAL: TokenType.NORMAL,
@@ -82,7 +89,21 @@ def from_sentencepiece(path: Path, files: TokenizerFiles) -> GgufVocabulary:
         model.charsmap, model.add_dummy_prefix, model.remove_extra_whitespaces, model.byte_fallback
     )
     pieces = [(p.text, p.score, _TYPES[p.type]) for p in model.pieces]
-    return _vocabulary(path, pieces, rules, files, files.added_tokens())
+    if not _is_xglm(files):
+        return _vocabulary(path, pieces, rules, files, files.added_tokens())
+    pieces = [
+        *((text, 0.0, kind) for text, kind in _FAIRSEQ),
+        *pieces[_N_REPLACED:],
+        *((f"<madeupword{i}>", 0.0, TokenType.CONTROL) for i in range(_N_MADE_UP)),
+    ]
+    vocabulary = _vocabulary(path, pieces, rules, files, files.added_tokens())
+    return with_template(vocabulary, path, "</s>", None)
+
+
+def _is_xglm(files: TokenizerFiles) -> bool:
+    """Whether the ids are fairseq's: one more than sentencepiece's."""
+    name = files.tokenizer_class.removesuffix("Fast")
+    return name == _XGLM or (not name and files.config.get("model_type") == "xglm")
 
 
 def from_unigram_json(path: Path, data: Mapping[str, Any], files: TokenizerFiles) -> GgufVocabulary:
@@ -135,8 +156,8 @@ def from_unigram_json(path: Path, data: Mapping[str, Any], files: TokenizerFiles
 def _check_class(path: Path, files: TokenizerFiles) -> None:
     if files.tokenizer_class.removesuffix("Fast") not in _CLASSES:
         raise UnsupportedError(
-            f"{path}: a unigram vocabulary of the class {files.tokenizer_class!r}; supported is "
-            "T5Tokenizer"
+            f"{path}: a unigram vocabulary of the class {files.tokenizer_class!r}; supported are "
+            f"T5Tokenizer and {_XGLM}"
         )
 
 
