@@ -6,10 +6,13 @@ of the older pair: GPT-2's (https://github.com/openai/gpt-2/blob/master/src/enco
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from infer_os.native.text_cuts import read_cuts
 
 from .added import added_notes
 from .errors import FileFormatError, SourceError, UnsupportedError
@@ -28,6 +31,11 @@ _BLOOM_PATTERN = " ?[^(\\s|[.,!?…。，、।۔،])]+"
 
 #: Patterns of a Split before ByteLevel, and llama.cpp's names for them.
 _SPLITS = {_BLOOM_PATTERN: "bloom", _GPT2_PATTERN: "gpt-2"}
+
+_CUTS_NOTE = (
+    "vocabulary: text is cut before it is split; this program does so, other llama.cpp programs "
+    "cut it in another way"
+)
 
 #: Tokenizer classes that split as GPT-2 does and add nothing; "" is the families' usual one.
 _GPT2_CLASSES = ("", "GPT2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer")
@@ -61,8 +69,10 @@ def from_tokenizer_json(
         steps=steps,
         prefix_space=_prefix_space(path, data.get("pre_tokenizer"), files),
     )
-    pre = _pre_tokenizer(path, data.get("pre_tokenizer"))
-    return replace(vocabulary, pre=pre, notes=(*vocabulary.notes, *added_notes(path, vocabulary)))
+    pre, cuts = _pre_tokenizer(path, data.get("pre_tokenizer"))
+    notes = (*vocabulary.notes, *((_CUTS_NOTE,) if cuts else ()))
+    vocabulary = replace(vocabulary, pre=pre, cuts=cuts, notes=notes)
+    return replace(vocabulary, notes=(*vocabulary.notes, *added_notes(path, vocabulary)))
 
 
 def from_vocab_and_merges(path: Path, files: TokenizerFiles) -> GgufVocabulary:
@@ -200,8 +210,8 @@ def _is_word(text: Any) -> bool:
     return isinstance(text, str) and bool(text) and " " not in text
 
 
-def _pre_tokenizer(path: Path, pre: Any) -> str:
-    """llama.cpp's name for a pre-tokenizer; these are the ones of the families.
+def _pre_tokenizer(path: Path, pre: Any) -> tuple[str, str]:
+    """llama.cpp's name for a pre-tokenizer, and the cuts that our runtime makes before it.
 
     GPT-2 and GPT-NeoX split by the same pattern, which llama.cpp calls "gpt-2".
     """
@@ -212,20 +222,27 @@ def _pre_tokenizer(path: Path, pre: Any) -> str:
     last = steps[-1] if names and names[-1] == "ByteLevel" else {}
     splits_itself = last.get("use_regex", True)
     if names == ["ByteLevel"] and splits_itself:
-        return "gpt-2"
+        return "gpt-2", ""
     # each digit alone, then GPT-2's pattern: llama.cpp names this after StarCoder
     if names == ["Digits", "ByteLevel"] and splits_itself and steps[0].get("individual_digits"):
-        return "starcoder"
-    if names == ["Split", "ByteLevel"]:
+        return "starcoder", ""
+    if names == ["Split", "ByteLevel"] and not splits_itself:
         split = steps[0]
         pattern = split.get("pattern")
         pattern = pattern.get("Regex") if isinstance(pattern, dict) else pattern
         name = _SPLITS.get(pattern) if isinstance(pattern, str) else None
         plain = split.get("behavior") == "Isolated" and not split.get("invert")
-        if name and plain and not splits_itself:
-            return name
+        if name and plain:
+            return name, ""
         raise UnsupportedError(f"{path}: the pre-tokenizer pattern {pattern!r} is not known")
-    raise UnsupportedError(
-        f"{path}: the pre-tokenizer {' + '.join(names)} cannot be expressed; "
-        "supported are ByteLevel, Digits + ByteLevel and BLOOM's Split + ByteLevel"
-    )
+    if not last or not splits_itself:
+        raise UnsupportedError(
+            f"{path}: the pre-tokenizer {' + '.join(names)} cannot be expressed; supported are "
+            "ByteLevel, Digits and Split before it, and BLOOM's Split + ByteLevel"
+        )
+    cuts = json.dumps(steps[:-1], ensure_ascii=False)
+    try:
+        read_cuts(cuts)
+    except ValueError as error:
+        raise UnsupportedError(f"{path}: {' + '.join(names)}: {error}") from error
+    return "gpt-2", cuts

@@ -319,6 +319,8 @@ def _add_text_rules(writer: Any, vocabulary: GgufVocabulary, stated: StatedToken
         writer.add_string(text_rules.NORMALIZER_KEY, vocabulary.normalizer)
     if vocabulary.steps:
         writer.add_string(text_rules.NORMALIZERS_KEY, vocabulary.steps)
+    if vocabulary.cuts:
+        writer.add_string(text_rules.CUTS_KEY, vocabulary.cuts)
     if vocabulary.lowercase:
         writer.add_bool(text_rules.LOWERCASE_KEY, True)
     if vocabulary.prefix_space:

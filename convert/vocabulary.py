@@ -54,7 +54,8 @@ class GgufVocabulary:
     ``pre`` and ``merges`` by rank; or "t5", sentencepiece's unigram with ``scores``, the
     normalizer's compiled ``charsmap`` and two flags for spaces. llama.cpp neither applies a Unicode
     normal form (``normalizer``) nor lower-cases, nor knows the ``steps`` of a longer normalizer (a
-    JSON list) or the space that ``prefix_space`` puts before text: the runtime does all that first.
+    JSON list), the space that ``prefix_space`` puts before text or ``cuts`` before its own split (a
+    JSON list): the runtime does all that first.
     ``added`` are the added tokens with their flags, which the runtime also follows. ``special`` has
     the ids of "bos", "eos" and so on; ``named_templates`` the chat templates but the default.
     ``notes`` say what was changed to fit.
@@ -73,6 +74,7 @@ class GgufVocabulary:
     steps: str = ""
     lowercase: bool = False
     prefix_space: bool = False
+    cuts: str = ""
     added: tuple[AddedToken, ...] = ()
     add_bos: bool = False
     add_eos: bool = False

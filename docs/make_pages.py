@@ -54,7 +54,7 @@ _VARIATIONS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
         "GPT-BigCode (StarCoder, SantaCoder)", "yes", "one key head stays one", ("bigcode",)
     ),
     ("OPT", "to 4e-5 of an activation", "ReLU as above; positions from row 2", ("opt",)),
-    ("OPT with GELU (Galactica's network)", "yes", "no biases", ("galactica",)),
+    ("Galactica (OPT with GELU)", "yes", "no biases; text is cut by our runtime", ("galactica",)),
     (
         "GPT-Neo, TinyStories", "up to the window: 256 tokens",
         "q by the root of the head's width; the context ends at the window", ("gpt-neo",),
@@ -110,7 +110,7 @@ context: F32 weights on llama.cpp's own kernels, as `make reference-check` print
 These do not run, since no graph of this llama.cpp computes them: OPT-350m (norms behind its
 blocks), Falcon-RW (ALiBi divided by the root of a head's width), GPT-1, CTRL, RWKV-4, Persimmon;
 GPT-NeoX with dynamic rope scaling. GPT-NeoX-Japanese and BioGPT have tokenizers that llama.cpp
-does not have, Galactica a split of text that it does not have: one line names what is missing.
+does not have: one line names what is missing.
 
 ## Models known by name
 

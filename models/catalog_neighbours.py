@@ -87,6 +87,22 @@ def _opts() -> Iterator[CatalogModel]:
         )  # fmt: skip
 
 
+def _galacticas() -> Iterator[CatalogModel]:
+    sizes: Sizes = {
+        "125m": (12, 768, 12), "1.3b": (24, 2048, 32), "6.7b": (32, 4096, 32),
+        "30b": (48, 7168, 56), "120b": (96, 10240, 80),
+    }  # fmt: skip
+    for size, (n_layer, n_embd, n_head) in sizes.items():
+        yield CatalogModel(
+            f"facebook/galactica-{size}", OPT,
+            Geometry(
+                n_layer, n_embd, n_head, 4 * n_embd, 50000, 2048, biases=False, act="gelu"
+            ),
+            weights="bin", style="plain",
+            draft="facebook/galactica-125m" if size != "125m" else None,
+        )  # fmt: skip
+
+
 def _gpt_neos() -> Iterator[CatalogModel]:
     sizes: Sizes = {
         "EleutherAI/gpt-neo-125m": (12, 768, 12), "EleutherAI/gpt-neo-1.3B": (24, 2048, 16),
@@ -237,6 +253,7 @@ NEIGHBOUR_MODELS: tuple[CatalogModel, ...] = (
     *_codegens(),
     *_starcoders(),
     *_opts(),
+    *_galacticas(),
     *_gpt_neos(),
     *_xglms(),
     *_mpts(),

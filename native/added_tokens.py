@@ -94,7 +94,7 @@ class AddedTokens:
         return self._flagged
 
     def split(self, text: str, *, parse_special: bool) -> Iterator[str | int]:
-        """The text in order: added tokens as their ids, the parts between normalized.
+        """The text in order: added tokens as their ids, the parts between normalized and cut.
 
         ``parse_special``: whether special tokens are found too.
         """
@@ -104,7 +104,10 @@ class AddedTokens:
         else:
             parts = self._in_two_passes(text, parse_special)
         for part in parts:
-            yield self._rules.spaced(part) if isinstance(part, str) else part
+            if isinstance(part, str):
+                yield from self._rules.parts(part)
+            else:
+                yield part
 
     def _in_two_passes(self, text: str, parse_special: bool) -> Iterator[str | int]:
         for part in self._first.split(text, parse_special):

@@ -2,24 +2,26 @@
 
 Goes in: the keys ``inferos.tokenizer.*`` of a file that infer-os wrote. ``normalizer`` is one
 Unicode normal form, ``normalizers`` a JSON list of steps as tokenizer.json has them; ``lowercase``
-and ``add_prefix_space`` are flags. ``added_ids`` and ``added_flags`` say how added tokens are
-found, see :mod:`.added_tokens`.
+and ``add_prefix_space`` are flags, ``cuts`` a JSON list of pre-tokenizers, see :mod:`.text_cuts`.
+``added_ids`` and ``added_flags`` say how added tokens are found, see :mod:`.added_tokens`.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import GgufError, ModelLoadError
 from .gguf_file import GgufArray, GgufHeader
 from .normalizers import FORMS, Step, apply, lower, read_steps
+from .text_cuts import Cut, apply_cuts, read_cuts
 
 _CONTROL = 3
 _LARGEST_RULES = 1 << 16
+_Read = TypeVar("_Read")
 _I32 = 5
 
 _PREFIX = "inferos.tokenizer."
@@ -27,6 +29,7 @@ NORMALIZER_KEY = f"{_PREFIX}normalizer"
 NORMALIZERS_KEY = f"{_PREFIX}normalizers"
 LOWERCASE_KEY = f"{_PREFIX}lowercase"
 PREFIX_SPACE_KEY = f"{_PREFIX}add_prefix_space"
+CUTS_KEY = f"{_PREFIX}cuts"
 ADDED_IDS_KEY = f"{_PREFIX}added_ids"
 ADDED_FLAGS_KEY = f"{_PREFIX}added_flags"
 
@@ -39,7 +42,8 @@ class TextRules:
     """A Unicode normal form, and lower case for all but the ``kept`` special tokens.
 
     ``steps`` come before both. ``prefix_space``: text between added tokens gets a space before it,
-    unless it begins with one. ``added``: ids and flags of the added tokens.
+    unless it begins with one; then ``cuts`` make parts of it, which are tokenized one by one.
+    ``added``: ids and flags of the added tokens.
     """
 
     normalizer: str = ""
@@ -48,11 +52,14 @@ class TextRules:
     steps: tuple[Step, ...] = ()
     prefix_space: bool = False
     added: tuple[tuple[int, int], ...] = ()
+    cuts: tuple[Cut, ...] = ()
 
     @property
     def may_shorten(self) -> bool:
         """Whether text may shrink by more than a normal form shrinks it."""
-        return bool(self.steps) or any(flags & (LSTRIP | RSTRIP) for _, flags in self.added)
+        return bool(self.steps or self.cuts) or any(
+            flags & (LSTRIP | RSTRIP) for _, flags in self.added
+        )
 
     def apply(self, text: str, *, parse_special: bool) -> str:
         """The text as the vocabulary wants it, if added tokens are looked for afterwards."""
@@ -77,6 +84,11 @@ class TextRules:
     def spaced(self, text: str) -> str:
         """A text between added tokens, with the space that goes before it."""
         return f" {text}" if self.prefix_space and not text.startswith(" ") else text
+
+    def parts(self, text: str) -> list[str]:
+        """The parts of a text between added tokens, each to be tokenized by itself."""
+        text = self.spaced(text)
+        return apply_cuts(self.cuts, text) if self.cuts else [text]
 
     def _steps(self, text: str) -> str:
         try:
@@ -104,20 +116,26 @@ def read_text_rules(header: GgufHeader) -> TextRules:
     normalizer = str(metadata.get(NORMALIZER_KEY, ""))
     if normalizer and normalizer not in FORMS:
         raise _bad(header, f"the normalizer {normalizer!r} is unknown")
-    steps = metadata.get(NORMALIZERS_KEY, "[]")
-    if not isinstance(steps, str) or len(steps) > _LARGEST_RULES:
-        raise _bad(header, f"{NORMALIZERS_KEY} is not a text of up to {_LARGEST_RULES} characters")
-    try:
-        read = read_steps(steps)
-    except ValueError as error:
-        raise _bad(header, f"{NORMALIZERS_KEY}: {error}") from error
+    read = _read_list(header, NORMALIZERS_KEY, read_steps)
+    cuts = _read_list(header, CUTS_KEY, read_cuts)
     added = tuple(
         zip(_numbers(header, ADDED_IDS_KEY), _numbers(header, ADDED_FLAGS_KEY), strict=False)
     )
     if any(not 0 <= number < len(tokens) for number, _ in added):
         raise _bad(header, f"{ADDED_IDS_KEY} has a token above {len(tokens) - 1}")
     prefix_space = metadata.get(PREFIX_SPACE_KEY) is True
-    return TextRules(normalizer, lowercase, kept, read, prefix_space, added)
+    return TextRules(normalizer, lowercase, kept, read, prefix_space, added, cuts)
+
+
+def _read_list(header: GgufHeader, key: str, read: Callable[[str], _Read]) -> _Read:
+    """A JSON list in a key of the file; none if it has no such key."""
+    value = header.metadata.get(key, "[]")
+    if not isinstance(value, str) or len(value) > _LARGEST_RULES:
+        raise _bad(header, f"{key} is not a text of up to {_LARGEST_RULES} characters")
+    try:
+        return read(value)
+    except ValueError as error:
+        raise _bad(header, f"{key}: {error}") from error
 
 
 def _numbers(header: GgufHeader, key: str) -> list[int]:

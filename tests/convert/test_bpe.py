@@ -330,6 +330,24 @@ def _digits(tokenizer: Tokenizer) -> list[str]:
     return []
 
 
+_GALACTICA_PATTERN = r"[\(\)\[\]\{\}]|([!\"\#\$%\&'\*\+,\-\./:;<=>\?\\\^_`\|\~])\1*"
+
+
+def _galactica(tokenizer: Tokenizer) -> list[str]:
+    """As Galactica splits: proteins and numbers letter by letter, signs and their repeats."""
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("SPL1T", "removed"),
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Split(Regex(_GALACTICA_PATTERN), "isolated"),
+            pre_tokenizers.Split("\n", "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    return ["MSPL1TKSPL1T1SPL1T", "SPL1T", "a--b...c((d", "\n\n \n", "x= 1.5 e-3"]
+
+
 def _roberta(tokenizer: Tokenizer) -> list[str]:
     tokenizer.add_special_tokens(["<s>", "</s>"])
     ids = [(text, tokenizer.token_to_id(text)) for text in ("</s>", "<s>")]
@@ -342,7 +360,7 @@ FAMILIES = {
     "dolly": (_dolly, "gpt-2"), "open-assistant": (_open_assistant, "gpt-2"),
     "stablelm": (_stablelm, "gpt-2"), "bloom": (_bloom, "bloom"),
     "gpt2 spelled out": (_spelled_out, "gpt-2"), "digits": (_digits, "starcoder"),
-    "roberta": (_roberta, "gpt-2"),
+    "roberta": (_roberta, "gpt-2"), "galactica": (_galactica, "gpt-2"),
 }  # fmt: skip
 
 
@@ -353,7 +371,7 @@ def test_a_family(tokenizer: Tokenizer, tmp_path: Path, name: str) -> None:
     folder = saved(tokenizer, tmp_path / "json")
     agrees(folder, tokenizer, [*marks, END])
     assert read(folder).pre == pre
-    assert read(folder).notes == () or name in ("dolly", "stablelm")
+    assert read(folder).notes == () or name in ("dolly", "stablelm", "galactica")
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bloom"])
@@ -378,6 +396,28 @@ def test_every_code_point_splits_alike(tmp_path: Path, name: str) -> None:
             some = map(chr, codes[at : at + 32])
             text = " ".join(f"a{c} 1{c} !{c} [{c}]" for c in some)
             assert model.vocab.tokenize(text) == tokenizer.encode(text).ids, hex(codes[at])
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (pre_tokenizers.Punctuation(), "the pre-tokenizer 'Punctuation' cannot be expressed"),
+        (pre_tokenizers.Split(Regex(r"\w+"), "isolated"), "'Split' of {'Regex': "),
+        (pre_tokenizers.Split(Regex("(a|b)*c"), "isolated"), "'Split' of"),
+        (pre_tokenizers.Split("x", "merged_with_next"), "'Split' of {'String': 'x'}"),
+        (pre_tokenizers.Split("x", "isolated", invert=True), "'Split' of {'String': 'x'}"),
+    ],
+)  # fmt: skip
+def test_a_cut_that_cannot_be_expressed_is_named(
+    tokenizer: Tokenizer, tmp_path: Path, step: Any, words: str
+) -> None:
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([step, pre_tokenizers.ByteLevel()])
+    folder = saved(tokenizer, tmp_path / "json")
+    write_json(folder / "tokenizer_config.json", {"add_prefix_space": False})
+    with pytest.raises(UnsupportedError) as caught:
+        read(folder)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_types_follow_special(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -209,6 +209,11 @@ BAD_KEYS: dict[str, tuple[dict[str, Key | None], str]] = {
         {IDS: Key(5, [1 << 20], True), FLAG_KEY: Key(5, [1], True)}, "a token above"),
     "a negative id": ({IDS: Key(5, [-1], True), FLAG_KEY: Key(5, [1], True)}, "a token above"),
     "ids that are text": ({IDS: Key(STRING, "x")}, "not an array"),
+    "cuts that are a number": ({text_rules.CUTS_KEY: Key(4, 1)}, "not a text"),
+    "an unknown cut": ({text_rules.CUTS_KEY: Key(STRING, '[{"type": "X"}]')}, "'X'"),
+    "too many cuts": (
+        {text_rules.CUTS_KEY: Key(STRING, "[" + ", ".join(["0"] * 17) + "]")}, "up to 16 cuts",
+    ),
     "steps that are a number": ({text_rules.NORMALIZERS_KEY: Key(4, 1)}, "not a text"),
     "steps that are not known": (
         {text_rules.NORMALIZERS_KEY: Key(STRING, '[{"type": "X"}]')}, "'X'"),
