@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
-from .network import Network, Part, Role, TensorRule
+from .network import ConfigError, Network, Part, Role, TensorRule
 from .transforms import Fold
 
 if TYPE_CHECKING:
@@ -32,7 +32,16 @@ ROTATION = "hadamard"
 
 
 def fold_rotation(network: Network) -> Network:
-    """The same network with the rotation folded into its q, k, v and output weights."""
+    """The same network with the rotation folded into its q, k, v and output weights.
+
+    Raises:
+        ConfigError: its values are clipped, which a rotation before it would change.
+    """
+    if network.metadata.get("attention.clamp_kqv"):
+        raise ConfigError(
+            "config.json: attn_config.clip_qkv is set: a rotation cannot be folded into these "
+            "weights, since q, k and v are clipped after them"
+        )
     n_embd, head_dim = network.n_embd, network.head_dim
     free = head_dim - network.n_rot
     n_kv = network.n_kv

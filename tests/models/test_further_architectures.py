@@ -11,6 +11,7 @@ from infer_os.models.architectures import describe
 from infer_os.models.catalog import find_model
 from infer_os.models.made import Constant, Sinusoids
 from infer_os.models.network import ConfigError, Network, TensorRule
+from infer_os.models.rotation import fold_rotation
 from infer_os.models.scaling import RELU_SCALE
 from infer_os.models.transforms import Scale, SomeRows, UnfuseCodeGen
 
@@ -115,6 +116,12 @@ def test_mpt_is_as_its_config_says() -> None:
     assert network.metadata["attention.max_alibi_bias"] == 16.0
     assert network.metadata["attention.head_count_kv"] == 8
     assert rule_named(network, "blk.0.attn_qkv.weight").shape == (4096 + 2 * 8 * 128, 4096)
+
+
+def test_a_rotation_before_a_clip_is_refused() -> None:
+    fold_rotation(described("mpt-7b"))
+    with pytest.raises(ConfigError, match="clip_qkv is set"):
+        fold_rotation(described("mpt-7b", attn_config={"clip_qkv": 6}))
 
 
 def test_one_key_head_stays_one() -> None:
