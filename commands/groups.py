@@ -21,7 +21,7 @@ from ..runtime.settings import (
 )
 from ..serve.settings import ServeSettings
 from ..store.wish import ModelWish
-from . import options
+from . import options, scoring_options
 from .constraints import constraint_texts
 from .converting import Conversion, conversion
 from .options import count_option, parallel_option, size_option
@@ -92,7 +92,7 @@ def _batch(
 
 
 def _scoring(
-    parallel: options.ScoreParallel = "auto", totals: options.Totals = False
+    parallel: scoring_options.ScoreParallel = "auto", totals: scoring_options.Totals = False
 ) -> ScoringSettings:
     return ScoringSettings(parallel_option(parallel), totals)
 

@@ -65,11 +65,11 @@ def load_scorer(model: ModelWish, settings: EngineSettings, scoring: ScoringSett
     return scorer
 
 
-def load_embedder(model: str, settings: EngineSettings, pooling: str) -> Embedder:
+def load_embedder(model: str | ModelWish, settings: EngineSettings, pooling: str) -> Embedder:
     """Load what the user calls a model to make vectors; its warnings go to stderr."""
     from ..store.opening import open_embedder
 
-    embedder = open_embedder(_wish(model), settings, pooling, _reporter())
+    embedder = open_embedder(_wish(model), settings, pooling, reporter())
     console.notes(embedder.take_notes())
     return embedder
 

@@ -13,7 +13,7 @@ from ..runtime.settings import EngineSettings
 from ..sizes import size_text
 from ..store.wish import ModelWish
 from ..terminal import console
-from . import loading, options, recording
+from . import loading, options, recording, scoring_options
 from .groups import grouped
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ def score(
     *,
     model: options.Model,
     lora: options.Lora = None,
-    input: options.ScoreRecords = recording.STREAM,
-    output: options.Scores = recording.STREAM,
+    input: scoring_options.ScoreRecords = recording.STREAM,
+    output: scoring_options.Scores = recording.STREAM,
     resume: options.Resume = False,
     force: options.Replace = False,
     ordered: options.Ordered = False,

@@ -97,7 +97,8 @@ void add_products(float * row, const float * left, const float * right, int64_t 
     for (int64_t k = 0; k < rank;) {
         const int64_t step = rank - k >= 4 ? 4 : 1;
         const float * from = right + k * n;
-        const int64_t done = step == 4 && has_avx2() ? add_products_avx2(row, left + k, from, n) : 0;
+        const int64_t done =
+            step == 4 && has_avx2() ? add_products_avx2(row, left + k, from, n) : 0;
         for (int64_t j = 0; j < step; j++) {
             for (int64_t i = done; i < n; i++) {
                 row[i] += left[k + j] * from[j * n + i];
@@ -226,7 +227,7 @@ struct Worker {
             const int64_t rows = std::min(chunk_rows, job.n_rows - first);
             for (int64_t r = 0; r < rows; r++) {
                 const int64_t from = job.row_order ? job.row_order[first + r] : first + r;
-                float * row = wide.get() + r * job.n_per_row;
+                float *       row  = wide.get() + r * job.n_per_row;
                 widen_row(static_cast<const char *>(job.src) + from * src_size, job.src_type, row,
                           job.n_per_row);
                 add_products(row, job.left + from * job.rank, job.right, job.rank, job.n_per_row);

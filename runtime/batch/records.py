@@ -17,7 +17,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..chat.frame import Message
 from ..errors import RuntimeFailure, SettingsError
-from ..sampling_settings import read_biases
 from ..settings import (
     CONSTRAINTS,
     SAMPLER_NUMBERS,
@@ -25,6 +24,7 @@ from ..settings import (
     SamplingSettings,
     StopSettings,
 )
+from .record_values import BIASES, BadValue, biases_of, constraint_of, kind_of, messages_of
 from .settings import MOST_SAMPLES
 
 #: Settings of a record, and the types that they may have.
@@ -38,11 +38,8 @@ NUMBERS: dict[str, tuple[type, ...]] = {
 }
 # the seed is the record's, from which each sample gets its own
 _SAMPLING = tuple(name for name in SAMPLER_NUMBERS if name != "seed")
-#: Tokens with numbers: an object, or a text as an option has it.
-_BIASES = "logit_bias"
 #: Every key of a record.
-KNOWN = ("id", "prompt", "messages", "stop", *NUMBERS, _BIASES, *CONSTRAINTS)
-_ROLES = ("system", "user", "assistant")
+KNOWN = ("id", "prompt", "messages", "stop", *NUMBERS, BIASES, *CONSTRAINTS)
 #: Python itself writes no more digits, and reads no more from JSON.
 _MOST_ID_BITS = 14_000
 _MOST_SEED = 0xFFFFFFFF
@@ -200,7 +197,7 @@ def value_of(record: Record) -> dict[str, Any]:
         "id": record.id, "n": record.n, "max_tokens": stops.max_tokens if record.draws else 0,
         "stop": list(stops.strings),
         **{key: getattr(sampling, key) for key in _SAMPLING},
-        _BIASES: {str(token): bias for token, bias in sampling.logit_bias},
+        BIASES: {str(token): bias for token, bias in sampling.logit_bias},
         **dict(sampling.constraints),
     }  # fmt: skip
     if record.seed is not None:
@@ -323,7 +320,7 @@ class RecordParser(ValueParser[Record]):
             raise BadValue(f'"n" is {n}: expected 1 to {MOST_SAMPLES}')
         sampling = replace(
             self._sampling, **{k: given[k] for k in _SAMPLING if k in given},
-            **_biases(given), **_constraint(given),
+            **biases_of(given), **constraint_of(given),
         )  # fmt: skip
         if seed is not None:  # -1 is drawn here, so that every node of a cluster has the same
             seed = replace(sampling, seed=seed).chosen_seed()
@@ -335,7 +332,7 @@ class RecordParser(ValueParser[Record]):
             self._check_scored(n)
         return Record(
             place.id, place.line, sampling, self._stops_of(given), given.get("prompt"),
-            _messages(given["messages"]) if "messages" in given else (), seed, n, place.unit,
+            messages_of(given["messages"]) if "messages" in given else (), seed, n, place.unit,
             scores_prompt=not draws, draws=draws,
         )  # fmt: skip
 
@@ -365,41 +362,12 @@ def _twice(identity: str | int, other: int, unit: str, *, is_own: bool) -> str:
     )
 
 
-class BadValue(Exception):
-    """What is wrong with a record."""
-
-
 def _said(error: Exception) -> str:
     """What is wrong, with the setting's name as in a record."""
     if not isinstance(error, SettingsError):
         return str(error)
     key = "stop" if error.field == "strings" else error.field
     return error.spelled(f'"{key}"')
-
-
-def _biases(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The record's biases, instead of the run's."""
-    if _BIASES not in given:
-        return {}
-    value = given[_BIASES]
-    if not isinstance(value, (str, Mapping)):
-        raise BadValue(f'"{_BIASES}" is an object of tokens and numbers, not {kind_of(value)}')
-    return {_BIASES: read_biases(value)}
-
-
-def _constraint(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the record's text must follow, instead of the run's constraint."""
-    texts = {key: given[key] for key in CONSTRAINTS if key in given}
-    if len(texts) > 1:
-        raise BadValue(f"{' and '.join(map(json.dumps, texts))}: a record has one of them")
-    for key, value in texts.items():
-        if key == "json_schema" and isinstance(value, (Mapping, bool)):
-            value = texts[key] = _schema_text(value)
-        if not isinstance(value, str):
-            raise BadValue(f'"{key}" is a text, not {kind_of(value)}')
-        if not value:
-            raise BadValue(f'"{key}" is empty')
-    return {**dict.fromkeys(CONSTRAINTS, ""), **texts} if texts else {}
 
 
 def _plain(value: Any) -> Any:
@@ -409,14 +377,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Integral):
         return int(value)
     return float(value) if isinstance(value, Real) else value
-
-
-def _schema_text(value: Any) -> str:
-    """A schema that came as an object, which in Python may hold anything."""
-    try:
-        return json.dumps(value)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BadValue(f'"json_schema" cannot be written as JSON: {error}') from None
 
 
 #: A prompt, whose id is its number from 1 on, or a record as in the files of ``infer-os batch``.
@@ -432,28 +392,3 @@ def parsed_prompts(
     for number, prompt in enumerate(prompts, 1):
         value = {"prompt": prompt} if isinstance(prompt, str) else prompt
         yield parser.parse(number, value, "record")
-
-
-def _messages(value: Any) -> tuple[Message, ...]:
-    if not isinstance(value, (list, tuple)) or not value:
-        raise BadValue('"messages" is a list of {"role", "content"}')
-    found: list[Message] = []
-    for item in value:
-        if (
-            not isinstance(item, Mapping) or item.get("role") not in _ROLES
-            or not isinstance(item.get("content"), str)
-        ):  # fmt: skip
-            raise BadValue(
-                f'message {len(found) + 1} needs a "role" ({", ".join(_ROLES)}) and a "content"'
-            )
-        found.append(Message(item["role"], item["content"]))
-    if found[-1].role != "user":
-        raise BadValue(f"the last message is of the {found[-1].role}: one of the user is answered")
-    return tuple(found)
-
-
-def kind_of(value: Any) -> str:
-    """What a value is, in a user's words."""
-    names = {str: "a text", bool: "true or false", int: "a whole number", float: "a number",
-             list: "a list", dict: "an object"}  # fmt: skip
-    return "nothing" if value is None else names.get(type(value), type(value).__name__)

@@ -23,7 +23,8 @@ from infer_os.native.owner import Owner
 from ..batch.batch_engine import BatchEngine
 from ..batch.feeding import Pulled, Source
 from ..batch.journal import LineForm
-from ..batch.records import BadRecord, BadValue, Place, ValueParser, kind_of
+from ..batch.record_values import BadValue, kind_of
+from ..batch.records import BadRecord, Place, ValueParser
 from ..batch.settings import BatchSettings
 from ..errors import PromptError, SettingsError
 from ..settings import EngineSettings, Extra

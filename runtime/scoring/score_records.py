@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..batch.journal import LineForm
-from ..batch.records import BadRecord, BadValue, Place, ValueParser, kind_of
+from ..batch.record_values import BadValue, kind_of
+from ..batch.records import BadRecord, Place, ValueParser
 
 _TEXTS = ("context", "continuation", "text")
 _KNOWN = ("id", *_TEXTS)

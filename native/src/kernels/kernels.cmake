@@ -34,7 +34,8 @@ endif()
 set_source_files_properties(${KERNELS}/portable.cpp PROPERTIES COMPILE_OPTIONS -ffp-contract=off)
 
 target_sources(inferos PRIVATE
-  ${KERNEL_SOURCES} ${KERNELS}/backend.cpp ${KERNELS}/columns.cpp ${KERNELS}/ggml_abi.cpp)
+  ${KERNEL_SOURCES} ${KERNELS}/backend.cpp ${KERNELS}/columns.cpp ${KERNELS}/ggml_abi.cpp
+  ${KERNELS}/product_alone.cpp)
 if(OpenMP_CXX_FOUND)
   target_link_libraries(inferos PRIVATE OpenMP::OpenMP_CXX)
 endif()
