@@ -15,7 +15,7 @@ from ..models.catalog import CATALOG, CatalogModel, find_model
 from ..models.shape import ModelShape, network_shape
 from ..native.errors import GgufError
 from ..native.gguf_file import GgufHeader, read_gguf_header
-from ..runtime.plan.budget import own_budget
+from ..runtime.plan.budget import some_budget
 from ..runtime.plan.choice import CHOSEN_TYPES
 from ..runtime.plan.memory_plan import Budget, Plan
 from ..runtime.plan.use import Use, plan_use
@@ -147,7 +147,7 @@ def list_models(search: str = "") -> ModelList:
             f"--search {search!r}: no model of the catalog or of the cache; infer-os models lists "
             f"them{near(search)}"
         )
-    budget = own_budget()
+    budget = some_budget()
     catalog = tuple(_listed(model, budget, by_title.get(model.id)) for model in known)
     n_bytes = sum(model.n_bytes for model in everything)
     return ModelList(catalog, tuple(cached), budget.limit, n_bytes)
@@ -180,7 +180,7 @@ def show_model(text: str) -> ModelDetails:
         cached = None
     listed = None
     if known is not None:
-        listed = _listed(known, own_budget(), cached)
+        listed = _listed(known, some_budget(), cached)
     files = (
         tuple(_details(file.type, file.path, file.n_bytes) for file in cached.files)
         if cached

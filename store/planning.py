@@ -23,7 +23,7 @@ from ..native.graph_check import read_model_header
 from ..native.layouts import Layouts, llama_layouts
 from ..runtime.errors import SettingsError
 from ..runtime.plan.bandwidth import Bandwidth, known_bandwidth, measured_now
-from ..runtime.plan.budget import own_budget
+from ..runtime.plan.budget import own_budget, some_budget
 from ..runtime.plan.choice import Wish, advise, choose, type_table
 from ..runtime.plan.machine import (
     Cpu,
@@ -156,7 +156,8 @@ def recommend(ranking: Sequence[RankedModel]) -> Recommendation | None:
 def make_answer(request: PlanRequest, *, rates: bool = True) -> PlanAnswer:
     """Plan a model; reads headers and configs only, and downloads no more than a config.
 
-    Without ``rates``, the machine's bandwidth is not measured, and no plan has a speed.
+    Without ``rates`` this process will carry the plan out: the machine's bandwidth is not measured,
+    and no plan has a speed.
 
     Raises:
         SourceError: no such model; names similar ones.
@@ -170,8 +171,12 @@ def make_answer(request: PlanRequest, *, rates: bool = True) -> PlanAnswer:
     draft = _draft_shape(request.draft, request.model)
     work = first_work(request.model, request.type or "")
     engine = replace(request.engine, draft=request.draft, extras=request.engine.extras | work)
-    measured = known_bandwidth(cache_folder(), cpu, memory) if rates else None
-    budget = own_budget(engine.memory or memory.usable, native=engine.native, rates=measured)
+    limit = engine.memory or memory.usable
+    if rates:
+        measured = known_bandwidth(cache_folder(), cpu, memory)
+        budget = some_budget(limit, native=engine.native, rates=measured)
+    else:
+        budget = own_budget(limit, native=engine.native)
     planner, schedule, notes = make_planner(
         shape, Use(engine, request.parallel or 0, draft), budget
     )
@@ -284,7 +289,7 @@ def finest_type(source: HubSource | Path) -> str:
     shape = source_shape(source)
     memory, cpu = read_memory(), read_cpu()
     bandwidth = known_bandwidth(cache_folder(), cpu, memory)
-    budget = own_budget(memory.usable, rates=bandwidth)
+    budget = some_budget(memory.usable, rates=bandwidth)
     planner, _, _ = make_planner(shape, Use(_ANY_CACHE), budget)
     plan = choose(planner, Wish())
     if not plan.fits:
@@ -336,7 +341,7 @@ def make_report() -> SystemReport:
     bandwidth = measured_now(cache_folder(), cpu, memory)
     extensions = read_extensions()
     kernels = kernel_status(True)
-    budget = own_budget(memory.usable, rates=bandwidth)
+    budget = some_budget(memory.usable, rates=bandwidth)
     return SystemReport(
         memory=memory,
         cpu=cpu,

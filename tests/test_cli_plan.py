@@ -20,6 +20,7 @@ from infer_os.convert.settings import ConvertSettings
 from infer_os.models.catalog import CATALOG
 from infer_os.native.gguf_file import read_gguf_header
 from infer_os.runtime.kv.schedule import KvSchedule, KvStage
+from infer_os.runtime.plan import budget
 from infer_os.runtime.plan.choice import FLOOR, headroom
 from infer_os.runtime.plan.memory_plan import Budget, MemoryShortage
 from infer_os.runtime.prepare import plan_file
@@ -199,6 +200,7 @@ def test_the_plans_auto_is_the_engines(
 ) -> None:
     """In every memory: the same schedule, or both say that nothing fits."""
     monkeypatch.setenv("INFER_OS_CACHE", str(cache))
+    monkeypatch.setattr(budget, "mapped_file_bytes", lambda: None)
     header = read_gguf_header(converted())
     settings = EngineSettings(2048, load, 1, "auto")
     enough = make_answer(PlanRequest(str(header.path), settings, load)).plan

@@ -24,6 +24,7 @@ from infer_os.convert.settings import ConvertSettings
 from infer_os.convert.source import HubSource
 from infer_os.models.catalog import CATALOG, find_model
 from infer_os.native.gguf_file import read_gguf_header
+from infer_os.runtime.plan import budget
 from infer_os.runtime.settings import EngineSettings
 from infer_os.store.planning import PlanRequest, make_answer
 from infer_os.store.removal import cached_models, remove_model
@@ -119,7 +120,8 @@ def test_a_search_without_a_find(desk: Desk, run: Cli) -> None:
     assert run("models", "--search", "x", "show", "gpt2").code == 2
 
 
-def test_needs_are_those_of_a_plan(desk: Desk, run: Cli) -> None:
+def test_needs_are_those_of_a_plan(desk: Desk, run: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "mapped_file_bytes", lambda: None)
     entries = {e["model"]: e for e in json.loads(run("models", "--json").out)["models"]}
     for name in ("EleutherAI/gpt-j-6B", "bigscience/bloom-7b1", "distilbert/distilgpt2"):
         for kind in ("q8_0", "q4_0"):
@@ -135,12 +137,10 @@ def test_needs_are_those_of_a_plan(desk: Desk, run: Cli) -> None:
 def test_what_fits_follows_the_memory(
     desk: Desk, run: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from infer_os.store import listing
-
     class Little:
         usable = 6_000_000_000
 
-    monkeypatch.setattr(listing, "read_memory", lambda: Little)
+    monkeypatch.setattr(budget, "read_memory", lambda: Little)
     fits = {e["name"]: e["fits"] for e in json.loads(run("models", "--json").out)["models"]}
     assert fits["gpt-neox-20b"] is None
     assert fits["gpt-j-6B"] == "q5_k_m"

@@ -1,6 +1,8 @@
-"""What the plans of this process may use, and what it takes before it has a model."""
+"""What plans may use, and what a process takes before it has a model."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from infer_os.native.backend import kernel_status, repacking
 
@@ -9,21 +11,28 @@ from .machine import mapped_file_bytes, read_memory
 from .memory_plan import Budget, program_bytes
 
 
-def own_budget(
+def some_budget(
     limit: int | None = None, *, native: bool = True, rates: Bandwidth | None = None
 ) -> Budget:
-    """The budget of a plan that this process, or one like it, will carry out. Loads llama.cpp.
+    """The budget of a plan that some process on this machine may carry out. Loads llama.cpp.
 
     Args:
         limit: bytes that it may use; what is usable now if that is None or 0.
         native: whether our kernels compute.
         rates: how fast this machine reads; plans have no speed without them.
     """
-    layouts = repacking(kernel_status(native))  # before the libraries' pages are counted
     return Budget(
         limit or read_memory().usable,
         rates.all_cores if rates else None,
-        layouts,
+        repacking(kernel_status(native)),
         rates.cached if rates else (),
-        program_bytes(mapped_file_bytes()),
     )
+
+
+def own_budget(limit: int | None = None, *, native: bool = True) -> Budget:
+    """The budget of a plan that this process will carry out; as :func:`some_budget`.
+
+    It counts the pages of its own libraries, and not the most that they ever take.
+    """
+    budget = some_budget(limit, native=native)  # loads the libraries
+    return replace(budget, program=program_bytes(mapped_file_bytes()))

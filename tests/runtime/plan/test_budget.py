@@ -1,0 +1,39 @@
+"""Budgets: of any process, and of this one, whose libraries are counted as they are mapped."""
+
+from __future__ import annotations
+
+import pytest
+
+from infer_os.runtime.plan import budget
+from infer_os.runtime.plan.budget import own_budget, some_budget
+from infer_os.runtime.plan.memory_plan import MAPPED_BYTES, PROCESS_BYTES, program_bytes
+
+
+def test_a_limit_stands_for_what_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    usable = budget.read_memory().usable
+    assert some_budget(12345).limit == own_budget(12345).limit == 12345
+    assert abs(some_budget().limit - usable) < 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("mapped", "program"),
+    [
+        (None, PROCESS_BYTES),
+        (MAPPED_BYTES, PROCESS_BYTES),
+        (MAPPED_BYTES + 500_000_000, PROCESS_BYTES),  # others' libraries
+        (MAPPED_BYTES - 8_000_000, PROCESS_BYTES - 8_000_000),
+    ],
+)
+def test_libraries_are_counted_as_they_are_mapped(
+    monkeypatch: pytest.MonkeyPatch, mapped: int | None, program: int
+) -> None:
+    monkeypatch.setattr(budget, "mapped_file_bytes", lambda: mapped)
+    assert program_bytes(mapped) == own_budget(1).program == program
+    assert some_budget(1).program == PROCESS_BYTES
+
+
+def test_the_system_says_what_is_mapped() -> None:
+    from infer_os.runtime.plan.machine import mapped_file_bytes
+
+    mapped = mapped_file_bytes()
+    assert mapped is None or 5_000_000 < mapped < 5_000_000_000
