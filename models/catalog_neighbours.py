@@ -57,6 +57,11 @@ def _starcoders() -> Iterator[CatalogModel]:
             f"bigcode/{name}", BIGCODE, sized(*size, 49152, 8192), dtype="F32", draft=tiny,
             style="plain",
         )  # fmt: skip
+    for name in ("starchat-alpha", "starchat-beta"):
+        yield CatalogModel(
+            f"HuggingFaceH4/{name}", BIGCODE, sized(40, 6144, 48, 49156, 8192), weights="bin",
+            dtype="BF16", draft=tiny, style="starchat",
+        )  # fmt: skip
     yield CatalogModel(
         "bigcode/gpt_bigcode-santacoder", BIGCODE, sized(24, 2048, 16, 49280, 2048), dtype="F32",
         style="plain",

@@ -175,11 +175,24 @@ PYGMALION = PromptStyle(
     stops=("\nYou:", "\nAssistant:", "<START>"),
 )
 
+#: https://huggingface.co/HuggingFaceH4/starchat-beta: a system prompt, empty or not, always begins.
+STARCHAT = PromptStyle(
+    "starchat",
+    "StarChat: <|system|>, <|user|> and <|assistant|>",
+    system="<|system|>\n{text}<|end|>\n",
+    opening="<|system|>\n<|end|>\n",
+    user="<|user|>\n{text}<|end|>\n",
+    assistant="<|assistant|>\n",
+    end="<|end|>\n",
+    stops=("<|end|>", "<|user|>"),
+    markers=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+)
+
 STYLES: dict[str, PromptStyle] = {
     style.name: style
     for style in (
         DIALOGUE, PLAIN, DIALOGPT, INSTRUCTION, GPT4ALL, OPEN_ASSISTANT, HUMAN_BOT, STABLELM,
-        BLOOMZ, RINNA, JAPANESE, PYGMALION,
+        BLOOMZ, RINNA, JAPANESE, PYGMALION, STARCHAT,
     )
 }  # fmt: skip
 

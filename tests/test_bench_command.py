@@ -253,7 +253,7 @@ def test_what_eval_refuses_first(run: Cli, converted: Converter, tmp_path: Path)
         ([gguf, "--text", tmp_path / "no"], "cannot be read"),
         ([gguf, "--text", text, "--window", 64], "the text is too short"),
         ([gguf, "--text", text, "--types", "q8_0"], "is a GGUF file and keeps its type"),
-        ([gguf, gguf, "--text", text], "same file name"),
+        ([gguf, gguf, "--text", text], "named twice"),
         ([gguf, PARALLEL, "--text", text], "evaluate a folder alone"),
         (["--types", "q99"], "unknown type 'q99'"),
         (["--kv", "q99"], "unknown type q99"),

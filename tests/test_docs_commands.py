@@ -75,7 +75,8 @@ NOT_RUN = {
 PLACES = {
     r"(?<=--system )TEXT": '"Answer briefly."', r"(?<=--style )NAME": "dialogue",
     r"(?<=--calibrate )TEXT": "text.txt", r"(?<=--session )FILE": "talk.session",
-    r"(?<=--rows )FILE": "rows.jsonl", r"(?<=--report )DIR": "report",
+    r"(?<=--search )TEXT": "starcoder", r"(?<=--rows )FILE": "rows.jsonl",
+    r"(?<=--report )DIR": "report",
     r"(?<=--text )FILE": "text.txt", r"-i FILE -o FILE": "-i prompts.jsonl -o answers.jsonl",
     r"(?<=-o )FILE": "made.gguf", r"(?<=--type )T\b": "q4_0", r"(?<=--parallel )N": "2",
     r"(?<=models show )NAME": "gpt2-large", r"(?<=models rm )NAME": "gpt2-large",

@@ -87,5 +87,5 @@ def test_no_peak_is_above_its_plan(place: Path, command: str) -> None:
     assert found is not None, refused
     code, peak, said = peak_of(place, words, stdin)
     assert code == 0, said
-    # 7 MB of the plan are for libraries that were just installed, of which the kernel maps more
-    assert peak <= float(found[1]) * 1e6 <= peak + max(peak / 20, 10e6) + 8e6
+    # how much of its libraries the kernel maps while a process runs differs by 2 MB
+    assert peak <= float(found[1]) * 1e6 <= peak + max(peak / 20, 10e6) + 2e6

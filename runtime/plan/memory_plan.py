@@ -230,7 +230,10 @@ def program_bytes(mapped: int | None) -> int:
         mapped: bytes of files that it has mapped, llama.cpp's among them; None if not known. What
             is beyond our own libraries is no part of a plan.
     """
-    return PROCESS_BYTES - (0 if mapped is None else max(0, MAPPED_BYTES - mapped))
+    if mapped is None or mapped > MAPPED_BYTES:
+        return PROCESS_BYTES
+    # a part of what is not mapped yet will be
+    return PROCESS_BYTES - (MAPPED_BYTES - mapped) * 3 // 4
 
 
 def draft_bytes(shape: ModelShape, sizes: Sizes) -> int:

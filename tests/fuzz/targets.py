@@ -84,7 +84,7 @@ def _gguf_seeds() -> list[bytes]:
 
     seeds = [RawGguf(tensors=[tensor_entry("a", [32, 2], 8)], data=bytes(68)).bytes()]
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("neox-parallel", "gpt2", "bloom", "gptj"):
+        for name in ("neox-parallel", "gpt2", "bloom", "gptj", "bigcode", "opt"):
             target = Path(folder) / f"{name}.gguf"
             convert(ConvertSettings(TESTS / "reference" / name, target, "q8_0"))
             seeds.append(target.read_bytes())

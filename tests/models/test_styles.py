@@ -50,6 +50,7 @@ def test_a_model_that_speaks_for_the_person_is_stopped(style: PromptStyle) -> No
         ("stabilityai/stablelm-tuned-alpha-7b", "stablelm"), ("bigscience/bloomz-7b1", "bloomz"),
         ("rinna/japanese-gpt-neox-3.6b-instruction-ppo", "rinna"),
         ("rinna/japanese-gpt-neox-3.6b", "japanese"), ("EleutherAI/gpt-j-6B", "dialogue"),
+        ("HuggingFaceH4/starchat-beta", "starchat"), ("mosaicml/mpt-7b-instruct", "instruction"),
     ],
 )  # fmt: skip
 def test_whose_style_is_whose(model: str, style: str) -> None:

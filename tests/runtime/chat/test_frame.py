@@ -42,6 +42,9 @@ WRITTEN = {
     "<NL>ユーザー: Bye<NL>システム: ",
     "japanese": "S\nユーザー: Hi\nシステム:Hello!\nユーザー: How are\nyou?\nシステム:Fine.\n"
     "ユーザー: Bye\nシステム:",
+    "starchat": "<|system|>\nS<|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\nHello!<|end|>\n"
+    "<|user|>\nHow are\nyou?<|end|>\n<|assistant|>\nFine.<|end|>\n"
+    "<|user|>\nBye<|end|>\n<|assistant|>\n",
     "pygmalion": "Assistant's Persona: S\n<START>\nYou: Hi\nAssistant:Hello!\nYou: How are\nyou?\n"
     "Assistant:Fine.\nYou: Bye\nAssistant:",
 }
