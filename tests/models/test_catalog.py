@@ -15,7 +15,7 @@ MISSION = [
     "microsoft/DialoGPT-large", "gpt2-large", "gpt2-medium", "distilgpt2",
 ]  # fmt: skip
 
-# as the model cards give them
+# as published, or for neighbours as computed from their published shapes
 PUBLISHED = {
     "gpt-j-6B": 6_050_882_784, "gpt-neox-20b": 20_554_567_680, "bloom-560m": 559_214_592,
     "bloom-1b1": 1_065_314_304, "bloom-1b7": 1_722_408_960, "bloom-3b": 3_002_557_440,
