@@ -13,7 +13,7 @@ and p99).
 
 Then, with ``--drop``, this share of the clients goes away at a random moment: those that stay must
 each get the text that batch has, once, and nothing may be left running. With ``--requests``, so
-many short requests come from 8 clients, and the server's memory is told along the way.
+many short requests come from 8 clients, and the server's memory is printed meanwhile.
 ``--llama-python`` is a Python with ``llama-cpp-python[server]``, whose server takes part with 1 and
 8 clients; it answers one at a time. Models are the bundled one, or names of the catalog with random
 weights.

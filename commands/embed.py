@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,33 +57,15 @@ def embed(
 
     Example: infer-os embed model.gguf -i texts.jsonl -o vectors.jsonl
     """  # fmt: skip
-    from ..runtime.batch.journal import Journal
-    from ..runtime.batch.stopping import Stop
     from ..runtime.scoring.embedder import EMBEDDINGS, EmbedParser
 
     recording.check_places(input, output, resume=resume, force=force)
     settings = recording.with_tables(settings, input, output)
-    with ExitStack() as stack:
-        stop = stack.enter_context(Stop())
-        journal = None
-        if output != recording.STREAM:  # locked before a pipe is waited for
-            journal = stack.enter_context(
-                Journal(output, resume=resume, replace=force, form=EMBEDDINGS)
-            )
-        values, total = recording.open_input(input, stop, "text")
-        if journal is not None and journal.is_complete:
-            console.note(recording.completeness(output, total))
-            return
-        embedder = stack.enter_context(closing(loading.load_embedder(model, settings, pooling)))
-        records = recording.parsed(values, EmbedParser(), journal)
-        with recording.saying_how_to_go_on(journal):
-            run = recording.reading_ahead(embedder.run, stop)
-            recording.write_results(embedder, run, records, journal, ordered=False, total=total)
-        if journal is not None and journal.done:
-            console.note(recording.resumed(journal, embedder.statistics.records))
-        _show_statistics(embedder, as_json=as_json)
-    if embedder.statistics.failed:
-        raise typer.Exit(1)
+    recording.answer_texts(
+        recording.Places(input, output, resume, force),
+        lambda: loading.load_embedder(model, settings, pooling),
+        EmbedParser(), EMBEDDINGS, partial(_show_statistics, as_json=as_json),
+    )  # fmt: skip
 
 
 def _show_statistics(embedder: Embedder, *, as_json: bool) -> None:

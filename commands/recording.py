@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -15,7 +15,7 @@ from ..terminal import console
 
 if TYPE_CHECKING:
     from ..runtime.batch.feeding import Held, Source
-    from ..runtime.batch.journal import Journal, Line
+    from ..runtime.batch.journal import Journal, Line, LineForm
     from ..runtime.batch.order import Sampled
     from ..runtime.batch.records import BadRecord, ValueParser
     from ..runtime.batch.stopping import Stop
@@ -39,6 +39,11 @@ class Statistics(Protocol):
         ...
 
     @property
+    def failed(self) -> int:
+        """Records that got an error."""
+        ...
+
+    @property
     def completion_tokens(self) -> int:
         """Tokens that were drawn, or scored."""
         ...
@@ -59,6 +64,18 @@ class Answering(Protocol):
 
     def take_notes(self) -> tuple[str, ...]:
         """What a user should know, and has not seen yet."""
+        ...
+
+
+class Reading(Answering, Protocol):
+    """An engine that answers texts as they are read, and is closed at the end."""
+
+    def run(self, records: Any, done: Any) -> Generator[Any, None, None]:
+        """Results of records, but for those that are done."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
         ...
 
 
@@ -231,3 +248,61 @@ def write_results(
                 bar(now.records, now.completion_tokens, now.seconds)
     if journal is not None:
         journal.finish()
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where records come from and results go, and what becomes of results that are there."""
+
+    input: Path
+    output: Path
+    resume: bool
+    force: bool
+
+
+def answer_texts(
+    places: Places,
+    load: Callable[[], Reading],
+    parser: ValueParser[Any],
+    form: LineForm,
+    show: Callable[[Any], None],
+    *,
+    ordered: bool = False,
+) -> None:
+    """A whole command that gives each text of a file its result.
+
+    Args:
+        places: checked, see :func:`check_places`.
+        load: makes the engine, once it is known that there is something to do.
+        parser: of the input's values.
+        form: of the output's lines.
+        show: tells the engine's statistics at the end.
+        ordered: results in the order of the records.
+
+    Raises:
+        typer.Exit: with 1, if a record failed.
+    """
+    from ..runtime.batch.journal import Journal
+    from ..runtime.batch.stopping import Stop
+
+    with ExitStack() as stack:
+        stop = stack.enter_context(Stop())
+        journal = None
+        if places.output != STREAM:  # locked before a pipe is waited for
+            journal = stack.enter_context(
+                Journal(places.output, resume=places.resume, replace=places.force, form=form)
+            )
+        values, total = open_input(places.input, stop, "text")
+        if journal is not None and journal.is_complete:
+            console.note(completeness(places.output, total))
+            return
+        engine = stack.enter_context(closing(load()))
+        records = parsed(values, parser, journal)
+        with saying_how_to_go_on(journal):
+            run = reading_ahead(engine.run, stop)
+            write_results(engine, run, records, journal, ordered=ordered, total=total)
+        if journal is not None and journal.done:
+            console.note(resumed(journal, engine.statistics.records))
+        show(engine)
+    if engine.statistics.failed:
+        raise typer.Exit(1)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
-
-import typer
 
 from ..runtime.scoring.settings import ScoringSettings
 from ..runtime.settings import EngineSettings
@@ -41,34 +39,16 @@ def score(
 
     Example: infer-os score model.gguf -i records.jsonl -o scores.jsonl --resume
     """  # fmt: skip
-    from ..runtime.batch.journal import Journal
-    from ..runtime.batch.stopping import Stop
     from ..runtime.scoring.score_records import SCORES, ScoreParser
 
     wish = ModelWish(model, loras=tuple(lora or ()))
     recording.check_places(input, output, resume=resume, force=force)
     settings = recording.with_tables(settings, input, output)
-    with ExitStack() as stack:
-        stop = stack.enter_context(Stop())
-        journal = None
-        if output != recording.STREAM:  # locked before a pipe is waited for
-            journal = stack.enter_context(
-                Journal(output, resume=resume, replace=force, form=SCORES)
-            )
-        values, total = recording.open_input(input, stop, "text")
-        if journal is not None and journal.is_complete:
-            console.note(recording.completeness(output, total))
-            return
-        scorer = stack.enter_context(closing(loading.load_scorer(wish, settings, scoring)))
-        records = recording.parsed(values, ScoreParser(), journal)
-        with recording.saying_how_to_go_on(journal):
-            run = recording.reading_ahead(scorer.run, stop)
-            recording.write_results(scorer, run, records, journal, ordered=ordered, total=total)
-        if journal is not None and journal.done:
-            console.note(recording.resumed(journal, scorer.statistics.records))
-        _show_statistics(scorer, as_json=as_json)
-    if scorer.statistics.failed:
-        raise typer.Exit(1)
+    recording.answer_texts(
+        recording.Places(input, output, resume, force),
+        lambda: loading.load_scorer(wish, settings, scoring),
+        ScoreParser(), SCORES, partial(_show_statistics, as_json=as_json), ordered=ordered,
+    )  # fmt: skip
 
 
 def _show_statistics(scorer: Scorer, *, as_json: bool) -> None:

@@ -18,6 +18,7 @@ from .network import (
     TensorRule,
     affine,
     head_dim_of,
+    own_head,
     tensor,
 )
 from .transforms import UnfuseQKV
@@ -65,18 +66,15 @@ def describe(config: Mapping[str, Any]) -> Network:
 
 
 def _outer_rules(n_embd: int, n_vocab: int, *, tied: bool) -> tuple[TensorRule, ...]:
-    rules = (
+    return (
         tensor(
             "token_embd.weight", Role.TOKEN_EMBEDDING,
             Part("word_embeddings.weight", (n_vocab, n_embd)),
         ),
         *affine("token_embd_norm", "word_embeddings_layernorm", (n_embd,), Role.NORM),
         *affine("output_norm", "ln_f", (n_embd,), Role.NORM),
+        *own_head(n_vocab, n_embd, tied=tied),
     )  # fmt: skip
-    if tied:
-        return rules
-    head = tensor("output.weight", Role.HEAD, Part("lm_head.weight", (n_vocab, n_embd)))
-    return (*rules, head)
 
 
 def _layer_rules(layer: int, n_embd: int, n_ff: int, unfuse: UnfuseQKV) -> tuple[TensorRule, ...]:

@@ -22,6 +22,7 @@ from .network import (
     TensorRule,
     affine,
     head_dim_of,
+    own_head,
     tensor,
 )
 from .scaling import relu_feed_forward, with_scaled_rows
@@ -81,17 +82,14 @@ def describe(config: Mapping[str, Any]) -> Network:
 
 
 def _outer_rules(n_embd: int, n_vocab: int, n_ctx: int, *, tied: bool) -> tuple[TensorRule, ...]:
-    rules = (
+    return (
         tensor("token_embd.weight", Role.TOKEN_EMBEDDING, Part("wte.weight", (n_vocab, n_embd))),
         tensor(
             "position_embd.weight", Role.POSITION_EMBEDDING, Part("wpe.weight", (n_ctx, n_embd))
         ),
         *affine("output_norm", "ln_f", (n_embd,), Role.NORM),
+        *own_head(n_vocab, n_embd, tied=tied),
     )
-    if tied:
-        return rules
-    head = tensor("output.weight", Role.HEAD, Part("lm_head.weight", (n_vocab, n_embd)))
-    return (*rules, head)
 
 
 def _layer_rules(layer: int, n_embd: int, n_ff: int, q_factor: float) -> tuple[TensorRule, ...]:

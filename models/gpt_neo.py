@@ -22,6 +22,7 @@ from .network import (
     TensorRule,
     affine,
     head_dim_of,
+    own_head,
     tensor,
 )
 from .scaling import with_scaled_rows
@@ -100,15 +101,12 @@ def _outer_rules(
     n_embd: int, n_vocab: int, n_ctx: int, n_trained: int, *, tied: bool
 ) -> tuple[TensorRule, ...]:
     positions = Part("wpe.weight", (n_trained, n_embd), SomeRows(0, n_ctx))
-    rules = (
+    return (
         tensor("token_embd.weight", Role.TOKEN_EMBEDDING, Part("wte.weight", (n_vocab, n_embd))),
         tensor("position_embd.weight", Role.POSITION_EMBEDDING, positions),
         *affine("output_norm", "ln_f", (n_embd,), Role.NORM),
+        *own_head(n_vocab, n_embd, tied=tied),
     )
-    if tied:
-        return rules
-    head = tensor("output.weight", Role.HEAD, Part("lm_head.weight", (n_vocab, n_embd)))
-    return (*rules, head)
 
 
 def _layer_rules(layer: int, n_embd: int, n_ff: int, q_factor: float) -> tuple[TensorRule, ...]:

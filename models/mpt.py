@@ -17,6 +17,7 @@ from .network import (
     Role,
     TensorRule,
     head_dim_of,
+    own_head,
     tensor,
 )
 from .scaling import with_scaled_rows
@@ -107,14 +108,11 @@ def _key_heads(read: ConfigReader, n_head: int) -> int:
 
 
 def _outer_rules(n_embd: int, n_vocab: int, *, tied: bool) -> tuple[TensorRule, ...]:
-    rules = (
+    return (
         tensor("token_embd.weight", Role.TOKEN_EMBEDDING, Part("wte.weight", (n_vocab, n_embd))),
         tensor("output_norm.weight", Role.NORM, Part("norm_f.weight", (n_embd,))),
+        *own_head(n_vocab, n_embd, tied=tied),
     )
-    if tied:
-        return rules
-    head = tensor("output.weight", Role.HEAD, Part("lm_head.weight", (n_vocab, n_embd)))
-    return (*rules, head)
 
 
 def _layer_rules(

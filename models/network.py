@@ -149,6 +149,13 @@ def affine(
     return weight, TensorRule(f"{target}.bias", bias_role, (n_rows,), parts, layer)
 
 
+def own_head(n_vocab: int, n_embd: int, *, tied: bool) -> tuple[TensorRule, ...]:
+    """The rule for ``lm_head.weight``; none if it is the embedding's."""
+    if tied:
+        return ()
+    return (tensor("output.weight", Role.HEAD, Part("lm_head.weight", (n_vocab, n_embd))),)
+
+
 # No model of these families comes near these limits; a file above them is broken or hostile.
 _LARGEST = 1 << 24
 #: Most blocks: each makes a dozen rules before any tensor is looked up. BLOOM has 70.

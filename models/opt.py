@@ -22,6 +22,7 @@ from .network import (
     TensorRule,
     affine,
     head_dim_of,
+    own_head,
     tensor,
 )
 from .scaling import relu_feed_forward
@@ -88,7 +89,7 @@ def _outer_rules(n_embd: int, n_vocab: int, n_ctx: int, *, tied: bool) -> tuple[
     positions = Part(
         "embed_positions.weight", (n_ctx + _OFFSET, n_embd), SomeRows(_OFFSET, n_ctx + _OFFSET)
     )
-    rules = (
+    return (
         tensor(
             "token_embd.weight",
             Role.TOKEN_EMBEDDING,
@@ -96,11 +97,8 @@ def _outer_rules(n_embd: int, n_vocab: int, n_ctx: int, *, tied: bool) -> tuple[
         ),
         tensor("position_embd.weight", Role.POSITION_EMBEDDING, positions),
         *affine("output_norm", "final_layer_norm", (n_embd,), Role.NORM),
+        *own_head(n_vocab, n_embd, tied=tied),
     )
-    if tied:
-        return rules
-    own = Part("lm_head.weight", (n_vocab, n_embd))
-    return (*rules, tensor("output.weight", Role.HEAD, own))
 
 
 def _layer_rules(layer: int, n_embd: int, n_ff: int, biased: bool) -> tuple[TensorRule, ...]:
