@@ -10,36 +10,17 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .commands import (
-    batch,
-    bench,
-    chat,
-    convert,
-    demo,
-    embed,
-    evaluate,
-    generate,
-    inspect,
-    models,
-    options,
-    plan,
-    ps,
-    pull,
-    run,
-    score,
-    serve,
-)  # fmt: skip
+from .commands.index import MANNERS, Program
 from .terminal import console
 from .terminal.signals import ending_in_order, open_streams
 
 app = typer.Typer(
     name="infer-os",
     help="Convert and run GPT-J, GPT-NeoX, BLOOM and GPT-2 models on an ordinary CPU.",
+    cls=Program,
     no_args_is_help=True,
-    add_completion=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    **MANNERS,
 )
 
 _debug = False
@@ -76,16 +57,6 @@ def _global_options(
         import logging
 
         logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
-
-
-for command in (
-    run.run, pull.pull, chat.chat, generate.generate, batch.batch, score.score, embed.embed,
-    serve.serve, ps.ps, convert.convert, inspect.inspect, plan.plan, plan.system, bench.bench,
-    demo.demo,
-):  # fmt: skip
-    app.command()(command)
-app.command("eval")(evaluate.evaluate)
-app.add_typer(models.app, name="models")
 
 
 def main() -> None:
@@ -139,7 +110,9 @@ def _explain(error: Exception) -> int:
     if not kind.__module__.startswith(f"{__package__}."):
         console.fail(f"{kind.__name__}: {error} (a bug: --debug shows where)")
         return 1
-    console.fail(options.spelled(error))
+    from .commands.options import spelled
+
+    console.fail(spelled(error))
     shortage = getattr(error, "plan", None)
     if shortage is not None:
         from .terminal.render_plan import show_plan

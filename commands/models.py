@@ -9,12 +9,9 @@ import typer
 from ..sizes import size_text
 from ..terminal import console
 from . import completing, options
+from .index import MANNERS, SUMMARIES
 
-app = typer.Typer(
-    help="List the known models: what each needs, and what is cached.",
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = typer.Typer(help=SUMMARIES["models"], add_completion=False, **MANNERS)
 
 Name = Annotated[
     str,

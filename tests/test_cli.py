@@ -17,19 +17,17 @@ from typing import Any
 
 import pexpect
 import pytest
+import typer
 from helpers import PARALLEL, Converter, copy_checkpoint, set_config, small_memory
 from in_process import Cli, Outcome, runner
 
+from infer_os.cli import app
 from infer_os.commands import loading
+from infer_os.commands.index import SUMMARIES
 from infer_os.native.errors import DecodeError
 from infer_os.runtime.fake import END, FakeEngine, Script, saying
 from infer_os.terminal import conversation
 from infer_os.terminal.line_editor import Entry
-
-COMMANDS = [
-    "run", "pull", "chat", "generate", "models", "convert", "inspect", "plan", "system", "bench",
-    "eval", "demo",
-]  # fmt: skip
 
 
 @pytest.fixture
@@ -71,7 +69,7 @@ def give_stdin(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
 # ---- help
 
 
-@pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS]])
+@pytest.mark.parametrize("command", [[], *[[name] for name in SUMMARIES]])
 def test_help(run: Cli, command: list[str]) -> None:
     for flag in ("-h", "--help"):
         result = run(*command, flag)
@@ -97,6 +95,29 @@ def test_help_imports_nothing_heavy() -> None:
             [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
         )
         assert done.stderr == "0 []\n"
+
+
+def test_help_imports_no_command() -> None:
+    script = (
+        "import sys; sys.argv = ['infer-os', '--help']\n"
+        "from infer_os import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "rooms = ('infer_os.commands.', 'infer_os.runtime')\n"
+        "print([m for m in sys.modules if m.startswith(rooms)], file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "['infer_os.commands.index']\n"
+
+
+def test_listed_summaries_are_those_of_the_commands() -> None:
+    group: Any = typer.main.get_command(app)
+    for name, summary in SUMMARIES.items():
+        command = group.commands[name]
+        assert command.name == name
+        assert command.help.startswith(summary)
 
 
 def test_version(run: Cli) -> None:
