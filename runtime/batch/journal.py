@@ -320,7 +320,16 @@ def _is_half_a_line(line: bytes) -> bool:
     """Whether a kill or a power cut may have left it: the start of a line, or zeros."""
     start = b'{"id": '
     is_begun = line.startswith(start) or start.startswith(line)
-    return _is_zeros(line) or (not line.endswith(b"\n") and is_begun)
+    return _is_zeros(line) or (not line.endswith(b"\n") and is_begun and not _is_whole(line))
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether it is JSON, which the start of an object never is."""
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _done_key(line: bytes, form: LineForm) -> DoneKey:

@@ -51,8 +51,10 @@ def test_a_half_written_end_is_cut_off(tail: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['{"my": "data"}\n{"my": "data"}\n', "text\n", "text", "{}", "[]\n"]
-)
+    "text",
+    ['{"my": "data"}\n{"my": "data"}\n', "text\n", "text", "{}", "[]\n",
+     '{"id": 1, "text": "whole, and of another program"}'],
+)  # fmt: skip
 def test_a_file_of_others_is_left_alone(text: str, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(text)
