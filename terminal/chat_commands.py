@@ -196,7 +196,14 @@ def _set(chat: ChatState, argument: str) -> None:
     if not name:
         return console.definitions([(each, _shown(chat, each)) for each in _SETTINGS])
     if name not in _SETTINGS:
-        raise SettingsError(f"/set {name}: expected one of {', '.join(_SETTINGS)}")
+        near = [each for each in _SETTINGS if name in each]
+        near = near or difflib.get_close_matches(name, _SETTINGS, n=1)
+        hint = (
+            f"no such setting; did you mean {' or '.join(near)}?"
+            if near
+            else f"expected one of {', '.join(_SETTINGS)}"
+        )
+        raise SettingsError(f"/set {name}: {hint}")
     if not value.strip():
         return console.note(f"{name} {_shown(chat, name)}")
     setting = _SETTINGS[name]

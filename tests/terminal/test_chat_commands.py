@@ -134,6 +134,8 @@ def test_set_alone_shows_all(chat: ChatState, capsys: Capture) -> None:
     ("line", "complaint"),
     [
         ("/set warmth 1", "/set warmth: expected one of temperature, top_k"),
+        ("/set xtc 1", "/set xtc: no such setting; did you mean xtc_probability or xtc_threshold?"),
+        ("/set temprature 1", "/set temprature: no such setting; did you mean temperature?"),
         ("/set temperature hot", "/set temperature hot: expected a number"),
         ("/set temperature -1", "/set temperature -1.0: expected 0"),
         ("/set temperature nan", "/set temperature nan: expected 0"),
