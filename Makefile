@@ -14,6 +14,8 @@
 #   make reference-check  fresh random checkpoints against torch and transformers
 #   make wheel            dist/*.whl
 #   make fresh-check      the wheel, in an empty environment and folder
+#   make wheelhouse       dist/wheelhouse: all wheels for an installation without compiler and network
+#   make wheelhouse-check it installs and runs, on this processor and on older ones (qemu-user)
 #   make clean            removes what these made
 PYTHON ?= python3
 VENV   := .venv
@@ -30,7 +32,7 @@ MODULES := $(sort $(wildcard *.py $(foreach package,$(PACKAGES),$(package)/*.py 
 $(shell mkdir -p build && echo '$(MODULES)' | cmp -s - build/modules || echo '$(MODULES)' >build/modules)
 BUILD_INPUTS := pyproject.toml CMakeLists.txt build/modules $(wildcard native/src/*.cpp native/src/*.h native/src/*/*)
 
-.PHONY: demo check test fast lint format types fuzz fuzz-python fuzz-native sanitize arm-check reference-check wheel fresh-check clean
+.PHONY: demo check test fast lint format types fuzz fuzz-python fuzz-native sanitize arm-check reference-check wheel fresh-check wheelhouse wheelhouse-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/infer-os demo
@@ -156,5 +158,15 @@ wheel: $(VENV)/.installed-lint
 fresh-check: wheel
 	tests/fresh_install.sh dist/*.whl
 
+# The first environment has the tools, the second call finds what the first has compiled.
+wheelhouse:
+	test -x $(VENV)-wheelhouse/bin/python || $(PYTHON) -m venv $(VENV)-wheelhouse
+	$(VENV)-wheelhouse/bin/python -m pip install --quiet --upgrade "pip>=24" wheel "cmake>=3.21,<5"
+	rm -rf dist/wheelhouse
+	$(VENV)-wheelhouse/bin/python packaging/wheelhouse.py dist/wheelhouse --work build/wheelhouse
+
+wheelhouse-check:
+	packaging/check_wheelhouse.sh dist/wheelhouse
+
 clean:
-	rm -rf build dist $(VENV) $(VENV)-reference
+	rm -rf build dist $(VENV) $(VENV)-reference $(VENV)-wheelhouse

@@ -50,6 +50,9 @@ NOT_RUN = {
     "pip install --force-reinstall --no-deps llama-cpp-python==0.3.36": "installs",
     "pip install --force-reinstall --no-deps infer-os": "installs",
     "sudo apt install build-essential python3-venv": "installs",
+    "pip install .": "installs", "python3 -m venv infer-os": "as the next",
+    "infer-os/bin/python -m pip install --no-index --find-links wheelhouse infer-os":
+    "needs a wheelhouse; make wheelhouse-check installs one",
     "ray start --head": "needs infer-os[ray]; tests/runtime/batch/test_ray_backend.py has clusters",
     "ray start --address=192.168.1.10:6379": "needs other machines", "ray status": "as ray start",
     "ray stop": "as ray start",
