@@ -23,11 +23,11 @@ from infer_os.native.backend import kernel_status
 lines = Path("/proc/self/maps").read_text().split("\n")
 files = {line.split()[-1] for line in lines if "libggml-cpu" in line}
 (file,) = files
-print("llama.cpp's kernels:", file.partition("/llama_cpp/lib/")[2], "| ours:", kernel_status(True).name)
+print("llama.cpp's kernels:", file.partition("/llama_cpp/lib/")[2], "| ours:", kernel_status(True).variant)
 PYTHON
 }
 kernels
-for cpu in ${CPUS-core2duo Nehalem Haswell}; do
+for cpu in ${CPUS-Nehalem Haswell}; do
     command -v qemu-x86_64 >/dev/null || { echo "no qemu-x86_64: older processors were not tried"; break; }
     qemu=("$(command -v qemu-x86_64)" -cpu "$cpu")
     bare "${qemu[@]}" venv/bin/python "${ask[@]}" >there.txt

@@ -1,4 +1,4 @@
-"""A folder of wheels that installs Infer-OS without a compiler, on any x86-64 processor.
+"""A folder of wheels that installs Infer-OS without a compiler, on any x86-64 processor since 2008.
 
     python packaging/wheelhouse.py OUT [--work DIR]
 
@@ -8,11 +8,11 @@ everything else that they need, for this Python on this Linux:
     pip install --no-index --find-links OUT infer-os
 
 llama-cpp-python compiles llama.cpp's kernels (libggml-cpu, and nothing else) for the processor that
-it is built on. They are replaced by those for the first x86-64 processors, and compiled once more
-for each level of the x86-64 psABI; the loader of glibc takes those of the highest level that the
-processor has, from the folders that it looks for beside a library (glibc-hwcaps; glibc 2.33 or
-newer, else the first kernels are used). None of the levels has AMX. Our own kernels are compiled
-for all processors anyway.
+it is built on. They are replaced by those for x86-64-v2, which NumPy's wheels need, too, and
+compiled once more for each higher level of the x86-64 psABI; the loader of glibc takes those of the
+highest level that the processor has, from the folders that it looks for beside a library
+(glibc-hwcaps; glibc 2.33 or newer, else the first kernels are used). None of the levels has AMX.
+Our own kernels are compiled for all processors anyway.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CMAKE = Path(sys.executable).parent / "cmake"
 
-#: ggml's option for each instruction set, by the level that brings it.
+#: ggml's options for what every processor must have.
+BASE = ("SSE42",)
+#: And for what the higher levels bring.
 LEVELS = {
-    "x86-64-v2": ("SSE42",),
     "x86-64-v3": ("AVX", "AVX2", "FMA", "F16C", "BMI2"),
     "x86-64-v4": ("AVX512",),
 }
@@ -58,18 +59,13 @@ def pinned() -> str:
 
 
 def options(level: str | None) -> list[str]:
-    """CMake's options for a level, and for none of them."""
+    """CMake's options for a level, and for the processors below."""
     known = list(LEVELS)
     upto = known.index(level) + 1 if level else 0
-    chosen = {name for each in known[:upto] for name in LEVELS[each]}
-    return [
-        "-DGGML_NATIVE=OFF",
-        *(
-            f"-DGGML_{name}={'ON' if name in chosen else 'OFF'}"
-            for names in LEVELS.values()
-            for name in names
-        ),
-    ]
+    chosen = {*BASE, *(name for each in known[:upto] for name in LEVELS[each])}
+    names = [*BASE, *(name for names in LEVELS.values() for name in names)]
+    switches = [f"-DGGML_{name}={'ON' if name in chosen else 'OFF'}" for name in names]
+    return ["-DGGML_NATIVE=OFF", *switches]
 
 
 def fetch_source(work: Path) -> Path:
@@ -82,7 +78,7 @@ def fetch_source(work: Path) -> Path:
 
 
 def build_kernels(source: Path, level: str | None, build: Path) -> Path:
-    """Compile llama.cpp's kernels for a level, or for none of them; returns the library."""
+    """Compile llama.cpp's kernels for a level, or the processors below; returns the library."""
     place = "$ORIGIN/../.." if level else "$ORIGIN"
     run(
         CMAKE, "-S", source / "vendor" / "llama.cpp", "-B", build, "-DCMAKE_BUILD_TYPE=Release",
@@ -113,7 +109,7 @@ def add_levels(wheel: Path, source: Path, work: Path, out: Path) -> None:
     content = next(unpacked.iterdir())
     libraries = content / "llama_cpp" / "lib"
     shutil.copy(openmp(), libraries / _OPENMP)
-    first = build_kernels(source, None, work / "x86-64")
+    first = build_kernels(source, None, work / "base")
     for native in libraries.glob("libggml-cpu.so*"):
         shutil.copy(first, native)
     for level in LEVELS:
