@@ -370,6 +370,7 @@ def _metadata(work: _Work) -> dict[str, MetadataValue]:
         **_adapters_origin(work.settings.adapters),
         **({ROTATION_KEY: ROTATION} if work.settings.fold_rotation else {}),
         **({GELU_KEY: ERF_GELU} if network.erf_gelu else {}),
+        **(network.windows.metadata if network.windows else {}),
         **{f"{network.graph}.{key}": value for key, value in network.metadata.items()},
     }
 

@@ -17,6 +17,7 @@ from ..convert.pipeline import convert
 from ..convert.settings import ConvertSettings
 from ..convert.source import HubSource, ReadySource
 from ..models.bundled import DRAFT, HELD_OUT, TARGET
+from ..native.backend import exact_context, kernel_status
 from ..native.gguf_file import GgufHeader
 from ..native.graph_check import read_model_header
 from ..native.residency import peak_rss_bytes
@@ -131,7 +132,7 @@ def bench_speed(request: BenchRequest, command: str, load: Load, output: Output)
         depths, notes = fitting_depths(request.bench, n_ctx)
         path = first.info.path
         n_decode = request.bench.n_decode
-        check_batches(batches, _trained(path), sequence_tokens(n_decode))
+        check_batches(batches, _trained(path, request.settings.native), sequence_tokens(n_decode))
         zones, missing = find_zones()
         tokens = bench_tokens(
             first, HELD_OUT.read_text("utf-8"), depths[-1] + request.bench.n_measured + 1
@@ -181,8 +182,8 @@ def planned_files(
     return ModelWish(str(path)), settings
 
 
-def _trained(path: Path) -> int:
-    return read_model_header(path).count("context_length", 2048) if path.exists() else 0
+def _trained(path: Path, native: bool) -> int:
+    return exact_context(kernel_status(native), read_model_header(path)) if path.exists() else 0
 
 
 def _load_engines(
@@ -233,7 +234,7 @@ def bench_techniques(request: BenchRequest, command: str, output: Output) -> Ben
     with _temporary() as folder:
         model = _technique_files(request, folder, output.report)
         header = read_model_header(model.files.baseline)
-        n_ctx, _ = choose_context(header, request.settings.context)
+        n_ctx, _ = choose_context(header, request.settings.context, native=request.settings.native)
         n_prompt = _prompt_tokens(bench, n_ctx)
         settings = replace(request.settings, context=n_ctx)
         tasks = _tasks(bench, n_prompt)

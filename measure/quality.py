@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer_os.fields import check_fields, whole
+from infer_os.native.attention_windows import read_windows
 from infer_os.native.gguf_file import GgufHeader, read_gguf_header
 from infer_os.native.interrupt import interruptible
 from infer_os.native.model import LlamaModel
@@ -101,6 +102,12 @@ def check_schedules(
     return schedules, tuple(notes)
 
 
+def _model(path: Path, *, vocab_only: bool = False) -> LlamaModel:
+    """A file with llama.cpp's own kernels; with ours where a layer's window needs them."""
+    windows = read_windows(read_gguf_header(path))
+    return LlamaModel(path, native=windows is not None, vocab_only=vocab_only)
+
+
 def check_vocabularies(reference: Path, candidate: Path) -> None:
     """Check that both files have the same tokens.
 
@@ -131,7 +138,7 @@ def text_tokens(path: Path, text: str, settings: QualitySettings) -> list[int]:
     Raises:
         EvaluateError: it does not fill a window, or the model's context is smaller than one.
     """
-    with LlamaModel(path, vocab_only=True) as model:
+    with _model(path, vocab_only=True) as model:
         tokens = model.vocab.tokenize(text, parse_special=False)
         cut_windows(model, tokens, settings.cut())
     return tokens
@@ -199,11 +206,11 @@ def _measure_unstaged(
 ) -> Perplexity | Divergence:
     stage = schedule.stages[0]
     with ExitStack() as stack:
-        model = stack.enter_context(LlamaModel(path))
+        model = stack.enter_context(_model(path))
         subject = Subject(model, stage.type_k, stage.type_v)
         if reference is None:
             return evaluate_perplexity(subject, tokens, settings.cut(), progress)
-        other = stack.enter_context(LlamaModel(reference))
+        other = stack.enter_context(_model(reference))
         return compare_models(Subject(other), subject, tokens, settings.cut(), progress)
 
 
@@ -227,7 +234,7 @@ def _staged(
             )
             for one, spec in zip(paths[::-1], (kv, "f16"), strict=False)
         ][::-1]  # fmt: skip
-        with LlamaModel(path, vocab_only=True) as model:
+        with _model(path, vocab_only=True) as model:
             windows = cut_windows(model, tokens, cut)
         stack.enter_context(interruptible())
         scores = []

@@ -119,7 +119,7 @@ def _gpt_neos() -> Iterator[CatalogModel]:
     for name, (n_layer, n_embd, n_head) in sizes.items():
         style = "plain" if "Tiny" in name else "pygmalion" if "pygmalion" in name else "dialogue"
         yield CatalogModel(
-            name, GPT_NEO, sized(n_layer, n_embd, n_head, 50257, 256),
+            name, GPT_NEO, sized(n_layer, n_embd, n_head, 50257, 2048),
             weights="safetensors" if "gpt-neo" in name else "bin", dtype="F32",
             draft=_GPT2_DRAFT if n_embd > 1024 else None, style=style,
         )  # fmt: skip

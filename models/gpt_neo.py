@@ -1,7 +1,7 @@
-"""GPT-Neo (gpt-neo-125m to 2.7B, TinyStories) on llama.cpp's ``gpt2`` graph.
+"""GPT-Neo (gpt-neo-125m to 2.7B, TinyStories) on llama.cpp's ``mpt`` graph.
 
-Some layers see only a window of tokens, which the graph does not have. As far as the window reaches
-there is no difference, so that is the context that a file gets.
+Some layers see only a window of tokens, which our kernels compute: see :mod:`.windows`. A model
+that has none, or whose window is its context, goes on the ``gpt2`` graph.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .network import (
     tensor,
 )
 from .scaling import with_scaled_rows
-from .transforms import SomeRows
+from .windows import LONGEST_WINDOW, WINDOW_GRAPH, Windows
 
 _LOCAL, _GLOBAL = "local", "global"
 
@@ -42,20 +42,18 @@ def describe(config: Mapping[str, Any]) -> Network:
     n_vocab = read.count("vocab_size")
     head_dim = head_dim_of(n_embd, n_head)
     tied = read.flag("tie_word_embeddings", default=True)
-    n_ctx = n_trained
-    if _LOCAL in _layer_kinds(read, n_layer):
-        n_ctx = min(n_trained, read.count("window_size", default=256))
+    windows = _windows(read, n_layer, n_trained)
     remark = (
-        f"context: {n_ctx} of {n_trained} tokens: beyond, some layers see a window of {n_ctx}, "
-        "which llama.cpp's graph does not have"
+        f"context: beyond {windows.size if windows else 0} tokens only infer-os' kernels are "
+        "exact: some layers see a window of that length, which llama.cpp's graph does not have"
     )
-    sizes = NetworkSizes(n_ctx, n_embd, n_layer, n_ff, n_head)
+    sizes = NetworkSizes(n_trained, n_embd, n_layer, n_ff, n_head)
     return Network(
         architecture="GPTNeoForCausalLM",
-        graph="gpt2",
+        graph=WINDOW_GRAPH if windows else "gpt2",
         metadata=sizes.metadata(read.epsilon("layer_norm_epsilon")),
         rules=(
-            *_outer_rules(n_embd, n_vocab, n_ctx, n_trained, tied=tied),
+            *_outer_rules(n_embd, n_vocab, n_trained, tied=tied),
             # the graph divides every product of q and k by sqrt(head_dim), GPT-Neo does not
             *(r for i in range(n_layer) for r in _layer_rules(i, n_embd, n_ff, head_dim**0.5)),
         ),
@@ -69,10 +67,25 @@ def describe(config: Mapping[str, Any]) -> Network:
         n_head=n_head,
         head_dim=head_dim,
         n_embd=n_embd,
-        n_ctx=n_ctx,
+        n_ctx=n_trained,
         erf_gelu=read.erf_gelu("activation_function", default="gelu_new"),
-        remarks=(remark,) if n_ctx < n_trained else (),
+        windows=windows,
+        remarks=(remark,) if windows else (),
     )
+
+
+def _windows(read: ConfigReader, n_layer: int, n_trained: int) -> Windows | None:
+    """The layers that see less than the whole context."""
+    kinds = _layer_kinds(read, n_layer)
+    local = tuple(layer for layer, kind in enumerate(kinds) if kind == _LOCAL)
+    size = read.count("window_size", default=256)
+    if not local or size >= n_trained:
+        return None
+    if size > LONGEST_WINDOW:
+        raise ConfigError(
+            f"config.json: window_size is {size}; supported are windows of up to {LONGEST_WINDOW}"
+        )
+    return Windows(size, local)
 
 
 def _layer_kinds(read: ConfigReader, n_layer: int) -> list[str]:
@@ -98,9 +111,9 @@ def _layer_kinds(read: ConfigReader, n_layer: int) -> list[str]:
 
 
 def _outer_rules(
-    n_embd: int, n_vocab: int, n_ctx: int, n_trained: int, *, tied: bool
+    n_embd: int, n_vocab: int, n_trained: int, *, tied: bool
 ) -> tuple[TensorRule, ...]:
-    positions = Part("wpe.weight", (n_trained, n_embd), SomeRows(0, n_ctx))
+    positions = Part("wpe.weight", (n_trained, n_embd))
     return (
         tensor("token_embd.weight", Role.TOKEN_EMBEDDING, Part("wte.weight", (n_vocab, n_embd))),
         tensor("position_embd.weight", Role.POSITION_EMBEDDING, positions),

@@ -12,6 +12,7 @@ from infer_os.errors import Error
 
 from .made import Made
 from .transforms import AsStored, Fold, Scale, Transform
+from .windows import Windows
 
 
 class ConfigError(Error, ValueError):
@@ -82,8 +83,9 @@ class Network:
     expressions for stored tensors that carry no weights (mask buffers, rotary tables, a second
     copy of a tied head). ``vocab_rows`` is the number of rows of the embedding, ``n_rot`` the
     rotary dimensions of a head, ``n_head_kv`` the heads that have keys of their own (0: all).
-    ``remarks`` are further notes for users. ``erf_gelu``: its GELU is the one by the error
-    function, which llama.cpp's own kernels compute by tanh (the two differ by less than 5e-4).
+    ``windows`` are layers that see only the last tokens. ``remarks`` are further notes for users.
+    ``erf_gelu``: its GELU is the one by the error function, which llama.cpp's own kernels compute
+    by tanh (the two differ by less than 5e-4).
     """
 
     architecture: str
@@ -101,6 +103,7 @@ class Network:
     n_rot: int = 0
     erf_gelu: bool = False
     n_head_kv: int = 0
+    windows: Windows | None = None
     remarks: tuple[str, ...] = ()
 
     @property

@@ -129,8 +129,8 @@ def _gpt_neo_config(model: CatalogModel) -> dict[str, Any]:
     g = model.geometry
     return {
         "hidden_size": g.n_embd, "num_layers": g.n_layer, "num_heads": g.n_head,
-        "intermediate_size": g.n_ff, "vocab_size": g.n_vocab, "window_size": g.n_ctx,
-        "max_position_embeddings": 2048,
+        "intermediate_size": g.n_ff, "vocab_size": g.n_vocab, "window_size": 256,
+        "max_position_embeddings": g.n_ctx,
     }  # fmt: skip
 
 

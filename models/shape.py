@@ -66,6 +66,7 @@ class ModelShape:
     ``positions`` says how it knows where a token stands, ``parallel`` that attention and
     feed-forward read the same input (GPT-J always, GPT-NeoX by its config), ``rotates`` that
     llama.cpp may rotate a quantized cache (not needed if a rotation was folded into the weights).
+    Some layers see only the last ``window`` tokens, unless it is 0.
     ``is_file`` says that the weights exist, in their only type, ``has_template`` that they come
     with a chat template.
     ``n_places`` are those of its tokens, see ``native.constraint``; 0 if they were not counted.
@@ -87,6 +88,7 @@ class ModelShape:
     is_file: bool = False
     has_template: bool = False
     n_places: int = 0
+    window: int = 0
 
     def option(self, type: str) -> WeightOption:
         """The weights in that type.
@@ -118,4 +120,5 @@ def network_shape(name: str, network: Network, options: tuple[WeightOption, ...]
         positions=positions_of(
             network.graph, any(r.role is Role.POSITION_EMBEDDING for r in network.rules)
         ),
+        window=network.windows.size if network.windows else 0,
     )

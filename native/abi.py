@@ -24,7 +24,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 #: The start of the SHA-256 of the header that this file was written for.
-HEADER_HASH: Final = "af9a0553f5d58156"
+HEADER_HASH: Final = "d51cae42ade31bdb"
 
 
 class Status(IntEnum):
@@ -204,6 +204,7 @@ FUNCTIONS: Final[dict[str, _Types]] = {
     "inferos_kernels_name": (c_char_p, ()),
     "inferos_kernels_takes": (c_int32, (c_int32,)),
     "inferos_kernels_switch": (None, (c_int32,)),
+    "inferos_kernels_windows": (c_int32, (c_int32, POINTER(c_int32))),
     "inferos_kernels_left_out": (c_double, ()),
     "inferos_kernels_most_columns": (c_int32, ()),
     "inferos_kernels_takes_columns": (c_int32, (c_int32,)),

@@ -6,8 +6,9 @@ If they cannot be used, llama.cpp's own kernels compute everything and the reaso
 
 from __future__ import annotations
 
+import ctypes
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -16,17 +17,19 @@ from typing import Any
 import llama_cpp
 
 from infer_os.models.network import ERF_GELU, GELU_KEY
+from infer_os.models.windows import Windows
 
+from .abi import Status
+from .attention_windows import read_windows
 from .cpu import repacked_types, used_features
 from .ggml_types import ggml_types
 from .gguf_file import GgufHeader
-from .kv_state import KvGeometry, kv_geometry
+from .kv_state import OWN_CACHES, KvGeometry, kv_geometry
 from .layouts import Repacking, llama_layouts
 from .library import build_complaint, build_info, load_library
 from .logs import route_logs
 
-#: takes_attention of native/src/kernels/attention_op.cpp
-_CACHES = frozenset({"f16", "q8_0", "q4_0"})
+# takes_attention of native/src/kernels/attention_op.cpp
 _BLOCK, _MOST_HEAD = 32, 256
 _TOKENS, _POSITIONS, _HEAD = "token_embd.weight", "position_embd.weight", "output.weight"
 #: what ``inferos_kernels_switch`` takes
@@ -113,10 +116,28 @@ def own_kernels(status: KernelStatus, geometry: KvGeometry) -> OwnKernels | None
                for head in (geometry.head_k, geometry.head_v))  # fmt: skip
     return OwnKernels(
         taken_types(status),
-        _CACHES if good else frozenset(),
+        OWN_CACHES if good else frozenset(),
         _types_of(load_library().inferos_kernels_takes_columns),
         load_library().inferos_kernels_most_columns(),
     )
+
+
+def computed_windows(status: KernelStatus, header: GgufHeader) -> Windows | None:
+    """The windows of a file's layers, if our kernels compute them."""
+    own = own_kernels(status, kv_geometry(header))
+    return read_windows(header) if own is not None and own.caches else None
+
+
+def exact_context(status: KernelStatus, header: GgufHeader) -> int:
+    """Tokens up to which a file's model is computed as it was trained.
+
+    Raises:
+        GgufError: the file's context length is not a number.
+    """
+    trained, windows = header.count("context_length", 2048), read_windows(header)
+    if windows is None or computed_windows(status, header) is not None:
+        return trained
+    return min(trained, windows.size)
 
 
 class OwnGraph(Enum):
@@ -196,6 +217,7 @@ def kernels_for(
     *,
     by_column: bool = False,
     graph: OwnGraph = OwnGraph.PARTS,
+    windows: Sequence[int] = (),
 ) -> Iterator[None]:
     """A context created inside, by this thread, has our kernels, or only llama.cpp's.
 
@@ -204,8 +226,10 @@ def kernels_for(
         c_params: the ``llama_context_params`` that it is created with.
         by_column: compute a few tokens as single ones are, see :class:`OwnKernels`.
         graph: how much of a step they compute, see :func:`own_graph`.
+        windows: tokens that each layer sees, 0 for all; empty if no layer has a window.
     """
     switch = load_library().inferos_kernels_switch
+    _set_windows(windows)
     if status.in_use:
         # by default, llama.cpp drops it if a device other than the cache's computes it
         c_params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
@@ -219,3 +243,11 @@ def kernels_for(
         yield
     finally:
         switch(_KERNELS)
+        _set_windows(())
+
+
+def _set_windows(windows: Sequence[int]) -> None:
+    """Those of the layers of contexts that this thread creates from now on."""
+    array = (ctypes.c_int32 * len(windows))(*windows)
+    if load_library().inferos_kernels_windows(len(windows), array) != Status.OK:
+        raise MemoryError

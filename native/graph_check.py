@@ -15,6 +15,7 @@ from typing import Any
 
 from infer_os.models.graphs import GraphSizes, Positions, graph_named
 
+from .attention_windows import read_windows
 from .errors import GgufError
 from .gguf_file import GgufArray, GgufHeader, read_gguf_header
 from .graph_tensors import check_tensors
@@ -66,6 +67,7 @@ def check_graph(header: GgufHeader, *, vocab_only: bool = False) -> None:
     elif f"{header.architecture}.embedding_length" in header.metadata:
         _check_sizes(header)
     if own:
+        read_windows(header)
         check_vocabulary(header)
     if own and not is_vocabulary:
         check_tensors(header, _graph_sizes(header))

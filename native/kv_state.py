@@ -34,6 +34,9 @@ from .library import load_library
 #: Types that a cache can have, from the most precise to the smallest.
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 
+#: Those that our attention takes: takes_attention of native/src/kernels/attention_op.cpp.
+OWN_CACHES = frozenset({"f16", "q8_0", "q4_0"})
+
 _MAGIC = 0xAF143CD8
 _HEAD = struct.Struct("<IiII")
 _LAYERS = struct.Struct("<II")

@@ -14,16 +14,18 @@ from typing import Any
 import llama_cpp
 
 from .added_tokens import AddedTokens, hidden_texts
-from .backend import file_layouts, kernel_status
+from .attention_windows import DISTANCES
+from .backend import computed_windows, exact_context, file_layouts, kernel_status
 from .errors import GgufError, ModelChanged, ModelLoadError
 from .gguf_file import SPECIAL_NAMES, GgufHeader, read_gguf_header
 from .graph_check import check_graph, is_own
 from .logs import forget_complaints, last_complaint, route_last_words, route_logs
+from .overrides import key_overrides
 from .owner import Owner
 from .text_rules import TextRules, read_text_rules
 from .trial import try_in_child
 from .unigram_tokenizer import UnigramTokenizer, check_unigram, read_unigram
-from .usual_split import split_note, split_override, usual_split
+from .usual_split import SPLIT_KEY, split_note, usual_split
 from .watched_file import WatchedFile
 
 # llama_token_type
@@ -341,6 +343,8 @@ class LlamaModel(Owner):
                 try_in_child(path, vocab_only=vocab_only)
             mode = LOAD_MODES[load]
             self.kernels = kernel_status(native)
+            #: Layers with windows, if our kernels compute them.
+            self.windows = computed_windows(self.kernels, self.header)
             self._load(mode, vocab_only, progress)
             pointer = llama_cpp.llama_model_get_vocab(self._pointer)
             self.vocab = Vocab(pointer, self.header, rules)
@@ -362,9 +366,14 @@ class LlamaModel(Owner):
         params.n_gpu_layers = 0
         params.vocab_only = vocab_only
         split = usual_split(self.header)
+        overrides: dict[str, str | float] = {}
         if split:
-            params.kv_overrides = split_override(split)
+            overrides[SPLIT_KEY] = split
             self.notes = (split_note(self.header, split),)
+        if self.windows is not None:
+            overrides |= DISTANCES
+        if overrides:
+            params.kv_overrides = key_overrides(overrides)
         if progress is not None:
             report = progress
 
@@ -403,8 +412,9 @@ class LlamaModel(Owner):
 
     @property
     def n_ctx_train(self) -> int:
-        """Tokens of context that the model was trained for."""
-        return int(llama_cpp.llama_model_n_ctx_train(self._pointer))
+        """Tokens of context that the model was trained for, as far as they are computed exactly."""
+        trained = int(llama_cpp.llama_model_n_ctx_train(self._pointer))
+        return min(trained, exact_context(self.kernels, self.header))
 
     @property
     def n_layer(self) -> int:

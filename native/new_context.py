@@ -11,11 +11,13 @@ from typing import Any, Protocol
 
 import llama_cpp
 
-from .backend import kernels_for, own_graph
+from .attention_windows import read_windows
+from .backend import exact_context, kernels_for, own_graph, own_kernels
 from .cpu import possible_threads
 from .errors import ModelLoadError
 from .ggml_types import ggml_type_named
 from .interrupt import abort_callback
+from .kv_state import kv_geometry
 from .logs import forget_complaints, last_complaint
 from .model import LlamaModel
 from .owner import Owner
@@ -111,13 +113,41 @@ def new_context(
         params.cb_eval_user_data = observer.user_data
     forget_complaints()
     graph = own_graph(model.kernels, model.header, {sizes.type_k, sizes.type_v})
-    kernels = kernels_for(model.kernels, params, by_column=sizes.by_column, graph=graph)
+    kernels = kernels_for(
+        model.kernels, params, by_column=sizes.by_column, graph=graph,
+        windows=_windows(model, sizes),
+    )  # fmt: skip
     with rotation(sizes.rotate) as rotates, kernels:
         pointer = llama_cpp.llama_init_from_model(model.pointer, params)
     if not pointer:
         reason = last_complaint() or "not enough memory?"
         raise ModelLoadError(f"{model.path}: llama.cpp cannot create {what}: {reason}")
     return pointer, rotates
+
+
+def _windows(model: LlamaModel, sizes: ContextSizes) -> list[int]:
+    """What each layer sees, if some have windows.
+
+    Raises:
+        ModelLoadError: the windows of these layers are not computed at this size or in this cache.
+    """
+    if model.windows is not None:
+        own = own_kernels(model.kernels, kv_geometry(model.header))
+        if own is None or not own.caches.issuperset({sizes.type_k, sizes.type_v}):
+            raise ModelLoadError(
+                f"{model.path}: a cache of {sizes.type_k} and {sizes.type_v}: the windows of its "
+                "layers are computed with f16, q8_0 and q4_0 alone"
+            )
+        return model.windows.by_layer(kv_geometry(model.header).n_layer)
+    n_ctx = sizes.n_ctx if sizes.unified else sizes.n_ctx // sizes.n_seq
+    if read_windows(model.header) is not None:
+        exact = exact_context(model.kernels, model.header)
+        if n_ctx > exact:
+            raise ModelLoadError(
+                f"{model.path}: a context of {n_ctx} tokens: beyond {exact} the windows of its "
+                "layers are not computed here"
+            )
+    return []
 
 
 class ContextOwner(Owner):

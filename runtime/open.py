@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from infer_os.native.backend import exact_context
 from infer_os.native.gguf_file import GgufHeader
 from infer_os.native.graph_check import read_model_header
 from infer_os.sizes import count_text
@@ -64,7 +65,7 @@ def open_engine(
         # the plan for both was checked; on its own, the draft has the target's limit
         theirs = replace(
             settings, draft="none", kv="", kv_budget=0, prefetch=False,
-            context=min(engine.n_ctx, draft.count("context_length", engine.n_ctx)),
+            context=min(engine.n_ctx, exact_context(engine.info.kernels, draft)),
         )  # fmt: skip
         helper = stack.enter_context(LlamaEngine(draft.path, theirs))
         drafters.append((ModelDrafter(helper, shared), False))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from infer_os.models.shape import ModelShape
-from infer_os.native.backend import kernel_status, layout_notes
+from infer_os.native.backend import exact_context, kernel_status, layout_notes
 from infer_os.native.gguf_file import GgufHeader
 from infer_os.native.model import LOAD_MODES, LlamaModel
 
@@ -19,15 +19,24 @@ from .plan.use import Use, plan_use
 from .settings import EngineSettings, Extra
 
 
-def choose_context(header: GgufHeader, asked: int) -> tuple[int, tuple[str, ...]]:
+def choose_context(
+    header: GgufHeader, asked: int, *, native: bool = True
+) -> tuple[int, tuple[str, ...]]:
     """The context to allocate, and a warning if it is longer than what the model learned.
+
+    Args:
+        header: the file's.
+        asked: tokens that the user wants; 0 for what suits the model.
+        native: our own kernels are wanted.
 
     Raises:
         GgufError: the file's context length is not a number.
         SettingsError: the model has no positions that far.
     """
     trained = header.count("context_length", 2048)
-    return context_for(header_positions(header), header.path.name, trained, asked)
+    exact = exact_context(kernel_status(native), header)
+    positions, name = header_positions(header), header.path.name
+    return context_for(positions, name, trained, asked, exact if exact < trained else 0)
 
 
 def plan_file(

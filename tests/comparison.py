@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
 from infer_os.convert.source import AdapterSource
+from infer_os.native.attention_windows import read_windows
 from infer_os.native.context import Context, ContextParams
+from infer_os.native.gguf_file import read_gguf_header
 from infer_os.native.model import LlamaModel
 
 
@@ -52,13 +54,21 @@ def compare_logits(expected: NDArray[np.float32], got: NDArray[np.float32]) -> C
     )
 
 
+def has_windows(gguf: Path) -> bool:
+    """Whether some layers see only a window, which only our kernels compute."""
+    return read_windows(read_gguf_header(gguf)) is not None
+
+
 def all_logits(
     gguf: Path, tokens: list[int], type_k: str = "f16", type_v: str = "f16"
 ) -> NDArray[np.float32]:
-    """Logits after every token, (n_tokens, n_vocab), in one batch."""
-    with LlamaModel(gguf) as model:
+    """Logits after every token, (n_tokens, n_vocab), in one batch.
+
+    With llama.cpp's own kernels, but for layers with windows, which only ours compute.
+    """
+    with LlamaModel(gguf, native=has_windows(gguf)) as model:
         params = ContextParams(
-            n_ctx=max(64, len(tokens)), n_threads=1, n_outputs_max=len(tokens),
+            n_ctx=max(64, len(tokens)), n_threads=1, n_batch=len(tokens), n_outputs_max=len(tokens),
             type_k=type_k, type_v=type_v,
         )  # fmt: skip
         with Context(model, params) as context:

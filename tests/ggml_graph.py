@@ -44,6 +44,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "ggml_permute": ([ctypes.c_void_p] * 2 + [ctypes.c_int] * 4, ctypes.c_void_p),
     "ggml_flash_attn_ext": ([ctypes.c_void_p] * 5 + [ctypes.c_float] * 3, ctypes.c_void_p),
     "ggml_flash_attn_ext_add_sinks": ([ctypes.c_void_p] * 2, None),
+    "ggml_set_name": ([ctypes.c_void_p, ctypes.c_char_p], ctypes.c_void_p),
     "ggml_new_graph": ([ctypes.c_void_p], ctypes.c_void_p),
     "ggml_build_forward_expand": ([ctypes.c_void_p] * 2, None),
     "ggml_nbytes": ([ctypes.c_void_p], ctypes.c_size_t),

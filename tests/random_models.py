@@ -35,7 +35,7 @@ def random_config(family: str, head: int, n_head: int = 2, n_layer: int = 2) -> 
         "intermediate_size": 2 * n_head * head, "n_positions": 1024, "n_ctx": 1024,
         "max_position_embeddings": 1024, "d_model": n_head * head, "n_heads": n_head,
         "n_layers": n_layer, "num_layers": n_layer, "num_heads": n_head, "attention_heads": n_head,
-        "ffn_dim": 2 * n_head * head, "word_embed_proj_dim": n_head * head, "window_size": 1024,
+        "ffn_dim": 2 * n_head * head, "word_embed_proj_dim": n_head * head, "window_size": 32,
         "max_seq_len": 1024, "attention_layers": (["global", "local"] * n_layer)[:n_layer],
     }  # fmt: skip
     return config | {key: value for key, value in sizes.items() if key in config}

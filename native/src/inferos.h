@@ -237,6 +237,11 @@ INFEROS_API int32_t inferos_kernels_takes(int32_t type);
 // is the one by the error function).
 INFEROS_API void inferos_kernels_switch(int32_t use);
 
+// Contexts that this thread creates from now on have layers that see only the last windows[layer]
+// tokens, the query's own among them; 0: all. Their masks must hold distances, as llama.cpp fills
+// them for ALiBi, which is not applied. n_layers 0: no such layers, and masks are what graphs say.
+INFEROS_API int32_t inferos_kernels_windows(int32_t n_layers, const int32_t * windows);
+
 // How the kernels' threads fared in this process: the share of steps in which a thread was left out,
 // since it was mostly waited for.
 INFEROS_API double inferos_kernels_left_out(void);

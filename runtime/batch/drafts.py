@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer_os.models.shape import ModelShape
+from infer_os.native.backend import exact_context, kernel_status
 from infer_os.native.graph_check import read_model_header
 
 from ..engine import LlamaEngine
@@ -41,7 +42,7 @@ def read_draft(target: Path, settings: EngineSettings) -> BatchDraft | None:
         return None
     header = read_model_header(Path(settings.draft))
     return BatchDraft(
-        header.path, header_shape(header), header.count("context_length", 2048),
+        header.path, header_shape(header), exact_context(kernel_status(settings.native), header),
         shared_tokens(read_model_header(target), header),
     )  # fmt: skip
 

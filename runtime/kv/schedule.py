@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass, replace
 
 from infer_os.native.ggml_types import ggml_type_named
-from infer_os.native.kv_state import KV_TYPES, KvFormat, KvGeometry
+from infer_os.native.kv_state import KV_TYPES, OWN_CACHES, KvFormat, KvGeometry
 
 from ..errors import SettingsError
 
@@ -38,12 +38,14 @@ class KvModel:
     """What a schedule needs to know about a model.
 
     ``rotates``: llama.cpp rotates quantized rows; it does not if the weights already do.
+    ``windows``: some layers see only a window, which is computed in caches of some types.
     """
 
     geometry: KvGeometry
     rotates: bool = True
     flash_attention: bool = True
     n_threads: int = 1
+    windows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,11 @@ def check_types(spec: str, stages: tuple[KvStage, ...], model: KvModel) -> None:
             ("V", stage.type_v, geometry.head_v),
         ):
             kind = ggml_type_named(name)
+            if model.windows and name not in OWN_CACHES:
+                raise SettingsError(
+                    f"{spec}: layers of this model see windows, which are computed in caches of "
+                    f"{', '.join(sorted(OWN_CACHES))}; take one of them"
+                )
             if head % kind.block:
                 raise SettingsError(
                     f"{spec}: {name} stores blocks of {kind.block} values, which do not divide "
@@ -279,7 +286,8 @@ def schedule_from_budget(
 def _suits(name: str, model: KvModel) -> bool:
     kind, geometry = ggml_type_named(name), model.geometry
     divides = geometry.head_k % kind.block == 0 and geometry.head_v % kind.block == 0
-    return divides and (model.flash_attention or not kind.quantized)
+    own = name in OWN_CACHES or not model.windows
+    return divides and own and (model.flash_attention or not kind.quantized)
 
 
 def _holds(budget: int, model: KvModel, stage: KvStage, following: KvStage) -> bool:

@@ -167,7 +167,8 @@ class Plan:
 def kv_model(shape: ModelShape, n_threads: int = 1) -> KvModel:
     """What a schedule needs to know about a model."""
     geometry = KvGeometry(shape.n_layer, shape.n_head_kv, shape.head_dim, shape.head_dim)
-    return KvModel(geometry, shape.rotates, graph_named(shape.graph).flash_attention, n_threads)
+    flash_attention = graph_named(shape.graph).flash_attention
+    return KvModel(geometry, shape.rotates, flash_attention, n_threads, bool(shape.window))
 
 
 def kv_bytes(shape: ModelShape, schedule: KvSchedule, sizes: Sizes) -> int:

@@ -8,6 +8,7 @@ from infer_os.models.graphs import Positions, graph_named, is_parallel, position
 from infer_os.models.rotation import ROTATION_KEY
 from infer_os.models.shape import ModelShape, SizedTensor, WeightOption, weight_option
 from infer_os.models.weight_types import RECIPES
+from infer_os.native.attention_windows import read_windows
 from infer_os.native.constraint import count_places
 from infer_os.native.gguf_file import GgufHeader
 from infer_os.native.kv_state import kv_geometry
@@ -34,6 +35,7 @@ def header_shape(header: GgufHeader, *, constrained: bool = False) -> ModelShape
     """
     geometry = kv_geometry(header)
     n_embd = header.count("embedding_length", 0, low=0)
+    windows = read_windows(header)
     stated = header.metadata.get(f"{header.architecture}.use_parallel_residual")
     return ModelShape(
         name=header.path.name,
@@ -51,6 +53,7 @@ def header_shape(header: GgufHeader, *, constrained: bool = False) -> ModelShape
         rotates=_rotates(header),
         is_file=True,
         has_template=bool(header.metadata.get(_TEMPLATE_KEY)),
+        window=windows.size if windows else 0,
         n_places=count_places(header.metadata.get(_TOKENS_KEY, ())) if constrained else 0,
     )
 
@@ -71,6 +74,7 @@ def header_kv_model(header: GgufHeader, n_threads: int) -> KvModel:
         rotates=_rotates(header),
         flash_attention=graph_named(header.architecture).flash_attention,
         n_threads=n_threads,
+        windows=read_windows(header) is not None,
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from infer_os.models.shape import ModelShape
+from infer_os.native.backend import kernel_status, own_kernels
 from infer_os.native.constraint import constraint_bytes
 from infer_os.native.scoring import evaluation_batch
 
@@ -192,6 +193,14 @@ def plan_eval(
     return planner.plan(shape.options[0], schedule, "mmap")
 
 
+def exact_window(shape: ModelShape, *, native: bool) -> int:
+    """Tokens up to which windows that are not computed make no difference; 0 for no such limit."""
+    if not shape.window:
+        return 0
+    own = own_kernels(kernel_status(native), kv_model(shape).geometry)
+    return 0 if own is not None and own.caches else shape.window
+
+
 def make_planner(
     shape: ModelShape, use: Use, budget: Budget
 ) -> tuple[Planner, KvSchedule | None, tuple[str, ...]]:
@@ -201,7 +210,10 @@ def make_planner(
         SettingsError: a context or a cache that is not possible for this model.
     """
     settings = use.settings
-    n_ctx, notes = context_for(shape.positions, shape.name, shape.n_ctx_train, settings.context)
+    n_ctx, notes = context_for(
+        shape.positions, shape.name, shape.n_ctx_train, settings.context,
+        exact_window(shape, native=settings.native),
+    )  # fmt: skip
     planner = Planner(shape, use.sizes(n_ctx), budget, use.draft, beside(shape, use))
     if settings.kv == "auto" and not settings.kv_budget:
         return planner, None, notes

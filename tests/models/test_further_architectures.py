@@ -14,6 +14,7 @@ from infer_os.models.network import ConfigError, Network, TensorRule
 from infer_os.models.rotation import fold_rotation
 from infer_os.models.scaling import RELU_SCALE
 from infer_os.models.transforms import Scale, SomeRows, UnfuseCodeGen
+from infer_os.models.windows import Windows
 
 CONFIGS: dict[str, dict[str, Any]] = {
     name: model.config
@@ -51,6 +52,10 @@ def rule_named(network: Network, target: str) -> TensorRule:
         ("gpt-neo-125m", {"attention_types": [["global", 12]]}, "attention_types has"),
         ("gpt-neo-125m", {"attention_types": [[["global"], 10**9]]}, "attention_types has"),
         ("gpt-neo-125m", {"window_size": 0}, "'window_size' is 0"),
+        (
+            "gpt-neo-125m", {"window_size": 4096, "max_position_embeddings": 8192},
+            "windows of up to 2048",
+        ),
         ("xglm-564M", {"activation_function": "relu"}, "'relu'; supported are"),
         ("mpt-7b", {"attn_config": {"alibi": False}}, "attn_config.alibi is false"),
         ("mpt-7b", {"attn_config": {"prefix_lm": True}}, "attn_config.prefix_lm is true"),
@@ -79,15 +84,25 @@ def test_what_a_graph_does_not_have(name: str, changes: dict[str, Any], words: s
     assert "\n" not in str(caught.value)
 
 
-def test_the_context_of_a_gpt_neo_ends_at_its_window() -> None:
+def test_every_other_layer_of_a_gpt_neo_has_a_window() -> None:
     network = described("gpt-neo-125m")
-    assert (network.n_ctx, network.metadata["context_length"]) == (256, 256)
-    assert rule_named(network, "position_embd.weight").shape == (256, 768)
-    assert "256 of 2048 tokens" in network.notes[0]
-    everything = described("gpt-neo-125m", attention_types=[[["global"], 12]])
-    assert (everything.n_ctx, everything.notes) == (2048, ())
+    assert (network.n_ctx, network.metadata["context_length"]) == (2048, 2048)
+    assert rule_named(network, "position_embd.weight").shape == (2048, 768)
+    assert network.graph == "mpt"
+    assert network.windows == Windows(256, (1, 3, 5, 7, 9, 11))
+    assert "beyond 256 tokens only infer-os' kernels" in network.notes[0]
     usual = described("gpt-neo-125m", window_size=None)
-    assert usual.n_ctx == 256
+    assert usual.windows == network.windows
+
+
+@pytest.mark.parametrize(
+    "changes", [{"attention_types": [[["global"], 12]]}, {"window_size": 2048}], ids=str
+)
+def test_a_gpt_neo_without_windows_is_a_gpt2(changes: dict[str, Any]) -> None:
+    network = described("gpt-neo-125m", **changes)
+    assert (network.graph, network.windows, network.n_ctx, network.notes) == (
+        "gpt2", None, 2048, (),
+    )  # fmt: skip
 
 
 def test_relu_is_a_gelu_of_large_values() -> None:

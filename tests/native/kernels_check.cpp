@@ -179,7 +179,7 @@ void check_attention(const Variant & variant, int k_type, int v_type, int64_t he
     std::memcpy(op.op_params, parameters, sizeof(parameters));
     check(takes_attention(variant, &op), "takes", variant.name, k_type, v_type, head);
     Scratch scratch;
-    check(compute_attention(variant, &op, n_threads, scratch), "memory", variant.name, 0, 0, 0);
+    check(compute_attention(variant, &op, {}, n_threads, scratch), "memory", variant.name, 0, 0, 0);
     double worst = 0;
     for (int64_t t = 0; t < n_tokens; t++) {
         for (int64_t h = 0; h < n_heads; h++) {

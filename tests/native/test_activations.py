@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from comparison import has_windows
 from helpers import PARALLEL, REFERENCES, Converter, read_tensors
 from numpy.typing import NDArray
 
@@ -28,7 +29,7 @@ def collect(
     """Decode batches one after the other in one sequence; the sums and the last one's logits."""
     params = ContextParams(n_ctx=128, n_threads=1, n_outputs_max=64)
     with (
-        LlamaModel(path) as model,
+        LlamaModel(path, native=has_windows(path)) as model,
         ActivationCollector() as collector,
         Context(model, params, collector) as context,
     ):

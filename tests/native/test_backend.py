@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comparison import compare_logits
+from comparison import compare_logits, has_windows
 from gguf import GGMLQuantizationType
 from helpers import BUNDLED, PARALLEL, REFERENCES, Converter
 from numpy.typing import NDArray
@@ -114,10 +114,11 @@ def test_every_architecture_runs(converted: Converter, folder: Path) -> None:
     path = converted(folder, "q8_0")
     exact = np.load(folder / "logits.npy")
     tokens = np.load(folder / "tokens.npy").tolist()
-    stock, ours = (
-        compare_logits(exact, logits_of(path, native, tokens)).kl for native in (False, True)
-    )
-    assert ours < 1.1 * stock + 1e-5
+    ours = compare_logits(exact, logits_of(path, True, tokens)).kl
+    if has_windows(path):
+        assert ours < 1e-3  # llama.cpp's kernels have no windows
+        return
+    assert ours < 1.1 * compare_logits(exact, logits_of(path, False, tokens)).kl + 1e-5
 
 
 @needs_kernels

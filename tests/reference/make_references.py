@@ -125,7 +125,7 @@ def _opt(**changes: Any) -> Callable[[], Any]:
 def _neo(**changes: Any) -> Callable[[], Any]:
     settings = {
         "vocab_size": N_VOCAB, "hidden_size": 64, "num_layers": 2, "num_heads": 2,
-        "max_position_embeddings": 2 * N_FULL, "intermediate_size": 128, "window_size": N_FULL,
+        "max_position_embeddings": 2 * N_FULL, "intermediate_size": 128, "window_size": 24,
         "attention_types": [[["global", "local"], 1]], "bos_token_id": 0, "eos_token_id": 0,
     }  # fmt: skip
     return lambda: transformers.GPTNeoConfig(**{**settings, **changes})
@@ -284,8 +284,16 @@ REFERENCES = (
         }})),
         n_tokens=N_FULL,
     ),
-    Reference("gpt-neo", _neo(), n_tokens=N_FULL),
-    Reference("gpt-neo-untied", _neo(tie_word_embeddings=False), n_tokens=N_FULL, stored=False),
+    Reference("gpt-neo", _neo(), n_tokens=2 * N_FULL),
+    Reference("gpt-neo-untied", _neo(tie_word_embeddings=False), n_tokens=2 * N_FULL, stored=False),
+    Reference(
+        "gpt-neo-whole-context",
+        _neo(
+            num_layers=4, attention_types=[[["global", "local"], 2]], window_size=256,
+            max_position_embeddings=2048,
+        ),
+        n_tokens=2048, stored=False,
+    ),
     Reference(
         "gpt-neo-global", _neo(attention_types=[[["global"], 2]]), n_tokens=2 * N_FULL,
         stored=False,

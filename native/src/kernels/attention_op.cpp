@@ -5,7 +5,9 @@
 #include "attention_op.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 
@@ -70,11 +72,11 @@ struct Step {
 
 class Attention {
   public:
-    Attention(const Variant & variant, const ggml_tensor * op)
+    Attention(const Variant & variant, const ggml_tensor * op, const Window & window)
         : variant_(variant), kernels_(variant.attention), op_(op), q_(op->src[0]), k_(op->src[1]),
           v_(op->src[2]), mask_(op->src[3]), k_type_(*cache_type_of(variant, k_->type)),
           v_type_(*cache_type_of(variant, v_->type)), parameters_(parameters_of(op)),
-          n_tiles_((q_->ne[1] + kTile - 1) / kTile) {}
+          window_(window), n_tiles_((q_->ne[1] + kTile - 1) / kTile) {}
 
     int64_t n_units() const { return q_->ne[3] * q_->ne[2] * n_tiles_; }
     int64_t n_parts() const { return (k_->ne[1] + kPart - 1) / kPart; }
@@ -112,7 +114,7 @@ class Attention {
         reading.rows        = variant_.rows;
         reading.keys        = Rows(k_, k_type_.block_bytes, reading.tile, q_->ne[2], first);
         reading.values      = Rows(v_, v_type_.block_bytes, reading.tile, q_->ne[2], first);
-        reading.read_masks(mask_, first);
+        reading.read_masks(mask_, window_, first);
     }
 
     // What the tile's queries see of a part. Meanwhile what comes a little later is fetched, of this
@@ -127,7 +129,8 @@ class Attention {
             k_type_.scores[tile.width - 1](panel.start, panel.stride, k_->ne[0] / kBlock, desk.tile,
                                            &desk.scores[0][row], kPart, nullptr);
         }
-        const float slope = alibi_slope(parameters_.max_bias, tile.head, q_->ne[2]);
+        const float slope =
+            window_.is_used ? 0.0f : alibi_slope(parameters_.max_bias, tile.head, q_->ne[2]);
         for (int32_t c = 0; c < tile.width; c++) {
             kernels_.softmax(desk.scores[c], reading.n_positions, parameters_.scale,
                              reading.masks[c], slope, &seen[c]);
@@ -199,6 +202,7 @@ class Attention {
     const CacheType &        k_type_;
     const CacheType &        v_type_;
     const Parameters         parameters_;
+    const Window             window_;
     const int64_t            n_tiles_;
 };
 
@@ -231,8 +235,9 @@ namespace {
 
 class AttentionOperation final : public Operation {
   public:
-    AttentionOperation(const Variant & variant, const ggml_tensor * op, int n_members)
-        : AttentionOperation(Attention(variant, op), n_members) {}
+    AttentionOperation(const Variant & variant, const ggml_tensor * op, const Window & window,
+                       int n_members)
+        : AttentionOperation(Attention(variant, op, window), n_members) {}
 
     void place(uint8_t * scratch) override {
         desks_ = reinterpret_cast<Desk *>(scratch);
@@ -333,14 +338,32 @@ class AttentionOperation final : public Operation {
 
 }  // namespace
 
-Operation * make_attention(const Variant & variant, const ggml_tensor * op, int n_members,
-                           Arena & arena) {
-    return arena.make<AttentionOperation>(variant, op, n_members);
+bool find_window(const ggml_tensor * op, const std::vector<int32_t> & windows, Window & window) {
+    if (windows.empty()) {
+        return true;
+    }
+    const ggml_tensor * keys   = op->src[1];
+    const ggml_tensor * cache  = keys->view_src != nullptr ? keys->view_src : keys;
+    const char *        number = std::strrchr(cache->name, 'l');
+    if (number == nullptr || std::isdigit(static_cast<unsigned char>(number[1])) == 0) {
+        return false;
+    }
+    const auto layer = static_cast<size_t>(std::atoi(number + 1));
+    if (layer >= windows.size()) {
+        return false;
+    }
+    window = Window::of(windows[layer]);
+    return true;
 }
 
-bool compute_attention(const Variant & variant, const ggml_tensor * op, int n_members,
-                       Scratch & scratch) {
-    AttentionOperation attention(variant, op, n_members);
+Operation * make_attention(const Variant & variant, const ggml_tensor * op, const Window & window,
+                           int n_members, Arena & arena) {
+    return arena.make<AttentionOperation>(variant, op, window, n_members);
+}
+
+bool compute_attention(const Variant & variant, const ggml_tensor * op, const Window & window,
+                       int n_members, Scratch & scratch) {
+    AttentionOperation attention(variant, op, window, n_members);
     return compute_alone(attention, n_members, scratch);
 }
 

@@ -13,6 +13,19 @@ constexpr int64_t  kPart     = 256;     // positions
 constexpr int64_t  kAhead    = 8192;    // bytes that are fetched before they are read
 constexpr uint16_t kInfinite = 0xfc00;  // -infinity in float16
 
+// What a layer sees of the past, where the mask holds minus the distance of every position that is
+// not hidden, as llama.cpp fills it for ALiBi: the position in the sequence, wherever its cell is.
+// Such distances are not added to the scores.
+struct Window {
+    bool     is_used   = false;      // the mask holds distances for this purpose
+    uint16_t hide_from = kInfinite;  // the first distance that is hidden, negative, in float16
+
+    // A layer that sees `size` tokens with its own; 0: all of them.
+    static Window of(int32_t size) {
+        return {true, size > 0 ? ggml_fp32_to_fp16(-static_cast<float>(size)) : kInfinite};
+    }
+};
+
 // Up to 8 queries of a head of a sequence.
 struct Tile {
     int64_t sequence, head, first;
@@ -59,7 +72,7 @@ struct Reading {
     uint16_t masks[kTile][kPart];
 
     // The masks of every query, and with them the panels. Positions past the end are masked out.
-    void read_masks(const ggml_tensor * mask, int64_t first) {
+    void read_masks(const ggml_tensor * mask, const Window & window, int64_t first) {
         const int64_t n = keys.n, n_padded = (n + rows - 1) / rows * rows;
         for (int32_t c = 0; c < tile.width; c++) {
             if (mask != nullptr) {
@@ -74,6 +87,9 @@ struct Reading {
                 std::fill_n(masks[c], n, uint16_t{0});
             }
             std::fill(masks[c] + n, masks[c] + n_padded, kInfinite);
+            if (window.hide_from != kInfinite) {
+                hide(masks[c], n, window.hide_from);
+            }
         }
         n_panels = n_positions = 0;
         for (int64_t i = 0; i < n_padded; i += rows) {
@@ -101,6 +117,14 @@ struct Reading {
     }
 
   private:
+    // Of negative numbers in float16, the bits of the larger ones are the larger ones, too; 0, a
+    // query's own position, has the smallest.
+    static void hide(uint16_t * mask, int64_t n, uint16_t from) {
+        for (int64_t i = 0; i < n; i++) {
+            mask[i] = mask[i] >= from ? kInfinite : mask[i];
+        }
+    }
+
     bool is_seen(int64_t panel) const {
         constexpr uint64_t four = 0x0001000100010001 * uint64_t{kInfinite};
         for (int32_t c = 0; c < tile.width; c++) {

@@ -41,17 +41,22 @@ bool is_whole(Use use) {
 
 thread_local Use use_of_new = Use::kKernels;
 
-struct Instance {
-    explicit Instance(Use its_use) : use(its_use) {}
+// Tokens that each layer of the contexts that this thread creates sees, see inferos_kernels_windows.
+thread_local std::vector<int32_t> windows_of_new;
 
-    const Use                use;
-    int                      n_threads  = 1;
-    ggml_abort_callback      abort      = nullptr;
-    void *                   abort_data = nullptr;
-    Arena                    arena;
-    Scratch                  scratch;
-    std::vector<Operation *> operations;
-    std::vector<Turns>       turns;  // of every member
+struct Instance {
+    Instance(Use its_use, const std::vector<int32_t> & its_windows)
+        : use(its_use), windows(its_windows) {}
+
+    const Use                  use;
+    const std::vector<int32_t> windows;  // empty: the mask is as the graph says
+    int                        n_threads  = 1;
+    ggml_abort_callback        abort      = nullptr;
+    void *                     abort_data = nullptr;
+    Arena                      arena;
+    Scratch                    scratch;
+    std::vector<Operation *>   operations;
+    std::vector<Turns>         turns;  // of every member
 };
 
 Instance & instance_of(abi::Backend * backend) {
@@ -138,7 +143,11 @@ Operation * make_operation(ggml_tensor * const * nodes, int n_nodes, Instance & 
     const ggml_tensor * first = nodes[0];
     n_taken                   = 1;
     if (first->op == GGML_OP_FLASH_ATTN_EXT) {
-        return make_attention(*best_variant(), first, instance.n_threads, instance.arena);
+        Window window;
+        if (!find_window(first, instance.windows, window)) {
+            return nullptr;
+        }
+        return make_attention(*best_variant(), first, window, instance.n_threads, instance.arena);
     }
     if (takes_row_operation(first)) {
         const RowSettings settings = {best_variant()->rows_of_floats, instance.turns.data(),
@@ -290,11 +299,19 @@ abi::Device * device_for(Use use) {
     }
 }
 
+Instance * make_instance() {
+    try {
+        return new Instance(use_of_new, windows_of_new);
+    } catch (const std::bad_alloc &) {
+        return nullptr;
+    }
+}
+
 abi::Backend * init_backend(abi::Device *, const char *) {
     static ggml_guid guid     = {0x69, 0x6e, 0x66, 0x65, 0x72, 0x2d, 0x6f, 0x73,
                                  0x2d, 0x6b, 0x65, 0x72, 0x6e, 0x65, 0x6c, 0x73};
     auto *           backend  = new (std::nothrow) abi::Backend{};
-    auto *           instance = new (std::nothrow) Instance(use_of_new);
+    Instance *       instance = make_instance();
     if (backend == nullptr || instance == nullptr) {
         delete backend;
         delete instance;
@@ -401,6 +418,15 @@ INFEROS_API int32_t inferos_kernels_takes(int32_t type) {
 
 INFEROS_API void inferos_kernels_switch(int32_t use) {
     inferos::kernels::use_of_new = static_cast<inferos::kernels::Use>(use);
+}
+
+INFEROS_API int32_t inferos_kernels_windows(int32_t n_layers, const int32_t * windows) {
+    try {
+        inferos::kernels::windows_of_new.assign(windows, windows + n_layers);
+    } catch (const std::bad_alloc &) {
+        return INFEROS_NO_MEMORY;
+    }
+    return INFEROS_OK;
 }
 
 INFEROS_API double inferos_kernels_left_out(void) {

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from comparison import has_windows
 from helpers import REFERENCES, Converter
 
 from infer_os.convert.weight_options import weight_options
@@ -171,7 +172,8 @@ def test_the_plan_is_what_llama_cpp_allocates(
         shape.options[0], whole(kind, 100), "mmap"
     )
     params = ContextParams(n_ctx=100, n_threads=1, type_k=kind, type_v=kind, window=True)
-    with LlamaModel(path) as model, Context(model, params) as context:
+    native = has_windows(path)
+    with LlamaModel(path, native=native) as model, Context(model, params) as context:
         found = context_buffers(context)
     assert planned.kv == found.kv
     assert planned.weights.n_bytes == pytest.approx(found.weights, rel=1e-3)

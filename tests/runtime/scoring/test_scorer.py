@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comparison import all_logits, log_softmax
+from comparison import all_logits, has_windows, log_softmax
 from helpers import BUNDLED, REFERENCES, REPOSITORY, Converter
 
 from infer_os.runtime.batch.records import BadRecord
@@ -86,8 +86,11 @@ def test_scores_are_those_of_hugging_face(folder: Path, kind: str, converted: Co
     expected = log_probs[np.arange(len(tokens) - 1), tokens[1:]]
     greedy = log_probs[:-1].argmax(1) == tokens[1:]
     numbers = [str(token) for token in tokens]
-    settings = EngineSettings(context=64, threads=2, kv="f32")
-    with Scorer(converted(folder, kind), settings, ScoringSettings(4)) as scorer:
+    path = converted(folder, kind)
+    # only caches that our kernels take have windows
+    kv = "f16" if has_windows(path) else "f32"
+    settings = EngineSettings(context=max(64, len(tokens)), threads=2, kv=kv)
+    with Scorer(path, settings, ScoringSettings(4)) as scorer:
         scoring = ScoringRun(replace(scorer.parts, vocab=Numbers(tokens[0])))
         items = [ScoreRecord(0, 1, " ".join(numbers[1:]))]
         items += (
@@ -149,6 +152,8 @@ def test_every_architecture_is_independent_of_the_neighbours(
     folder: Path, native: bool, converted: Converter
 ) -> None:
     path = converted(folder)
+    if has_windows(path) and not native:
+        pytest.skip("its windows are computed by our kernels alone")
     settings = replace(SETTINGS, context=32, native=native)
     items = [
         # a letter a token; texts go beyond the context, and some contexts lose their beginning
