@@ -46,6 +46,10 @@ _VARIATIONS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
         ("gpt2-e", "gpt2-l", "gpt2-n", "gpt2-u"),
     ),
     (
+        "GPT-2 with muP (Cerebras)", "yes",
+        "scales go into embeddings, q and the last norm", ("gpt2-mup",),
+    ),
+    (
         "GPT-2 with ReLU", "to 4e-5 of an activation",
         "ReLU is GELU of 4096 times the value, divided by that", ("gpt2-relu",),
     ),

@@ -1,12 +1,13 @@
 """GPT-2 (gpt2-xl, distilgpt2, DialoGPT, Cerebras-GPT, ...) on llama.cpp's ``gpt2`` graph.
 
-One with ReLU goes on the ``mpt`` graph, see :func:`~.scaling.relu_feed_forward`.
+One with ReLU goes on the ``mpt`` graph, see :func:`~.scaling.relu_feed_forward`. The scales of a
+maximal update parametrization (muP), which Cerebras' configs name, go into the weights.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -50,7 +51,11 @@ def describe(config: Mapping[str, Any]) -> Network:
     head_dim = head_dim_of(n_embd, n_head)
     # the graph divides every product of q and k by sqrt(head_dim): a config that differs is
     # handled by a factor on q
-    plain = 1.0 if read.flag("scale_attn_weights", default=True) else math.sqrt(head_dim)
+    if read.flag("scale_attn_weights", default=True):
+        by_width = read.flag("mup_scale_qk_dot_by_d", "scale_qk_dot_by_d", default=False)
+        plain = 1.0 / math.sqrt(head_dim) if by_width else 1.0
+    else:
+        plain = math.sqrt(head_dim)
     by_layer = read.flag("scale_attn_by_inverse_layer_idx", default=False)
     factors = [plain / (i + 1) if by_layer else plain for i in range(n_layer)]
     tied = read.flag("tie_word_embeddings", default=True)
@@ -63,7 +68,7 @@ def describe(config: Mapping[str, Any]) -> Network:
         graph="mpt" if relu else "gpt2",
         metadata=metadata,
         rules=(
-            *_outer_rules(n_embd, n_vocab, n_ctx, tied=tied),
+            *_scaled_outer_rules(read, _outer_rules(n_embd, n_vocab, n_ctx, tied=tied)),
             *(rule for rules in layers for rule in (relu_feed_forward(rules) if relu else rules)),
         ),
         prefixes=("transformer.", ""),
@@ -79,6 +84,24 @@ def describe(config: Mapping[str, Any]) -> Network:
         n_ctx=n_ctx,
         erf_gelu=erf,
     )
+
+
+def _scaled_outer_rules(read: ConfigReader, rules: tuple[TensorRule, ...]) -> Iterator[TensorRule]:
+    """The rules with muP's scales of the embeddings and of the logits.
+
+    A tied head has the embedding's scale, too, so the last norm makes up for it, and scales the
+    logits. Cerebras' BTLM (modeling_btlm.py) is where the scales are multiplied.
+    """
+    scale = partial(read.number, default=1.0, low=1e-6, high=1e6)
+    embeddings = scale("mup_embeddings_scale", "embeddings_scale")
+    logits = scale("output_logits_scale") * scale("mup_output_alpha") * scale("mup_width_scale")
+    tied = all(rule.role is not Role.HEAD for rule in rules)
+    factors = {
+        Role.TOKEN_EMBEDDING: embeddings,
+        Role.POSITION_EMBEDDING: embeddings,
+        Role.NORM: logits / embeddings if tied else logits,
+    }
+    return (with_scaled_rows(rule, factors.get(rule.role, 1.0)) for rule in rules)
 
 
 def _outer_rules(n_embd: int, n_vocab: int, n_ctx: int, *, tied: bool) -> tuple[TensorRule, ...]:

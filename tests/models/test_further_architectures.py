@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -182,3 +183,38 @@ def test_sinusoids_are_those_of_fairseq() -> None:
             angle = (row + 2) * 10000 ** (-i / 3)
             assert table[row, i] == pytest.approx(np.sin(angle), abs=1e-6)
             assert table[row, 4 + i] == pytest.approx(np.cos(angle), abs=1e-6)
+
+
+MUP = {
+    "mup_width_scale": 0.25, "mup_output_alpha": 6.0, "mup_embeddings_scale": 10.0,
+    "mup_scale_qk_dot_by_d": True,
+}  # fmt: skip
+
+
+def scale_of(network: Network, target: str) -> float:
+    """What the first rows of a tensor are multiplied by."""
+    (part,) = rule_named(network, target).parts
+    return math.prod(scale.factor for scale in part.scales if scale.first == 0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_mup_goes_into_the_weights(tied: bool) -> None:
+    network = described("gpt2", **MUP, tie_word_embeddings=tied)
+    assert scale_of(network, "token_embd.weight") == scale_of(network, "position_embd.weight") == 10
+    # a tied head is ten times too large, which the last norm makes up for
+    for end in ("weight", "bias"):
+        assert scale_of(network, f"output_norm.{end}") == pytest.approx(0.15 if tied else 1.5)
+        assert scale_of(network, f"blk.3.attn_qkv.{end}") == pytest.approx(64**-0.5)
+        assert scale_of(network, f"blk.3.attn_norm.{end}") == 1
+    spelled = {
+        "output_logits_scale": 1.5, "embeddings_scale": 10.0, "scale_qk_dot_by_d": True,
+        "tie_word_embeddings": tied,
+    }  # fmt: skip
+    assert described("gpt2", **spelled).rules == network.rules
+
+
+@pytest.mark.parametrize("key", ["mup_width_scale", "mup_output_alpha", "mup_embeddings_scale"])
+@pytest.mark.parametrize("value", [0, -1.0, "1", True, 1e9])
+def test_mup_scales_that_cannot_be(key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=key):
+        described("gpt2", **{key: value})

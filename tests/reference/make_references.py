@@ -203,6 +203,11 @@ _SEQUENTIAL = {
     },
 }  # fmt: skip
 
+_MUP = {
+    "mup_width_scale": 0.25, "mup_output_alpha": 6.0, "mup_embeddings_scale": 10.0,
+    "mup_scale_qk_dot_by_d": True,
+}  # fmt: skip
+
 REFERENCES = (
     Reference("neox-parallel", _neox(use_parallel_residual=True), shards=2, store=_with_buffers),
     Reference(
@@ -241,6 +246,21 @@ REFERENCES = (
     Reference(
         "gpt2-relu", _gpt2(n_inner=128, n_positions=N_FULL, activation_function="relu"),
         n_tokens=N_FULL,
+    ),
+    Reference("gpt2-mup", _gpt2(n_inner=64, n_positions=N_FULL, **_MUP), n_tokens=N_FULL),
+    Reference(
+        "gpt2-mup-untied",
+        _gpt2(n_inner=64, n_positions=N_FULL, tie_word_embeddings=False, **_MUP),
+        n_tokens=N_FULL, stored=False,
+    ),
+    Reference(
+        "gpt2-mup-by-layer",
+        _gpt2(
+            n_layer=3, n_positions=N_FULL, n_embd=96, n_head=3, activation_function="gelu",
+            scale_attn_by_inverse_layer_idx=True, mup_output_alpha=12.0, mup_width_scale=0.125,
+            mup_scale_qk_dot_by_d=True,
+        ),
+        n_tokens=N_FULL, stored=False,
     ),
     Reference("codegen", _codegen(), n_tokens=N_FULL),
     Reference(
@@ -327,6 +347,28 @@ def make_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def multiply_scales(model: Any) -> None:
+    """Multiply a maximal update parametrization's scales where Cerebras' networks do.
+
+    transformers' own GPT-2 does not know them, so this reference is ours: the sum of embeddings,
+    the logits, and scores that are divided by a head's width are scaled as they are computed.
+    """
+    config = model.config
+    embeddings = getattr(config, "mup_embeddings_scale", 1.0)
+    logits = getattr(config, "mup_output_alpha", 1.0) * getattr(config, "mup_width_scale", 1.0)
+    model.transformer.drop.register_forward_hook(lambda _, __, x: x * embeddings)
+    model.lm_head.register_forward_hook(lambda _, __, x: x * logits)
+    if getattr(config, "mup_scale_qk_dot_by_d", False):
+        width = config.n_embd // config.n_head
+
+        def divide_queries(_: Any, __: Any, qkv: torch.Tensor) -> torch.Tensor:
+            q, k, v = qkv.split(config.n_embd, dim=-1)
+            return torch.cat((q / width**0.5, k, v), dim=-1)
+
+        for block in model.transformer.h:
+            block.attn.c_attn.register_forward_hook(divide_queries)
+
+
 def build(reference: Reference, folder: Path, seed: int) -> None:
     """Write config, weights, tokenizer and expected logits into ``folder``."""
     torch.manual_seed(seed)
@@ -341,6 +383,8 @@ def build(reference: Reference, folder: Path, seed: int) -> None:
             spread = reference.spread if parameter.ndim > 1 else 0.5
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             parameter.copy_(rounded(torch.randn_like(parameter) * spread + centre))
+    if hasattr(config, "mup_width_scale"):
+        multiply_scales(model)
     tokens = torch.randint(0, N_VOCAB, (1, reference.n_tokens))
     with torch.no_grad():
         logits = model(tokens).logits[0]  # (n_tokens, vocab)
