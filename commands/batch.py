@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -18,6 +19,7 @@ from ..terminal import console
 from . import loading, options, recording
 from .beaming import check_search
 from .groups import grouped
+from .prompt_cache import PromptCache, with_prompt_cache
 
 if TYPE_CHECKING:
     from ..runtime.batch.batch_engine import BatchEngine
@@ -37,6 +39,7 @@ def batch(
     force: options.Replace = False,
     ordered: options.Ordered = False,
     batch_settings: BatchSettings,
+    prompt_cache: PromptCache = None,
     ray: options.Ray = "",
     sampling: SamplingSettings,
     stops: StopSettings,
@@ -60,6 +63,8 @@ def batch(
     settings = recording.with_tables(settings, input, output)
     if batch_settings.style in ("", TEMPLATE):  # for conversations; what comes is not known yet
         settings = replace(settings, extras=settings.extras | {Extra.TEMPLATE})
+    _check_together(prompt_cache, batch_settings, ray)
+    settings = with_prompt_cache(settings, prompt_cache)
     with ExitStack() as stack:
         stop = stack.enter_context(Stop())
         journal = None
@@ -71,13 +76,11 @@ def batch(
             return
         engine: BatchEngine | RayBatch
         run: Callable[..., Generator[Result, None, None]]
-        if ray and batch_settings.is_search:
-            raise recording.settings_error("--ray and --beams: a beam search runs here; drop one")
         if ray:  # all is read before anything runs
             engine = loading.join_cluster(ray, wish, settings, batch_settings, (sampling, stops))
             run = engine.run
         else:
-            engine = loading.load_batch_engine(wish, settings, batch_settings)
+            engine = loading.load_batch_engine(wish, settings, batch_settings, prompt_cache)
             run = recording.reading_ahead(engine.run, stop)
         stack.enter_context(closing(engine))
         kinds: set[bool] = set()
@@ -95,6 +98,16 @@ def batch(
         _show(engine, as_json=as_json)
     if engine.statistics.failed:
         raise typer.Exit(1)
+
+
+def _check_together(path: Path | None, batch: BatchSettings, ray: str) -> None:
+    """Refuse options that do not go together."""
+    if ray and batch.is_search:
+        raise recording.settings_error("--ray and --beams: a beam search runs here; drop one")
+    others = {"--beams": batch.is_search, "--ray": bool(ray)}
+    for name in others:
+        if path is not None and others[name]:
+            raise recording.settings_error(f"--prompt-cache and {name}: give one of them")
 
 
 def _watched(

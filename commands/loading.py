@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..cache import cache_folder
 from ..store.wish import ModelWish
 from ..terminal import console
 
@@ -46,12 +47,20 @@ def fetch(model: ModelWish) -> Path:
 
 
 def load_batch_engine(
-    model: str | ModelWish, settings: EngineSettings, batch: BatchSettings
+    model: str | ModelWish,
+    settings: EngineSettings,
+    batch: BatchSettings,
+    prompt_cache: Path | None = None,
 ) -> BatchEngine:
-    """Load what the user calls a model for many prompts at once; its warnings go to stderr."""
+    """Load what the user calls a model for many prompts at once; its warnings go to stderr.
+
+    ``prompt_cache`` is the file of what prompts begin with.
+    """
     from ..store.opening import open_batch
 
     engine = open_batch(_wish(model), settings, batch, reporter())
+    if prompt_cache is not None:
+        engine.keep_prompt(prompt_cache, cache_folder())
     console.notes(engine.take_notes())
     return engine
 

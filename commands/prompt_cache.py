@@ -20,7 +20,8 @@ PromptCache = Annotated[
     Path | None,
     typer.Option(
         "--prompt-cache", metavar="FILE",
-        help="Keep what is computed of the prompt; one that begins alike starts behind it.",
+        help="Keep what is computed of the prompt, or of what all prompts begin with; one that "
+        "begins alike starts behind it.",
         show_default=False,
     ),
 ]  # fmt: skip

@@ -246,6 +246,7 @@ def write_results(
             if bar is not None:
                 now = engine.statistics
                 bar(now.records, now.completion_tokens, now.seconds)
+    console.notes(engine.take_notes())
     if journal is not None:
         journal.finish()
 

@@ -16,10 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .context import decode_failure
-from .errors import DecodeError
+from .errors import DecodeError, StateError
+from .kv_state import State, of_one_stream
+from .logs import forget_complaints, last_complaint
 from .model import LlamaModel
 from .new_context import ContextOwner, ContextSizes
 from .sampler_chain import SamplerChain
+
+_BYTES = ctypes.POINTER(ctypes.c_uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +179,39 @@ class BatchContext(ContextOwner):
         """
         if not llama_cpp.llama_memory_seq_rm(self._memory, sequence, n_tokens, -1):
             raise DecodeError(f"the cache of sequence {sequence} cannot be cut at {n_tokens}")
+
+    def export_sequence(self, sequence: int) -> State:
+        """The rows of a sequence, as a context of one sequence would save them.
+
+        Raises:
+            StateError: llama.cpp saves nothing, or an unexpected layout.
+        """
+        size = llama_cpp.llama_state_seq_get_size(self._pointer, sequence)
+        state = np.empty(size, np.uint8)
+        got = llama_cpp.llama_state_seq_get_data(
+            self._pointer, state.ctypes.data_as(_BYTES), size, sequence
+        )
+        if size == 0 or got != size:
+            raise StateError(f"llama.cpp saved {got} of {size} bytes: {last_complaint()}")
+        return of_one_stream(state, self.params.n_seq, sequence)
+
+    def import_sequence(self, sequence: int, state: State) -> None:
+        """Let a sequence hold exactly these rows.
+
+        Args:
+            sequence: its number.
+            state: of :func:`~.kv_state.join_states`, for as many streams as there are sequences.
+
+        Raises:
+            StateError: llama.cpp refuses them; the sequence holds nothing.
+        """
+        forget_complaints()
+        size = llama_cpp.llama_state_seq_set_data(
+            self._pointer, state.ctypes.data_as(_BYTES), len(state), sequence
+        )
+        if size != len(state):
+            self.trim(sequence, 0)
+            raise StateError(f"llama.cpp refuses a saved KV state: {last_complaint()}")
 
     def copy(self, source: int, target: int) -> None:
         """Make ``target`` hold exactly what ``source`` holds.

@@ -18,7 +18,7 @@ A quantized K (V) whose head size 64 divides is stored multiplied by a Walsh-Had
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -233,3 +233,104 @@ def reencode_state(
             f"{reason}"
         )
     return result
+
+
+def join_states(
+    states: Iterable[State], geometry: KvGeometry, form: KvFormat, n_tokens: int, n_streams: int = 1
+) -> State:
+    """The state of ``n_tokens`` tokens from position 0 on, of the states of runs of them in order.
+
+    It is one for a cache of ``n_streams`` streams, of which the sequence is in one; llama.cpp puts
+    it into the one of the sequence that reads it.
+
+    Raises:
+        StateError: a state is not what such a cache writes, or they have other tokens in all.
+    """
+    joined, starts = _new_state(geometry, form, 0, n_tokens, n_streams)
+    first = 0
+    for state in states:
+        n_cells = _HEAD.unpack_from(state.data)[3] if len(state) >= _HEAD.size else 0
+        layout = read_layout(state, geometry, form, first, n_cells)
+        _expect("tokens", min(first + n_cells, n_tokens), first + n_cells)
+        for at, start, row_bytes in zip(
+            layout.parts, starts, _row_bytes(geometry, form), strict=True
+        ):
+            size, target = n_cells * row_bytes, start + first * row_bytes
+            joined[target : target + size] = state[at : at + size]
+        first += n_cells
+    _expect("tokens", first, n_tokens)
+    return joined
+
+
+def cut_state(
+    state: State, geometry: KvGeometry, form: KvFormat, n_tokens: int, size: int
+) -> Iterator[State]:
+    """The states of runs of ``size`` tokens, the last of fewer; :func:`join_states` undoes it.
+
+    Raises:
+        StateError: ``state`` is not what such a cache writes of its first ``n_tokens`` tokens.
+    """
+    layout = read_layout(state, geometry, form, 0, n_tokens)
+    for first in range(0, n_tokens, size):
+        n_cells = min(size, n_tokens - first)
+        piece, starts = _new_state(geometry, form, first, n_cells)
+        for at, start, row_bytes in zip(
+            layout.parts, starts, _row_bytes(geometry, form), strict=True
+        ):
+            begin, n_bytes = at + first * row_bytes, n_cells * row_bytes
+            piece[start : start + n_bytes] = state[begin : begin + n_bytes]
+        yield piece
+
+
+def _row_bytes(geometry: KvGeometry, form: KvFormat) -> list[int]:
+    return [row_bytes for _, row_bytes in _expected_parts(geometry, form)]
+
+
+def _new_state(
+    geometry: KvGeometry, form: KvFormat, first: int, n_cells: int, n_streams: int = 1
+) -> tuple[State, list[int]]:
+    """A state without rows yet, and where those of its parts begin."""
+    n_bytes, rest = form.state_bytes(geometry, n_cells), (n_streams - 1) * _COUNT
+    state = np.empty(n_bytes + rest, np.uint8)
+    state[n_bytes:] = 0  # the other streams have no cells
+    _HEAD.pack_into(state.data, 0, _MAGIC, 0, n_streams, n_cells)
+    at = _HEAD.size
+    cells = state[at : at + n_cells * _CELL_BYTES].view("<i4").reshape(n_cells, 3)
+    cells[:, 0] = np.arange(first, first + n_cells, dtype=np.int32)
+    cells[:, 1:] = 1, 0
+    at += n_cells * _CELL_BYTES
+    _LAYERS.pack_into(state.data, at, 0, geometry.n_layer)
+    at += _LAYERS.size
+    starts = []
+    for kind, row_bytes in _expected_parts(geometry, form):
+        _PART.pack_into(state.data, at, kind.id, row_bytes)
+        starts.append(at + _PART.size)
+        at += _PART.size + n_cells * row_bytes
+    return state, starts
+
+
+# ---- a cache of several streams, one for each sequence
+
+_COUNT = 4
+_BEFORE_COUNTS = _HEAD.size - _COUNT
+
+
+def of_one_stream(state: State, n_streams: int, stream: int) -> State:
+    """What a cache of one stream would have saved of a sequence of a cache of several.
+
+    Each stream has a number of cells: 0, and nothing else, where the sequence is not in it. The
+    result is a part of ``state``, which is changed.
+
+    Raises:
+        StateError: the state is not one of such a cache.
+    """
+    _expect("a whole header", len(state) >= _HEAD.size + (n_streams - 1) * _COUNT, True)
+    magic, sequence, n_found, _ = _HEAD.unpack_from(state.data)
+    _expect("streams", n_found, n_streams)
+    before = _BEFORE_COUNTS + stream * _COUNT
+    after = len(state) - (n_streams - 1 - stream) * _COUNT
+    others = state[_BEFORE_COUNTS:before].any() or state[after:].any()
+    _expect("cells of other sequences", bool(others), False)
+    part = state[before - _BEFORE_COUNTS : after]
+    _HEAD.pack_into(part.data, 0, magic, sequence, 1, int(part[_BEFORE_COUNTS:][:4].view("<u4")[0]))
+    return part

@@ -39,6 +39,7 @@ from .beam_run import BeamRun
 from .drafts import BatchDraft, make_drafters, read_draft
 from .feeding import Pulled, Source
 from .guesses import Guesses
+from .kept_prompt import KeptPrompt
 from .parallel import CurvePoint, best_parallel, first_plan, measure_curve, plan_batch
 from .prompts import ModelInfo, Prompts
 from .records import BadRecord, Record, Result
@@ -122,6 +123,8 @@ class BatchEngine(Owner):
         self._plan_notes, self._n_told = notes, 0
         #: What sequences run on, and how they begin.
         self.parts = self._make_parts(header, settings, draft, batch.logprobs)
+        #: What prompts begin with, from a file and back to it; None where that was not asked for.
+        self.kept: KeptPrompt | None = None
         #: Who guesses; None where that was not asked for.
         self.guesses = self.parts.guesses
         self._running = Running(self.parts)
@@ -171,7 +174,8 @@ class BatchEngine(Owner):
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know; the first conversation may add to it."""
-        return (*self._plan_notes, *self.prompts.notes)
+        kept = self.kept.notes if self.kept is not None else ()
+        return (*self._plan_notes, *kept, *self.prompts.notes)
 
     def take_notes(self) -> tuple[str, ...]:
         """The notes that were not taken before."""
@@ -277,6 +281,15 @@ class BatchEngine(Owner):
 
     # ---- pulled
 
+    def keep_prompt(self, file: Path, cache_folder: Path) -> None:
+        """Let :meth:`run` start behind what a file has of prompts, and keep what they begin with.
+
+        Args:
+            file: that of ``--prompt-cache``.
+            cache_folder: where its key is.
+        """
+        self.kept = KeptPrompt(file, cache_folder, self.path)
+
     def run(
         self,
         records: Iterable[Record | BadRecord] | Source[Record | BadRecord],
@@ -298,6 +311,8 @@ class BatchEngine(Owner):
         """
         source = Pulled(records) if isinstance(records, Iterable) else records
         self.restart()
+        if self.kept is not None:
+            self.kept.take(self._running, self._context)
         if self._batch.is_search:
             search = BeamRun(self.parts, self._batch.beams, self.statistics)
             while (record := source.take(wait=True)) is not None:
@@ -317,6 +332,8 @@ class BatchEngine(Owner):
                 going = self.step()
                 yield from self.take()
                 if source.is_over and not going:
+                    if self.kept is not None:
+                        self.kept.keep(running, self._context)
                     return
         finally:
             running.abandon()

@@ -11,6 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection
+from collections.abc import Sequence as TokenSequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +23,7 @@ from infer_os.native.model import Vocab
 
 from ..errors import ModelClosed, PromptError, SettingsError, TemplateFailure
 from ..generate import FinishReason
+from ..interface import shared_prefix
 from ..plan.memory_plan import MemoryShortage
 from ..threads import ThreadCount
 from .guesses import Guesses
@@ -92,6 +94,8 @@ class Running:
         self._results: list[Result] = []
         self._is_closed = False
         self._started = time.perf_counter()
+        #: What all prompts so far begin with, but for their last tokens; None before the first.
+        self.common: list[int] | None = None
         self.statistics = BatchStatistics(counts=self._scheduler.counts)
         self._forget_slots()
 
@@ -160,6 +164,22 @@ class Running:
         self._drop_all()
         self._results.clear()
         self._is_closed = True
+
+    def hold(self, slot: int, tokens: TokenSequence[int]) -> None:
+        """A slot that nothing runs in holds these tokens, whose rows are in the context."""
+        self._scheduler.hold(slot, tokens)
+
+    def slot_with(self, tokens: TokenSequence[int]) -> tuple[int, int]:
+        """The slot that holds the most of these tokens' beginning, and how many that are."""
+        slots = range(self._parts.limits.n_slots)
+        counts = [shared_prefix(self._scheduler.held(slot), tokens) for slot in slots]
+        best = max(slots, key=lambda slot: counts[slot])
+        return best, counts[best]
+
+    def cut(self, slot: int, n_tokens: int) -> None:
+        """A slot that nothing runs in holds only its first tokens."""
+        self._scheduler.cut(slot, n_tokens)
+        self._context.trim(slot, n_tokens)
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -237,6 +257,8 @@ class Running:
             message = f"{record.place}: {error}"
             self._fail(record.id, record.line, message, lacks_memory=lacks_memory)
             return None
+        known = list(entry.prompt[:-1])
+        self.common = known[: shared_prefix(known if self.common is None else self.common, known)]
         sequence.listener = entry.listener
         if sequence.scores_prompt:
             sequence.prompt_logprobs.append(first_token(sequence.prompt[0], self._parts.vocab))

@@ -131,6 +131,10 @@ class Scheduler:
         """Tokens that a slot's part of the cache holds."""
         return self._slots[slot].held
 
+    def hold(self, slot: int, tokens: Sequence[int]) -> None:
+        """A free slot's part of the cache holds these tokens; the caller has put them there."""
+        self._slots[slot].held = list(tokens)
+
     def admit(self, prompt: Sequence[int], n_wanted: int = 1) -> Admission | None:
         """Give a prompt a slot; None if none is free, or if it should wait.
 

@@ -6,7 +6,7 @@ keyed, checked and written in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from infer_os.native.errors import StateError
@@ -14,7 +14,15 @@ from infer_os.native.errors import StateError
 from ..errors import SessionError
 from ..interface import Engine, shared_prefix
 from .session import SessionRecord
-from .session_file import Header, check_name, name_model, read_rows, write_rows
+from .session_file import (
+    EngineRows,
+    Header,
+    RowKeeper,
+    check_name,
+    name_model,
+    read_rows,
+    write_rows,
+)
 
 _MAGIC = b"INFEROS-PROMPT\0\0"
 
@@ -39,13 +47,24 @@ def load_prompt(path: Path, engine: Engine, prompt: Sequence[int], cache_folder:
         if not shared_prefix(header.tokens, prompt):
             raise SessionError(f"{path}: of a prompt that begins otherwise")
 
+    _, problem = take_rows(path, EngineRows(engine), cache_folder, check)
+    return f"{problem}; the prompt is computed" if problem else ""
+
+
+def take_rows(
+    path: Path, keeper: RowKeeper, cache_folder: Path, check: Callable[[Header], None] | None = None
+) -> tuple[list[int], str]:
+    """Let a keeper hold what a file has; returns its tokens, and why there are none.
+
+    Where there is no file yet, there is nothing to say.
+    """
     if not path.exists():
-        return ""
+        return [], ""
     try:
-        read_rows(path, engine, engine.info.path, cache_folder, check, _MAGIC)
+        header = read_rows(path, keeper, cache_folder, check or (lambda _: None), _MAGIC)
     except SessionError as error:
-        return f"{error}; the prompt is computed"
-    return ""
+        return [], str(error)
+    return header.tokens, ""
 
 
 def save_prompt(path: Path, engine: Engine, prompt: Sequence[int], cache_folder: Path) -> str:
@@ -54,12 +73,15 @@ def save_prompt(path: Path, engine: Engine, prompt: Sequence[int], cache_folder:
     The file appears when it is complete. Its last token is left out: it is computed again anyway.
     """
     held = list(prompt[: min(shared_prefix(engine.tokens, prompt), len(prompt) - 1)])
-    if not held:
-        return ""
+    return keep_rows(path, EngineRows(engine), held, cache_folder) if held else ""
+
+
+def keep_rows(path: Path, keeper: RowKeeper, tokens: list[int], cache_folder: Path) -> str:
+    """Write what a keeper holds of these tokens; returns why that failed, "" if it did not."""
     try:
-        model_id = name_model(engine.info.path)
+        model_id = name_model(keeper.path)
         nothing = SessionRecord("", "", ())
-        write_rows(path, engine, nothing, model_id, held, cache_folder, _MAGIC)
+        write_rows(path, keeper, nothing, model_id, tokens, cache_folder, _MAGIC)
     except (SessionError, StateError) as error:
         return f"{error}; the prompt is not kept"
     return ""

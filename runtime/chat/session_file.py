@@ -26,11 +26,11 @@ import os
 import secrets
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -75,6 +75,29 @@ class Header:
     turns: list[tuple[str, list[int]]]
 
 
+class RowKeeper(Protocol):
+    """Whoever holds the rows of a sequence of the model at ``path``."""
+
+    @property
+    def path(self) -> Path:
+        """The GGUF file."""
+
+    def export_rows(self, n_tokens: int) -> tuple[KvFormat, Iterator[SavedRows]]:
+        """See :meth:`Engine.export_rows`."""
+
+    def restore(self, tokens: Sequence[int], form: KvFormat, batches: Iterator[SavedRows]) -> None:
+        """See :meth:`Engine.restore`."""
+
+
+class EngineRows:
+    """An engine as the keeper of its rows."""
+
+    def __init__(self, engine: Engine, path: Path | None = None) -> None:
+        """``path`` is the model's, if the engine does not say it."""
+        self.path = path or engine.info.path
+        self.export_rows, self.restore = engine.export_rows, engine.restore
+
+
 def save_session(path: Path, session: Session, model: Path, cache_folder: Path) -> int:
     """Write a conversation; the file appears when it is complete. Returns its size in bytes.
 
@@ -93,7 +116,8 @@ def save_session(path: Path, session: Session, model: Path, cache_folder: Path) 
     tokens = session.tokens()
     del tokens[shared_prefix(session.engine.tokens, tokens) :]
     model_id = name_model(model)
-    return write_rows(path, session.engine, session.record(), model_id, tokens, cache_folder)
+    rows = EngineRows(session.engine)
+    return write_rows(path, rows, session.record(), model_id, tokens, cache_folder)
 
 
 def save_turns(path: Path, session: Session, model_id: str, cache_folder: Path) -> int:
@@ -106,7 +130,8 @@ def save_turns(path: Path, session: Session, model_id: str, cache_folder: Path) 
         cache_folder: where the key is.
     """
     check_name(path)
-    return write_rows(path, session.engine, session.record(), model_id, [], cache_folder)
+    rows = EngineRows(session.engine)
+    return write_rows(path, rows, session.record(), model_id, [], cache_folder)
 
 
 def name_model(model: Path) -> str:
@@ -115,14 +140,14 @@ def name_model(model: Path) -> str:
 
 
 def write_rows(
-    path: Path, engine: Engine, record: SessionRecord, model_id: str, tokens: list[int],
+    path: Path, keeper: RowKeeper, record: SessionRecord, model_id: str, tokens: list[int],
     cache_folder: Path, magic: bytes = _MAGIC,
 ) -> int:  # fmt: skip
-    """Write the rows of the first tokens that an engine holds; returns the file's bytes.
+    """Write the rows of the first tokens that a keeper holds; returns the file's bytes.
 
     Args:
         path: the file, which appears when it is complete.
-        engine: which holds ``tokens``, perhaps followed by others.
+        keeper: which holds ``tokens``, perhaps followed by others.
         record: what else is written.
         model_id: the result of :func:`name_model`.
         tokens: empty for a file without rows.
@@ -134,10 +159,10 @@ def write_rows(
         StateError: llama.cpp saves an unexpected layout.
     """
     key = _read_key(cache_folder)
-    form, batches = engine.export_rows(len(tokens))
+    form, batches = keeper.export_rows(len(tokens))
     first = next(batches, None) if tokens else None
     header = Header(
-        model_id, engine.info.path.name, llama_version(),
+        model_id, keeper.path.name, llama_version(),
         form.type_k, form.type_v, form.rotates,
         first.n_cells if first else 0, tokens,
         record.style, record.system, [(turn.message, list(turn.reply)) for turn in record.turns],
@@ -169,7 +194,7 @@ def load_session(path: Path, session: Session, model: Path, cache_folder: Path) 
     """
     _exists(path)
     header = read_rows(
-        path, session.engine, model, cache_folder,
+        path, EngineRows(session.engine, model), cache_folder,
         lambda header: _check_style(path, header, session),
     )  # fmt: skip
     turns = tuple(Turn(message, tuple(reply)) for message, reply in header.turns)
@@ -178,15 +203,14 @@ def load_session(path: Path, session: Session, model: Path, cache_folder: Path) 
 
 
 def read_rows(
-    path: Path, engine: Engine, model: Path, cache_folder: Path, check: Callable[[Header], None],
+    path: Path, keeper: RowKeeper, cache_folder: Path, check: Callable[[Header], None],
     magic: bytes = _MAGIC,
 ) -> Header:  # fmt: skip
-    """Let an engine hold what a file of :func:`write_rows` has; returns what else is in it.
+    """Let a keeper hold what a file of :func:`write_rows` has; returns what else is in it.
 
     Args:
         path: the file.
-        engine: whose cache is replaced.
-        model: the GGUF file that it runs.
+        keeper: whose cache is replaced.
         cache_folder: where the key is.
         check: called before anything is changed; raises what stands in the way.
         magic: what kind of file it is.
@@ -198,12 +222,12 @@ def read_rows(
     try:
         with path.open("rb") as file:
             header, tag = _read_header(path, file, key, magic)
-            _check_fits_here(path, header, model)
+            _check_fits_here(path, header, keeper.path)
             check(header)
             form = KvFormat(header.type_k, header.type_v, header.rotates)
-            geometry = kv_geometry(read_gguf_header(model))
+            geometry = kv_geometry(read_gguf_header(keeper.path))
             batches = _read_batches(path, file, header, (key, tag), geometry)
-            engine.restore(header.tokens, form, batches)
+            keeper.restore(header.tokens, form, batches)
     except OSError as error:
         raise SessionError(f"{path}: cannot be read: {error.strerror}") from error
     except PromptError as error:

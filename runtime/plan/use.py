@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from infer_os.models.shape import ModelShape
 from infer_os.native.backend import kernel_status, own_kernels
 from infer_os.native.constraint import constraint_bytes
+from infer_os.native.kv_state import KvFormat
 from infer_os.native.scoring import evaluation_batch
 
 from ..kv.schedule import KvSchedule, KvStage, choose_schedule, schedule_from_spec
@@ -113,6 +114,11 @@ def beside(shape: ModelShape, use: Use) -> Beside:
         if extra in _LEFT:
             tokens = _TOKEN_LEFT * shape.n_vocab if extra.converts else 0
             parts.append((extra.value, _LEFT[extra] + tokens))
+        if extra is Extra.SESSION and use.parallel:  # in one piece: llama.cpp copies no less
+            n_ctx, _ = context_for(None, shape.name, shape.n_ctx_train, use.settings.context)
+            form = KvFormat("f16", "f16")
+            rows = form.token_bytes(kv_model(shape).geometry)
+            parts.append(("kept prompt", rows * n_ctx))
         if extra is Extra.CONSTRAINT:
             parts.append((extra.value, constraint_bytes(shape.n_vocab, shape.n_places)))
         if extra.converts:
