@@ -19,6 +19,7 @@ def bench(
     *,
     model: measuring.BenchModel = "",
     type: options.ModelType = "",
+    lora: options.Lora = None,
     techniques: measuring.Techniques = False,
     baseline: measuring.Baseline = None,
     depths: measuring.Depths = "",
@@ -55,15 +56,14 @@ def bench(
     )  # fmt: skip
     kvs = split_specs("--compare-kv", tuple(compare_kv or ()))
     _check_together(techniques, settings, {
-        "--batch": batch, "--compare-kv": kvs, "--baseline": baseline,
+        "--batch": batch, "--compare-kv": kvs, "--baseline": baseline, "--lora": lora,
+        "MODEL": model,
     })  # fmt: skip
-    wish = ModelWish(model, type) if model else None
-    if wish is None:
-        ModelWish("", type)  # an unknown type is reported before anything is converted
+    wish = ModelWish(model or "", type, tuple(lora or ()))  # an unknown type is an error first
     check_outputs(rows, report)
     work = {Extra.BENCH} | ({Extra.REPORT} if report else set())
     settings = replace(settings, extras=settings.extras | work)
-    request = BenchRequest(wish, settings, sizes, kvs, baseline, type or "q8_0")
+    request = BenchRequest(wish if model else None, settings, sizes, kvs, baseline, type or "q8_0")
     result = _measure(request, techniques)
     shown = render_bench.result_json(result.rows, result.place, result.notes) if as_json else None
     measuring.deliver(result, rows, report, shown)
@@ -72,7 +72,9 @@ def bench(
 def _check_together(techniques: bool, settings: EngineSettings, given: dict[str, object]) -> None:
     from ..runtime.errors import SettingsError
 
-    idle = [name for name in ("--batch", "--compare-kv") if techniques and given[name]]
+    if given["--lora"] and not given["MODEL"]:
+        raise SettingsError("--lora adds an adapter to a MODEL; name one")
+    idle = [name for name in ("--batch", "--compare-kv", "--lora") if techniques and given[name]]
     if techniques and (settings.kv or settings.kv_budget):
         idle.append("--kv")
     if not techniques and given["--baseline"]:

@@ -9,6 +9,7 @@ from .options import count_option, size_option
 
 def evaluate(
     models: measuring.EvalModels = None,
+    lora: options.Lora = None,
     text: measuring.EvalText = None,
     reference: measuring.Reference = "",
     types: measuring.Types = "",
@@ -41,7 +42,7 @@ def evaluate(
         tuple(models or ()), text, reference, parse_types(types),
         split_specs("--kv", tuple(kv or ("f16",))),
         QualitySettings(window, windows, count_option("threads", threads)),
-        size_option("--memory", memory), frozenset(work),
+        size_option("--memory", memory), frozenset(work), tuple(lora or ()),
     )  # fmt: skip
     check_outputs(rows, report)
     with console.progress_steps() as steps:

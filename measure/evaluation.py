@@ -28,6 +28,7 @@ from ..runtime.plan.shapes import header_shape
 from ..runtime.plan.use import plan_eval
 from ..runtime.settings import EngineSettings, Extra
 from ..store.fetch import model_file
+from ..store.lora import fetch_adapters
 from ..store.planning import find_shape
 from ..store.resolve import find_source
 from ..store.shelves import shelf_of
@@ -55,8 +56,9 @@ class EvalRequest:
     """What to evaluate. Empty ``models`` means the bundled one; several must be files.
 
     An empty ``reference`` means a folder's own weights as F32, and no reference for a file.
-    ``memory`` is the limit for everything in bytes, 0 for what is available; ``extras`` are for
-    the plan.
+    ``loras`` are adapters that are added to weights as they are converted, but not to those of a
+    ``reference`` that is named. ``memory`` is the limit for everything in bytes, 0 for what is
+    available; ``extras`` are for the plan.
     """
 
     models: tuple[str, ...]
@@ -67,6 +69,7 @@ class EvalRequest:
     settings: QualitySettings
     memory: int = 0
     extras: frozenset[Extra] = frozenset((Extra.EVALUATION,))
+    loras: tuple[str, ...] = ()
 
 
 def parse_types(text: str) -> tuple[str, ...]:
@@ -170,6 +173,11 @@ def _full_name(source: Path | HubSource) -> str:
 
 def _check_types(request: EvalRequest, sources: list[Path | HubSource]) -> None:
     files = [source for source in sources if _is_file(source)]
+    if request.loras and files:
+        raise SettingsError(
+            f"--lora: {files[0]} is a GGUF file; adapters are added to weights when they are "
+            "converted"
+        )
     if request.types and files:
         raise SettingsError(f"--types: {files[0]} is a GGUF file and keeps its type; drop --types")
     if len(sources) > 1 and any(isinstance(s, Path) and not _is_file(s) for s in sources):
@@ -247,9 +255,10 @@ def _reference(
         read_model_header(source)
         return source, ()
     target = folder / "reference.gguf"
-    size = convert(ConvertSettings(source, target, "f32", dry_run=True)).n_bytes
-    kind = "f32" if size <= _LARGEST_F32 else "f16"
-    convert(ConvertSettings(source, target, kind), output.steps(f"reference as {kind}"))
+    adapters = () if request.reference else fetch_adapters(request.loras, output.report)
+    exact = ConvertSettings(source, target, "f32", adapters=adapters)
+    kind = "f32" if convert(replace(exact, dry_run=True)).n_bytes <= _LARGEST_F32 else "f16"
+    convert(replace(exact, type=kind), output.steps(f"reference as {kind}"))
     return target, (
         f"the reference is {source.resolve().name} as {kind.upper()} with an F16 cache",
     )
@@ -267,11 +276,13 @@ def _candidates(
             if isinstance(source, HubSource):
                 settings = EngineSettings(threads=request.settings.threads)
                 # the revision, too: a model's name alone may mean another one
-                wish = ModelWish(_full_name(source), kind)
+                wish = ModelWish(_full_name(source), kind, request.loras)
                 label = f"{source.name}@{source.revision} {kind}" if len(sources) > 1 else kind
                 yield Candidate(label, model_file(wish, settings, output.report))
                 continue
             target = folder / f"{kind}.gguf"
-            convert(ConvertSettings(source, target, kind), output.steps(f"converting to {kind}"))
+            adapters = fetch_adapters(request.loras, output.report)
+            made = ConvertSettings(source, target, kind, adapters=adapters)
+            convert(made, output.steps(f"converting to {kind}"))
             yield Candidate(kind, target)
             target.unlink()

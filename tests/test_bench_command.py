@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import PARALLEL, Converter
+from helpers import PARALLEL, TESTS, Converter
 from in_process import Cli, runner
 
 from infer_os.commands import loading
@@ -113,6 +113,7 @@ def test_a_real_model(run: Cli, converted: Converter) -> None:
         (["--baseline", "x.gguf"], "--baseline has no effect without --techniques"),
         (["--techniques", "--batch", "2"], "--batch has no effect with --techniques"),
         (["--techniques", "--kv", "q8_0"], "--kv has no effect with --techniques"),
+        (["--techniques", "--lora", "x"], "--lora has no effect with --techniques"),
         (["--type", "q99"], "unknown type 'q99'"),
         (["--rows", "/no/such/folder/rows"], "--rows /no/such/folder/rows: cannot be written"),
         (["--report", "/dev/null/x"], "--report /dev/null/x: cannot be written"),
@@ -227,6 +228,27 @@ def test_eval_of_types_and_caches(run: Cli, tmp_path: Path) -> None:
     assert "the reference is austen-6m as F32" in shown.err
 
 
+def test_adapters_are_added_to_what_is_converted(run: Cli, cache: Path, tmp_path: Path) -> None:
+    folder = TESTS / "reference" / "adapters" / "neox-parallel"
+    text = tmp_path / "text"
+    text.write_text("some words, and then some more of them. " * 40)
+    options = ["--text", text, "--window", 32, "--threads", 1, "--json", "--types", "q8_0"]
+    plain, tuned, against = (
+        json.loads(run("eval", PARALLEL, *options, *more).out)
+        for more in ([], ["--lora", folder], ["--lora", folder, "--reference", PARALLEL])
+    )
+    assert tuned["perplexity"] != plain["perplexity"]
+    # what is compared is what a type loses, unless a reference is named
+    assert tuned["kl"] < 0.1 * against["kl"]
+    result = run(
+        "bench", PARALLEL, "--lora", folder, "--depths", "0", "--batch", "1", "--repeats", 1,
+        "--prompt-tokens", 8, "--tokens", 4, "--threads", 1, "--json",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert len(list(cache.rglob("neox-parallel-*+lora-*.gguf"))) == 1
+    assert "--lora adds an adapter to a MODEL" in run("bench", "--lora", folder).user_error
+
+
 def test_eval_of_files(run: Cli, converted: Converter, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("some words, and then some more of them. " * 40)
@@ -255,6 +277,7 @@ def test_what_eval_refuses_first(run: Cli, converted: Converter, tmp_path: Path)
         ([gguf, "--text", text, "--types", "q8_0"], "is a GGUF file and keeps its type"),
         ([gguf, gguf, "--text", text], "named twice"),
         ([gguf, PARALLEL, "--text", text], "evaluate a folder alone"),
+        ([gguf, "--text", text, "--lora", "x"], "is a GGUF file; adapters are added to weights"),
         (["--types", "q99"], "unknown type 'q99'"),
         (["--kv", "q99"], "unknown type q99"),
         (["--kv", "f16:64"], "it ends at 64 tokens"),
