@@ -19,7 +19,7 @@ Source = Annotated[
     typer.Argument(
         metavar="SOURCE",
         help="A checkpoint folder, a catalog name (gpt-j-6B) or a hub id (EleutherAI/gpt-j-6B);"
-        " a folder of that name wins.",
+        " a folder of that name wins. Or an old ggml file of GPT-J (.bin), with --tokenizer.",
         show_default=False,
         autocompletion=completing.model_names,
     ),
@@ -70,6 +70,15 @@ FoldRotation = Annotated[
         "--fold-rotation",
         help="Fold a rotation into the attention weights, so that a quantized KV cache loses "
         "less; the model computes the same function.",
+    ),
+]
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="DIR",
+        help="The folder of the tokenizer, for an old ggml file of GPT-J, which has none.",
+        show_default=False,
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
@@ -129,6 +138,7 @@ def conversion(
     keep_source: KeepSource = False,
     revision: Revision = None,
     lora: options.Lora = None,
+    tokenizer: Tokenizer = None,
 ) -> Conversion:
     """What the options ask for.
 
@@ -145,6 +155,7 @@ def conversion(
         find_checkpoint(source, revision), output, "q4_0" if is_automatic else type,
         options.count_option("threads", threads), force, dry_run, verify, keep_source,
         None if calibrate else imatrix, rotate, fetch_adapters(lora or (), reporter()),
+        tokenizer,
     )  # fmt: skip
     if is_automatic:
         from ..store.planning import finest_type

@@ -26,7 +26,7 @@ from infer_os.native.quantize import LowRank
 
 from .blocks import widened
 from .conversion_plan import ConversionPlan, PlannedPart, bare_name
-from .eight_bit import EightBit
+from .decoded import DecodedMatrix
 from .errors import FileFormatError, SourceError, UnsupportedError
 from .plain_file import read_json
 from .safetensors_file import SafetensorsFile
@@ -133,7 +133,7 @@ class Adapters:
         for name, copy in copies.items():
             self._copies.setdefault(name, []).append((file, copy))
 
-    def added(self, stored: str, array: NDArray[Any] | EightBit) -> LowRank | None:
+    def added(self, stored: str, array: NDArray[Any] | DecodedMatrix) -> LowRank | None:
         """What is added to a stored tensor of that name, of which ``array`` are the values.
 
         Raises:
@@ -155,7 +155,7 @@ class Adapters:
         return LowRank(np.ascontiguousarray(left), np.ascontiguousarray(right))
 
 
-def _are_equal(copy: NDArray[Any], array: NDArray[Any] | EightBit) -> bool:
+def _are_equal(copy: NDArray[Any], array: NDArray[Any] | DecodedMatrix) -> bool:
     """Whether two tensors have the same values; the copy may be stored with more precision."""
     if copy.shape != array.shape:
         return False

@@ -15,7 +15,7 @@ from infer_os.models.transforms import Fold, Scale
 from infer_os.native.ggml_types import GgmlType, ggml_type_named
 from infer_os.native.quantize import LowRank, QuantizeStats, quantize_rows
 
-from .eight_bit import EightBit
+from .decoded import DecodedMatrix
 
 # Source bytes per block: large enough to share among threads, small enough to keep the
 # converter's own memory to a few tens of megabytes.
@@ -39,7 +39,7 @@ def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
 
 def quantized_blocks(
     part: Part,
-    array: NDArray[Any] | EightBit,
+    array: NDArray[Any] | DecodedMatrix,
     target: GgmlType,
     *,
     n_threads: int,
@@ -51,8 +51,8 @@ def quantized_blocks(
 
     Args:
         part: how its rows go into the file.
-        array: the stored tensor, any strides; bfloat16 as uint16. Or one in 8 bits, which is not
-            to be transposed.
+        array: the stored tensor, any strides; bfloat16 as uint16. Or one that is decoded,
+            which is not to be transposed.
         target: type to write.
         n_threads: threads of the quantizer.
         importance: (row length,) weight of each column's error.
@@ -63,8 +63,8 @@ def quantized_blocks(
         Bytes of the next rows, the source bytes they stand for, and quantization's errors.
     """
     order, folds, scales = part.transform.row_order(), part.folds, part.scales
-    matrix: NDArray[Any] | EightBit
-    if isinstance(array, EightBit):
+    matrix: NDArray[Any] | DecodedMatrix
+    if not isinstance(array, np.ndarray):
         matrix, value_bytes, held_bytes = array, 1, 4
     elif array.ndim == 1:
         values = array if order is None else array[order]
@@ -102,10 +102,10 @@ def quantized_blocks(
 
 
 def _block(
-    matrix: NDArray[Any] | EightBit, order: NDArray[np.int64] | None, first: int, stop: int
+    matrix: NDArray[Any] | DecodedMatrix, order: NDArray[np.int64] | None, first: int, stop: int
 ) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
     """Rows ``first`` to ``stop``, and the order in which the quantizer takes them."""
-    if isinstance(matrix, EightBit):
+    if not isinstance(matrix, np.ndarray):
         return matrix.rows(slice(first, stop) if order is None else order[first:stop]), None
     if order is None:
         return np.ascontiguousarray(matrix[first:stop]), None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -185,10 +186,27 @@ def _vocabulary(
     )
 
 
+#: Bytes that are letters themselves.
+_PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
+
+
+def token_bytes(text: str) -> bytes | None:
+    """The bytes that a token's letters stand for; None if a letter stands for none."""
+    known = _bytes_by_letter()
+    found = [known.get(letter, -1) for letter in text]
+    return None if -1 in found else bytes(found)
+
+
+@cache
+def _bytes_by_letter() -> dict[str, int]:
+    others = (byte for byte in range(256) if byte not in _PRINTABLE)
+    return dict(zip(_byte_letters(), (*_PRINTABLE, *others), strict=True))
+
+
 def _byte_letters() -> str:
     """The letters that stand for the 256 bytes: printable Latin-1, then from U+0100 on."""
-    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    return "".join(map(chr, kept)) + "".join(chr(256 + i) for i in range(256 - len(kept)))
+    others = "".join(chr(256 + i) for i in range(256 - len(_PRINTABLE)))
+    return "".join(map(chr, _PRINTABLE)) + others
 
 
 def _merges(path: Path, merges: Any) -> tuple[str, ...]:

@@ -17,10 +17,15 @@ from infer_os.models.weight_types import Recipe
 from infer_os.native.ggml_types import GgmlType, ggml_type_named
 
 from .errors import PlanError
+from .ggml_blocks import OLD_TYPES
 from .tensors import BLOCKS8, ROWS8, WEIGHT_DTYPES, StoredTensor, dtype_named
 from .types import fitting_type, wanted_type
 
 _MOST_GAPS_SHOWN = 8
+
+
+#: Types of matrices whose rows are decoded one by one; their bytes are counted as one a value.
+_DECODED = frozenset((ROWS8, BLOCKS8, *(old.name for old in OLD_TYPES.values())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,7 @@ class PlannedPart:
     @property
     def n_bytes(self) -> int:
         """Bytes in the checkpoint."""
-        if self.is_eight_bit:
+        if self.stored.dtype in _DECODED:
             return math.prod(self.stored.shape)
         return math.prod(self.stored.shape) * dtype_named(self.stored.dtype).size
 
@@ -193,7 +198,7 @@ def _gap(part: Part, name: str, source: StoredTensor | None) -> str | None:
         return f"{name}: missing"
     if source.shape != part.shape:
         return f"{name} ({source.path.name}): has shape {source.shape}, expected {part.shape}"
-    if source.dtype in (ROWS8, BLOCKS8) and not part.transform.transposes:
+    if source.dtype in _DECODED and not part.transform.transposes:
         return None
     if source.dtype not in WEIGHT_DTYPES:
         return f"{name}: has type {source.dtype}, expected {', '.join(WEIGHT_DTYPES)}"

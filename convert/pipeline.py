@@ -25,10 +25,11 @@ from infer_os.native.residency import peak_rss_bytes
 
 from .adapters import ADAPTERS_KEY, Adapters, adapters_digest, open_adapters
 from .blocks import ahead, quantized_blocks
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import Checkpoint
 from .conversion_plan import ConversionPlan, Job, PlannedTensor, make_plan
 from .eight_bit import open_eight_bit
 from .errors import DownloadError, SourceError, UnsupportedError
+from .ggml_checkpoint import open_local
 from .gguf_writer import GgufOutput, check_output, complete_file, gguf_header, part_path
 from .hub_checkpoint import HubCheckpoint, open_hub_checkpoint
 from .imatrix import ImportanceMatrix, read_imatrix
@@ -152,7 +153,7 @@ def convert(
 
 def _opened(settings: ConvertSettings) -> AbstractContextManager[Checkpoint | HubCheckpoint]:
     if isinstance(settings.source, Path):
-        return nullcontext(open_checkpoint(settings.source))
+        return nullcontext(open_local(settings.source, settings.tokenizer))
     return open_hub_checkpoint(
         settings.source, cache_folder(), keep=settings.keep_source, plan_only=settings.dry_run
     )

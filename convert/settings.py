@@ -22,6 +22,7 @@ _KINDS = {
     "keep_source": flag(),
     "imatrix": path().or_none(),
     "fold_rotation": flag(),
+    "tokenizer": path().or_none(),
 }
 
 
@@ -33,7 +34,8 @@ class ConvertSettings:
     back, compares blocks with the source and lets llama.cpp compute with it, before it appears.
     ``imatrix`` is an importance matrix to quantize with. ``fold_rotation`` folds a rotation into
     the attention weights, so that a quantized KV cache loses less. ``adapters`` are added to the
-    weights before they are quantized.
+    weights before they are quantized. A ``source`` that is a file is an old ggml file, whose
+    ``tokenizer`` is in a folder.
     """
 
     source: Path | HubSource
@@ -47,6 +49,7 @@ class ConvertSettings:
     imatrix: Path | None = None
     fold_rotation: bool = False
     adapters: tuple[AdapterSource, ...] = ()
+    tokenizer: Path | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, _KINDS, _refuse)
@@ -57,6 +60,12 @@ class ConvertSettings:
             raise UnsupportedError("-o -: a GGUF file cannot be streamed; name a file")
         if self.keep_source and isinstance(self.source, Path):
             raise UnsupportedError(f"--keep-source: {self.source} is a folder, and stays; drop it")
+        if self.tokenizer is not None and not (
+            isinstance(self.source, Path) and self.source.is_file()
+        ):
+            raise UnsupportedError(
+                f"--tokenizer {self.tokenizer}: SOURCE has its own; it is for old ggml files"
+            )
         for name, given in (("--verify", self.verify), ("--keep-source", self.keep_source)):
             if self.dry_run and given:
                 raise UnsupportedError(f"{name} has no effect with --dry-run; drop one of them")
@@ -78,7 +87,8 @@ class ConvertSettings:
         """The model's name."""
         if isinstance(self.source, HubSource):
             return self.source.name
-        return self.source.resolve().name
+        path = self.source.resolve()
+        return path.stem if path.is_file() else path.name
 
     @property
     def target(self) -> Path:

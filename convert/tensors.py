@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from infer_os.native.owner import Owner
 from infer_os.native.watched_file import WatchedFile
@@ -72,8 +71,11 @@ class TensorFile(Protocol):
         """What the header lists, by name."""
         ...
 
-    def array(self, name: str) -> NDArray[Any]:
-        """The tensor as a read-only array (any strides); bfloat16 as uint16."""
+    def array(self, name: str) -> Any:
+        """The tensor as a read-only array (any strides); bfloat16 as uint16.
+
+        A :class:`~.decoded.DecodedMatrix` where values are in blocks.
+        """
         ...
 
     def check(self) -> None:

@@ -253,6 +253,10 @@ _WORTH_KEEPING = 1 << 20
 _large: dict[Path, tuple[tuple[int, ...], GgufHeader]] = {}
 
 
+#: "ggml", "ggmf" and "ggjt" as little-endian numbers.
+_OLD_MAGICS = (b"lmgg", b"fmgg", b"tjgg")
+
+
 class _HeaderGoesOn(Exception):
     """A header that is longer than what was read of its file."""
 
@@ -268,7 +272,13 @@ class _HeaderReader:
         self.spans: dict[str, tuple[int, int]] = {}
 
     def read(self) -> GgufHeader:
-        if self._take(4) != b"GGUF":
+        magic = self._take(4)
+        if magic in _OLD_MAGICS:
+            raise GgufError(
+                f"{self._path}: an old ggml file, from before GGUF; infer-os convert FILE "
+                "--tokenizer DIR converts one of GPT-J"
+            )
+        if magic != b"GGUF":
             raise GgufError(f"{self._path}: not a GGUF file (it does not start with 'GGUF')")
         version = self._unpack(_U32)
         if version not in (2, 3):

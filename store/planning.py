@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..cache import cache_folder
-from ..convert.checkpoint import read_config, refuse_quantized
+from ..convert.checkpoint import refuse_quantized
 from ..convert.errors import SourceError
+from ..convert.ggml_checkpoint import local_config
+from ..convert.ggml_file import is_ggml
 from ..convert.hub import is_offline, list_repository, read_start
 from ..convert.hub_checkpoint import ready_hint
 from ..convert.plain_file import parse_object
@@ -200,9 +202,9 @@ def source_shape(source: HubSource | ReadySource | Path) -> ModelShape:
         return ready_shape(source, _ANY_CACHE)
     if isinstance(source, HubSource):
         return _config_shape(source.name, source.config or _hub_config(source))
-    if source.is_file():
+    if source.is_file() and not is_ggml(source):
         return header_shape(read_model_header(source))
-    return _config_shape(source.resolve().name, read_config(source))
+    return _config_shape(source.resolve().name, local_config(source))
 
 
 def ready_shape(source: ReadySource, settings: EngineSettings) -> ModelShape:

@@ -12,15 +12,19 @@ import json
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ggml_writer import gptj
 from helpers import TESTS, RawGguf, tensor_entry, u32
 
 from infer_os.convert.checkpoint import open_checkpoint, read_config, read_index
 from infer_os.convert.errors import ConvertError
+from infer_os.convert.ggml_blocks import OldBlocks
+from infer_os.convert.ggml_checkpoint import open_local
+from infer_os.convert.ggml_file import GgmlFile
 from infer_os.convert.imatrix import read_imatrix
 from infer_os.convert.safetensors_file import SafetensorsFile
 from infer_os.convert.sentencepiece_file import read_sentencepiece
@@ -106,10 +110,29 @@ def _read_torch(data: bytes, folder: Path) -> None:
     _read_tensors(TorchFile(_file(folder, "pytorch_model.bin", data)))
 
 
-def _read_tensors(file: SafetensorsFile | TorchFile) -> None:
+def _read_ggml(data: bytes, folder: Path) -> None:
+    path = _file(folder, "ggml-model.bin", data)
+    _read_tensors(GgmlFile(path))
+    with suppress(ConfigError):
+        describe(open_local(path, TESTS / "reference" / "gptj").config)
+
+
+def _ggml_seeds() -> list[bytes]:
+    shortest = [tensor for tensor in gptj("f16").tensors if len(tensor[3]) < 9000]
+    kinds = [("f16", b"lmgg", None), ("q4_0", b"tjgg", 3), ("q5_1", b"fmgg", 1)]
+    return [
+        replace(gptj(kind), magic=magic, container=container, tensors=shortest).bytes()
+        for kind, magic, container in kinds
+    ]
+
+
+def _read_tensors(file: SafetensorsFile | TorchFile | GgmlFile) -> None:
     try:
         for name in file.tensors:
-            file.array(name).astype(np.float32)
+            values = file.array(name)
+            if isinstance(values, OldBlocks):
+                values = values.rows(slice(None))
+            values.astype(np.float32)
     finally:
         file.close()
 
@@ -369,6 +392,7 @@ TARGETS: dict[str, Target] = {
     ),
     "safetensors": Target(_read_safetensors, _safetensors_seeds, _CONVERT),
     "torch": Target(_read_torch, _torch_seeds, _CONVERT),
+    "ggml": Target(_read_ggml, _ggml_seeds, _CONVERT),
     "config": Target(_read_config, _edits, (*_CONVERT, ConfigError)),
     "tokenizer": Target(_read_tokenizer, _edits, _CONVERT),
     "index": Target(_read_index, _edits, _CONVERT),
