@@ -78,13 +78,14 @@ def check_output(
     _check_room(path, [(path.parent, n_bytes - _allocated(part_path(path))), *besides])
 
 
-def _is_of_checkpoint(path: Path, folder: Path) -> bool:
-    """Whether a file is in a folder, or linked to from there; a GGUF does not count."""
+def _is_of_checkpoint(path: Path, source: Path) -> bool:
+    """Whether a file is the source, or in it, or linked to from there; a GGUF does not count."""
     try:
         with path.open("rb") as file:
             if file.read(4) == b"GGUF":
                 return False
-        return any(path.samefile(entry) for entry in folder.iterdir() if entry.exists())
+        entries = source.iterdir() if source.is_dir() else [source]
+        return any(path.samefile(entry) for entry in entries if entry.exists())
     except OSError:  # a dangling link, or unreadable: not part of a checkpoint
         return False
 

@@ -247,6 +247,14 @@ def test_a_file_that_was_cut_off(tmp_path: Path, kind: str) -> None:
     assert "truncated" in complaint(path)
 
 
+def test_the_file_itself_is_not_replaced(tmp_path: Path) -> None:
+    path = write(tmp_path / "old.bin", gptj("f16"))
+    before = path.read_bytes()
+    with pytest.raises(ConvertError, match="a file of the checkpoint"):
+        convert(ConvertSettings(path, path, "f16", tokenizer=GPTJ, force=True))
+    assert path.read_bytes() == before
+
+
 def test_its_tokenizer(tmp_path: Path) -> None:
     path = write(tmp_path / "old.bin", gptj("f16"))
     assert "with --tokenizer" in complaint(path, None)
