@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -112,6 +113,12 @@ def cases() -> list[Case]:
     for n in ("1", "4", "8", "9", "16", "32", "4 --draft DRAFT", "4 --draft lookup",
               "8 --kv q8_0", "8 --no-native"):  # fmt: skip
         found.append(Case(AUSTEN, f"{batch} {n}"))
+    for n in ("2", "4", "8", "4 --kv q8_0", "4 --no-native"):
+        found.append(Case(AUSTEN, f"{batch.replace('--parallel', '--temperature 0 --beams')} {n}"))
+    found.append(Case(AUSTEN, f"{NARROW} --temperature 0 --beams 4"))
+    embed = "embed MODEL -i RECORDS -o OUT --force --context 1024"
+    for more in ("", " --pooling last", " --kv q8_0"):
+        found.append(Case(AUSTEN, f"{embed}{more}", records="lines"))
     score = "score MODEL -i RECORDS -o OUT --force --context 1024 --parallel"
     for n in ("1", "8", "32", "8 --totals", "8 --no-native", "8 --kv q8_0"):
         found.append(Case(AUSTEN, f"{score} {n}", records="pairs"))
@@ -131,6 +138,8 @@ def cases() -> list[Case]:
         Case(AUSTEN, "eval MODEL --text PROMPT --window 256 --kv f16:128,q8_0:256 --windows 1"),
         Case(AUSTEN, "run --model FOLDER --context 1024 --type q8_0", 1, fresh=True),
         Case(AUSTEN, "run --model FOLDER --context 1024 --type f16", 1, fresh=True),
+        Case(AUSTEN, "run --model FOLDER --lora LORA --context 1024 --type q8_0", 1, fresh=True),
+        Case(AUSTEN, "run --model FOLDER --lora LORA --context 1024 --type f16", 1, fresh=True),
         Case(AUSTEN, "bench MODEL --depths 0,600 --repeats 1 --tokens 8 --prompt-tokens 300 "
              "--batch 1,2 --context 1024"),
         Case(AUSTEN, "bench MODEL --depths 0,600 --repeats 1 --tokens 8 --prompt-tokens 300 "
@@ -209,6 +218,8 @@ def write_records(path: Path, words: int) -> None:
             json.dumps({"context": text[: len(text) // 2], "continuation": f" {answer}"})
             for text in texts for answer in answers
         ]  # fmt: skip
+    elif path.stem == "lines":
+        lines = [json.dumps({"text": text}) for text in texts]
     elif path.stem == "texts":
         lines = [json.dumps({"text": text * 8}) for text in texts[:20]]
     elif path.stem == "messages":
@@ -228,12 +239,36 @@ def write_records(path: Path, words: int) -> None:
         subprocess.run([sys.executable, "-c", code, str(path)], check=True)
 
 
+def write_adapter(folder: Path, base: Path) -> Path:
+    """A LoRA adapter of rank 16 for a GPT-NeoX, as PEFT writes it; its values are all 1/64."""
+    config = json.loads((base / "config.json").read_text())
+    width, rank = config["hidden_size"], 16
+    target = "gpt_neox.layers.{}.attention.query_key_value"
+    entries: dict[str, object] = {}
+    size = 0
+    for layer in range(config["num_hidden_layers"]):
+        for part, shape in (("A", [rank, width]), ("B", [3 * width, rank])):
+            name = f"base_model.model.{target.format(layer)}.lora_{part}.weight"
+            end = size + 4 * shape[0] * shape[1]
+            entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [size, end]}
+            size = end
+    header = json.dumps(entries).encode()
+    folder.mkdir(exist_ok=True)
+    data = struct.pack("<Q", len(header)) + header + struct.pack("<f", 1 / 64) * (size // 4)
+    (folder / "adapter_model.safetensors").write_bytes(data)
+    (folder / "adapter_config.json").write_text(json.dumps({
+        "peft_type": "LORA", "r": rank, "lora_alpha": rank, "bias": "none",
+        "target_modules": ["query_key_value"], "task_type": "CAUSAL_LM",
+    }))  # fmt: skip
+    return folder
+
+
 def measure(case: Case, folder: Path, threads: str) -> dict[str, object]:
     """A row: the plan and the peak, in bytes."""
     model = case.model.make(folder)
     prompt, records = folder / "prompt.txt", folder / f"records.{case.records}"
     answers = case.records
-    if case.records in ("messages", "pairs", "texts"):
+    if case.records in ("messages", "pairs", "texts", "lines"):
         records, answers = folder / f"{case.records}.jsonl", "jsonl"
     text = "the sea " * case.model.words
     prompt.write_text(text)
@@ -247,6 +282,8 @@ def measure(case: Case, folder: Path, threads: str) -> dict[str, object]:
         "SESSION": folder / "talk.session", "REPORT": folder / "report",
         "FOLDER": BUNDLED / case.model.source,
     }  # fmt: skip
+    if "LORA" in case.command:
+        places["LORA"] = write_adapter(folder / "adapter", BUNDLED / case.model.source)
     if "DRAFT" in case.command:
         places["DRAFT"] = Model("austen-draft", "q8_0").make(folder)
     words = [str(places.get(word, word)) for word in case.command.split()]
@@ -278,7 +315,7 @@ def table(rows: list[dict[str, object]]) -> str:
     for row in rows:
         plan, peak = float(str(row["plan"])), float(str(row["peak"]))
         command = str(row["command"]).replace(" --context 1024", "").replace("RECORDS", "")
-        if command.startswith(("batch", "score")):
+        if command.startswith(("batch", "score", "embed")):
             command = command.replace("-i  -o OUT --force", f"({row['records']})")
         command = command.replace("MODEL ", "").replace("-f PROMPT ", "").replace("|", "\\|")
         lines.append(
