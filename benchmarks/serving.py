@@ -1,28 +1,28 @@
 """A server under load: ``infer-os serve`` against ``batch``, and against llama-cpp-python's server.
 
     python benchmarks/serving.py [--models bundled,pythia-160m] [--clients 1,8,32,128] [--type q8_0]
-        [--tokens 64] [--prompt 40] [--rounds 5] [--threads N] [--drop 0.3] [--requests N]
-        [--llama-python VENV/bin/python] [--work DIR]
+        [--tokens 64] [--prompt 40] [--rounds 5] [--least 32] [--threads N] [--drop 0.3]
+        [--requests 2000] [--llama-python VENV/bin/python] [--work DIR]
 
-Clients on loopback stream greedy completions of prompts of ``--prompt`` words, each its next one
-when the last one has ended. For each number of clients, ``serve`` computes as many texts at once as
-there are clients, and so does the batch engine, which gets the same prompts in this process; they
-take turns, each round with the same prompts. Prints drawn tokens per second of each as the median
-with the least and the most, serve over batch of each round, and the time to the first token (p50
-and p99).
+Clients on loopback ask for greedy completions of prompts of ``--prompt`` words, each its next one
+when the last one has ended: in a round all streamed, in another one all whole. For each number of
+clients, ``serve`` computes as many texts at once as there are clients, and so does the batch
+engine, which gets the same prompts in this process; they take turns, each round with the same
+prompts, two for each client and at least ``--least``. Prints drawn tokens per second of each as the
+median with the least and the most, serve over batch of each round, the time to the first token (p50
+and p99), and the processor time that the server and the clients (:mod:`.load_clients`) took.
 
 Then, with ``--drop``, this share of the clients goes away at a random moment: those that stay must
 each get the text that batch has, once, and nothing may be left running. With ``--requests``, so
-many short requests come from 8 clients, and the server's memory is printed meanwhile.
-``--llama-python`` is a Python with ``llama-cpp-python[server]``, whose server takes part with 1 and
-8 clients; it answers one at a time. Models are the bundled one, or names of the catalog with random
-weights.
+many short requests come from 16 clients, of which some go away, and the server's memory is printed
+meanwhile. ``--llama-python`` is a Python with ``llama-cpp-python[server]``, whose server takes part
+with 1 and 8 clients; it answers one at a time. Models are the bundled one, or names of the catalog
+with random weights.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import random
@@ -40,6 +40,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+from load_clients import Clients, random_drops
 from random_gguf import write_random_gguf
 
 from infer_os.convert.pipeline import convert
@@ -56,83 +58,22 @@ _LEAST_REQUESTS = 32
 _PEER_CLIENTS = 8
 
 
-@dataclass
-class Answer:
-    """A streamed text, its tokens, the seconds to the first of them, and how often it ended."""
+@dataclass(frozen=True)
+class Server:
+    """A running server: its port and its process."""
 
-    text: str
-    n_tokens: int
-    first_s: float
-    n_ends: int
+    port: int
+    process: psutil.Process
 
-
-async def ask(port: int, prompt: str, n_tokens: int, drop: float | None = None) -> Answer | None:
-    """One completion, streamed; with ``drop`` the client goes away after so many seconds."""
-    body = json.dumps({
-        "prompt": prompt, "max_tokens": n_tokens, "temperature": 0, "stream": True,
-        "stream_options": {"include_usage": True},
-    }).encode()  # fmt: skip
-    started = time.perf_counter()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(
-        b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
-        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-    )
-    try:
-        if drop is None:
-            return await _read(reader, started)
-        await asyncio.wait_for(_read(reader, started), drop)
-        return None
-    except asyncio.TimeoutError:
-        return None
-    finally:
-        writer.close()
-
-
-async def _read(reader: asyncio.StreamReader, started: float) -> Answer:
-    answer = Answer("", 0, 0.0, 0)
-    status = await reader.readline()
-    if b" 200 " not in status:
-        raise SystemExit(f"{status!r}: {await reader.read()!r}")
-    while line := await reader.readline():
-        if not line.startswith(b"data: "):
-            continue
-        if line.startswith(b"data: [DONE]"):
-            answer.n_ends += 1
-            continue
-        value = json.loads(line.removeprefix(b"data: "))
-        if value.get("usage"):
-            answer.n_tokens = value["usage"]["completion_tokens"]
-        for choice in value["choices"]:
-            if choice["text"]:
-                answer.first_s = answer.first_s or time.perf_counter() - started
-                answer.text += choice["text"]
-                answer.n_tokens += "usage" not in value
-    return answer
-
-
-async def load(
-    port: int, prompts: list[str], n_clients: int, n_tokens: int, drop: float = 0.0
-) -> list[Answer | None]:
-    """Answers to all prompts, each client with one at a time; None for those who went away."""
-    chance = random.Random(len(prompts))
-    moments = [chance.random() if chance.random() < drop else None for _ in prompts]
-    answers: list[Answer | None] = [None] * len(prompts)
-    line = iter(range(len(prompts)))
-
-    async def client() -> None:
-        for i in line:
-            answers[i] = await ask(port, prompts[i], n_tokens, moments[i])
-
-    await asyncio.gather(*(client() for _ in range(n_clients)))
-    lost = [i for i, moment in enumerate(moments) if moment is None and answers[i] is None]
-    assert not lost, f"no answer to {lost}"
-    return answers
+    def cpu_s(self) -> float:
+        """Processor time that it took so far."""
+        now = self.process.cpu_times()
+        return float(now.user + now.system)
 
 
 @contextmanager
-def serving(model: Path, n_seq: int, given: argparse.Namespace) -> Iterator[int]:
-    """The port of ``infer-os serve``."""
+def serving(model: Path, n_seq: int, given: argparse.Namespace) -> Iterator[Server]:
+    """``infer-os serve``."""
     command = [
         sys.executable, "-m", "infer_os.entry", "serve", str(model), "--port", "0", "--parallel",
         str(n_seq), "--context", str(given.context), "--threads", str(given.threads),
@@ -142,14 +83,14 @@ def serving(model: Path, n_seq: int, given: argparse.Namespace) -> Iterator[int]
         said = re.search(r"http://\S+:(\d+)", process.stdout.readline())
         assert said is not None, "it does not start"
         try:
-            yield int(said[1])
+            yield Server(int(said[1]), psutil.Process(process.pid))
         finally:
             process.terminate()
 
 
 @contextmanager
-def llama_serving(model: Path, given: argparse.Namespace) -> Iterator[int]:
-    """The port of llama-cpp-python's own server."""
+def llama_serving(model: Path, given: argparse.Namespace) -> Iterator[Server]:
+    """llama-cpp-python's own server."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [
@@ -170,7 +111,7 @@ def llama_serving(model: Path, given: argparse.Namespace) -> Iterator[int]:
                     break
                 except OSError:
                     time.sleep(0.1)
-            yield port
+            yield Server(port, psutil.Process(process.pid))
         finally:
             process.terminate()
 
@@ -191,16 +132,42 @@ def batch_round(engine: BatchEngine, prompts: list[str], n_tokens: int) -> tuple
     return sum(len(a.tokens) for a in answers) / seconds, [a.text for a in answers]
 
 
-def server_round(
-    port: int, prompts: list[str], n_clients: int, n_tokens: int
-) -> tuple[float, list[float], list[str]]:
-    """Drawn tokens per second, seconds to the first tokens, and the texts."""
-    started = time.perf_counter()
-    answers = [a for a in asyncio.run(load(port, prompts, n_clients, n_tokens)) if a is not None]
-    seconds = time.perf_counter() - started
+def bodies_of(prompts: list[str], n_tokens: int, *, stream: bool) -> list[dict[str, Any]]:
+    """Requests for greedy completions."""
+    settings: dict[str, Any] = {"max_tokens": n_tokens, "temperature": 0}
+    if stream:
+        settings |= {"stream": True, "stream_options": {"include_usage": True}}
+    return [{"prompt": prompt, **settings} for prompt in prompts]
+
+
+@dataclass
+class Round:
+    """Drawn tokens per second, seconds to the first tokens, the texts, and who took how long.
+
+    ``server_s`` and ``client_s`` are processor time per token; ``events`` is events per token.
+    """
+
+    speed: float
+    first_s: list[float]
+    texts: list[str]
+    server_s: float
+    client_s: float
+    events: float
+
+
+def server_round(server: Server, n_clients: int, bodies: list[dict[str, Any]]) -> Round:
+    """All requests once."""
+    client_s, server_s = time.process_time(), server.cpu_s()
+    seconds, found = Clients(server.port, n_clients).ask(bodies)
+    client_s, server_s = time.process_time() - client_s, server.cpu_s() - server_s
+    answers = [answer for answer in found if answer is not None]
     assert all(answer.n_ends == 1 for answer in answers)
-    firsts = [answer.first_s for answer in answers]
-    return sum(a.n_tokens for a in answers) / seconds, firsts, [a.text for a in answers]
+    n_tokens = sum(answer.n_tokens for answer in answers)
+    return Round(
+        n_tokens / seconds, [answer.first_s for answer in answers],
+        [answer.text for answer in answers], server_s / n_tokens, client_s / n_tokens,
+        sum(answer.n_events for answer in answers) / n_tokens,
+    )  # fmt: skip
 
 
 def spread(name: str, values: list[float], unit: str = "") -> str:
@@ -218,50 +185,73 @@ def make_prompts(chance: random.Random, n: int, n_words: int) -> list[str]:
 
 
 def compare(model: Path, n_clients: int, given: argparse.Namespace) -> None:
-    """Rounds of serve and batch, and of the peer, in turns; prints."""
+    """Rounds of batch, of serve in both ways, and of the peer, in turns; prints."""
     chance = random.Random(n_clients)
-    found: dict[str, list[float]] = {}
-    firsts: dict[str, list[float]] = {}
     settings = EngineSettings(given.context, threads=given.threads)
     with ExitStack() as stack:
         engine = stack.enter_context(BatchEngine(model, settings, BatchSettings(n_clients)))
-        ports = {"serve": stack.enter_context(serving(model, n_clients, given))}
+        server = stack.enter_context(serving(model, n_clients, given))
+        ways = {"serve, streaming": (server, True), "serve, whole": (server, False)}
         if given.llama_python and n_clients <= _PEER_CLIENTS:
-            ports["llama_cpp.server"] = stack.enter_context(llama_serving(model, given))
-        n = max(_LEAST_REQUESTS, 2 * n_clients)
+            ways["llama_cpp.server, streaming"] = (
+                stack.enter_context(llama_serving(model, given)),
+                True,
+            )
+        speeds: list[float] = []
+        found: dict[str, list[Round]] = {name: [] for name in ways}
+        n = max(given.least, 2 * n_clients)
         for number in range(given.rounds + 1):  # the first one warms up
             prompts = make_prompts(chance, n, given.prompt)
             speed, expected = batch_round(engine, prompts, given.tokens)
-            rows = {"batch": (speed, list[float]())}
-            for name, port in ports.items():
-                speed, first_s, texts = server_round(port, prompts, n_clients, given.tokens)
-                rows[name] = speed, first_s
-                assert name != "serve" or texts == expected, "other texts than those of batch"
-            if number:
-                for name, (speed, first_s) in rows.items():
-                    found.setdefault(name, []).append(speed)
-                    firsts.setdefault(name, []).extend(first_s)
+            speeds += [speed] * bool(number)
+            for name, (asked, stream) in ways.items():
+                bodies = bodies_of(prompts, given.tokens, stream=stream)
+                done = server_round(asked, n_clients, bodies)
+                assert asked is not server or done.texts == expected, "other texts than batch's"
+                found[name] += [done] * bool(number)
         print(f"{n_clients} clients, {n} requests a round, {given.tokens} tokens at most each:")
-        for name, values in found.items():
-            print(spread(f"{name}, tokens/s", values))
-        for name in ports:
-            ratios = [a / b for a, b in zip(found[name], found["batch"], strict=True)]
-            print(spread(f"{name} over batch", ratios))
-            percents = statistics.quantiles(firsts[name], n=100, method="inclusive")
-            print(f"  {name}, first token: p50 {percents[49]:.3f} s, p99 {percents[98]:.3f} s")
+        print(spread("batch, tokens/s", speeds))
+        for name, rounds in found.items():
+            show(name, rounds, speeds)
         if given.drop:
-            check_drops(engine, ports["serve"], n_clients, given)
+            check_drops(engine, server, n_clients, given)
 
 
-def check_drops(engine: BatchEngine, port: int, n_clients: int, given: argparse.Namespace) -> None:
+def show(name: str, rounds: list[Round], speeds: list[float]) -> None:
+    """What came of the rounds of a server, beside the speeds of batch; prints."""
+    print(spread(f"{name}, tokens/s", [done.speed for done in rounds]))
+    print(spread("  over batch", [a.speed / b for a, b in zip(rounds, speeds, strict=True)]))
+    firsts = [seconds for done in rounds for seconds in done.first_s]
+    percents = statistics.quantiles(firsts, n=100, method="inclusive")
+    what = "first token" if "streaming" in name else "whole answer"
+    server_s = statistics.median(done.server_s for done in rounds)
+    client_s = statistics.median(done.client_s for done in rounds)
+    events = statistics.median(done.events for done in rounds)
+    print(
+        f"    {what}: p50 {percents[49]:.3f} s, p99 {percents[98]:.3f} s; processor time per "
+        f"token: server {1e6 * server_s:.0f} us, clients {1e6 * client_s:.0f} us; "
+        f"{events:.2f} events per token"
+    )
+
+
+def check_drops(
+    engine: BatchEngine, server: Server, n_clients: int, given: argparse.Namespace
+) -> None:
     """Clients go away at random; the others get their texts, once, and nothing is left."""
-    prompts = make_prompts(random.Random(7), max(_LEAST_REQUESTS, 4 * n_clients), given.prompt)
+    chance = random.Random(7)
+    n = max(given.least, 4 * n_clients)
+    prompts = make_prompts(chance, n, given.prompt)
     _, expected = batch_round(engine, prompts, given.tokens)
-    answers = asyncio.run(load(port, prompts, n_clients, given.tokens, given.drop))
+    bodies = [
+        body for prompt in prompts
+        for body in bodies_of([prompt], given.tokens, stream=chance.random() < 0.5)
+    ]  # fmt: skip
+    drops = random_drops(n, given.drop, chance)
+    _, answers = Clients(server.port, n_clients).ask(bodies, drops)
     for answer, text in zip(answers, expected, strict=True):
         assert answer is None or (answer.text, answer.n_ends) == (text, 1)
     for _ in range(100):
-        now = status(port)
+        now = status(server.port)
         if not now["running"] and not now["waiting"]:
             break
         time.sleep(0.1)
@@ -272,14 +262,15 @@ def check_drops(engine: BatchEngine, port: int, n_clients: int, given: argparse.
 
 def watch_memory(model: Path, given: argparse.Namespace) -> None:
     """Memory of the server over many short requests; prints it at every tenth of them."""
-    with serving(model, 8, given) as port:
+    with serving(model, 8, given) as server:
         told: list[float] = []
         tenth = max(1, given.requests // 10)
-        for number in range(10):
-            prompts = make_prompts(random.Random(number), tenth, 8)
-            asyncio.run(load(port, prompts, 16, 4, given.drop / 10))
-            told.append(status(port)["memory"]["rss_bytes"] / 1e6)
-        planned = status(port)["memory"]["planned_bytes"] / 1e6
+        chance = random.Random(1)
+        for _ in range(10):
+            bodies = bodies_of(make_prompts(chance, tenth, 8), 4, stream=chance.random() < 0.5)
+            Clients(server.port, 16).ask(bodies, random_drops(tenth, given.drop / 10, chance))
+            told.append(status(server.port)["memory"]["rss_bytes"] / 1e6)
+        planned = status(server.port)["memory"]["planned_bytes"] / 1e6
     print(
         f"memory over {10 * tenth} requests, MB at every tenth: "
         f"{', '.join(f'{n:.1f}' for n in told)}; planned {planned:.1f}"
@@ -300,7 +291,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--drop", type=float, default=0.3)
-    parser.add_argument("--requests", type=int, default=0)
+    parser.add_argument("--least", type=int, default=_LEAST_REQUESTS)
+    parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--llama-python", type=Path)
     parser.add_argument("--work", type=Path)
     given = parser.parse_args()

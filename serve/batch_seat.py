@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..runtime.batch.batch_engine import BatchEngine
-from ..runtime.batch.records import Record
+from ..runtime.batch.records import Piece, Record
 from ..runtime.interface import Vocabulary
 from .pushed_engine import EngineFigures, Event
 
@@ -24,9 +24,10 @@ class BatchSeat:
         """See :meth:`~.pushed_engine.PushedEngine.prompt_tokens`."""
         return self._engine.prompt_tokens(record)
 
-    def submit(self, record: Record, prompt: tuple[int, ...]) -> None:
+    def submit(self, record: Record, prompt: tuple[int, ...], *, streams: bool = True) -> None:
         """See :meth:`~.pushed_engine.PushedEngine.submit`."""
-        self._engine.submit(record, listener=self._events.append, prompt=prompt)
+        hear = self._events.append if streams else _FirstPiece(self._events).hear
+        self._engine.submit(record, listener=hear, prompt=prompt)
 
     def cancel(self, identity: str | int) -> None:
         """See :meth:`~.pushed_engine.PushedEngine.cancel`."""
@@ -61,3 +62,16 @@ class BatchSeat:
     def close(self) -> None:
         """Close the engine."""
         self._engine.close()
+
+
+class _FirstPiece:
+    """Hears the first piece of a record alone."""
+
+    def __init__(self, events: list[Event]) -> None:
+        self._events: list[Event] | None = events
+
+    def hear(self, piece: Piece) -> None:
+        """A :data:`~infer_os.runtime.batch.sequence.Listener`."""
+        if self._events is not None:
+            self._events.append(piece)
+            self._events = None

@@ -35,7 +35,7 @@ class BoundedConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See :class:`asyncio.Protocol`."""
-        super().connection_made(transport)
+        super().connection_made(_Gathered(transport, self.loop))  # type: ignore[arg-type]
         if len(self.connections) > MOST_CONNECTIONS:
             self._refuse(ApiError(f"{MOST_CONNECTIONS} connections are open already", 503))
         else:
@@ -101,3 +101,39 @@ class BoundedConnection(H11Protocol):
         self._to_pass = _PASSED
         self.transport.write_eof()
         self.loop.call_later(_PASSING_S, self.transport.close)
+
+
+class _Gathered:
+    """A transport that sends what is written in one go as one packet.
+
+    uvicorn writes an answer's head, body and end one by one, each of which would be a call of the
+    system and a packet.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._written: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """See :class:`asyncio.Transport`."""
+        if not self._written:
+            self._loop.call_soon(self._send)
+        self._written.append(data)
+
+    def _send(self) -> None:
+        data, self._written = b"".join(self._written), []
+        if data:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """See :class:`asyncio.Transport`."""
+        self._send()
+        self._transport.close()
+
+    def write_eof(self) -> None:
+        """See :class:`asyncio.Transport`."""
+        self._send()
+        self._transport.write_eof()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)

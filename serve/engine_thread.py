@@ -1,8 +1,9 @@
 """The one thread that an engine belongs to, and how the event loop talks with it.
 
-In go commands: a record to submit, one to cancel. Out come the engine's events, handed to the event
-loop once per step, where each finds the :class:`Answer` that waits for it. Everything but
-:meth:`EngineThread._run` happens in the event loop's thread, so that nothing needs a lock.
+In go commands: a record to submit, one to cancel. Out come the engine's events, through the
+:class:`~.outbox.Outbox`, and in the event loop each finds the :class:`Answer` that waits for it.
+What is not said to happen in the engine's own thread happens in the event loop's, so that nothing
+needs a lock.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from infer_os.native.interrupt import decoding_aborted
 
 from ..runtime.batch.records import Record, Result
 from .errors import ApiError, EngineDied
+from .outbox import Outbox
 from .pushed_engine import Event, PushedEngine
 
 #: What the thread is asked to do; None to end.
 _Command: TypeAlias = Callable[[], None] | None
-#: What an answer gets: an event, or why there will be none.
-_Arrival: TypeAlias = Event | Exception
+#: What comes for the record of that id: an event, and whether it is urgent; or why there is none.
+_Arrival: TypeAlias = tuple[str | int, Event | Exception, bool]
 
 
 class Answer:
@@ -34,33 +36,49 @@ class Answer:
         self._thread = thread
         #: Samples that are still to come, of each record.
         self.missing = records
-        self._arrived: asyncio.Queue[_Arrival] = asyncio.Queue()
+        self._arrived: list[Event] = []
+        self._failure: Exception | None = None
+        self._reader: asyncio.Future[None] | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether there is anything to come."""
-        return bool(self.missing) or not self._arrived.empty()
+        return bool(self.missing or self._arrived or self._failure)
 
-    async def next(self, patience: float) -> Event | None:
-        """The next event; None if there is none for so many seconds.
+    async def take(self, patience: float) -> list[Event]:
+        """The events that there are, in order, once there are any; none after so many seconds.
 
         Raises:
             ApiError: a record that could not be begun, or an engine that failed.
         """
-        try:
-            arrival = self._arrived.get_nowait()
-        except asyncio.QueueEmpty:
+        if not self._arrived and self._failure is None:
+            loop = asyncio.get_running_loop()
+            self._reader = loop.create_future()
+            timer = loop.call_later(patience, self.wake)
             try:
-                arrival = await asyncio.wait_for(self._arrived.get(), patience)
-            except asyncio.TimeoutError:
-                return None
-        if isinstance(arrival, Exception):
-            raise arrival
-        return arrival
+                await self._reader
+            finally:
+                timer.cancel()
+                self._reader = None
+        arrived, self._arrived = self._arrived, []
+        if not arrived and self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        return arrived
 
-    def put(self, arrival: _Arrival) -> None:
-        """Hand over an event."""
-        self._arrived.put_nowait(arrival)
+    def put(self, event: Event) -> None:
+        """Add an event, of which whoever waits hears with :meth:`wake`."""
+        self._arrived.append(event)
+
+    def fail(self, failure: Exception) -> None:
+        """Nothing good comes after what there is."""
+        self._failure = self._failure or failure
+        self.wake()
+
+    def wake(self) -> None:
+        """Let whoever waits for events take those that there are."""
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     def cancel(self) -> None:
         """Nobody waits any more: what is unfinished is not computed on."""
@@ -85,7 +103,12 @@ class EngineThread:
         self._died = died
         self._loop = asyncio.get_running_loop()
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._outbox: Outbox[_Arrival] = Outbox(self._deliver, self._flush)
         self._answers: dict[str | int, Answer] = {}
+        #: Those that have something which was not urgent.
+        self._late: set[Answer] = set()
+        #: Records of which nothing has come yet; the engine's thread's own.
+        self._silent: set[str | int] = set()
         self._outstanding = 0
         self.failure: EngineDied | None = None
         self._is_closing = False
@@ -130,8 +153,10 @@ class EngineThread:
         excess = self._outstanding + n_samples - self._limit
         return min(60, max(1, round(excess * self._pace)))
 
-    def submit(self, jobs: list[tuple[Record, tuple[int, ...]]]) -> Answer:
+    def submit(self, jobs: list[tuple[Record, tuple[int, ...]]], *, streams: bool) -> Answer:
         """Compute records, whose prompts are tokens already.
+
+        Without ``streams`` only the first piece of each record comes, and the results.
 
         Raises:
             ApiError: as :meth:`check_room`.
@@ -141,14 +166,14 @@ class EngineThread:
         for record, prompt in jobs:
             self._answers[record.id] = answer
             self._outstanding += record.n
-            self._commands.put(partial(self._begin, record, prompt))
+            self._commands.put(partial(self._begin, record, prompt, streams=streams))
         return answer
 
     def forget(self, answer: Answer) -> None:
         """Cancel what is unfinished of an answer."""
         for identity in list(answer.missing):
             self._ended(answer, identity, answer.missing[identity])
-            self._commands.put(partial(self.engine.cancel, identity))
+            self._commands.put(partial(self._cancel, identity))
 
     def _ended(self, answer: Answer, identity: str | int, n: int) -> None:
         """So many samples of a record are no longer to come."""
@@ -157,9 +182,9 @@ class EngineThread:
         if not answer.missing[identity]:
             del answer.missing[identity], self._answers[identity]
 
-    def _deliver(self, arrivals: list[tuple[str | int, _Arrival]]) -> None:
+    def _deliver(self, arrivals: list[_Arrival]) -> None:
         """Hand events to those who wait for them; what was cancelled meanwhile has nobody."""
-        for identity, arrival in arrivals:
+        for identity, arrival, is_urgent in arrivals:
             answer = self._answers.get(identity)
             if answer is None:
                 continue
@@ -168,10 +193,22 @@ class EngineThread:
             if isinstance(arrival, Exception):
                 # it stands for all samples of its record
                 self._ended(answer, identity, answer.missing[identity])
-            elif isinstance(arrival, Result):
+                answer.fail(arrival)
+                continue
+            if isinstance(arrival, Result):
                 self._ended(answer, identity, 1)
                 self._note_pace()
             answer.put(arrival)
+            if is_urgent:
+                answer.wake()
+            else:
+                self._late.add(answer)
+
+    def _flush(self) -> None:
+        """Have everything sent that was delivered."""
+        late, self._late = self._late, set()
+        for answer in late:
+            answer.wake()
 
     def _note_pace(self) -> None:
         now = time.monotonic()
@@ -179,13 +216,14 @@ class EngineThread:
         self._last_end = now
 
     def _fail(self, error: EngineDied) -> None:
+        self._outbox.deliver_all()
         self.failure = error
         waiting = {id(answer): answer for answer in self._answers.values()}
         self._answers.clear()
         self._outstanding = 0
         for answer in waiting.values():
             answer.missing.clear()
-            answer.put(ApiError(str(error), 500, code="engine_failed"))
+            answer.fail(ApiError(str(error), 500, code="engine_failed"))
         self._died(error)
 
     async def close(self) -> None:
@@ -197,17 +235,31 @@ class EngineThread:
 
     # ---- in the engine's own thread
 
-    def _begin(self, record: Record, prompt: tuple[int, ...]) -> None:
+    def _begin(self, record: Record, prompt: tuple[int, ...], *, streams: bool) -> None:
+        self._silent.add(record.id)
         try:
-            self.engine.submit(record, prompt)
+            self.engine.submit(record, prompt, streams=streams)
         except Exception as error:
-            self._send([(record.id, ApiError(str(error)))])
+            self._silent.discard(record.id)
+            self._outbox.put([(record.id, ApiError(str(error)), True)], urgent=True)
 
-    def _send(self, arrivals: list[tuple[str | int, _Arrival]]) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._deliver, arrivals)
-        except RuntimeError:  # the loop is closed: nobody is left
-            pass
+    def _cancel(self, identity: str | int) -> None:
+        self._silent.discard(identity)
+        self.engine.cancel(identity)
+
+    def _send(self, events: list[Event]) -> None:
+        """The first word of a record and the end of a sample are urgent."""
+        arrivals: list[_Arrival] = []
+        some_urgent = False
+        for event in events:
+            if event.id is None:
+                continue
+            is_urgent = isinstance(event, Result) or event.id in self._silent
+            if is_urgent:
+                some_urgent = True
+                self._silent.discard(event.id)
+            arrivals.append((event.id, event, is_urgent))
+        self._outbox.put(arrivals, urgent=some_urgent)
 
     def _run(self) -> None:
         engine = self.engine
@@ -220,7 +272,7 @@ class EngineThread:
                     command()
                 is_busy = engine.step()
                 if events := engine.take():
-                    self._send([(e.id, e) for e in events if e.id is not None])
+                    self._send(events)
         except Exception as error:
             if self._is_closing:  # it was broken off
                 return

@@ -27,20 +27,25 @@ _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 def json_bytes(value: Any) -> bytes:
     """JSON on one line, in UTF-8; half of a pair of surrogates is written as an escape."""
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        return _PLAIN.encode(value).encode()
     except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":")).encode()
+        return _ESCAPED.encode(value).encode()
+
+
+_PLAIN = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_ESCAPED = json.JSONEncoder(separators=(",", ":"))
 
 
 class EventStream(Response):
     """Sends what a generator yields; the generator is closed when the client goes away.
 
-    A None among the values is sent as a comment, which shows that the connection is alive.
+    It yields lists of values, each of which is sent as one piece. A None among the values is sent
+    as a comment, which shows that the connection is alive.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, request: Request, values: AsyncGenerator[Any, None]) -> None:
+    def __init__(self, request: Request, values: AsyncGenerator[list[Any], None]) -> None:
         super().__init__(None, headers=_HEADERS)
         self.raw_headers = [(k, v) for k, v in self.raw_headers if k != b"content-length"]
         self._request, self._values = request, values
@@ -55,20 +60,23 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        last = b"data: [DONE]"
+        last = _DONE
         try:
-            async for value in self._values:
-                await _put(send, b": still here" if value is None else _line(value))
+            async for values in self._values:
+                await _put(send, b"".join(map(_event, values)))
         except ApiError as error:
-            last = _line(error.as_json())
+            last = _event(error.as_json())
         await _put(send, last)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _line(value: Any) -> bytes:
-    return b"data: " + json_bytes(value)
+_DONE = b"data: [DONE]\n\n"
+
+
+def _event(value: Any) -> bytes:
+    return b": still here\n\n" if value is None else b"data: %b\n\n" % json_bytes(value)
 
 
 async def _put(send: Send, data: bytes) -> None:
     with anyio.fail_after(STALL_S):
-        await send({"type": "http.response.body", "body": data + b"\n\n", "more_body": True})
+        await send({"type": "http.response.body", "body": data, "more_body": True})

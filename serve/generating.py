@@ -2,14 +2,15 @@
 
 What takes its time before a text is computed (a chat template, a grammar, a long prompt) happens in
 a thread beside the event loop and the engine's, one request at a time, since templates keep state.
+A short prompt takes less than the way to that thread and back, and is tokenized where it is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -25,12 +26,21 @@ from .client_bodies import body_limit, read_body, while_connected
 from .engine_thread import Answer, EngineThread
 from .errors import ApiError
 from .event_stream import EventStream, json_bytes
-from .generation_request import Defaults, GenerationRequest, read_chat, read_completion
+from .generation_request import (
+    CONSTRAINT_FIELDS,
+    Defaults,
+    GenerationRequest,
+    read_chat,
+    read_completion,
+)
 from .metrics import Metrics
+from .pushed_engine import Event
 from .score_room import ScoreRoom
 
 #: Seconds without an event, after which a stream shows that it is alive.
 QUIET_S = 15.0
+#: Bytes of a body whose prompts are tokenized within a millisecond or so.
+_SHORT_BODY = 8 << 10
 #: A record, and its prompt as tokens.
 Job = tuple[Record, tuple[int, ...]]
 _Reader = Callable[[dict[str, Any], Defaults], GenerationRequest]
@@ -62,6 +72,7 @@ class Generator:
     def __init__(self, thread: EngineThread, defaults: Defaults, metrics: Metrics) -> None:
         self._thread, self._defaults, self._metrics = thread, defaults, metrics
         self._preparing = ThreadPoolExecutor(1, "prompts")
+        self._n_preparing = 0
         self._room = ScoreRoom()
 
     async def complete(self, request: Request) -> Response:
@@ -78,19 +89,25 @@ class Generator:
 
     async def prepared(self, work: Callable[[], Any]) -> Any:
         """Do something with text in the thread for it."""
-        return await asyncio.get_running_loop().run_in_executor(self._preparing, work)
+        self._n_preparing += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._preparing, work)
+        finally:
+            self._n_preparing -= 1
 
     async def _generate(self, request: Request, form: Form, read: _Reader) -> Response:
         began = time.monotonic()
         # where nothing can be taken, nothing is read
         self._thread.check_room(1)
         body = await read_body(request, body_limit(self._thread.engine.n_ctx))
-        identity = f"{form.prefix}-{uuid.uuid4().hex}"
-        asked, jobs = await self.prepared(lambda: self._prepare(body, read, identity))
+        # that no two are alike is enough: nobody is let in by it
+        identity = f"{form.prefix}-{random.getrandbits(128):032x}"
+        asked, jobs = await self._prepare(body, form, read, identity)
         writer = Writer(form, identity, self._defaults.models[0], self._thread.engine.vocab)
 
         def submitted() -> _Work:
-            return _Work(asked, jobs, self._thread.submit(jobs), writer, began)
+            answer = self._thread.submit(jobs, streams=asked.stream)
+            return _Work(asked, jobs, answer, writer, began)
 
         if asked.stream:
             return EventStream(request, self._streamed(submitted()))
@@ -113,11 +130,20 @@ class Generator:
         finally:
             self._room.give(n_scores)
 
-    def _prepare(
-        self, body: bytes, read: _Reader, identity: str
+    async def _prepare(
+        self, body: bytes, form: Form, read: _Reader, identity: str
     ) -> tuple[GenerationRequest, list[Job]]:
-        asked = read(read_object(body), self._defaults)
-        return asked, [(record, self._tokens(record)) for record in asked.records(identity)]
+        """What is asked, and its prompts as tokens."""
+
+        def prepare(value: dict[str, Any]) -> tuple[GenerationRequest, list[Job]]:
+            asked = read(value, self._defaults)
+            return asked, [(record, self._tokens(record)) for record in asked.records(identity)]
+
+        if len(body) <= _SHORT_BODY and not form.is_chat:
+            value = read_object(body)
+            if not value.keys() & CONSTRAINT_FIELDS and not self._n_preparing:
+                return prepare(value)
+        return await self.prepared(lambda: prepare(read_object(body)))  # type: ignore[no-any-return]
 
     def _tokens(self, record: Record) -> tuple[int, ...]:
         """A record's prompt, which fits into a context."""
@@ -157,15 +183,15 @@ class Generator:
         return work.writer.whole(choices, usage)
 
     async def _results(self, work: _Work, usage: Usage) -> AsyncGenerator[Result, None]:
-        """Finished samples; pieces are only counted."""
+        """Finished samples."""
         is_first = True
         while work.answer.is_open:
-            event = await work.answer.next(QUIET_S)
-            if isinstance(event, Piece):
-                is_first = self._note_first(work, is_first=is_first)
-            elif event is not None:
-                usage.completion_tokens += len(event.tokens)
-                yield event
+            for event in await work.answer.take(QUIET_S):
+                if isinstance(event, Result):
+                    usage.completion_tokens += len(event.tokens)
+                    yield event
+                else:
+                    is_first = self._note_first(work, is_first=is_first)
 
     def _note_first(self, work: _Work, *, is_first: bool) -> bool:
         if is_first:
@@ -190,42 +216,62 @@ class Generator:
         pieces = map(self._thread.engine.vocab.piece, tokens)
         return b"".join(pieces).decode("utf-8", "replace")
 
-    async def _streamed(self, work: _Work) -> AsyncGenerator[dict[str, Any] | None, None]:
+    async def _streamed(self, work: _Work) -> AsyncGenerator[list[Any], None]:
         try:
-            async for value in self._chunks(work):
-                yield value
+            async for values in self._chunks(work):
+                yield values
         finally:
             work.answer.cancel()
         self._metrics.duration.observe(time.monotonic() - work.began)
 
-    async def _chunks(self, work: _Work) -> AsyncGenerator[dict[str, Any] | None, None]:
+    async def _chunks(self, work: _Work) -> AsyncGenerator[list[Any], None]:
+        """What is sent together: what came of all texts since the last time."""
         writer, usage, tells = work.writer, work.usage, work.asked.tells_usage
         offsets: dict[int, TextOffsets] = {}
+        beginnings = []
         for record, _ in work.jobs:
+            echoed = self._echoed(work.asked, record)
             for sample in range(record.n):
                 index = work.index(record.id, sample)
-                echoed = self._echoed(work.asked, record)
                 offsets[index] = TextOffsets(len(echoed))
                 if writer.form.is_chat or echoed:
-                    first = writer.delta(index, echoed, None, first=True)
-                    yield writer.piece([first], tells=tells)
+                    beginnings.append(writer.delta(index, echoed, None, first=True))
+        if beginnings:
+            yield [writer.piece([beginning], tells=tells) for beginning in beginnings]
         is_first = True
         while work.answer.is_open:
-            event = await work.answer.next(QUIET_S)
-            if event is None:
-                yield None
-                continue
-            index = work.index(event.id, event.index or 0)
-            if isinstance(event, Result):
-                usage.completion_tokens += len(event.tokens)
-                yield writer.piece([writer.ending(index, finish_reason(event))], tells=tells)
-                continue
-            is_first = self._note_first(work, is_first=is_first)
-            told = writer.logprobs(event.logprobs, offsets[index]) if event.logprobs else None
-            if event.text or told:
-                yield writer.piece([writer.delta(index, event.text, told)], tells=tells)
-        if tells:
-            yield writer.piece([], usage, tells=True)
+            choices: list[dict[str, Any]] = []
+            events = await work.answer.take(QUIET_S)
+            for event in joined(events):
+                index = work.index(event.id, event.index or 0)
+                if isinstance(event, Result):
+                    usage.completion_tokens += len(event.tokens)
+                    choices.append(writer.ending(index, finish_reason(event)))
+                    continue
+                is_first = self._note_first(work, is_first=is_first)
+                told = writer.logprobs(event.logprobs, offsets[index]) if event.logprobs else None
+                if event.text or told:
+                    choices.append(writer.delta(index, event.text, told))
+            values: list[Any] = [writer.piece([choice], tells=tells) for choice in choices]
+            if tells and not work.answer.is_open:
+                values.append(writer.piece([], usage, tells=True))
+            if values or not events:  # where nothing happens, a sign of life
+                yield values or [None]
+
+
+def joined(events: list[Event]) -> Iterator[Event]:
+    """The same, sample by sample, with one piece for all those of a sample."""
+    samples: dict[tuple[str | int | None, int], list[Event]] = {}
+    for event in events:
+        samples.setdefault((event.id, event.index or 0), []).append(event)
+    for sample in samples.values():
+        pieces = [event for event in sample if isinstance(event, Piece)]
+        if pieces:
+            yield Piece(
+                pieces[0].id, pieces[0].index, "".join(piece.text for piece in pieces),
+                tuple(one for piece in pieces for one in piece.logprobs),
+            )  # fmt: skip
+        yield from (event for event in sample if isinstance(event, Result))
 
 
 def _too_long(message: str, param: str) -> ApiError:

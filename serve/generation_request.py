@@ -193,8 +193,11 @@ def _common(body: Body, defaults: Defaults, *limits: str, schema: str = "") -> G
     sampling = _sampling(given, constraint, defaults.sampling)
     if seed is None:
         seed = sampling.seed
+    # a record has a seed of its own
+    if sampling.seed is not None:
+        sampling = replace(sampling, seed=None)
     return GenerationRequest(
-        replace(sampling, seed=None), stops, seed=None if seed == -1 else seed, n=n, best_of=n,
+        sampling, stops, seed=None if seed == -1 else seed, n=n, best_of=n,
         stream=stream, tells_usage=tells_usage,
     )  # fmt: skip
 
@@ -243,6 +246,8 @@ def _sampling(
         if not written:
             raise ApiError(f"{name} is empty", param=name, code="invalid_value")
         changes |= {"grammar": "", "json_schema": "", "regex": "", field: written}
+    if not changes:
+        return defaults
     return settings_of(lambda: replace(defaults, **changes), spelled)
 
 
@@ -409,3 +414,5 @@ _SAMPLING = {
     if name != "seed"
 }
 _CONSTRAINTS = {"grammar": text(), "regex": text(), "json_schema": _TEXT_OR_SCHEMA}
+#: Fields that ask for texts which follow rules.
+CONSTRAINT_FIELDS = frozenset((*_CONSTRAINTS, "response_format"))

@@ -70,9 +70,10 @@ class PushedEngine(Protocol):
         """
         ...
 
-    def submit(self, record: Record, prompt: tuple[int, ...]) -> None:
+    def submit(self, record: Record, prompt: tuple[int, ...], *, streams: bool = True) -> None:
         """Put a record's samples in line; ``prompt`` is what :meth:`prompt_tokens` gave.
 
+        Without ``streams`` only the first piece of them comes out, which tells that they began.
         What cannot be begun after all, as for a constraint, gives a result with an error.
         """
         ...

@@ -26,6 +26,7 @@ class _Sample:
     prompt: tuple[int, ...]
     reply: bytes
     text: TextStream
+    streams: bool
     tokens: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -61,13 +62,13 @@ class ScriptedEngine:
         )  # fmt: skip
         return tuple(tokenize(self.vocab, text, self.n_ctx))
 
-    def submit(self, record: Record, prompt: tuple[int, ...]) -> None:
+    def submit(self, record: Record, prompt: tuple[int, ...], *, streams: bool = True) -> None:
         """See :meth:`~.pushed_engine.PushedEngine.submit`."""
         self.submitted.append(record.id)
         self._n_prompt += len(prompt)
         reply = self._script(bytes(token for token in prompt if token < END)).encode()
         self._waiting += [
-            _Sample(record, i, prompt, reply, TextStream(record.stops.strings))
+            _Sample(record, i, prompt, reply, TextStream(record.stops.strings), streams)
             for i in range(record.n)
         ]
 
@@ -116,7 +117,8 @@ class ScriptedEngine:
         told = self._logprobs(sample.record, token)
         sample.logprobs += told
         record = sample.record
-        self._events.append(Piece(record.id, sample.index, chunk, told))
+        if sample.streams or (at, sample.index) == (0, 0):
+            self._events.append(Piece(record.id, sample.index, chunk, told))
         if reason is not None:
             self._running.remove(sample)
             self._events.append(Result(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -78,6 +79,14 @@ def test_a_stream_of_several_texts(service: Service) -> None:
         (choice,) = event["choices"]
         texts[choice["index"]] += choice["text"]
     assert texts == {0: "aaa", 1: "aaa", 2: "bbb", 3: "bbb"}
+
+
+def test_a_stream_has_the_log_probabilities_of_the_whole(service: Service) -> None:
+    # several tokens may come together
+    whole = service.complete("say añb and more of it", logprobs=2).json["choices"][0]["logprobs"]
+    events = service.complete("say añb and more of it", logprobs=2, stream=True).events
+    told = [event["choices"][0]["logprobs"] for event in events[:-1]]
+    assert {name: [one for part in told for one in part[name]] for name in whole} == whole
 
 
 def test_usage_at_the_end_of_a_stream(service: Service) -> None:
@@ -374,7 +383,8 @@ def test_hostile_clients_while_others_are_served(monkeypatch: pytest.MonkeyPatch
             assert answer.count(b"\n") == 0 and json.loads(answer)["error"]["message"]
             assert service.get("/health").status == 200
         engine.gate.set()
-        assert read_stream(link).count(b'"text":"x"') == 300
+        texts = re.findall(rb'"text":"(x*)"', read_stream(link))
+        assert b"".join(texts) == b"x" * 300
 
 
 def test_too_many_connections(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -480,10 +490,10 @@ def test_a_record_that_the_engine_refuses() -> None:
     engine = ScriptedEngine(reply)
     submit = engine.submit
 
-    def picky(record: Any, prompt: tuple[int, ...]) -> None:
+    def picky(record: Any, prompt: tuple[int, ...], *, streams: bool) -> None:
         if prompt == (66,):
             raise ValueError("no B")
-        submit(record, prompt)
+        submit(record, prompt, streams=streams)
 
     engine.submit = picky  # type: ignore[method-assign]
     with running(engine) as service:
@@ -497,7 +507,7 @@ def test_a_record_that_the_engine_refuses() -> None:
 def test_whether_memory_or_the_request_is_to_blame(lacks_memory: bool, status: int) -> None:
     engine = ScriptedEngine(reply)
     refused: list[Any] = []
-    engine.submit = lambda record, prompt: refused.append(  # type: ignore[method-assign]
+    engine.submit = lambda record, prompt, streams: refused.append(  # type: ignore[method-assign]
         Result(record.id, 1, error="too much", lacks_memory=lacks_memory)
     )
 
