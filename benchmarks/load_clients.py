@@ -121,9 +121,9 @@ class Clients:
         selector.register(door, selectors.EVENT_READ, _Exchange(number, now, gone))
 
 
-def random_drops(n: int, share: float, chance: random.Random) -> list[float | None]:
-    """Moments within a second at which a share of clients goes away."""
-    return [chance.random() if chance.random() < share else None for _ in range(n)]
+def random_drops(n: int, share: float, longest: float, chance: random.Random) -> list[float | None]:
+    """Seconds after which a share of clients goes away, ``longest`` at most."""
+    return [longest * chance.random() if chance.random() < share else None for _ in range(n)]
 
 
 def _request(body: dict[str, Any]) -> bytes:

@@ -36,7 +36,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +122,31 @@ def status(port: int) -> dict[str, Any]:
         return dict(json.load(answer))
 
 
-def batch_round(engine: BatchEngine, prompts: list[str], n_tokens: int) -> tuple[float, list[str]]:
-    """Drawn tokens per second, and the texts."""
+@dataclass
+class Round:
+    """Drawn tokens per second, the texts, and the processor time per token of whoever wrote them.
+
+    Of a server also the seconds to the first tokens, the clients' processor time per token, and
+    events per token.
+    """
+
+    speed: float
+    texts: list[str]
+    cpu_s: float
+    first_s: list[float] = field(default_factory=list)
+    client_s: float = 0.0
+    events: float = 0.0
+
+
+def batch_round(engine: BatchEngine, prompts: list[str], n_tokens: int) -> Round:
+    """All prompts once."""
     greedy = SamplingSettings(temperature=0)
     records = [Record(i, i, greedy, StopSettings(n_tokens), p) for i, p in enumerate(prompts)]
-    started = time.perf_counter()
+    started, cpu_s = time.perf_counter(), time.process_time()
     answers = sorted(engine.run(records), key=lambda answer: answer.line)
-    seconds = time.perf_counter() - started
-    return sum(len(a.tokens) for a in answers) / seconds, [a.text for a in answers]
+    seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_s
+    n = sum(len(answer.tokens) for answer in answers)
+    return Round(n / seconds, [answer.text for answer in answers], cpu_s / n)
 
 
 def bodies_of(prompts: list[str], n_tokens: int, *, stream: bool) -> list[dict[str, Any]]:
@@ -138,21 +155,6 @@ def bodies_of(prompts: list[str], n_tokens: int, *, stream: bool) -> list[dict[s
     if stream:
         settings |= {"stream": True, "stream_options": {"include_usage": True}}
     return [{"prompt": prompt, **settings} for prompt in prompts]
-
-
-@dataclass
-class Round:
-    """Drawn tokens per second, seconds to the first tokens, the texts, and who took how long.
-
-    ``server_s`` and ``client_s`` are processor time per token; ``events`` is events per token.
-    """
-
-    speed: float
-    first_s: list[float]
-    texts: list[str]
-    server_s: float
-    client_s: float
-    events: float
 
 
 def server_round(server: Server, n_clients: int, bodies: list[dict[str, Any]]) -> Round:
@@ -164,8 +166,8 @@ def server_round(server: Server, n_clients: int, bodies: list[dict[str, Any]]) -
     assert all(answer.n_ends == 1 for answer in answers)
     n_tokens = sum(answer.n_tokens for answer in answers)
     return Round(
-        n_tokens / seconds, [answer.first_s for answer in answers],
-        [answer.text for answer in answers], server_s / n_tokens, client_s / n_tokens,
+        n_tokens / seconds, [answer.text for answer in answers], server_s / n_tokens,
+        [answer.first_s for answer in answers], client_s / n_tokens,
         sum(answer.n_events for answer in answers) / n_tokens,
     )  # fmt: skip
 
@@ -197,36 +199,40 @@ def compare(model: Path, n_clients: int, given: argparse.Namespace) -> None:
                 stack.enter_context(llama_serving(model, given)),
                 True,
             )
-        speeds: list[float] = []
+        batches: list[Round] = []
         found: dict[str, list[Round]] = {name: [] for name in ways}
         n = max(given.least, 2 * n_clients)
         for number in range(given.rounds + 1):  # the first one warms up
             prompts = make_prompts(chance, n, given.prompt)
-            speed, expected = batch_round(engine, prompts, given.tokens)
-            speeds += [speed] * bool(number)
+            batch = batch_round(engine, prompts, given.tokens)
+            batches += [batch] * bool(number)
             for name, (asked, stream) in ways.items():
                 bodies = bodies_of(prompts, given.tokens, stream=stream)
                 done = server_round(asked, n_clients, bodies)
-                assert asked is not server or done.texts == expected, "other texts than batch's"
+                assert asked is not server or done.texts == batch.texts, "other texts than batch's"
                 found[name] += [done] * bool(number)
         print(f"{n_clients} clients, {n} requests a round, {given.tokens} tokens at most each:")
-        print(spread("batch, tokens/s", speeds))
+        print(spread("batch, tokens/s", [batch.speed for batch in batches]))
         for name, rounds in found.items():
-            show(name, rounds, speeds)
+            show(name, rounds, batches)
         if given.drop:
             check_drops(engine, server, n_clients, given)
 
 
-def show(name: str, rounds: list[Round], speeds: list[float]) -> None:
-    """What came of the rounds of a server, beside the speeds of batch; prints."""
+def show(name: str, rounds: list[Round], batches: list[Round]) -> None:
+    """What came of the rounds of a server, beside those of batch; prints."""
+    pairs = list(zip(rounds, batches, strict=True))
     print(spread(f"{name}, tokens/s", [done.speed for done in rounds]))
-    print(spread("  over batch", [a.speed / b for a, b in zip(rounds, speeds, strict=True)]))
+    print(spread("  over batch", [done.speed / batch.speed for done, batch in pairs]))
+    # which counts for more where others use the machine
+    print(spread("  processor time over batch's", [one.cpu_s / two.cpu_s for one, two in pairs]))
     firsts = [seconds for done in rounds for seconds in done.first_s]
     percents = statistics.quantiles(firsts, n=100, method="inclusive")
     what = "first token" if "streaming" in name else "whole answer"
-    server_s = statistics.median(done.server_s for done in rounds)
-    client_s = statistics.median(done.client_s for done in rounds)
-    events = statistics.median(done.events for done in rounds)
+    server_s, client_s, events = (
+        statistics.median(getattr(done, name) for done in rounds)
+        for name in ("cpu_s", "client_s", "events")
+    )
     print(
         f"    {what}: p50 {percents[49]:.3f} s, p99 {percents[98]:.3f} s; processor time per "
         f"token: server {1e6 * server_s:.0f} us, clients {1e6 * client_s:.0f} us; "
@@ -241,12 +247,15 @@ def check_drops(
     chance = random.Random(7)
     n = max(given.least, 4 * n_clients)
     prompts = make_prompts(chance, n, given.prompt)
-    _, expected = batch_round(engine, prompts, given.tokens)
+    started = time.perf_counter()
+    expected = batch_round(engine, prompts, given.tokens).texts
+    # about as long as an answer takes
+    longest = (time.perf_counter() - started) * n_clients / n
     bodies = [
         body for prompt in prompts
         for body in bodies_of([prompt], given.tokens, stream=chance.random() < 0.5)
     ]  # fmt: skip
-    drops = random_drops(n, given.drop, chance)
+    drops = random_drops(n, given.drop, longest, chance)
     _, answers = Clients(server.port, n_clients).ask(bodies, drops)
     for answer, text in zip(answers, expected, strict=True):
         assert answer is None or (answer.text, answer.n_ends) == (text, 1)
@@ -268,7 +277,7 @@ def watch_memory(model: Path, given: argparse.Namespace) -> None:
         chance = random.Random(1)
         for _ in range(10):
             bodies = bodies_of(make_prompts(chance, tenth, 8), 4, stream=chance.random() < 0.5)
-            Clients(server.port, 16).ask(bodies, random_drops(tenth, given.drop / 10, chance))
+            Clients(server.port, 16).ask(bodies, random_drops(tenth, given.drop / 10, 0.02, chance))
             told.append(status(server.port)["memory"]["rss_bytes"] / 1e6)
         planned = status(server.port)["memory"]["planned_bytes"] / 1e6
     print(

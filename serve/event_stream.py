@@ -6,12 +6,12 @@ line of JSON, the last one ``[DONE]``.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-import anyio
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -55,19 +55,25 @@ class EventStream(Response):
         try:
             async with aclosing(self._values):
                 await while_connected(self._request, self._send_all(send))
-        except (ClientDisconnect, TimeoutError):
+        except ClientDisconnect:
             return
 
     async def _send_all(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        last = _DONE
-        try:
-            async for values in self._values:
-                await _put(send, b"".join(map(_event, values)))
-        except ApiError as error:
-            last = _event(error.as_json())
-        await _put(send, last)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        with _Patience() as patience:
+            patience.begin()
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            patience.end()
+            last = _DONE
+            try:
+                async for values in self._values:
+                    patience.begin()
+                    await _put(send, b"".join(map(_event, values)))
+                    patience.end()
+            except ApiError as error:
+                last = _event(error.as_json())
+            patience.begin()
+            await _put(send, last)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 _DONE = b"data: [DONE]\n\n"
@@ -78,5 +84,43 @@ def _event(value: Any) -> bytes:
 
 
 async def _put(send: Send, data: bytes) -> None:
-    with anyio.fail_after(STALL_S):
-        await send({"type": "http.response.body", "body": data, "more_body": True})
+    await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+class _Patience:
+    """While inside, a client that does not read for too long counts as gone.
+
+    One timer looks after a whole stream: one for each event would take as long as to send it.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._since: float | None = None
+        self._is_over = False
+        self._timer = self._loop.call_later(STALL_S, self._look)
+
+    def begin(self) -> None:
+        """Something is being sent."""
+        self._since = self._loop.time()
+
+    def end(self) -> None:
+        """It was sent."""
+        self._since = None
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        waited = 0.0 if self._since is None else now - self._since
+        if waited >= STALL_S and self._task is not None:
+            self._is_over = True
+            self._task.cancel()
+        else:
+            self._timer = self._loop.call_later(STALL_S - waited, self._look)
+
+    def __enter__(self) -> _Patience:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._timer.cancel()
+        if self._is_over and kind is asyncio.CancelledError:
+            raise ClientDisconnect
