@@ -38,5 +38,15 @@ def ps(
                    f"{size_text(memory['planned_bytes'])} planned"),
         ("since", time.strftime("%Y-%m-%d %H:%M", time.localtime(status["since"]))),
     )  # fmt: skip
-    for name, text in rows:
-        console.answer(f"{name:9}{text}")
+    others = [
+        (
+            f"also {entry['name']}",
+            f"loaded, {entry['running']} computed, {entry['waiting']} waiting, "
+            f"{size_text(entry['planned_bytes'])} planned"
+            if entry["loaded"]
+            else "not loaded",
+        )
+        for entry in status.get("models", ())[1:]
+    ]
+    for name, text in (*rows, *others):
+        console.answer(f"{name:8} {text}")

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 from ..models.styles import TEMPLATE
 from ..runtime.settings import EngineSettings, Extra, SamplingSettings, StopSettings
 from ..serve.settings import ServeSettings
 from ..store.wish import ModelWish
 from ..terminal import console
-from . import loading
+from . import loading, server_options
 from .groups import grouped
-from .serving import Seats
+from .serving import Seats, named_models
+
+if TYPE_CHECKING:
+    from ..serve.batch_seat import BatchSeat
+    from ..serve.generation_request import Defaults
+    from ..serve.models import Served
 
 
 @grouped()
 def serve(
     *,
     model: ModelWish,
+    models: server_options.Models = None,
     serve_settings: ServeSettings,
     seats: Seats,
     sampling: SamplingSettings,
@@ -26,32 +34,56 @@ def serve(
 ) -> None:
     """Answer requests over HTTP as OpenAI's API does, with a page to chat on.
 
-    What a request does not say itself, such as its temperature, is as the options say.
+    What a request does not say itself, such as its temperature, is as the options say. Without a
+    model's name it gets MODEL; others of --models are loaded when they are first asked for.
 
     Example: infer-os serve model.gguf --port 8080
     """  # fmt: skip
-    from ..serve.app import Served
-    from ..serve.batch_seat import BatchSeat
+    from ..runtime.plan.machine import read_memory
     from ..serve.generation_request import Defaults
+    from ..serve.models import Offer
     from ..serve.server import HttpServer, bind
 
     extras = {Extra.SERVER}
     if seats.batch.style in ("", TEMPLATE):
         extras.add(Extra.TEMPLATE)
     settings = replace(settings, extras=settings.extras | extras)
+    wishes = named_models(model, models)
     with bind(serve_settings) as door:
-        engine = loading.load_batch_engine(model, settings, seats.batch)
-        name = model.name.removesuffix(".gguf")
-        names = tuple(dict.fromkeys((name, model.name, model.text)))
-        defaults = Defaults(names, engine.vocab.n_tokens, sampling, stops)
-        header = engine.model.header
-        source = str(header.metadata.get("inferos.source.architecture", header.architecture))
-        served = Served(engine.path, source, defaults)
+        memory = settings.memory or read_memory().usable
+        openers = [
+            partial(_open, wish, settings, seats, Defaults(names, 0, sampling, stops))
+            for names, wish in wishes
+        ]
+        first = openers[0](None)
+        # so that what cannot be found or converted is known now, and nobody waits for it later
+        for _, wish in wishes[1:]:
+            loading.fetch(wish)
+        offers = [Offer(names, opener) for (names, _), opener in zip(wishes, openers, strict=True)]
 
         def ready(address: str) -> None:
+            engine = first[0]
+            besides = f"; {len(offers) - 1} more when asked for" if len(offers) > 1 else ""
             console.answer(
-                f"serving {name} on {address} ({engine.n_seq} texts at once, {engine.n_ctx} "
-                "tokens of context each)"
+                f"serving {offers[0].names[0]} on {address} ({engine.n_seq} texts at once, "
+                f"{engine.n_ctx} tokens of context each{besides})"
             )
 
-        HttpServer(BatchSeat(engine), served, serve_settings, door, ready).run()
+        HttpServer(offers, first, serve_settings, door, ready, memory).run()
+
+
+def _open(
+    wish: ModelWish, settings: EngineSettings, seats: Seats, defaults: Defaults,
+    memory: int | None,
+) -> tuple[BatchSeat, Served]:  # fmt: skip
+    """Load a model, within so many bytes if they are given."""
+    from ..serve.batch_seat import BatchSeat
+    from ..serve.models import Served
+
+    if memory is not None:
+        settings = replace(settings, memory=memory)
+    engine = loading.load_batch_engine(wish, settings, seats.batch)
+    header = engine.model.header
+    source = str(header.metadata.get("inferos.source.architecture", header.architecture))
+    defaults = replace(defaults, n_vocab=engine.vocab.n_tokens)
+    return BatchSeat(engine), Served(engine.path, source, defaults)

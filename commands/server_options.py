@@ -38,4 +38,21 @@ Cors = Annotated[
     ),
 ]  # fmt: skip
 
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--models", metavar="[NAME=]MODEL",
+        help="Another model, loaded when a request names it; may be given several times.",
+        show_default=False,
+    ),
+]  # fmt: skip
+Idle = Annotated[
+    str,
+    typer.Option(
+        "--idle", metavar="TIME",
+        help="Unload a model that nobody has used for so long, such as 90s, 10m or 2h.",
+        show_default="only when another one needs its memory",
+    ),
+]  # fmt: skip
+
 Server = Annotated[str, typer.Option("--server", metavar="URL", help="The server that is asked.")]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..runtime.batch.settings import BatchSettings
 from ..serve.settings import ServeSettings
+from ..store.wish import ModelWish
 from . import options, server_options
 
 #: The environment's variable for a server's key.
@@ -36,9 +38,69 @@ def door(
     queue: server_options.Queue = 256,
     api_key_file: server_options.ApiKeyFile = None,
     cors: server_options.Cors = None,
+    idle: server_options.Idle = "",
 ) -> ServeSettings:
     """The settings that these options make."""
-    return ServeSettings(host, port, queue, api_key(api_key_file), tuple(cors or ()))
+    key = api_key(api_key_file)
+    return ServeSettings(host, port, queue, key, tuple(cors or ()), idle_seconds(idle))
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def idle_seconds(text: str) -> float:
+    """Seconds of a time such as 10m; 0 for an empty text.
+
+    Raises:
+        SettingsError: it is no such time.
+    """
+    from ..runtime.errors import SettingsError
+
+    if not text:
+        return 0.0
+    number, unit = text[:-1], text[-1].lower()
+    try:
+        seconds = float(number) * _UNITS[unit]
+    except (ValueError, KeyError):
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise SettingsError(f"--idle {text}: expected a time such as 90s, 10m or 2h")
+    return seconds
+
+
+#: A model, and the names that requests may call it.
+Named = tuple[tuple[str, ...], ModelWish]
+
+
+def named_models(model: ModelWish, others: list[str] | None) -> list[Named]:
+    """All models of a server, each with the names that requests may call it.
+
+    Raises:
+        SettingsError: two have the same name.
+    """
+    from ..runtime.errors import SettingsError
+
+    found = [(_names(model), model)]
+    for text in others or ():
+        name, equals, rest = text.partition("=")
+        if equals and rest and "/" not in name and not Path(text).exists():
+            found.append(((name,), ModelWish(rest, model.type)))
+        else:
+            wish = ModelWish(text, model.type)
+            found.append((_names(wish), wish))
+    taken: set[str] = set()
+    for names, wish in found:
+        if same := [name for name in names if name in taken]:
+            raise SettingsError(
+                f"--models {wish.text}: another model is called {same[0]!r}; give this one "
+                f"another name: --models NAME={wish.text}"
+            )
+        taken.update(names)
+    return found
+
+
+def _names(model: ModelWish) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((model.name.removesuffix(".gguf"), model.name, model.text)))
 
 
 def api_key(file: Path | None) -> str:

@@ -1,6 +1,6 @@
 """The map of addresses, and what every answer has in common.
 
-In go an engine's thread and settings; out comes an application (ASGI) that uvicorn runs. Whatever
+In go models and settings; out comes an application (ASGI) that uvicorn runs. Whatever
 is refused, at any address, is one :class:`~.errors.ApiError`.
 """
 
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -22,15 +20,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infer_os.fields import Kind, flag, text
 
-from .body import Body, checked, read_object
-from .client_bodies import body_limit, read_body
-from .engine_thread import EngineThread
+from .answers import CHAT, COMPLETION, Form
+from .body import Body, checked
+from .client_bodies import body_limit, read_json
 from .errors import ApiError
 from .event_stream import json_bytes
 from .gate import Gate
-from .generating import Generator
-from .generation_request import Defaults, check_model, tokens_of
+from .generation_request import check_model, tokens_of
 from .metrics import MEDIA_TYPE, Metrics, rss_bytes
+from .models import Entry, Models
 from .page import page_responses
 from .settings import ServeSettings
 
@@ -41,25 +39,14 @@ _HEADERS = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """The model that is served: its file, and the name of its conversations' frame."""
-
-    path: Path
-    source: str
-    defaults: Defaults
-
-
-def make_app(thread: EngineThread, served: Served, settings: ServeSettings) -> ASGIApp:
+def make_app(models: Models, settings: ServeSettings) -> ASGIApp:
     """The application of a server."""
-    metrics = Metrics(thread)
-    generator = Generator(thread, served.defaults, metrics)
-    desk = _Desk(thread, served, metrics, generator)
+    desk = _Desk(models)
     routes = [
         Route("/v1/models", desk.models),
         Route("/v1/models/{name:path}", desk.model),
-        Route("/v1/completions", generator.complete, methods=["POST"]),
-        Route("/v1/chat/completions", generator.chat, methods=["POST"]),
+        Route("/v1/completions", desk.complete, methods=["POST"]),
+        Route("/v1/chat/completions", desk.chat, methods=["POST"]),
         Route("/tokenize", desk.tokenize, methods=["POST"]),
         Route("/detokenize", desk.detokenize, methods=["POST"]),
         Route("/health", desk.health),
@@ -72,7 +59,7 @@ def make_app(thread: EngineThread, served: Served, settings: ServeSettings) -> A
         Exception: _bug,
     }  # fmt: skip
     app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
-    app = _Guarded(app, Gate(settings), metrics, {route.path for route in routes})
+    app = _Guarded(app, Gate(settings), models.metrics, {route.path for route in routes})
     if settings.cors:
         app = CORSMiddleware(
             app, allow_origins=settings.cors, allow_methods=["GET", "POST"],
@@ -87,74 +74,97 @@ def answer_of(value: Any, status: int = 200) -> Response:
 
 
 class _Desk:
-    """What is asked besides text."""
+    """What is asked, and of which model."""
 
-    def __init__(
-        self, thread: EngineThread, served: Served, metrics: Metrics, generator: Generator
-    ) -> None:
-        self._thread, self._served, self._metrics = thread, served, metrics
-        self._generator = generator
-        self._names = served.defaults.models
+    def __init__(self, models: Models) -> None:
+        self._models = models
         self._began = int(time.time())
+
+    async def complete(self, request: Request) -> Response:
+        """Texts that go on from prompts."""
+        return await self._generate(request, COMPLETION)
+
+    async def chat(self, request: Request) -> Response:
+        """The next message of a conversation."""
+        return await self._generate(request, CHAT)
+
+    async def _generate(self, request: Request, form: Form) -> Response:
+        # where nothing can be taken, nothing is read
+        self._models.check_room()
+        body = await read_json(request, body_limit(self._models.n_ctx))
+        async with self._models.lent(body.value.get("model")) as loaded:
+            return await loaded.generator.answer(request, form, body)
 
     async def models(self, request: Request) -> Response:
         """The models that there are."""
-        return answer_of({"object": "list", "data": [self._model(name) for name in self._names]})
+        data = [
+            self._model(name, entry) for entry in self._models.entries for name in entry.offer.names
+        ]
+        return answer_of({"object": "list", "data": data})
 
     async def model(self, request: Request) -> Response:
         """One of them."""
         name = request.path_params["name"]
-        check_model(Body({"model": name}), self._names)
-        return answer_of(self._model(name))
+        return answer_of(self._model(name, self._models.find(name)))
 
-    def _model(self, name: str) -> dict[str, Any]:
-        return {
+    def _model(self, name: str, entry: Entry) -> dict[str, Any]:
+        value: dict[str, Any] = {
             "id": name, "object": "model", "created": self._began, "owned_by": "infer-os",
-            "context_length": self._thread.engine.n_ctx,
         }  # fmt: skip
+        if entry.n_ctx:  # known once it was loaded
+            value["context_length"] = entry.n_ctx
+        return value
 
     async def tokenize(self, request: Request) -> Response:
         """The tokens of a text."""
-        data = await read_body(request, body_limit(self._thread.engine.n_ctx))
-        body = Body(read_object(data))
-        check_model(body, self._names)
-        content = body.take_required("content", text())
-        add = body.take("add_special", flag(), False)
-        special = body.take("parse_special", flag(), True)
-        body.end()
-        vocab = self._thread.engine.vocab
-        tokens = await self._generator.prepared(
-            lambda: vocab.tokenize(content, add_special=add, parse_special=special)
-        )
+        read = await read_json(request, body_limit(self._models.n_ctx))
+        async with self._models.lent(read.value.get("model")) as loaded:
+            body = Body(read.value)
+            check_model(body, loaded.served.defaults.models)
+            content = body.take_required("content", text())
+            add = body.take("add_special", flag(), False)
+            special = body.take("parse_special", flag(), True)
+            body.end()
+            vocab = loaded.thread.engine.vocab
+            tokens = await loaded.generator.prepared(
+                lambda: vocab.tokenize(content, add_special=add, parse_special=special)
+            )
         return answer_of({"tokens": tokens})
 
     async def detokenize(self, request: Request) -> Response:
         """The text of tokens."""
-        data = await read_body(request, body_limit(self._thread.engine.n_ctx))
-        body = Body(read_object(data))
-        check_model(body, self._names)
-        values = body.take_required("tokens", _ANY)
-        body.end()
-        tokens = tokens_of(checked("tokens", values, _LIST), "tokens", self._thread.engine.n_vocab)
-        return answer_of({"content": self._generator.text_of(tokens)})
+        read = await read_json(request, body_limit(self._models.n_ctx))
+        async with self._models.lent(read.value.get("model")) as loaded:
+            body = Body(read.value)
+            check_model(body, loaded.served.defaults.models)
+            values = body.take_required("tokens", _ANY)
+            body.end()
+            n_vocab = loaded.thread.engine.n_vocab
+            tokens = tokens_of(checked("tokens", values, _LIST), "tokens", n_vocab)
+            return answer_of({"content": loaded.generator.text_of(tokens)})
 
     async def health(self, request: Request) -> Response:
         """Whether texts are computed."""
-        if self._thread.failure is not None:
-            raise ApiError(str(self._thread.failure), 503)
+        if self._models.failure is not None:
+            raise ApiError(str(self._models.failure), 503)
         return answer_of({"status": "ok"})
 
     async def status(self, request: Request) -> Response:
-        """What the server holds and does."""
-        engine, figures = self._thread.engine, self._thread.engine.figures()
-        sampling, stops = self._served.defaults.sampling, self._served.defaults.stops
+        """What the server holds and does; what is of one model alone is the first one's."""
+        first, figures = self._models.entries[0], self._models.figures
+        served = first.served
+        assert served is not None  # it was loaded before anybody was answered
+        sampling, stops = served.defaults.sampling, served.defaults.stops
+        threads = self._models.threads
         return answer_of({
-            "model": self._names[0], "file": self._served.path.name, "source": self._served.source,
-            "context": engine.n_ctx, "parallel": engine.n_seq,
-            "running": self._thread.n_running, "waiting": self._thread.n_waiting,
+            "model": first.name, "file": served.path.name, "source": served.source,
+            "context": first.n_ctx, "parallel": first.n_seq,
+            "running": sum(thread.n_running for thread in threads),
+            "waiting": sum(thread.n_waiting for thread in threads),
             "prompt_tokens": figures.prompt_tokens, "shared_tokens": figures.shared_tokens,
             "completion_tokens": figures.completion_tokens, "since": self._began,
             "memory": {"rss_bytes": rss_bytes(), "planned_bytes": figures.planned_bytes},
+            "models": [entry.as_json() for entry in self._models.entries],
             "defaults": {
                 "temperature": sampling.temperature, "top_k": sampling.top_k,
                 "top_p": sampling.top_p, "min_p": sampling.min_p,
@@ -164,7 +174,7 @@ class _Desk:
 
     async def metrics(self, request: Request) -> Response:
         """Counts, for Prometheus."""
-        return Response(self._metrics.text(), media_type=MEDIA_TYPE)
+        return Response(self._models.metrics.text(), media_type=MEDIA_TYPE)
 
 
 _ANY = Kind("a list", lambda value: value)

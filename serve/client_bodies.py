@@ -6,12 +6,15 @@ A body is read no further than it may be long, and waited for no longer than it 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
 from starlette.requests import ClientDisconnect, Request
 
+from .body import read_object
 from .errors import ApiError
 
 Done = TypeVar("Done")
@@ -28,6 +31,32 @@ BODY_S = 30.0
 def body_limit(n_ctx: int) -> int:
     """Bytes that a body may have: many times what a context holds."""
     return max(_LEAST, _PER_TOKEN * n_ctx)
+
+
+#: Bytes of a body that is read as JSON, and its prompts cut into tokens, in a millisecond or so.
+_SHORT = 8 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBody:
+    """A request's body: its object, when it began to be read, and whether it was short."""
+
+    value: dict[str, Any]
+    began: float
+    is_short: bool
+
+
+async def read_json(request: Request, limit: int) -> ReadBody:
+    """The object that a request's body is.
+
+    Raises:
+        As :func:`read_body`; ApiError as well where it is none.
+    """
+    began = time.monotonic()
+    data = await read_body(request, limit)
+    if len(data) <= _SHORT:
+        return ReadBody(read_object(data), began, True)
+    return ReadBody(await asyncio.to_thread(read_object, data), began, False)
 
 
 async def read_body(request: Request, limit: int) -> bytes:

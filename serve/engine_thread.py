@@ -112,11 +112,18 @@ class EngineThread:
         self._outstanding = 0
         self.failure: EngineDied | None = None
         self._is_closing = False
+        #: When the last sample ended, by the monotonic clock.
+        self.idle_since = time.monotonic()
         #: Seconds that a sample took of late, to tell those who come too early.
         self._pace = 0.0
         self._last_end = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
+
+    @property
+    def n_outstanding(self) -> int:
+        """Samples that run and wait."""
+        return self._outstanding
 
     @property
     def n_running(self) -> int:
@@ -179,6 +186,7 @@ class EngineThread:
         """So many samples of a record are no longer to come."""
         answer.missing[identity] -= n
         self._outstanding -= n
+        self.idle_since = time.monotonic()
         if not answer.missing[identity]:
             del answer.missing[identity], self._answers[identity]
 
@@ -225,6 +233,11 @@ class EngineThread:
             answer.missing.clear()
             answer.fail(ApiError(str(error), 500, code="engine_failed"))
         self._died(error)
+
+    async def end(self) -> None:
+        """End the thread and close the engine, which has nothing to do."""
+        self._commands.put(None)
+        await asyncio.to_thread(self._thread.join)
 
     async def close(self) -> None:
         """End the thread and close the engine; a step that is under way is broken off."""

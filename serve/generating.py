@@ -20,9 +20,8 @@ from starlette.responses import Response
 
 from ..runtime.batch.records import Piece, Record, Result
 from ..runtime.errors import PromptError, TemplateFailure
-from .answers import CHAT, COMPLETION, Form, TextOffsets, Usage, Writer, finish_reason, mean_logprob
-from .body import read_object
-from .client_bodies import body_limit, read_body, while_connected
+from .answers import Form, TextOffsets, Usage, Writer, finish_reason, mean_logprob
+from .client_bodies import ReadBody, while_connected
 from .engine_thread import Answer, EngineThread
 from .errors import ApiError
 from .event_stream import EventStream, json_bytes
@@ -39,11 +38,8 @@ from .score_room import ScoreRoom
 
 #: Seconds without an event, after which a stream shows that it is alive.
 QUIET_S = 15.0
-#: Bytes of a body whose prompts are tokenized within a millisecond or so.
-_SHORT_BODY = 8 << 10
 #: A record, and its prompt as tokens.
 Job = tuple[Record, tuple[int, ...]]
-_Reader = Callable[[dict[str, Any], Defaults], GenerationRequest]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +63,13 @@ class _Work:
 
 
 class Generator:
-    """Answers /v1/completions and /v1/chat/completions."""
+    """Writes the texts that requests to a model ask for."""
 
     def __init__(self, thread: EngineThread, defaults: Defaults, metrics: Metrics) -> None:
         self._thread, self._defaults, self._metrics = thread, defaults, metrics
         self._preparing = ThreadPoolExecutor(1, "prompts")
         self._n_preparing = 0
         self._room = ScoreRoom()
-
-    async def complete(self, request: Request) -> Response:
-        """Answer a request of /v1/completions."""
-        return await self._generate(request, COMPLETION, read_completion)
-
-    async def chat(self, request: Request) -> Response:
-        """Answer a request of /v1/chat/completions."""
-        return await self._generate(request, CHAT, read_chat)
 
     def close(self) -> None:
         """Prepare nothing more."""
@@ -95,15 +83,18 @@ class Generator:
         finally:
             self._n_preparing -= 1
 
-    async def _generate(self, request: Request, form: Form, read: _Reader) -> Response:
-        began = time.monotonic()
-        # where nothing can be taken, nothing is read
-        self._thread.check_room(1)
-        body = await read_body(request, body_limit(self._thread.engine.n_ctx))
+    async def answer(self, request: Request, form: Form, body: ReadBody) -> Response:
+        """Answer a request of /v1/completions or /v1/chat/completions.
+
+        Raises:
+            ApiError: it is wrong, or there is no room.
+            ClientDisconnect: the client is gone.
+        """
         # that no two are alike is enough: nobody is let in by it
         identity = f"{form.prefix}-{random.getrandbits(128):032x}"
-        asked, jobs = await self._prepare(body, form, read, identity)
+        asked, jobs = await self._prepare(form, body, identity)
         writer = Writer(form, identity, self._defaults.models[0], self._thread.engine.vocab)
+        began = body.began
 
         def submitted() -> _Work:
             answer = self._thread.submit(jobs, streams=asked.stream)
@@ -131,19 +122,19 @@ class Generator:
             self._room.give(n_scores)
 
     async def _prepare(
-        self, body: bytes, form: Form, read: _Reader, identity: str
+        self, form: Form, body: ReadBody, identity: str
     ) -> tuple[GenerationRequest, list[Job]]:
         """What is asked, and its prompts as tokens."""
+        read = read_chat if form.is_chat else read_completion
 
-        def prepare(value: dict[str, Any]) -> tuple[GenerationRequest, list[Job]]:
-            asked = read(value, self._defaults)
+        def prepare() -> tuple[GenerationRequest, list[Job]]:
+            asked = read(body.value, self._defaults)
             return asked, [(record, self._tokens(record)) for record in asked.records(identity)]
 
-        if len(body) <= _SHORT_BODY and not form.is_chat:
-            value = read_object(body)
-            if not value.keys() & CONSTRAINT_FIELDS and not self._n_preparing:
-                return prepare(value)
-        return await self.prepared(lambda: prepare(read_object(body)))  # type: ignore[no-any-return]
+        is_quick = body.is_short and not (form.is_chat or body.value.keys() & CONSTRAINT_FIELDS)
+        if is_quick and not self._n_preparing:
+            return prepare()
+        return await self.prepared(prepare)  # type: ignore[no-any-return]
 
     def _tokens(self, record: Record) -> tuple[int, ...]:
         """A record's prompt, which fits into a context."""

@@ -7,6 +7,7 @@ they are asked for.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -14,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from .engine_thread import EngineThread
+from .pushed_engine import EngineFigures
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -24,10 +26,24 @@ def rss_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+class Counted(Protocol):
+    """The models of a server, as far as they are counted."""
+
+    @property
+    def threads(self) -> list[EngineThread]:
+        """Of those that are loaded."""
+        ...
+
+    @property
+    def figures(self) -> EngineFigures:
+        """Of all models since the server began."""
+        ...
+
+
 class Metrics:
     """Counts of one server."""
 
-    def __init__(self, thread: EngineThread) -> None:
+    def __init__(self, models: Counted) -> None:
         self._registry = CollectorRegistry()
         self.requests = Counter(
             "infer_os_requests", "Requests by address and status.", ("path", "status"),
@@ -41,7 +57,7 @@ class Metrics:
             "infer_os_request_seconds", "From a request for text to the end of its answer.",
             buckets=_SECONDS, registry=self._registry,
         )  # fmt: skip
-        self._registry.register(_EngineCollector(thread))
+        self._registry.register(_EngineCollector(models))
 
     def text(self) -> bytes:
         """All of them now."""
@@ -49,14 +65,18 @@ class Metrics:
 
 
 class _EngineCollector(Collector):
-    """What the engine and its thread say of themselves."""
+    """What engines and their threads say of themselves, all models together."""
 
-    def __init__(self, thread: EngineThread) -> None:
-        self._thread = thread
+    def __init__(self, models: Counted) -> None:
+        self._models = models
 
     def collect(self) -> Iterator[Metric]:
         """See :class:`prometheus_client.registry.Collector`."""
-        thread, figures = self._thread, self._thread.engine.figures()
+        threads, figures = self._models.threads, self._models.figures
+        running = sum(thread.n_running for thread in threads)
+        waiting = sum(thread.n_waiting for thread in threads)
+        parallel = sum(thread.engine.n_seq for thread in threads)
+        n_ctx = max((thread.engine.n_ctx for thread in threads), default=0)
         counters = (
             ("prompt_tokens", "Tokens of prompts.", figures.prompt_tokens),
             ("shared_tokens", "Of those, taken from the cache.", figures.shared_tokens),
@@ -70,10 +90,11 @@ class _EngineCollector(Collector):
         for name, text, value in counters:
             yield CounterMetricFamily(f"infer_os_{name}", text, value=value)
         gauges = (
-            ("running_texts", "Texts that are computed now.", thread.n_running),
-            ("waiting_texts", "Texts that wait for room.", thread.n_waiting),
-            ("parallel", "Texts that are computed at once, at most.", thread.engine.n_seq),
-            ("context_tokens", "Tokens of a text's context.", thread.engine.n_ctx),
+            ("running_texts", "Texts that are computed now.", running),
+            ("waiting_texts", "Texts that wait for room.", waiting),
+            ("parallel", "Texts that are computed at once, at most.", parallel),
+            ("context_tokens", "Tokens of a text's context, at most.", n_ctx),
+            ("loaded_models", "Models that are loaded.", len(threads)),
             ("resident_bytes", "Memory of the process.", rss_bytes()),
             ("planned_bytes", "Memory that the plan foresees.", figures.planned_bytes),
         )

@@ -7,7 +7,7 @@ two steps. :class:`PushedEngine` says it as a protocol, so that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Protocol
 
 from ..runtime.batch.records import Piece, Record, Result
@@ -30,6 +30,11 @@ class EngineFigures:
     drafted: int = 0
     accepted: int = 0
     planned_bytes: int = 0
+
+    def __add__(self, other: EngineFigures) -> EngineFigures:
+        """Of both together."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return EngineFigures(*(one + two for one, two in pairs))
 
 
 class PushedEngine(Protocol):

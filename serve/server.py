@@ -1,7 +1,7 @@
 """Bind an address, serve until a signal comes, and end in order.
 
-In go a loaded engine and settings. Once a signal comes, no more requests are taken; those under way
-are answered to their end, if that comes within :data:`DRAIN_S` seconds.
+In go models, of which the first is loaded, and settings. Once a signal comes, no more requests are
+taken; those under way are answered to their end, if that comes within :data:`DRAIN_S` seconds.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 import uvicorn
 
 from ..runtime.errors import SettingsError
-from .app import Served, make_app
+from .app import make_app
 from .connection import MOST_HEAD, BoundedConnection
-from .engine_thread import EngineThread
 from .errors import EngineDied
+from .models import Bounds, Models, Offer, Served
 from .pushed_engine import PushedEngine
 from .settings import ServeSettings
 
 #: Seconds that answers may take to end, after a signal.
 DRAIN_S = 25
+_NO_BOUND = 1 << 62
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -66,19 +67,21 @@ class HttpServer:
     """A server at an address that it has; :meth:`run` serves, and :meth:`stop` ends it."""
 
     def __init__(
-        self, engine: PushedEngine, served: Served, settings: ServeSettings, door: socket.socket,
-        ready: Callable[[str], None],
+        self, offers: Sequence[Offer], first: tuple[PushedEngine, Served], settings: ServeSettings,
+        door: socket.socket, ready: Callable[[str], None], memory: int = _NO_BOUND,
     ) -> None:  # fmt: skip
         """Keep what is needed.
 
         Args:
-            engine: nobody else uses it from here on.
-            served: what it is.
+            offers: the models.
+            first: the first one, which is loaded; nobody else uses its engine from here on.
             settings: who is let in.
             door: a bound socket.
             ready: called with the address when requests are answered.
+            memory: bytes that all models together may take.
         """
-        self._engine, self._served, self._settings = engine, served, settings
+        self._offers, self._first, self._settings = offers, first, settings
+        self._bounds = Bounds(memory, settings.queue, settings.idle)
         self._door, self._ready = door, ready
         self._uvicorn: _Uvicorn | None = None
 
@@ -104,18 +107,19 @@ class HttpServer:
 
     async def _serve(self) -> EngineDied | None:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-        thread = EngineThread(self._engine, self._settings.queue, lambda error: self.stop())
+        models = Models(self._offers, self._bounds, lambda error: self.stop())
+        models.add(models.entries[0], *self._first)
         try:
             config = uvicorn.Config(
-                make_app(thread, self._served, self._settings), http=BoundedConnection, ws="none",
+                make_app(models, self._settings), http=BoundedConnection, ws="none",
                 lifespan="off", log_config=None, access_log=False, server_header=False,
                 timeout_graceful_shutdown=DRAIN_S, h11_max_incomplete_event_size=MOST_HEAD,
             )  # fmt: skip
             self._uvicorn = _Uvicorn(config, lambda: self._ready(address_of(self._door)))
             await self._uvicorn.serve([self._door])
         finally:
-            await thread.close()
-        return thread.failure
+            await models.close()
+        return models.failure
 
 
 class _Uvicorn(uvicorn.Server):

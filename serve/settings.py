@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from infer_os.fields import check_fields, text, texts, whole
+from infer_os.fields import check_fields, number, text, texts, whole
 
 from ..runtime.errors import SettingsError
 
@@ -27,6 +28,7 @@ _SERVE = {
     "port": whole(0, 65535, "0 (any free one) to 65535"),
     "queue": whole(0, _MOST_WAITING, f"0 to {_MOST_WAITING}"),
     "api_key": text(),
+    "idle": number(lambda s: 0 <= s < math.inf, "0 or more seconds"),
     "cors": texts(
         lambda origins: all("://" in o or o == "*" for o in origins),
         "an origin such as https://example.org, or *",
@@ -40,7 +42,8 @@ class ServeSettings:
 
     ``queue`` is how many texts may wait besides those that are computed. Without an ``api_key``
     anyone may ask, who can reach it: then ``host`` is this machine alone. Web pages of the origins
-    in ``cors`` may ask as well.
+    in ``cors`` may ask as well. A model that nobody uses for ``idle`` seconds is unloaded; with 0
+    only when another one needs its memory.
 
     Raises:
         SettingsError: a value of another type or out of its range, or a door without a key.
@@ -51,6 +54,7 @@ class ServeSettings:
     queue: int = 256
     api_key: str = ""
     cors: tuple[str, ...] = ()
+    idle: float = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self, _SERVE, SettingsError)

@@ -7,15 +7,15 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from infer_os.runtime.settings import SamplingSettings, StopSettings
-from infer_os.serve.app import Served
 from infer_os.serve.generation_request import Defaults
+from infer_os.serve.models import Offer, Served
 from infer_os.serve.pushed_engine import PushedEngine
 from infer_os.serve.scripted_engine import ScriptedEngine
 from infer_os.serve.server import HttpServer, bind
@@ -128,14 +128,22 @@ def running(
     names: tuple[str, ...] = ("fake",),
     sampling: SamplingSettings = SAMPLING,
     stops: StopSettings = STOPS,
+    more: Sequence[Offer] = (),
+    memory: int = 1 << 40,
     **settings: Any,
 ) -> Iterator[Service]:
-    """A server that answers while inside, and has ended in order afterwards."""
+    """A server that answers while inside, and has ended in order afterwards.
+
+    ``more`` are models besides the one of the engine.
+    """
     chosen = ServeSettings(port=0, **settings)
     door = bind(chosen)
     served = Served(Path("fake.gguf"), "Fake", Defaults(names, engine.n_vocab, sampling, stops))
     is_ready = threading.Event()
-    server = HttpServer(engine, served, chosen, door, lambda address: is_ready.set())
+    offers = [Offer(names, lambda memory: (engine, served)), *more]
+    server = HttpServer(
+        offers, (engine, served), chosen, door, lambda address: is_ready.set(), memory
+    )
     host, port = door.getsockname()[:2]
     failures: list[BaseException] = []
 

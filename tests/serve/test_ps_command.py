@@ -7,11 +7,13 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from http_server import running
 from in_process import Cli, runner
 
+from infer_os.serve.models import Offer
 from infer_os.serve.scripted_engine import ScriptedEngine
 
 
@@ -82,3 +84,13 @@ def test_where_nobody_answers(cli: Cli) -> None:
     done = cli("ps", "--server", f"http://127.0.0.1:{port}")
     assert done.code == 1
     assert "no server answers" in done.error
+
+
+def test_a_server_of_several_models(cli: Cli) -> None:
+    def never(memory: int | None) -> Any:
+        raise AssertionError("nobody asked for it")
+
+    engine = ScriptedEngine(lambda prompt: "abc")
+    with running(engine, more=[Offer(("small",), never)]) as service:
+        done = cli("ps", "--server", service.url)
+        assert done.out.splitlines()[-1].split() == ["also", "small", "not", "loaded"]

@@ -13,10 +13,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import BUNDLED, Converter
 from in_process import Cli, runner
+
+from infer_os.commands.serving import named_models
+from infer_os.store.wish import ModelWish
 
 COMMAND = [sys.executable, "-m", "infer_os.entry", "serve"]
 FAST = ["--parallel", "2", "--context", "256", "--threads", "1"]
@@ -98,6 +102,53 @@ def test_the_memory_is_that_of_the_plan(model: Path) -> None:
         assert 0 < memory["rss_bytes"] <= memory["planned_bytes"]
 
 
+def asked(link: http.client.HTTPConnection, path: str, **fields: Any) -> Any:
+    link.request("POST" if fields else "GET", path, json.dumps(fields) if fields else None)
+    got = link.getresponse()
+    value = json.loads(got.read())
+    assert got.status == 200, value
+    return value
+
+
+def text_of(link: http.client.HTTPConnection, **fields: Any) -> str:
+    value = asked(link, "/v1/completions", prompt="It is", temperature=0, max_tokens=20, **fields)
+    return str(value["choices"][0]["text"])
+
+
+def test_two_models_that_fit_one_after_the_other(model: Path, converted: Converter) -> None:
+    draft = converted(next(f for f in BUNDLED if f.name == "austen-draft"), "f16")
+    texts, planned = [], 0
+    for path in (model, draft):
+        with serving(path) as (_, line):
+            link = connection(line)
+            texts.append(text_of(link))
+            planned = max(planned, asked(link, "/status")["memory"]["planned_bytes"])
+    assert texts[0] != texts[1]
+    options = ["--models", f"small={draft}", "--memory", str(planned + (20 << 20))]
+    with serving(model, *options) as (_, line):
+        assert "; 1 more when asked for)" in line
+        link = connection(line)
+        assert [m["id"] for m in asked(link, "/v1/models")["data"]][-1] == "small"
+        for name, text, loaded in ((None, texts[0], [True, False]),
+                                   ("small", texts[1], [False, True]),
+                                   (None, texts[0], [True, False])):  # fmt: skip
+            assert text_of(link, model=name) == text
+            status = asked(link, "/status")
+            assert [m["loaded"] for m in status["models"]] == loaded
+            assert status["memory"]["rss_bytes"] <= status["memory"]["planned_bytes"]
+    with serving(model, "--models", f"small={draft}") as (_, line):
+        link = connection(line)
+        assert [text_of(link, model=name) for name in (None, "small")] == texts
+        assert [m["loaded"] for m in asked(link, "/status")["models"]] == [True, True]
+
+
+def test_the_names_of_models() -> None:
+    first, second, third = named_models(ModelWish("a/b.gguf", "q8_0"), ["x=c.gguf", "owner/d"])
+    assert first[0] == ("b", "b.gguf", "a/b.gguf")
+    assert (second[0], second[1].text, second[1].type) == (("x",), "c.gguf", "q8_0")
+    assert (third[0], third[1].text) == (("d", "owner/d"), "owner/d")
+
+
 def test_an_address_that_is_taken(cli: Cli, model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -115,10 +166,15 @@ def test_an_address_that_is_taken(cli: Cli, model: Path) -> None:
         (["--cors", "example.org"], "--cors "),
         (["--api-key-file", "/nowhere/key"], "/nowhere/key: cannot be read"),
         (["--parallel", "0"], "--parallel 0: expected a number, or auto"),
+        (["--idle", "soon"], "--idle soon: expected a time such as 90s, 10m or 2h"),
+        (["--idle", "0m"], "--idle 0m: expected a time"),
+        (["--models", "nowhere.gguf"], "nowhere.gguf"),
+        (["--models", "{model}"], "another model is called 'q8_0'; give this one another name"),
         (["--style", "none"], "--style none: expected one of"),
     ],
 )
 def test_options_that_cannot_work(cli: Cli, model: Path, options: list[str], said: str) -> None:
+    options = [option.replace("{model}", str(model)) for option in options]
     assert said in cli("serve", model, *FAST, *options).user_error
 
 
