@@ -77,6 +77,7 @@ def _open(
     memory: int | None,
 ) -> tuple[BatchSeat, Served]:  # fmt: skip
     """Load a model, within so many bytes if they are given."""
+    from ..runtime.scoring.embedder import Embedder
     from ..serve.batch_seat import BatchSeat
     from ..serve.models import Served
 
@@ -86,4 +87,9 @@ def _open(
     header = engine.model.header
     source = str(header.metadata.get("inferos.source.architecture", header.architecture))
     defaults = replace(defaults, n_vocab=engine.vocab.n_tokens)
-    return BatchSeat(engine), Served(engine.path, source, defaults)
+
+    def open_embedder(memory: int) -> Embedder:
+        alone = replace(settings, memory=max(1, memory), draft="none", prefetch=False)
+        return Embedder(engine.path, alone, model=engine.model)
+
+    return BatchSeat(engine, open_embedder), Served(engine.path, source, defaults)

@@ -22,7 +22,8 @@ from infer_os.fields import Kind, flag, text
 
 from .answers import CHAT, COMPLETION, Form
 from .body import Body, checked
-from .client_bodies import body_limit, read_json
+from .client_bodies import body_limit, read_json, while_connected
+from .embeddings import embeddings, read_embeddings, tokens_of_inputs
 from .errors import ApiError
 from .event_stream import json_bytes
 from .gate import Gate
@@ -47,6 +48,7 @@ def make_app(models: Models, settings: ServeSettings) -> ASGIApp:
         Route("/v1/models/{name:path}", desk.model),
         Route("/v1/completions", desk.complete, methods=["POST"]),
         Route("/v1/chat/completions", desk.chat, methods=["POST"]),
+        Route("/v1/embeddings", desk.embeddings, methods=["POST"]),
         Route("/tokenize", desk.tokenize, methods=["POST"]),
         Route("/detokenize", desk.detokenize, methods=["POST"]),
         Route("/health", desk.health),
@@ -94,6 +96,17 @@ class _Desk:
         body = await read_json(request, body_limit(self._models.n_ctx))
         async with self._models.lent(body.value.get("model")) as loaded:
             return await loaded.generator.answer(request, form, body)
+
+    async def embeddings(self, request: Request) -> Response:
+        """Vectors of texts."""
+        self._models.check_room()
+        read = await read_json(request, body_limit(self._models.n_ctx))
+        async with self._models.lent(read.value.get("model")) as loaded:
+            defaults, thread = loaded.served.defaults, loaded.thread
+            asked = read_embeddings(read.value, defaults)
+            inputs = await loaded.generator.prepared(lambda: tokens_of_inputs(asked, thread))
+            work = embeddings(asked, inputs, thread, defaults.models[0])
+            return answer_of(await while_connected(request, work))
 
     async def models(self, request: Request) -> Response:
         """The models that there are."""

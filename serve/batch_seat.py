@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
 from ..runtime.batch.batch_engine import BatchEngine
 from ..runtime.batch.records import Piece, Record
+from ..runtime.errors import SettingsError
 from ..runtime.interface import Vocabulary
+from ..runtime.scoring.embedder import Embedder
 from .pushed_engine import EngineFigures, Event
 
 
 class BatchSeat:
     """A :class:`~.pushed_engine.PushedEngine` that computes."""
 
-    def __init__(self, engine: BatchEngine) -> None:
-        """Take over an engine, which is closed with this."""
-        self._engine = engine
+    def __init__(
+        self, engine: BatchEngine, open_embedder: Callable[[int], Embedder] | None = None
+    ) -> None:
+        """Take over an engine, which is closed with this.
+
+        Args:
+            engine: nobody else uses it.
+            open_embedder: makes what embeds texts on the engine's weights, in so many bytes, of
+                which the weights are a part; it is called once that is asked for.
+        """
+        self._engine, self._open_embedder = engine, open_embedder
+        self._embedder: Embedder | None = None
+        self._embedder_bytes = 0
         self._events: list[Event] = []
         self.n_ctx, self.n_seq = engine.n_ctx, engine.n_seq
         self.n_vocab = engine.vocab.n_tokens
@@ -45,6 +62,19 @@ class BatchSeat:
         self._events.clear()
         return events
 
+    def embed(self, tokens: list[int]) -> NDArray[np.float32]:
+        """See :meth:`~.pushed_engine.PushedEngine.embed`."""
+        if self._embedder is None:
+            if self._open_embedder is None:
+                raise SettingsError("this engine makes no vectors")
+            plan = self._engine.plan
+            # weights and program are there already
+            shared = plan.weights.n_bytes + plan.program
+            self._embedder = self._open_embedder(plan.limit - self._engine.planned_bytes + shared)
+            self._embedder_bytes = self._embedder.planned_bytes - shared
+            self._figures = self._read_figures()
+        return self._embedder.embed(tokens)
+
     def figures(self) -> EngineFigures:
         """See :meth:`~.pushed_engine.PushedEngine.figures`."""
         return self._figures
@@ -56,11 +86,13 @@ class BatchSeat:
         return EngineFigures(
             now.prompt_tokens, now.completion_tokens, counts.shared, counts.steps,
             counts.prefilled + counts.decoded + counts.fillers, counts.fillers,
-            drafted, accepted, engine.planned_bytes,
+            drafted, accepted, engine.planned_bytes + self._embedder_bytes,
         )  # fmt: skip
 
     def close(self) -> None:
-        """Close the engine."""
+        """Close what embeds, then the engine."""
+        if self._embedder is not None:
+            self._embedder.close()
         self._engine.close()
 
 

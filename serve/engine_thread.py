@@ -14,14 +14,18 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from infer_os.native.interrupt import decoding_aborted
 
 from ..runtime.batch.records import Record, Result
+from ..runtime.errors import PromptError, SettingsError
+from ..runtime.plan.memory_plan import MemoryShortage
 from .errors import ApiError, EngineDied
 from .outbox import Outbox
 from .pushed_engine import Event, PushedEngine
+
+Made = TypeVar("Made")
 
 #: What the thread is asked to do; None to end.
 _Command: TypeAlias = Callable[[], None] | None
@@ -109,6 +113,8 @@ class EngineThread:
         self._late: set[Answer] = set()
         #: Records of which nothing has come yet; the engine's thread's own.
         self._silent: set[str | int] = set()
+        #: What :meth:`ask` waits for.
+        self._asked: set[asyncio.Future[Any]] = set()
         self._outstanding = 0
         self.failure: EngineDied | None = None
         self._is_closing = False
@@ -176,6 +182,25 @@ class EngineThread:
             self._commands.put(partial(self._begin, record, prompt, streams=streams))
         return answer
 
+    async def ask(self, work: Callable[[], Made]) -> Made:
+        """Do something in the engine's thread, between two steps; it counts as a text that waits.
+
+        Raises:
+            ApiError: as :meth:`check_room`, or the engine has failed (500).
+            PromptError, MemoryShortage, SettingsError: ``work`` did.
+        """
+        self.check_room(1)
+        future: asyncio.Future[Made] = self._loop.create_future()
+        self._asked.add(future)
+        self._outstanding += 1
+        self._commands.put(partial(self._do, work, future))
+        try:
+            return await future
+        finally:
+            self._asked.discard(future)
+            self._outstanding = max(0, self._outstanding - 1)
+            self.idle_since = time.monotonic()
+
     def forget(self, answer: Answer) -> None:
         """Cancel what is unfinished of an answer."""
         for identity in list(answer.missing):
@@ -232,6 +257,8 @@ class EngineThread:
         for answer in waiting.values():
             answer.missing.clear()
             answer.fail(ApiError(str(error), 500, code="engine_failed"))
+        for future in self._asked:
+            _settle(future, ApiError(str(error), 500, code="engine_failed"))
         self._died(error)
 
     async def end(self) -> None:
@@ -255,6 +282,17 @@ class EngineThread:
         except Exception as error:
             self._silent.discard(record.id)
             self._outbox.put([(record.id, ApiError(str(error)), True)], urgent=True)
+
+    def _do(self, work: Callable[[], Made], future: asyncio.Future[Made]) -> None:
+        found: Made | Exception
+        try:
+            found = work()
+        except (PromptError, MemoryShortage, SettingsError) as error:
+            found = error
+        try:
+            self._loop.call_soon_threadsafe(_settle, future, found)
+        except RuntimeError:  # the loop is closed: nobody is left
+            pass
 
     def _cancel(self, identity: str | int) -> None:
         self._silent.discard(identity)
@@ -305,3 +343,13 @@ class EngineThread:
                 found.append(self._commands.get_nowait())
             except queue.Empty:
                 return found
+
+
+def _settle(future: asyncio.Future[Any], found: Any) -> None:
+    """Give whoever still waits what was found, or raise it there."""
+    if future.done():
+        return
+    if isinstance(found, Exception):
+        future.set_exception(found)
+    else:
+        future.set_result(found)

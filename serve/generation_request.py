@@ -103,7 +103,7 @@ def read_completion(value: dict[str, Any], defaults: Defaults) -> GenerationRequ
         ApiError: a field that is wrong, unknown or not supported.
     """
     body = Body(value)
-    prompts = _prompts(body.take_required("prompt", _PROMPT), defaults.n_vocab)
+    prompts = prompts_of(body.take_required("prompt", PROMPT), defaults.n_vocab)
     body.refuse("suffix", ": these models write on from a text, not into it", harmless=("",))
     logprobs = body.take("logprobs", whole(0, _MOST_LOGPROBS))
     echo = body.take("echo", flag(), False)
@@ -343,24 +343,28 @@ def _content(value: str | list[Any], place: str) -> str:
     return "\n".join(texts)
 
 
-def _prompts(value: str | list[Any], n_vocab: int) -> tuple[Prompt, ...]:
-    """One prompt or several; a list of numbers is one prompt of tokens."""
+def prompts_of(value: str | list[Any], n_vocab: int, place: str = "prompt") -> tuple[Prompt, ...]:
+    """One prompt or several; a list of numbers is one prompt of tokens. ``place`` names the field.
+
+    Raises:
+        ApiError: there is none, or too many, or one that is something else.
+    """
     if isinstance(value, str):
         return (value,)
     if not value:
-        raise ApiError("prompt is empty", param="prompt", code="invalid_value")
+        raise ApiError(f"{place} is empty", param=place, code="invalid_value")
     if all(isinstance(item, int) for item in value):
-        return (tokens_of(value, "prompt", n_vocab),)
+        return (tokens_of(value, place, n_vocab),)
     if len(value) > MOST_PROMPTS:
         raise ApiError(
-            f"prompt has {len(value)} prompts: expected at most {MOST_PROMPTS}", param="prompt",
+            f"{place} has {len(value)} texts: expected at most {MOST_PROMPTS}", param=place,
             code="invalid_value",
         )  # fmt: skip
-    return tuple(_prompt(item, f"prompt[{i}]", n_vocab) for i, item in enumerate(value))
+    return tuple(_prompt(item, f"{place}[{i}]", n_vocab) for i, item in enumerate(value))
 
 
 def _prompt(value: Any, place: str, n_vocab: int) -> Prompt:
-    value = checked(place, value, _PROMPT)
+    value = checked(place, value, PROMPT)
     return value if isinstance(value, str) else tokens_of(value, place, n_vocab)
 
 
@@ -397,7 +401,7 @@ _OBJECT = Kind("an object", _exactly(dict))
 _LIST = Kind("a list", _exactly(list))
 _SCHEMA = Kind("a JSON schema", _exactly(dict, bool))
 _TEXT_OR_SCHEMA = Kind("a JSON schema", _exactly(str, dict, bool))
-_PROMPT = Kind("a text, a list of texts, or tokens", _exactly(str, list))
+PROMPT = Kind("a text, a list of texts, or tokens", _exactly(str, list))
 _CONTENT = Kind("a text, or a list of parts", _exactly(str, list))
 _LIMIT = whole_where(lambda n: n >= 1 or n == NO_LIMIT, "1 or more, or -1 (until the context ends)")
 _STOP = Kind(

@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..runtime.batch.records import Piece, Record, Result
 from ..runtime.interface import Vocabulary
 
@@ -93,6 +96,14 @@ class PushedEngine(Protocol):
 
     def take(self) -> list[Event]:
         """What came of the steps since the last call."""
+        ...
+
+    def embed(self, tokens: list[int]) -> NDArray[np.float32]:
+        """The vector of tokens, (n_embd,), of length 1.
+
+        Raises:
+            MemoryShortage: there is none left for what computes it.
+        """
         ...
 
     def figures(self) -> EngineFigures:

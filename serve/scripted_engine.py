@@ -11,6 +11,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..runtime.batch.records import Piece, Record, Result, TokenLogprobs
 from ..runtime.fake import END, ByteVocabulary
 from ..runtime.generate import FinishReason
@@ -150,6 +153,12 @@ class ScriptedEngine:
         """See :meth:`~.pushed_engine.PushedEngine.take`."""
         events, self._events = self._events, []
         return events
+
+    def embed(self, tokens: list[int]) -> NDArray[np.float32]:
+        """How often each of four kinds of bytes occurs, with length 1."""
+        self.gate.wait()
+        counts = np.bincount(np.array(tokens) % 4, minlength=4).astype(np.float32)
+        return np.asarray(counts / np.linalg.norm(counts), np.float32)
 
     def figures(self) -> EngineFigures:
         """Tokens and steps; nothing is shared or guessed."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from infer_os.native.batch_context import Rows
 from infer_os.native.interrupt import interruptible
+from infer_os.native.model import LlamaModel
 from infer_os.native.owner import Owner
 
 from ..batch.batch_engine import BatchEngine
@@ -95,6 +96,7 @@ class Embedder(Owner):
         pooling: str = "mean",
         *,
         warmed: Callable[[int, int], None] | None = None,
+        model: LlamaModel | None = None,
     ) -> None:
         """Plan, check, load, allocate.
 
@@ -103,6 +105,8 @@ class Embedder(Owner):
             settings: how it is loaded; nothing is guessed.
             pooling: one of :data:`POOLINGS`.
             warmed: called with bytes done and in all while the file is prefetched.
+            model: the file's weights, if already loaded as the settings say; whoever loaded them
+                closes them, after this.
 
         Raises:
             As :class:`~..batch.batch_engine.BatchEngine`; SettingsError as well for a draft or an
@@ -114,7 +118,7 @@ class Embedder(Owner):
             raise SettingsError("nothing is drawn, so there is nothing to guess", "draft")
         settings = replace(settings, extras=settings.extras | {Extra.SCORING})
         self._pooling = pooling
-        self._engine = BatchEngine(path, settings, BatchSettings(1), warmed=warmed)
+        self._engine = BatchEngine(path, settings, BatchSettings(1), warmed=warmed, model=model)
         self._context = self._engine.context
         self._context.give_states()
         self._n_rows = self._engine.plan.sizes.n_outputs

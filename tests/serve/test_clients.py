@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import subprocess
@@ -9,9 +10,11 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 from helpers import BUNDLED, REPOSITORY, Converter
@@ -19,6 +22,7 @@ from http_server import Service, eventually, running
 
 from infer_os.runtime.batch.batch_engine import BatchEngine
 from infer_os.runtime.batch.settings import BatchSettings
+from infer_os.runtime.scoring.embedder import Embedder
 from infer_os.runtime.scoring.score_records import parsed_texts
 from infer_os.runtime.scoring.scorer import Scorer
 from infer_os.runtime.scoring.settings import ScoringSettings
@@ -42,7 +46,11 @@ def model(converted: Converter) -> Path:
 def service(model: Path) -> Iterator[Service]:
     settings = EngineSettings(context=256, threads=1, extras=frozenset({Extra.SERVER}))
     engine = BatchEngine(model, settings, BatchSettings(parallel=8))
-    with running(BatchSeat(engine), names=("austen",)) as found:
+
+    def open_embedder(memory: int) -> Embedder:
+        return Embedder(model, replace(settings, memory=memory), model=engine.model)
+
+    with running(BatchSeat(engine, open_embedder), names=("austen",)) as found:
         yield found
 
 
@@ -55,6 +63,26 @@ def client(service: Service) -> Iterator[openai.OpenAI]:
 def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["austen"]
     assert client.models.retrieve("austen").owned_by == "infer-os"
+
+
+@pytest.mark.parametrize("wanted", ["float", "base64", None])
+def test_embeddings(client: openai.OpenAI, model: Path, wanted: Any) -> None:
+    texts = [TRUTH, "Mr. Darcy danced only once with Mrs. Hurst " * 4, "and"]
+    # the client asks for base64 by itself, and unpacks it
+    form = {} if wanted is None else {"encoding_format": wanted}
+    got = client.embeddings.create(model="austen", input=texts, **form)
+    with Embedder(model, EngineSettings(context=256, threads=1)) as embedder:
+        tokens = [embedder.vocab.tokenize(text) for text in texts]
+        expected = [embedder.embed(each).tolist() for each in tokens]
+    found = [item.embedding for item in got.data]
+    if wanted == "base64":
+        found = [np.frombuffer(base64.b64decode(str(text)), "<f4").tolist() for text in found]
+    assert found == expected
+    assert got.usage.prompt_tokens == sum(map(len, tokens))
+    again = client.embeddings.create(model="austen", input=tokens)
+    assert [item.embedding for item in again.data] == expected
+    # texts are written as before
+    assert client.completions.create(model="austen", prompt=TRUTH, max_tokens=5).choices[0].text
 
 
 def test_a_completion_and_its_stream(client: openai.OpenAI) -> None:

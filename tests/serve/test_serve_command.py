@@ -97,9 +97,13 @@ def test_the_memory_is_that_of_the_plan(model: Path) -> None:
         body = json.dumps({"prompt": ["It is"] * 20, "max_tokens": 30})
         link.request("POST", "/v1/completions", body)
         link.getresponse().read()
-        link.request("GET", "/status")
-        memory = json.loads(link.getresponse().read())["memory"]
-        assert 0 < memory["rss_bytes"] <= memory["planned_bytes"]
+        before = asked(link, "/status")["memory"]
+        assert 0 < before["rss_bytes"] <= before["planned_bytes"]
+        vector = asked(link, "/v1/embeddings", input="It is a truth " * 40)["data"][0]["embedding"]
+        assert len(vector) == 256
+        memory = asked(link, "/status")["memory"]
+        assert before["planned_bytes"] < memory["planned_bytes"]
+        assert memory["rss_bytes"] <= memory["planned_bytes"]
 
 
 def asked(link: http.client.HTTPConnection, path: str, **fields: Any) -> Any:
