@@ -13,6 +13,7 @@ from ctypes import (
     c_bool,
     c_char_p,
     c_double,
+    c_float,
     c_int,
     c_int32,
     c_int64,
@@ -24,7 +25,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 #: The start of the SHA-256 of the header that this file was written for.
-HEADER_HASH: Final = "d51cae42ade31bdb"
+HEADER_HASH: Final = "6db50a6cc1cf132c"
 
 
 class Status(IntEnum):
@@ -94,6 +95,34 @@ class inferos_activation_sums(ctypes.Structure):
         ("sum_squares", POINTER(c_double)),
         ("n_columns", c_int64),
         ("n_rows", c_int64),
+    )
+
+
+class inferos_moment_sums(ctypes.Structure):
+    """What entered one matrix, as second moments."""
+
+    _fields_ = (
+        ("leader", c_char_p),
+        ("blocks", POINTER(c_float)),
+        ("n_values", c_int64),
+        ("n_rows", c_int64),
+    )
+
+
+class inferos_compensate_job(ctypes.Structure):
+    """Rows to quantize with compensation."""
+
+    _fields_ = (
+        ("rows", c_void_p),
+        ("feedback", c_void_p),
+        ("importance", c_void_p),
+        ("widths", c_void_p),
+        ("dst", c_void_p),
+        ("n_blocks", c_int64),
+        ("n_rows", c_int64),
+        ("n_per_row", c_int64),
+        ("dst_type", c_int32),
+        ("n_threads", c_int32),
     )
 
 
@@ -188,6 +217,22 @@ FUNCTIONS: Final[dict[str, _Types]] = {
     "inferos_activations_culprit": (c_char_p, (c_void_p,)),
     "inferos_activations_n_entries": (c_int64, (c_void_p,)),
     "inferos_activations_entry": (c_int32, (c_void_p, c_int64, POINTER(inferos_activation_sums))),
+    "inferos_moments_create": (c_void_p, (c_int32,)),
+    "inferos_moments_destroy": (None, (c_void_p,)),
+    "inferos_moments_want": (c_int32, (c_void_p, c_char_p, c_int64, c_int64)),
+    "inferos_moments_observe": (c_bool, (c_void_p, c_bool, c_void_p)),
+    "inferos_moments_status": (c_int32, (c_void_p,)),
+    "inferos_moments_culprit": (c_char_p, (c_void_p,)),
+    "inferos_moments_of": (c_int32, (c_void_p, c_char_p, POINTER(inferos_moment_sums))),
+    "inferos_feedback": (
+        c_int32,
+        (c_void_p, c_int64, c_int32, c_void_p, c_void_p, POINTER(c_double)),
+    ),
+    "inferos_compensates": (c_int32, (c_int32,)),
+    "inferos_compensate_rows": (
+        c_int32,
+        (POINTER(inferos_compensate_job), POINTER(inferos_quantize_error)),
+    ),
     "inferos_score_rows": (c_int32, (POINTER(inferos_score_job), POINTER(inferos_row_score))),
     "inferos_read_bandwidth": (c_int32, (c_uint64, c_int32, c_double, POINTER(c_double))),
     "inferos_multiply_rate": (c_int32, (c_int32, c_double, c_int32, POINTER(c_double))),

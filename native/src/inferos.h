@@ -124,6 +124,69 @@ INFEROS_API int64_t inferos_activations_n_entries(const inferos_activations * co
 INFEROS_API int32_t inferos_activations_entry(const inferos_activations * collector, int64_t index,
                                               inferos_activation_sums * entry);
 
+// ---- compensation/moments.cpp ---------------------------------------------------------------
+
+// Sums the products of every two activations that enter the wanted weight matrices while a context
+// decodes. One collector serves one context at a time.
+struct inferos_moments;
+
+struct inferos_moment_sums {
+    const char *  leader;  // the first of the matrices that have this input
+    const float * blocks;  // (width, width) each, one after another; the halves below are zeros
+    int64_t       n_values;
+    int64_t       n_rows;  // rows that were summed
+};
+
+INFEROS_API inferos_moments * inferos_moments_create(int32_t n_threads);  // null: no memory
+INFEROS_API void inferos_moments_destroy(inferos_moments * collector);
+
+// Asks for a matrix before the first decode; its columns are cut into blocks of so many.
+INFEROS_API int32_t inferos_moments_want(inferos_moments * collector, const char * name,
+                                         int64_t n_columns, int64_t block);
+
+// A ggml_backend_sched_eval_callback whose user_data is the collector.
+INFEROS_API bool inferos_moments_observe(ggml_tensor * node, bool ask, void * collector);
+
+// As for inferos_activations.
+INFEROS_API int32_t inferos_moments_status(const inferos_moments * collector);
+INFEROS_API const char * inferos_moments_culprit(const inferos_moments * collector);
+
+// The pointers stay valid until the collector observes again or ends. INFEROS_BAD_ROW: no such
+// matrix, or no graph had it.
+INFEROS_API int32_t inferos_moments_of(const inferos_moments * collector, const char * name,
+                                       inferos_moment_sums * found);
+
+// ---- compensation/feedback.cpp --------------------------------------------------------------
+
+// What a sweep needs of the second moments (n, n) of a block of columns, of which the upper half is
+// read: feedback (n, n), and importance (n,), the cost of an error of each column once those behind it
+// have made up for it. damping: the share of the mean of the diagonal that is added to the diagonal,
+// ten times as much if the factor does not exist, and so on; returns what it took.
+// INFEROS_NOT_FINITE: none of it worked.
+INFEROS_API int32_t inferos_feedback(const float * moments, int64_t n, int32_t n_threads,
+                                     float * feedback, float * importance, double * damping);
+
+// ---- compensation/sweep.cpp -----------------------------------------------------------------
+
+struct inferos_compensate_job {
+    const float *   rows;        // (n_rows, n_per_row)
+    const float *   feedback;    // of inferos_feedback, block after block
+    const float *   importance;  // (n_per_row,) weights for the choice of scales
+    const int64_t * widths;      // (n_blocks,) columns of each block
+    void *          dst;         // (n_rows, ggml_row_size(dst_type, n_per_row))
+    int64_t         n_blocks;
+    int64_t         n_rows;
+    int64_t         n_per_row;
+    int32_t         dst_type;
+    int32_t         n_threads;
+};
+
+// Whether a ggml type can be written so.
+INFEROS_API int32_t inferos_compensates(int32_t type);
+
+INFEROS_API int32_t inferos_compensate_rows(const inferos_compensate_job * job,
+                                            inferos_quantize_error *       error);
+
 // ---- evaluate.cpp ---------------------------------------------------------------------------
 
 struct inferos_score_job {

@@ -1,0 +1,213 @@
+"""Compensated quantization against a plain float64 GPTQ of our own, and gguf's decoding."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from infer_os.native.compensation import (
+    DAMPING,
+    Feedback,
+    can_compensate,
+    compensate_rows,
+    make_feedback,
+)
+from infer_os.native.errors import QuantizeError
+from infer_os.native.ggml_types import GgmlType, ggml_type_named
+from infer_os.native.quantize import quantize_rows
+
+TYPES = ["q4_0", "q8_0", "iq4_nl", "q3_k", "q4_k", "q5_k", "q6_k"]
+Matrix = NDArray[np.float64]
+
+
+def inputs_and_weights(
+    n_columns: int, n_rows: int = 70, n_inputs: int = 4096, seed: int = 0
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Second moments of inputs whose columns are correlated and of different sizes, and weights."""
+    rng = np.random.default_rng(seed)
+    common = rng.standard_normal((n_inputs, 12)) @ rng.standard_normal((12, n_columns))
+    own = rng.standard_normal((n_inputs, n_columns)) * rng.lognormal(0, 0.7, n_columns)
+    x = (common + own).astype(np.float32)
+    weights = rng.standard_normal((n_rows, n_columns)) * 0.02
+    return x.T @ x, weights.astype(np.float32)
+
+
+def decoded(data: NDArray[np.uint8], target: GgmlType) -> Matrix:
+    kind = gguf.GGMLQuantizationType(target.id)
+    return gguf.quants.dequantize(data, kind).astype(np.float64)
+
+
+def loss(weights: NDArray[np.float32], result: Matrix, moments: NDArray[np.float32]) -> float:
+    """tr(E H E^T)."""
+    error = weights.astype(np.float64) - result
+    return float(np.einsum("ri,ij,rj->", error, moments.astype(np.float64), error))
+
+
+def damped(moments: NDArray[np.float32]) -> Matrix:
+    full = moments.astype(np.float64)
+    full = np.triu(full) + np.triu(full, 1).T
+    return full + DAMPING * np.diag(full).mean() * np.eye(len(full))
+
+
+def importance_of(moments: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of each column, the pivot of the elimination from the last column to the first."""
+    upper = np.linalg.cholesky(damped(moments)[::-1, ::-1])[::-1, ::-1]
+    return (np.diag(upper) ** 2 / np.diag(moments).mean()).astype(np.float32)
+
+
+def plain_gptq(
+    weights: NDArray[np.float32], moments: NDArray[np.float32], target: GgmlType
+) -> Matrix:
+    """The algorithm as its paper has it: the inverse, its factor, a column at a time.
+
+    Scales come from ggml's quantizer at the start of each block: a value is then moved to the nearest
+    of the values that the block can have in that column.
+    """
+    factor = np.linalg.cholesky(np.linalg.inv(damped(moments))).T  # upper
+    left = weights.astype(np.float64).copy()
+    result = np.empty_like(left)
+    importance = importance_of(moments)
+    for start in range(0, weights.shape[1], target.block):
+        block = slice(start, start + target.block)
+        values = np.ascontiguousarray(left[:, block].astype(np.float32))
+        data, _ = quantize_rows(values, target, n_threads=1, importance=importance[block])
+        grids = allowed_values(data, target)  # (n_rows, block, n_codes)
+        for column in range(block.start, block.stop):
+            grid = grids[:, column - start]
+            nearest = np.abs(grid - left[:, column, None]).argmin(1)
+            result[:, column] = grid[np.arange(len(grid)), nearest]
+            move = (left[:, column] - result[:, column]) / factor[column, column]
+            left[:, column:] -= move[:, None] * factor[column, column:]
+    return result
+
+
+def allowed_values(data: NDArray[np.uint8], target: GgmlType) -> Matrix:
+    """(n_rows, block, n_codes): what each value of each row's block can be, whatever its code."""
+    # where the codes lie in a block, and how many there are
+    first, end, n_codes = {
+        "q4_0": (2, 18, 16), "iq4_nl": (2, 18, 16), "q8_0": (2, 34, 256), "q4_k": (16, 144, 16),
+        "q5_k": (16, 176, 32), "q6_k": (0, 192, 64), "q3_k": (0, 96, 8),
+    }[target.name]  # fmt: skip
+    found = []
+    for pattern in range(256) if n_codes == 256 else range(0, 256, 17):
+        changed = data.copy()
+        changed[:, first:end] = pattern
+        found.append(decoded(changed, target))
+    values = np.stack(found, 2)
+    if target.name == "q8_0":  # ggml never writes -128
+        return np.delete(values, 128, axis=2)
+    if n_codes != 16:
+        # high and low bits lie in different bytes: these patterns have the ends, not all between
+        low, high = values[..., 0], values[..., -1]
+        return low[..., None] + (high - low)[..., None] * np.arange(n_codes) / (n_codes - 1)
+    return values
+
+
+def feedback_of(moments: NDArray[np.float32], n_threads: int = 1) -> Feedback:
+    feedback = make_feedback([moments], n_threads=n_threads)
+    assert feedback is not None
+    return feedback
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_it_is_the_papers_algorithm(name: str) -> None:
+    target = ggml_type_named(name)
+    moments, weights = inputs_and_weights(512)
+    data, stats = compensate_rows(weights, target, feedback_of(moments), n_threads=2)
+    ours, papers = decoded(data, target), plain_gptq(weights, moments, target)
+    # a value between two codes goes either way in float32, and moves those behind it
+    assert loss(weights, ours, moments) == pytest.approx(loss(weights, papers, moments), rel=0.02)
+    same = np.isclose(ours, papers, rtol=1e-5, atol=1e-9)
+    assert same[:, : target.block].mean() > 0.95
+    assert stats.sum_squared_error == pytest.approx(((weights - ours) ** 2).sum(), rel=1e-3)
+    assert stats.max_abs_error == pytest.approx(np.abs(weights - ours).max(), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_it_loses_less_than_rounding(name: str) -> None:
+    target = ggml_type_named(name)
+    moments, weights = inputs_and_weights(768, seed=3)
+    data, _ = compensate_rows(weights, target, feedback_of(moments), n_threads=2)
+    ours = loss(weights, decoded(data, target), moments)
+    diagonal = np.ascontiguousarray(np.diag(moments) / np.diag(moments).mean())
+    for importance in (None, diagonal):
+        rounded, _ = quantize_rows(weights, target, n_threads=1, importance=importance)
+        assert ours < 0.7 * loss(weights, decoded(rounded, target), moments)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_bytes_do_not_depend_on_threads_or_on_other_rows(name: str) -> None:
+    target = ggml_type_named(name)
+    moments, weights = inputs_and_weights(512, n_rows=200)
+    one, two = feedback_of(moments, 1), feedback_of(moments, 2)
+    assert one.values.tobytes() == two.values.tobytes()
+    whole, _ = compensate_rows(weights, target, one, n_threads=1)
+    shared, _ = compensate_rows(weights, target, one, n_threads=3)
+    assert whole.tobytes() == shared.tobytes()
+    part, _ = compensate_rows(np.ascontiguousarray(weights[101:177]), target, one, n_threads=2)
+    assert part.tobytes() == whole[101:177].tobytes()
+
+
+def test_blocks_of_columns_are_swept_alone() -> None:
+    target = ggml_type_named("q4_0")
+    moments, weights = inputs_and_weights(352)
+    pieces = [np.ascontiguousarray(moments[:256, :256]), np.ascontiguousarray(moments[256:, 256:])]
+    both = make_feedback(pieces, n_threads=1)
+    assert both is not None
+    together, _ = compensate_rows(weights, target, both, n_threads=1)
+    for piece, columns in zip(pieces, (slice(0, 256), slice(256, 352)), strict=True):
+        alone, _ = compensate_rows(
+            np.ascontiguousarray(weights[:, columns]), target, feedback_of(piece), n_threads=1
+        )
+        n_bytes = slice(*(target.row_bytes(n) for n in (columns.start or 0, columns.stop)))
+        assert together[:, n_bytes].tobytes() == alone.tobytes()
+
+
+def test_dead_columns_are_rounded_by_themselves() -> None:
+    target = ggml_type_named("q8_0")
+    moments, weights = inputs_and_weights(256)
+    dead = [3, 200]
+    moments[dead], moments[:, dead] = 0, 0
+    data, _ = compensate_rows(weights, target, feedback_of(moments), n_threads=1)
+    error = np.abs(decoded(data, target) - weights)[:, dead]
+    # half a step of the block: nothing was moved onto them
+    assert (error <= np.abs(weights).max() * 1.3 / 127).all()
+
+
+def test_more_damping_where_no_factor_exists() -> None:
+    moments, _ = inputs_and_weights(64)
+    assert feedback_of(moments).damping == DAMPING
+    values, vectors = np.linalg.eigh(moments.astype(np.float64))
+    values[0] = -0.05 * np.diag(moments).mean()
+    indefinite = ((vectors * values) @ vectors.T).astype(np.float32)
+    assert feedback_of(indefinite).damping == pytest.approx(10 * DAMPING)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+def test_moments_that_no_damping_helps(value: float) -> None:
+    assert make_feedback([np.full((64, 64), value, np.float32)], n_threads=1) is None
+
+
+def test_weights_that_are_not_finite_are_counted() -> None:
+    moments, weights = inputs_and_weights(256, n_rows=130)
+    weights[70, 5], weights[129, 1] = np.nan, np.inf
+    _, stats = compensate_rows(weights, ggml_type_named("q4_0"), feedback_of(moments), n_threads=2)
+    assert stats.n_not_finite == 2
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    moments, weights = inputs_and_weights(96)
+    feedback = feedback_of(moments)
+    with pytest.raises(QuantizeError, match="q4_k's blocks of 256"):
+        compensate_rows(weights, ggml_type_named("q4_k"), feedback, n_threads=1)
+    with pytest.raises(QuantizeError, match="iq3_s cannot be written with compensation"):
+        compensate_rows(weights, ggml_type_named("iq3_s"), feedback, n_threads=1)
+    with pytest.raises(QuantizeError, match="feedback for 96 columns; the rows have 64"):
+        compensate_rows(
+            np.ascontiguousarray(weights[:, :64]), ggml_type_named("q4_0"), feedback, n_threads=1
+        )
+    assert not can_compensate(ggml_type_named("iq3_s"))
+    with pytest.raises(QuantizeError, match="expected a square"):
+        make_feedback([np.zeros((2, 3), np.float32)], n_threads=1)
