@@ -45,11 +45,10 @@ def _run_conversion(job: Conversion) -> ConversionReport:
     from ..convert.pipeline import convert as run
     from ..store.resolve import naming_near
 
-    if job.calibrate is None:
+    if job.calibration is None:
         with naming_near(), console.progress_bar(f"converting to {job.settings.type}") as progress:
             return run(job.settings, progress)
-    from ..convert.calibrated import CalibrationSettings, convert_calibrated
+    from ..convert.calibrated import convert_calibrated
 
     with naming_near(), console.progress_steps() as steps:
-        calibration = CalibrationSettings(job.calibrate, job.imatrix)
-        return convert_calibrated(job.settings, calibration, steps)
+        return convert_calibrated(job.settings, job.calibration, steps)

@@ -12,6 +12,7 @@ from . import completing, options
 from .loading import reporter
 
 if TYPE_CHECKING:
+    from ..convert.calibrated import CalibrationSettings
     from ..convert.settings import ConvertSettings
 
 Source = Annotated[
@@ -49,9 +50,38 @@ Calibrate = Annotated[
     typer.Option(
         "--calibrate",
         metavar="TEXT",
-        help="Run the model over a text first and weight the quantization by its activations; "
-        "the end of the text measures the benefit.",
+        help="Run the model over a text first and quantize by its activations; the end of the "
+        "text measures the benefit.",
         show_default=False,
+    ),
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        metavar="M",
+        help="What the text is used for. gptq: rounding makes up for earlier rounding errors; "
+        "imatrix: important columns weigh more; auto: gptq where the text is long enough.",
+    ),
+]
+Statistics = Annotated[
+    Path | None,
+    typer.Option(
+        "--statistics",
+        metavar="DIR",
+        help="A folder of statistics for gptq; with --calibrate, the folder to save them in, where "
+        "an interrupted run continues.",
+        show_default=False,
+    ),
+]
+StatisticsMemory = Annotated[
+    str,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="With --calibrate: memory for statistics. Less takes more passes over the text and "
+        "gives the same file.",
+        show_default="2GB",
     ),
 ]
 Imatrix = Annotated[
@@ -114,14 +144,13 @@ Revision = Annotated[
 class Conversion:
     """A conversion as it was asked for.
 
-    ``is_automatic`` says that the type was chosen for this machine. With a text to ``calibrate``
-    by, ``imatrix`` is the file that keeps the importance matrix, if any.
+    ``is_automatic`` says that the type was chosen for this machine. ``calibration`` is the text to
+    run the model over, if any, and what it is used for.
     """
 
     settings: ConvertSettings
     is_automatic: bool
-    calibrate: Path | None
-    imatrix: Path | None
+    calibration: CalibrationSettings | None
 
 
 def conversion(
@@ -130,6 +159,9 @@ def conversion(
     type: ConvertType = "q4_0",
     calibrate: Calibrate = None,
     imatrix: Imatrix = None,
+    method: Method = "auto",
+    statistics: Statistics = None,
+    memory: StatisticsMemory = "",
     rotate: FoldRotation = False,
     threads: options.Threads = None,
     force: Force = False,
@@ -150,15 +182,28 @@ def conversion(
     from ..store.lora import fetch_adapters
     from ..store.resolve import find_checkpoint
 
+    if calibrate is None and (method != "auto" or memory):
+        option = "--memory" if memory else f"--method {method}"
+        from ..runtime.errors import SettingsError
+
+        raise SettingsError(f"{option} has no effect without --calibrate; drop it")
     is_automatic = type.lower() == "auto"
     settings = ConvertSettings(
         find_checkpoint(source, revision), output, "q4_0" if is_automatic else type,
         options.count_option("threads", threads), force, dry_run, verify, keep_source,
-        None if calibrate else imatrix, rotate, fetch_adapters(lora or (), reporter()),
+        None if calibrate else imatrix, None if calibrate else statistics, rotate,
+        fetch_adapters(lora or (), reporter()),
         tokenizer,
     )  # fmt: skip
     if is_automatic:
         from ..store.planning import finest_type
 
         settings = replace(settings, type=finest_type(settings.source))
-    return Conversion(settings, is_automatic, calibrate, imatrix)
+    if calibrate is None:
+        return Conversion(settings, is_automatic, None)
+    from ..convert.calibrated import CalibrationSettings
+    from ..convert.collecting import DEFAULT_MEMORY
+
+    n_bytes = options.size_option("--memory", memory) or DEFAULT_MEMORY
+    calibration = CalibrationSettings(calibrate, imatrix, method, statistics, n_bytes)
+    return Conversion(settings, is_automatic, calibration)

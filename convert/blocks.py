@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from infer_os.models.network import Part
 from infer_os.models.rotation import orthonormal
 from infer_os.models.transforms import Fold, Scale
+from infer_os.native.compensation import Feedback, compensate_rows
 from infer_os.native.ggml_types import GgmlType, ggml_type_named
 from infer_os.native.quantize import LowRank, QuantizeStats, quantize_rows
 
@@ -44,6 +45,7 @@ def quantized_blocks(
     *,
     n_threads: int,
     importance: NDArray[np.float32] | None = None,
+    feedback: Feedback | None = None,
     added: LowRank | None = None,
     ends_only: bool = False,
 ) -> Iterator[tuple[NDArray[np.uint8], int, QuantizeStats]]:
@@ -56,6 +58,7 @@ def quantized_blocks(
         target: type to write.
         n_threads: threads of the quantizer.
         importance: (row length,) weight of each column's error.
+        feedback: of the layer's inputs, to compensate errors with; the importance then has no use.
         added: what is added first to the matrix whose rows the transform reorders.
         ends_only: yield only the first and the last block, to compare with what was written.
 
@@ -94,10 +97,14 @@ def quantized_blocks(
         if folds or scales:
             block = _folded(_scaled(_sums(block, more, n_threads), scales, first), folds, first)
             more = None
-        data, stats = quantize_rows(
-            block, target, n_threads=n_threads, row_order=block_order, importance=importance,
-            added=more,
-        )  # fmt: skip
+        if feedback is not None:
+            values = _values(block, block_order, more, n_threads)
+            data, stats = compensate_rows(values, target, feedback, n_threads=n_threads)
+        else:
+            data, stats = quantize_rows(
+                block, target, n_threads=n_threads, row_order=block_order, importance=importance,
+                added=more,
+            )  # fmt: skip
         yield data, len(data) * row_bytes, stats
 
 
@@ -126,11 +133,20 @@ def _added_to_block(
 
 def _sums(rows: NDArray[Any], added: LowRank | None, n_threads: int) -> NDArray[np.float32]:
     """Rows in float32, with what is added to them."""
-    if added is None:
-        return widened(rows)
+    return widened(rows) if added is None else _values(rows, None, added, n_threads)
+
+
+def _values(
+    rows: NDArray[Any],
+    order: NDArray[np.int64] | None,
+    added: LowRank | None,
+    n_threads: int,
+) -> NDArray[np.float32]:
+    """Rows in float32 and in this order, with what is added to them."""
     data, _ = quantize_rows(
-        rows, ggml_type_named("f32"), n_threads=n_threads, added=added, measure=False
-    )
+        rows, ggml_type_named("f32"), n_threads=n_threads, row_order=order, added=added,
+        measure=False,
+    )  # fmt: skip
     return data.view(np.float32)
 
 

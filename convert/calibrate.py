@@ -7,7 +7,8 @@ text. Comes out: an :class:`~.imatrix.ImportanceMatrix` by that file's tensor na
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from infer_os.native.errors import EvaluateError
 from infer_os.native.gguf_file import read_gguf_header
 from infer_os.native.interrupt import interruptible
 from infer_os.native.model import LlamaModel
+from infer_os.native.moments import MomentCollector
 from infer_os.native.scoring import (
     Subject,
     WindowSettings,
@@ -62,49 +64,81 @@ def collect_importance(
         SourceError: no such text, it does not fill a chunk, or activations are not finite.
         NativeError: the model cannot be loaded, or decoding failed or was interrupted.
     """
-    data, name = _read_text(text, max_chunks * n_ctx * _BYTES_PER_TOKEN)
+    opened = open_windows(
+        model, text, n_threads=n_threads, n_ctx=n_ctx, max_chunks=max_chunks
+    )  # fmt: skip
+    name = _name(text)
+    with opened as (loaded, windows, settings), ActivationCollector() as collector:
+        try:
+            decode_observed(Subject(loaded), windows, settings, collector, progress)
+            entries = {
+                matrix: ColumnSums(sums.sum_squares.astype(np.float32), sums.n_rows)
+                for matrix, sums in collector.results().items()
+            }
+        except EvaluateError as error:
+            raise SourceError(f"calibration with {name}: {error}") from error
+    rotation = str(read_gguf_header(model).metadata.get(ROTATION_KEY, ""))
+    return ImportanceMatrix(entries, (name,), len(windows), settings.n_ctx, rotation)
+
+
+@contextmanager
+def open_windows(
+    model: Path,
+    text: Path | str,
+    *,
+    n_threads: int,
+    n_ctx: int = 512,
+    max_chunks: int = DEFAULT_CHUNKS,
+) -> Iterator[tuple[LlamaModel, NDArray[np.int32], WindowSettings]]:
+    """A loaded model, and a text in chunks for it; the arguments of :func:`collect_importance`.
+
+    Raises:
+        SourceError: no such text, or it does not fill a chunk.
+        NativeError: the model cannot be loaded.
+    """
+    data = _read_text(text, max_chunks * n_ctx * _BYTES_PER_TOKEN)
     with LlamaModel(model) as loaded:
         chunk_size = min(n_ctx, loaded.n_ctx_train or n_ctx)
         tokens = loaded.vocab.tokenize(data, parse_special=False)
         try:
             settings = WindowSettings(n_threads, chunk_size, max_chunks)
             windows = cut_windows(loaded, tokens, settings)
-            entries = _collect(Subject(loaded), windows, settings, progress)
         except EvaluateError as error:
-            raise SourceError(f"calibration with {name}: {error}") from error
-    rotation = str(read_gguf_header(model).metadata.get(ROTATION_KEY, ""))
-    return ImportanceMatrix(entries, (name,), len(windows), chunk_size, rotation)
+            raise SourceError(f"calibration with {_name(text)}: {error}") from error
+        yield loaded, windows, settings
 
 
-def _collect(
+def decode_observed(
     subject: Subject,
     windows: NDArray[np.int32],
     settings: WindowSettings,
+    collector: ActivationCollector | MomentCollector,
     progress: Progress | None,
-) -> dict[str, ColumnSums]:
-    with (
-        ActivationCollector() as collector,
-        evaluation_context(subject, settings, collector) as context,
-        interruptible(),
-    ):
+) -> None:
+    """Decode all chunks while a collector watches.
+
+    Raises:
+        EvaluateError: what the collector complains of.
+    """
+    with evaluation_context(subject, settings, collector) as context, interruptible():
         for number, window in enumerate(windows, 1):
             # every token gets logits: the last block computes nothing for the others
             for _ in decode_window([context], window, 0):
                 collector.check()
             if progress:
                 progress(number, len(windows))
-        return {
-            name: ColumnSums(sums.sum_squares.astype(np.float32), sums.n_rows)
-            for name, sums in collector.results().items()
-        }
 
 
-def _read_text(text: Path | str, most: int) -> tuple[bytes, str]:
-    """The text's first bytes, and a name for it."""
+def _name(text: Path | str) -> str:
+    return "the given text" if isinstance(text, str) else str(text)
+
+
+def _read_text(text: Path | str, most: int) -> bytes:
+    """The text's first bytes."""
     if isinstance(text, str):
-        return text.encode("utf-8", "replace")[:most], "the given text"
+        return text.encode("utf-8", "replace")[:most]
     try:
         with text.open("rb") as file:
-            return file.read(most).removeprefix(codecs.BOM_UTF8), str(text)
+            return file.read(most).removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise SourceError(f"{text}: cannot be read: {error.strerror}") from error

@@ -1,8 +1,9 @@
-"""Convert with importance weights collected in the same command, and measure their benefit.
+"""Convert with statistics of activations collected in the same command, and measure the benefit.
 
 Goes in: a checkpoint and a text. A fine intermediate file (removed afterwards) runs over the first
-nine tenths of the text to collect the weights; the last tenth, which was not used for them, then
-shows how far the file is from the intermediate one with and without them.
+nine tenths of the text to collect the statistics; the last tenth, which was not used for that, then
+shows how far the file is from the intermediate one with and without them. By the method, they are
+second moments, which compensate errors (GPTQ), or an importance matrix, which weighs them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from infer_os.native.model import LlamaModel
 from infer_os.native.scoring import Divergence, Subject, WindowSettings, compare_models
 
 from .calibrate import collect_importance
+from .collecting import DEFAULT_MEMORY, collect_statistics
 from .errors import OutputError, SourceError, UnsupportedError
 from .gguf_writer import check_output, complete_file, part_path
 from .imatrix import ImportanceMatrix, write_imatrix
@@ -27,6 +29,8 @@ from .pipeline import convert
 from .report import CalibrationReport, ConversionReport, PlacedQuality
 from .settings import ConvertSettings, refuse_idle_weights
 from .source import HubSource
+from .statistics import FEWEST_TOKENS, Statistics, is_compensated, refuse_idle_statistics
+from .types import recipe_named
 
 Progress = Callable[[int, int], None]
 #: Called at the start of each step with its name; returns the callback for its progress.
@@ -40,14 +44,32 @@ _COMPARED_WINDOWS = 32
 _WINDOW = 512
 _SMALLEST_WINDOW = 16
 _LARGEST_TEXT = 64 << 20
+#: What a text can be used for.
+METHODS = ("auto", "gptq", "imatrix")
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationSettings:
-    """The text, and where to keep the importance matrix (None: nowhere)."""
+    """The text, and where to keep what is collected from it (None: nowhere).
+
+    ``method`` is "gptq", "imatrix", or "auto": the first where the type and the text allow it.
+    ``statistics`` is a folder for second moments, ``matrix`` a file for the importance matrix;
+    ``memory`` is how many bytes of moments to hold at a time.
+    """
 
     text: Path
     matrix: Path | None = None
+    method: str = "imatrix"
+    statistics: Path | None = None
+    memory: int = DEFAULT_MEMORY
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UnsupportedError(
+                f"--method {self.method}: unknown; there are {', '.join(METHODS)}"
+            )
+        if self.method == "imatrix" and self.statistics is not None:
+            raise UnsupportedError("--statistics has no effect with --method imatrix; drop one")
 
 
 def convert_calibrated(
@@ -72,7 +94,7 @@ def convert_calibrated(
             "--calibrate reads the checkpoint three times: add --keep-source, so that it is "
             "downloaded once"
         )
-    refuse_idle_weights("--calibrate", settings.type)
+    method = _method(settings, calibration)
     seen, unseen = _split(calibration.text)
     target = settings.target
     _check_outputs(settings, calibration)
@@ -83,12 +105,23 @@ def convert_calibrated(
         fine = replace(plain, output=made["fine"], type=_INTERMEDIATE)
         convert(fine, steps("intermediate file"))
         held_out = _held_out_tokens(made["fine"], unseen, calibration.text)
-        matrix = collect_importance(
-            made["fine"], seen, n_threads=settings.n_threads, progress=steps("calibrating")
-        )
-        matrix = replace(matrix, datasets=(calibration.text.name,))
+        collected = steps("calibrating")
+        statistics: Statistics | None = None
+        if method == "gptq":
+            statistics = _collected(settings, calibration, made["fine"], seen, collected)
+            matrix = statistics.importance
+            if not statistics.suffices:
+                _refuse_short(statistics, settings, calibration)
+                statistics, method = None, "imatrix"
+        else:
+            matrix = collect_importance(
+                made["fine"], seen, n_threads=settings.n_threads, progress=collected
+            )
+            matrix = replace(matrix, datasets=(calibration.text.name,))
         convert(replace(plain, output=made["without"]), steps("without weights"))
-        report = convert(replace(settings, output=made["with"]), steps("with weights"), matrix)
+        report = convert(
+            replace(settings, output=made["with"]), steps("with weights"), matrix, statistics
+        )
         without, with_weights = (
             _quality(made["fine"], made[name], held_out, settings, steps(f"comparing {name}"))
             for name in ("without", "with")
@@ -99,9 +132,59 @@ def convert_calibrated(
     if calibration.matrix is not None:
         _keep(matrix, calibration.matrix, target)
     quality = CalibrationReport(
-        calibration.text.name, matrix.chunk_count, without=without, with_weights=with_weights
-    )
+        calibration.text.name, matrix.chunk_count, without=without, with_weights=with_weights,
+        method=method,
+    )  # fmt: skip
+    if method == "imatrix" and calibration.method == "auto" and is_compensated(settings.type):
+        note = f"method: auto: {calibration.text.name} is too short for gptq; weighted instead"
+        report = replace(report, notes=(note, *report.notes))
     return replace(report, output=target, calibration=quality)
+
+
+def _method(settings: ConvertSettings, calibration: CalibrationSettings) -> str:
+    """What the text is used for, as far as the type decides it.
+
+    Raises:
+        UnsupportedError: it would have no effect on the type.
+    """
+    method = calibration.method
+    if method == "gptq":
+        refuse_idle_statistics("--method gptq", settings.type)
+    elif method == "auto" and is_compensated(settings.type):
+        return "gptq"
+    else:
+        refuse_idle_weights("--calibrate", settings.type)
+    return "imatrix" if method == "auto" else method
+
+
+def _collected(
+    settings: ConvertSettings,
+    calibration: CalibrationSettings,
+    model: Path,
+    text: str,
+    progress: Progress | None,
+) -> Statistics:
+    """Second moments, in the folder that is to keep them or next to the intermediate file."""
+    return collect_statistics(
+        model, text, calibration.statistics or model.with_name("statistics"),
+        dataset=calibration.text.name, n_threads=settings.n_threads, memory=calibration.memory,
+        force=settings.force, progress=progress,
+    )  # fmt: skip
+
+
+def _refuse_short(
+    statistics: Statistics, settings: ConvertSettings, calibration: CalibrationSettings
+) -> None:
+    """Refuse a text that is too short for every matrix, unless an importance matrix will do.
+
+    Raises:
+        SourceError: compensation was asked for, or weights alone have no effect on the type.
+    """
+    if calibration.method == "gptq" or not recipe_named(settings.type).is_weighted:
+        raise SourceError(
+            f"--calibrate {calibration.text}: too short for gptq: {statistics.n_tokens} tokens; "
+            f"the narrowest matrix needs {statistics.fewest_tokens} ({FEWEST_TOKENS} per column)"
+        )
 
 
 def _check_outputs(settings: ConvertSettings, calibration: CalibrationSettings) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
@@ -23,7 +22,7 @@ from infer_os.models.weight_types import Recipe
 from infer_os.native.quantize import QuantizeStats, quantize_rows
 from infer_os.native.residency import peak_rss_bytes
 
-from .adapters import ADAPTERS_KEY, Adapters, adapters_digest, open_adapters
+from .adapters import Adapters, open_adapters
 from .blocks import ahead, quantized_blocks
 from .checkpoint import Checkpoint
 from .conversion_plan import ConversionPlan, Job, PlannedTensor, make_plan
@@ -33,10 +32,11 @@ from .ggml_checkpoint import open_local
 from .gguf_writer import GgufOutput, check_output, complete_file, gguf_header, part_path
 from .hub_checkpoint import HubCheckpoint, open_hub_checkpoint
 from .imatrix import ImportanceMatrix, read_imatrix
+from .origins import adapters_origin, hub_origin, statistics_origin, weights_origin
 from .report import ClassTable, ConversionReport
 from .settings import ConvertSettings
 from .shard_journal import ShardJournal, fingerprint
-from .source import AdapterSource
+from .statistics import Statistics, read_statistics, refuse_idle_statistics
 from .tensors import TensorFile
 from .tokenizer import read_vocabulary
 from .types import recipe_named
@@ -66,6 +66,7 @@ class _Work:
     vocabulary: GgufVocabulary
     table: ClassTable
     importance: ImportanceMatrix | None = None
+    statistics: Statistics | None = None
     adapters: Adapters | None = None
 
     @property
@@ -98,6 +99,7 @@ def convert(
     settings: ConvertSettings,
     progress: Progress | None = None,
     importance: ImportanceMatrix | None = None,
+    statistics: Statistics | None = None,
 ) -> ConversionReport:
     """Convert a checkpoint folder, or a model on the hub.
 
@@ -105,6 +107,8 @@ def convert(
         settings: what to do.
         progress: called with source bytes done and in all; a download counts in addition.
         importance: weights to quantize with; None takes those of ``settings.imatrix``, if any.
+        statistics: what to compensate errors with, and to weigh other matrices by; None takes
+            those of ``settings.statistics``, if any.
 
     Raises:
         ConvertError: nothing was written, and an existing output is untouched.
@@ -118,12 +122,17 @@ def convert(
     if not settings.dry_run:
         # before anything is read or downloaded; the space needed is not known yet
         check_output(target, 0, force=settings.force, source=settings.folder)
-    if importance is None and settings.imatrix is not None:
+    if statistics is None and settings.statistics is not None:
+        refuse_idle_statistics("--statistics", settings.type)
+        statistics = read_statistics(settings.statistics)
+    if statistics is not None:
+        importance = statistics.importance
+    elif importance is None and settings.imatrix is not None:
         importance = read_imatrix(settings.imatrix)
     if importance is not None:
         _check_rotation(importance, settings)
     with _opened(settings) as checkpoint, ExitStack() as stack:
-        work = _prepare(settings, checkpoint, importance)
+        work = _prepare(settings, checkpoint, importance, statistics)
         if settings.adapters:
             opened = open_adapters(settings.adapters, work.network, work.plan)
             work = replace(work, adapters=stack.enter_context(opened))
@@ -163,6 +172,7 @@ def _prepare(
     settings: ConvertSettings,
     checkpoint: Checkpoint | HubCheckpoint,
     importance: ImportanceMatrix | None,
+    statistics: Statistics | None,
 ) -> _Work:
     recipe = recipe_named(settings.type)
     network = describe(checkpoint.config)
@@ -171,12 +181,14 @@ def _prepare(
     plan = make_plan(network, checkpoint.tensors, recipe)
     vocabulary = read_vocabulary(checkpoint.folder, checkpoint.config, network.vocab_rows)
     if importance is not None:
-        vocabulary = replace(
-            vocabulary, notes=(*vocabulary.notes, *_importance_notes(plan, importance))
-        )
+        found = _importance_notes(plan, importance)
+        if statistics is not None:
+            found = statistics.notes(plan)
+        vocabulary = replace(vocabulary, notes=(*vocabulary.notes, *found))
     return _Work(
-        settings, checkpoint, network, recipe, plan, vocabulary, ClassTable(plan), importance
-    )
+        settings, checkpoint, network, recipe, plan, vocabulary, ClassTable(plan), importance,
+        statistics,
+    )  # fmt: skip
 
 
 def _check_rotation(importance: ImportanceMatrix, settings: ConvertSettings) -> None:
@@ -185,13 +197,14 @@ def _check_rotation(importance: ImportanceMatrix, settings: ConvertSettings) -> 
     Raises:
         UnsupportedError: only one of the two is rotated.
     """
+    option = f"--imatrix {settings.imatrix}"
+    if settings.statistics is not None:
+        option = f"--statistics {settings.statistics}"
     if importance.rotation and not settings.fold_rotation:
-        raise UnsupportedError(
-            f"--imatrix {settings.imatrix}: it was collected with --fold-rotation; add that option"
-        )
+        raise UnsupportedError(f"{option}: it was collected with --fold-rotation; add that option")
     if settings.fold_rotation and not importance.rotation:
         raise UnsupportedError(
-            f"--imatrix {settings.imatrix} with --fold-rotation: its weights are for "
+            f"{option} with --fold-rotation: its weights are for "
             "unrotated columns; collect them with --calibrate instead"
         )
 
@@ -229,7 +242,7 @@ def _write(work: _Work, target: Path, progress: Progress | None) -> tuple[str, .
             journal.remove()
             raise
     journal.remove()
-    return tuple(notes)
+    return (*notes, *(work.statistics.troubles if work.statistics else ()))
 
 
 def _begin(
@@ -366,44 +379,14 @@ def _metadata(work: _Work) -> dict[str, MetadataValue]:
         "general.quantization_version": 2,
         "inferos.version": infer_os.__version__,
         "inferos.source.architecture": network.architecture,
-        **(_origin(work.hub) if work.hub else {}),
-        **(_weights_origin(work.importance) if work.importance else {}),
-        **_adapters_origin(work.settings.adapters),
+        **(hub_origin(work.hub) if work.hub else {}),
+        **(weights_origin(work.importance) if work.importance else {}),
+        **(statistics_origin(work.statistics) if work.statistics else {}),
+        **adapters_origin(work.settings.adapters),
         **({ROTATION_KEY: ROTATION} if work.settings.fold_rotation else {}),
         **({GELU_KEY: ERF_GELU} if network.erf_gelu else {}),
         **(network.windows.metadata if network.windows else {}),
         **{f"{network.graph}.{key}": value for key, value in network.metadata.items()},
-    }
-
-
-def _adapters_origin(adapters: tuple[AdapterSource, ...]) -> dict[str, MetadataValue]:
-    """What was added to the weights, as the user named it, with a digest of the content."""
-    if not adapters:
-        return {}
-    texts = (source.text.encode("utf-8", "replace").decode() for source in adapters)
-    return {ADAPTERS_KEY: shlex.join(texts), "inferos.lora.sha256": adapters_digest(adapters)}
-
-
-def _weights_origin(importance: ImportanceMatrix) -> dict[str, MetadataValue]:
-    """As llama-quantize records it, with a digest to distinguish matrices."""
-    return {
-        "quantize.imatrix.dataset": ", ".join(importance.datasets),
-        "quantize.imatrix.entries_count": len(importance.entries),
-        "quantize.imatrix.chunks_count": importance.chunk_count,
-        "inferos.imatrix.sha256": importance.digest,
-    }
-
-
-def _origin(hub: HubCheckpoint) -> dict[str, MetadataValue]:
-    """A model's origin on the hub; the hub's own address, even if a mirror was used."""
-    repository = hub.repository.id
-    url = f"https://huggingface.co/{repository}"
-    return {
-        "general.source.url": url,
-        "general.source.repo_url": url,
-        "general.source.huggingface.repository": repository,
-        "inferos.source.repository": repository,
-        "inferos.source.revision": hub.repository.commit,
     }
 
 
@@ -428,6 +411,9 @@ def _job_blocks(
         job.tensor.type,
         n_threads=work.settings.n_threads,
         importance=matrix.weights(job.tensor.rule.target) if matrix else None,
+        feedback=work.statistics.feedback(job.tensor, work.settings.n_threads)
+        if work.statistics
+        else None,
         added=work.adapters.added(name, array) if work.adapters else None,
         ends_only=ends_only,
     )

@@ -43,12 +43,13 @@ class PlacedQuality:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationReport:
-    """How much importance weights from ``chunks`` chunks of a text helped."""
+    """How much statistics from ``chunks`` chunks of a text helped, used as ``method`` says."""
 
     text: str
     chunks: int
     without: PlacedQuality
     with_weights: PlacedQuality
+    method: str = "imatrix"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ _KINDS = {
     "verify": flag(),
     "keep_source": flag(),
     "imatrix": path().or_none(),
+    "statistics": path().or_none(),
     "fold_rotation": flag(),
     "tokenizer": path().or_none(),
 }
@@ -32,7 +33,8 @@ class ConvertSettings:
 
     ``keep_source`` leaves the files of a hub model in the cache; ``verify`` reads the written file
     back, compares blocks with the source and lets llama.cpp compute with it, before it appears.
-    ``imatrix`` is an importance matrix to quantize with. ``fold_rotation`` folds a rotation into
+    ``imatrix`` is an importance matrix to quantize with, ``statistics`` a folder of those to
+    compensate errors with. ``fold_rotation`` folds a rotation into
     the attention weights, so that a quantized KV cache loses less. ``adapters`` are added to the
     weights before they are quantized. A ``source`` that is a file is an old ggml file, whose
     ``tokenizer`` is in a folder.
@@ -47,6 +49,7 @@ class ConvertSettings:
     verify: bool = False
     keep_source: bool = False
     imatrix: Path | None = None
+    statistics: Path | None = None
     fold_rotation: bool = False
     adapters: tuple[AdapterSource, ...] = ()
     tokenizer: Path | None = None
@@ -56,6 +59,8 @@ class ConvertSettings:
         recipe_named(self.type)
         if self.imatrix is not None:
             refuse_idle_weights("--imatrix", self.type)
+            if self.statistics is not None:
+                raise UnsupportedError("--imatrix and --statistics: both weigh; drop one of them")
         if self.output == Path("-"):
             raise UnsupportedError("-o -: a GGUF file cannot be streamed; name a file")
         if self.keep_source and isinstance(self.source, Path):

@@ -112,7 +112,9 @@ class Recipe:
     """A file type: the type of most matrices, of the head, and the exceptions in order.
 
     Embeddings, the head, value and down projections decide most about quality and are few, so a
-    mixture keeps them a step finer. The first exception that fits counts.
+    mixture keeps them a step finer. The first exception that fits counts. The names are
+    llama.cpp's; its own mixtures of these names are up to 4 % smaller: they keep the embedding at
+    the base type, and a fused q, k, v at it or a step finer, which loses more (docs/gptq.md).
 
     Args:
         name: that of ``--type``, as llama.cpp spells it, lower case.

@@ -1,9 +1,9 @@
 """Quantize rows so that each column's rounding makes up for the errors of those before it (GPTQ).
 
 Goes in: the second moments of a layer's inputs, in diagonal blocks of columns, and rows of weights.
-Comes out: the same blocks of bytes that :func:`.quantize.quantize_rows` writes. The method is that of
-Frantar et al., GPTQ (2022), https://arxiv.org/abs/2210.17323: the layer's squared error on those
-inputs is made small instead of that of the weights alone. The work is in native/src/compensation.
+Comes out: blocks of bytes in the form that :func:`.quantize.quantize_rows` writes. The method is
+that of Frantar et al., GPTQ (2022), https://arxiv.org/abs/2210.17323: the layer's squared error on
+those inputs is made small, not that of the weights alone. The work is in native/src/compensation.
 """
 
 from __future__ import annotations

@@ -264,10 +264,11 @@ def show_report(report: ConversionReport) -> None:
 
 
 def _show_calibration(report: CalibrationReport) -> None:
-    """How much the importance weights helped, on text they were not collected from."""
+    """How much the statistics helped, on text they were not collected from."""
+    used = "with gptq" if report.method == "gptq" else "with weights"
     rows = [
         (name, f"{q.perplexity:.3f}", f"{q.kl:.6f}", f"{100 * q.top1:.2f} %")
-        for name, q in (("without weights", report.without), ("with weights", report.with_weights))
+        for name, q in (("without weights", report.without), (used, report.with_weights))
     ]
     console.note(
         f"calibrated on {report.chunks} chunks of {report.text}; on {report.without.n_tokens} "

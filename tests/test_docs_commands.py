@@ -69,6 +69,7 @@ NOT_RUN = {
     "infer-os ps": "needs a server; tests/serve/test_ps_command.py has one",
     "infer-os ps --server http://127.0.0.1:8080": "as ps",
     "python benchmarks/quality.py": "measures for minutes",
+    "python benchmarks/ladder.py": "measures for minutes",
     "infer-os bench --techniques --depths 512 --tokens 64": "as in bench.md, with larger sizes",
     "infer-os bench q4_0.gguf --techniques --baseline f16.gguf --depths 128 --tokens 8 "
     "--context 512": "as in bench.md, with larger sizes",

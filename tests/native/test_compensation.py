@@ -62,8 +62,8 @@ def plain_gptq(
 ) -> Matrix:
     """The algorithm as its paper has it: the inverse, its factor, a column at a time.
 
-    Scales come from ggml's quantizer at the start of each block: a value is then moved to the nearest
-    of the values that the block can have in that column.
+    Scales come from ggml's quantizer at the start of each block; a value then becomes the nearest
+    of those that the block can have in that column.
     """
     factor = np.linalg.cholesky(np.linalg.inv(damped(moments))).T  # upper
     left = weights.astype(np.float64).copy()

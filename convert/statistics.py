@@ -1,0 +1,314 @@
+"""Statistics of a model's activations: second moments of every matrix's inputs, in a folder.
+
+In and out: a folder with a GGUF file per layer, named after it. The ``general.type`` of each is
+``inferos.moments``; the tensor ``LEADER.K`` is diagonal block K of the inputs of the matrix LEADER,
+and two arrays of names say which matrices have whose inputs. What comes out of it is an importance
+matrix and, per matrix, the feedback that a compensated quantization needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from infer_os.models.rotation import ROTATION, ROTATION_KEY
+from infer_os.native.compensation import DAMPING, Feedback, can_compensate, make_feedback
+from infer_os.native.errors import GgufError
+from infer_os.native.ggml_types import ggml_type_named
+from infer_os.native.gguf_file import GgufArray, GgufHeader, read_gguf_header, tensor_array
+from infer_os.native.moments import Moments, block_widths
+from infer_os.native.watched_file import WatchedFile
+
+from .conversion_plan import ConversionPlan, PlannedTensor
+from .errors import FileFormatError, UnsupportedError
+from .gguf_writer import complete_file, part_path
+from .imatrix import ColumnSums, ImportanceMatrix
+from .types import recipe_named
+
+#: Tokens per column below which an importance matrix does as well: with 3 a real layer gained
+#: nothing, with 13 a quarter of the loss.
+FEWEST_TOKENS = 10
+
+_KIND = "inferos.moments"
+_FINGERPRINT, _MATRICES, _LEADERS = f"{_KIND}.fingerprint", f"{_KIND}.matrices", f"{_KIND}.leaders"
+_ROWS, _CHUNKS, _CHUNK_SIZE = f"{_KIND}.rows", f"{_KIND}.chunk_count", f"{_KIND}.chunk_size"
+_DATASET = f"{_KIND}.dataset"
+_SUFFIX = ".moments.gguf"
+# a folder of a few hundred layers; more is not one of ours
+_MOST_FILES = 1 << 12
+# of a layer: a handful
+_MOST_MATRICES = 1 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What statistics were collected from; the same for every file of a folder.
+
+    ``fingerprint`` is a hash of the model that ran and of its tokens.
+    """
+
+    fingerprint: str
+    dataset: str
+    chunk_count: int
+    chunk_size: int
+    rotation: str = ""
+
+
+def layer_path(folder: Path, layer: str) -> Path:
+    """The file of a layer (``blk.0``, or ``output`` for the head)."""
+    return folder / f"{layer}{_SUFFIX}"
+
+
+def statistics_files(folder: Path) -> list[Path]:
+    """All that there are, by name."""
+    return sorted(folder.glob(f"*{_SUFFIX}"))
+
+
+def write_layer(
+    path: Path, origin: Origin, leaders: Mapping[str, str], moments: Mapping[str, Moments]
+) -> None:
+    """Write the statistics of one layer; the file appears when it is complete.
+
+    Args:
+        path: the file; an existing one is replaced.
+        origin: what they are of.
+        leaders: of every matrix of the layer, whose inputs it has.
+        moments: of every leader.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with complete_file(path):
+        writer = gguf.GGUFWriter(part_path(path), _KIND)
+        del writer.kv_data[0][gguf.Keys.General.ARCHITECTURE]  # this is not a model
+        writer.add_type(_KIND)
+        writer.add_string(_FINGERPRINT, origin.fingerprint)
+        writer.add_string(_DATASET, origin.dataset)
+        writer.add_uint32(_CHUNKS, origin.chunk_count)
+        writer.add_uint32(_CHUNK_SIZE, origin.chunk_size)
+        if origin.rotation:
+            writer.add_string(ROTATION_KEY, origin.rotation)
+        writer.add_uint64(_ROWS, next(iter(moments.values())).n_rows)
+        writer.add_array(_MATRICES, list(leaders))
+        writer.add_array(_LEADERS, list(leaders.values()))
+        for name, found in moments.items():
+            for number, block in enumerate(found.blocks):
+                writer.add_tensor(f"{name}.{number}", np.ascontiguousarray(block, np.float32))
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One file: its header, and what it says of itself."""
+
+    header: GgufHeader
+    origin: Origin
+    leaders: Mapping[str, str]
+    n_rows: int
+
+    def moments(self, name: str) -> Moments:
+        """Of one of its matrices."""
+        leader, path = self.leaders[name], self.header.path
+        tensors = {tensor.name: tensor for tensor in self.header.tensors}
+        blocks: list[NDArray[np.float32]] = []
+        with WatchedFile(path) as watch:
+            while (tensor := tensors.get(f"{leader}.{len(blocks)}")) is not None:
+                square = len(tensor.shape) == 2 and tensor.shape[0] == tensor.shape[1]
+                if tensor.type.name != "f32" or not square:
+                    raise FileFormatError(f"{path}: {tensor.name} is not a square of F32")
+                blocks.append(np.array(tensor_array(self.header, tensor), np.float32))
+            if complaint := watch.complaint():
+                raise FileFormatError(complaint)
+        widths = tuple(len(block) for block in blocks)
+        if not blocks or widths != block_widths(sum(widths)):
+            raise FileFormatError(f"{path}: the second moments of {leader} are missing or damaged")
+        return Moments(leader, tuple(blocks), self.n_rows)
+
+
+def read_layer(path: Path) -> _Layer:
+    """Read the header of one file.
+
+    Raises:
+        FileFormatError: it is none of ours, or damaged.
+    """
+    try:
+        header = read_gguf_header(path)
+    except GgufError as error:
+        raise FileFormatError(str(error)) from error
+    metadata = header.metadata
+    if metadata.get("general.type") != _KIND:
+        raise FileFormatError(f"{path}: not statistics of --statistics, but another GGUF file")
+    names = _names(path, metadata, _MATRICES)
+    leaders = dict(zip(names, _names(path, metadata, _LEADERS), strict=False))
+    counts = [metadata.get(key) for key in (_ROWS, _CHUNKS, _CHUNK_SIZE)]
+    texts = [metadata.get(key, "") for key in (_FINGERPRINT, _DATASET, ROTATION_KEY)]
+    good = all(type(count) is int and count > 0 for count in counts)
+    if not good or len(leaders) != len(names) or not all(isinstance(t, str) for t in texts):
+        raise FileFormatError(f"{path}: damaged statistics: collect them again")
+    if texts[2] not in ("", ROTATION):
+        raise FileFormatError(f"{path}: {ROTATION_KEY} is {texts[2]!r}; expected {ROTATION!r}")
+    rows, chunks, size = (int(count) for count in counts if count is not None)
+    return _Layer(header, Origin(texts[0], texts[1], chunks, size, texts[2]), leaders, rows)
+
+
+def _names(path: Path, metadata: Mapping[str, Any], key: str) -> list[str]:
+    value = metadata.get(key)
+    if not isinstance(value, GgufArray) or not value.is_text or len(value) > _MOST_MATRICES:
+        raise FileFormatError(f"{path}: {key} is not a list of at most {_MOST_MATRICES} names")
+    return [str(name) for name in value]
+
+
+@dataclass(slots=True)
+class Statistics:
+    """A folder of statistics, opened; the moments themselves are read when they are needed."""
+
+    folder: Path
+    origin: Origin
+    importance: ImportanceMatrix
+    _layers: Mapping[str, _Layer]
+    # the last matrices' feedback, since those of one input come one after the other
+    _last: tuple[str, Feedback | None] = ("", None)
+    #: what compensation could not do as asked, found while it worked
+    troubles: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that every sum is over."""
+        return min(layer.n_rows for layer in self._layers.values())
+
+    @property
+    def fewest_tokens(self) -> int:
+        """Tokens that the narrowest matrix needs."""
+        entries = self.importance.entries.values()
+        return FEWEST_TOKENS * min(block_widths(len(entry.sums))[0] for entry in entries)
+
+    @property
+    def suffices(self) -> bool:
+        """Whether the text was long enough for any matrix."""
+        return self.n_tokens >= self.fewest_tokens
+
+    def gap(self, tensor: PlannedTensor) -> str:
+        """Why a tensor is not compensated; empty if it is."""
+        name, n_columns = tensor.rule.target, tensor.rule.shape[-1]
+        layer = self._layers.get(name)
+        if layer is None:
+            return "no statistics"
+        if name.startswith("token_embd"):
+            return "rows that are looked up"
+        if not can_compensate(tensor.type):
+            return f"{tensor.type.name} has no compensated form"
+        width = block_widths(n_columns)[0]
+        if layer.n_rows < FEWEST_TOKENS * width:
+            return f"{layer.n_rows} tokens for {width} columns"
+        return ""
+
+    def feedback(self, tensor: PlannedTensor, n_threads: int) -> Feedback | None:
+        """What to compensate a tensor with; None: weigh it by its importance instead.
+
+        Raises:
+            FileFormatError: its file is damaged.
+        """
+        if self.gap(tensor):
+            return None
+        name = tensor.rule.target
+        layer = self._layers[name]
+        leader = layer.leaders[name]
+        if self._last[0] != leader:
+            self._last = ("", None)  # freed before the next is made
+            found = make_feedback(layer.moments(name).blocks, n_threads=n_threads)
+            if found is None:
+                self.troubles[
+                    f"gptq: {leader}: its statistics have no factor; weighted instead"
+                ] = None
+            elif found.damping > DAMPING:
+                text = (
+                    f"gptq: {leader}: needed a damping of {found.damping:g} (usually {DAMPING:g})"
+                )
+                self.troubles[text] = None
+            self._last = (leader, found)
+        return self._last[1]
+
+    def notes(self, plan: ConversionPlan) -> tuple[str, ...]:
+        """Which quantized matrices are not compensated, and why: a line per reason."""
+        reasons: dict[str, list[str]] = {}
+        for tensor in plan.tensors:
+            quantized = tensor.type.quantized and len(tensor.rule.shape) == 2
+            if quantized and (reason := self.gap(tensor)):
+                reasons.setdefault(reason, []).append(tensor.rule.target)
+        return tuple(
+            f"gptq: {reason}: {len(names)} {'matrix' if len(names) == 1 else 'matrices'}, such as "
+            f"{names[0]}, weighted by importance instead"
+            for reason, names in reasons.items()
+        )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the statistics are of, in hexadecimal digits."""
+        return hashlib.sha256(f"{self.origin}".encode()).hexdigest()
+
+
+def read_statistics(folder: Path) -> Statistics:
+    """Open a folder of statistics.
+
+    Raises:
+        FileFormatError: there is none, a file is damaged, or the files are of different runs.
+    """
+    paths = statistics_files(folder)
+    if not paths or len(paths) > _MOST_FILES:
+        raise FileFormatError(
+            f"--statistics {folder}: no statistics there; --calibrate TEXT collects them"
+        )
+    layers: dict[str, _Layer] = {}
+    entries: dict[str, ColumnSums] = {}
+    origins = set()
+    for path in paths:
+        layer = read_layer(path)
+        origins.add(layer.origin)
+        for name, leader in layer.leaders.items():
+            layers[name] = layer
+            if leader in entries:
+                entries[name] = entries[leader]
+                continue
+            diagonal = layer.moments(name).diagonal
+            if not (np.isfinite(diagonal) & (diagonal >= 0)).all():
+                raise FileFormatError(f"{path}: the second moments of {leader} are damaged")
+            entries[name] = entries[leader] = ColumnSums(diagonal, layer.n_rows)
+    if len(origins) > 1:
+        raise FileFormatError(
+            f"--statistics {folder}: its files are of different runs; collect them again"
+        )
+    (origin,) = origins
+    matrix = ImportanceMatrix(
+        entries, (origin.dataset,), origin.chunk_count, origin.chunk_size, origin.rotation
+    )
+    return Statistics(folder, origin, matrix, layers)
+
+
+def is_compensated(kind: str) -> bool:
+    """Whether most matrices of a ``--type`` can be written with compensation."""
+    return can_compensate(ggml_type_named(recipe_named(kind).base))
+
+
+def refuse_idle_statistics(option: str, kind: str) -> None:
+    """Refuse compensation of a type that has none.
+
+    Raises:
+        UnsupportedError: it would have no effect.
+    """
+    if not is_compensated(kind):
+        raise UnsupportedError(
+            f"{option} has no effect with --type {kind}: its matrices are not compensated; choose "
+            "q3_k_m, q4_0, iq4_nl, q4_k_m, q5_k_m, q6_k or q8_0"
+        )

@@ -1,0 +1,148 @@
+"""Collect the second moments of what enters the weight matrices while decoding.
+
+They are the sums of x x^T over all inputs x of a matrix, in diagonal blocks of its columns, where
+:mod:`.activations` has the diagonal alone. The callback is C++ (compensation/moments.cpp).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from .abi import Status, inferos_moment_sums
+from .errors import EvaluateError
+from .library import load_library
+from .owner import Owner
+
+# columns whose errors may make up for each other: more cost the cube of their number, and need as
+# many more tokens before the sums say anything about them
+_WIDEST_BLOCK = 2048
+# every type's blocks divide it
+_STEP = 256
+
+_COMPLAINTS = {
+    Status.BAD_SHAPE: "{name}: the width of its input is not that of the matrix",
+    Status.NO_MEMORY: "not enough memory for the second moments of the activations; a smaller "
+    "--memory collects fewer layers at a time",
+    Status.NOT_FINITE: "{name}: an activation is NaN or infinite; the weights are damaged, or too "
+    "large for F16",
+}
+
+
+def block_widths(n_columns: int) -> tuple[int, ...]:
+    """The widths of the diagonal blocks of a matrix: as few as possible, alike but for the last."""
+    n_blocks = -(-n_columns // _WIDEST_BLOCK)
+    width = n_columns if n_blocks == 1 else -(-n_columns // (n_blocks * _STEP)) * _STEP
+    last = n_columns - width * (n_blocks - 1)
+    return (width,) * (n_blocks - 1) + (last,)
+
+
+def moment_bytes(n_columns: int) -> int:
+    """Bytes of the second moments of a matrix's inputs."""
+    return 4 * sum(width**2 for width in block_widths(n_columns))
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """What entered a matrix: ``blocks`` of (width, width), symmetric, summed over ``n_rows``.
+
+    ``leader`` names the first matrix of those that have this input.
+    """
+
+    leader: str
+    blocks: tuple[NDArray[np.float32], ...]
+    n_rows: int
+
+    @property
+    def diagonal(self) -> NDArray[np.float32]:
+        """(n_columns,) sums of squares."""
+        return np.concatenate([np.diagonal(block) for block in self.blocks])
+
+
+class MomentCollector(Owner):
+    """Sums for one context at a time, over all it decodes. A context manager.
+
+    Give it to :class:`~.context.Context` as its observer and close it after that context.
+
+    Args:
+        matrices: names of weight matrices, and their columns.
+        n_threads: threads that sum, between two steps of the graph.
+    """
+
+    def __init__(self, matrices: Mapping[str, int], n_threads: int) -> None:
+        self._library = load_library()
+        self._pointer: int | None = self._library.inferos_moments_create(n_threads)
+        if not self._pointer:
+            raise EvaluateError(_COMPLAINTS[Status.NO_MEMORY])
+        self._widths = {name: block_widths(n) for name, n in matrices.items()}
+        for name, n_columns in matrices.items():
+            status = self._library.inferos_moments_want(
+                self._pointer, name.encode(), n_columns, self._widths[name][0]
+            )
+            if status != Status.OK:
+                self.close()
+                raise EvaluateError(_COMPLAINTS[Status(status)].format(name=name))
+
+    @property
+    def callback(self) -> Any:
+        """The ``ggml_backend_sched_eval_callback``."""
+        function = self._library.inferos_moments_observe
+        return ctypes.cast(function, llama_cpp.ggml_backend_sched_eval_callback)
+
+    @property
+    def user_data(self) -> int:
+        """The collector's address."""
+        if self._pointer is None:
+            raise EvaluateError("the collector is closed")
+        return self._pointer
+
+    def check(self) -> None:
+        """Raise what went wrong in a decode.
+
+        Raises:
+            EvaluateError: values that are not finite, or no memory; nothing more is summed.
+        """
+        status = self._library.inferos_moments_status(self.user_data)
+        if status != 0:
+            name = self._library.inferos_moments_culprit(self.user_data).decode()
+            raise EvaluateError(_COMPLAINTS.get(status, f"status {status}").format(name=name))
+
+    def leaders(self) -> dict[str, str]:
+        """Of every matrix that a graph had, the one whose sums it shares (itself, if none)."""
+        found = {name: self._sums(name) for name in self._widths}
+        return {name: sums.leader.decode() for name, sums in found.items() if sums is not None}
+
+    def moments(self, name: str) -> Moments:
+        """A copy of one matrix's sums so far.
+
+        Raises:
+            EvaluateError: see :meth:`check`; or no graph had the matrix.
+        """
+        self.check()
+        sums = self._sums(name)
+        if sums is None:
+            raise EvaluateError(f"{name}: no graph multiplies by it")
+        values = np.ctypeslib.as_array(sums.blocks, (sums.n_values,))
+        blocks, at = [], 0
+        for width in self._widths[name]:
+            upper = np.triu(values[at : at + width * width].reshape(width, width))
+            blocks.append(upper + np.triu(upper, 1).T)
+            at += width * width
+        return Moments(sums.leader.decode(), tuple(blocks), int(sums.n_rows))
+
+    def _sums(self, name: str) -> inferos_moment_sums | None:
+        sums = inferos_moment_sums()
+        status = self._library.inferos_moments_of(self.user_data, name.encode(), ctypes.byref(sums))
+        return sums if status == Status.OK else None
+
+    def close(self) -> None:
+        """Free the sums."""
+        if self._pointer is not None:
+            self._library.inferos_moments_destroy(self._pointer)
+            self._pointer = None
