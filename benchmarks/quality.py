@@ -25,6 +25,8 @@ text, against its own weights as F32 with an F16 cache. Each window has {window}
 the second half is scored. KL divergence is in nats per token: the mean, and the value that 99 of
 100 tokens stay below. *Same top* is the share of tokens whose likeliest token is the reference's.
 
+What `--calibrate` gains at each type is in [gptq.md](gptq.md).
+
 Run with infer-os {version}, {llama}, {threads} threads.
 """
 

@@ -193,7 +193,7 @@ per weight, the KV caches, and the command that measures them;
 - `q4_0` computes fastest and is the default; `q8_0` is nearly identical to the original.
 - `q4_k_m` and `q5_k_m` lose less than `q4_0` and `q5_0`, for a little more memory.
 - `auto` takes the finest type that fits in this machine's memory.
-- `--calibrate TEXT` lowers the loss of the small types ([convert.md](convert.md)).
+- `--calibrate TEXT` halves the loss of most types ([gptq.md](gptq.md)).
 """
 
 
