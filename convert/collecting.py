@@ -22,6 +22,7 @@ from infer_os.native.scoring import Subject, WindowSettings
 
 from .calibrate import decode_observed, open_windows
 from .errors import FileFormatError, OutputError, SourceError
+from .gguf_writer import check_output
 from .statistics import (
     Origin,
     Statistics,
@@ -85,6 +86,8 @@ def collect_statistics(
             for layer, matrices in layers.items()
             if not _is_there(layer_path(folder, layer), origin)
         }
+        n_bytes = sum(_moment_bytes(matrices) for matrices in missing.values())
+        check_output(folder / "statistics", n_bytes, force=True)
         groups = list(_groups(missing, memory))
         for number, group in enumerate(groups):
             whole = _share(progress, number, len(groups))
@@ -118,9 +121,7 @@ def _groups(
     group: dict[str, Mapping[str, int]] = {}
     used = 0
     for layer, matrices in layers.items():
-        shared = [name for name in matrices if any(part in name for part in _SAME_INPUT)]
-        own = [n for name, n in matrices.items() if name not in shared[1:]]
-        n_bytes = sum(moment_bytes(n) for n in own)
+        n_bytes = _moment_bytes(matrices)
         if group and used + n_bytes > memory:
             yield group
             group, used = {}, 0
@@ -128,6 +129,13 @@ def _groups(
         used += n_bytes
     if group:
         yield group
+
+
+def _moment_bytes(matrices: Mapping[str, int]) -> int:
+    """Bytes of the sums of a layer, at most: the graph may share more of them."""
+    shared = [name for name in matrices if any(part in name for part in _SAME_INPUT)]
+    own = [n for name, n in matrices.items() if name not in shared[1:]]
+    return sum(moment_bytes(n) for n in own)
 
 
 def _collect_group(

@@ -2,8 +2,9 @@
 
 In and out: a folder with a GGUF file per layer, named after it. The ``general.type`` of each is
 ``inferos.moments``; the tensor ``LEADER.K`` is diagonal block K of the inputs of the matrix LEADER,
-and two arrays of names say which matrices have whose inputs. What comes out of it is an importance
-matrix and, per matrix, the feedback that a compensated quantization needs.
+``LEADER.sums`` the diagonal, which is all that is read until a matrix is quantized, and two arrays
+of names say which matrices have whose inputs. What comes out of it is an importance matrix and,
+per matrix, the feedback that a compensated quantization needs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from infer_os.models.network import Role
 from infer_os.models.rotation import ROTATION, ROTATION_KEY
 from infer_os.native.compensation import DAMPING, Feedback, can_compensate, make_feedback
 from infer_os.native.errors import GgufError
@@ -40,7 +42,7 @@ _KIND = "inferos.moments"
 _FINGERPRINT, _MATRICES, _LEADERS = f"{_KIND}.fingerprint", f"{_KIND}.matrices", f"{_KIND}.leaders"
 _ROWS, _CHUNKS, _CHUNK_SIZE = f"{_KIND}.rows", f"{_KIND}.chunk_count", f"{_KIND}.chunk_size"
 _DATASET = f"{_KIND}.dataset"
-_SUFFIX = ".moments.gguf"
+_SUFFIX, _SUMS = ".moments.gguf", ".sums"
 # a folder of a few hundred layers; more is not one of ours
 _MOST_FILES = 1 << 12
 # of a layer: a handful
@@ -99,6 +101,7 @@ def write_layer(
         writer.add_array(_MATRICES, list(leaders))
         writer.add_array(_LEADERS, list(leaders.values()))
         for name, found in moments.items():
+            writer.add_tensor(name + _SUMS, found.diagonal)
             for number, block in enumerate(found.blocks):
                 writer.add_tensor(f"{name}.{number}", np.ascontiguousarray(block, np.float32))
         try:
@@ -117,6 +120,21 @@ class _Layer:
     origin: Origin
     leaders: Mapping[str, str]
     n_rows: int
+
+    def sums(self, name: str) -> ColumnSums:
+        """The diagonal, of one of its matrices."""
+        leader, path = self.leaders[name], self.header.path
+        found = [t for t in self.header.tensors if t.name == leader + _SUMS]
+        if len(found) != 1 or found[0].type.name != "f32":
+            raise FileFormatError(f"{path}: the sums of {leader} are missing")
+        with WatchedFile(path) as watch:
+            values = np.array(tensor_array(self.header, found[0]), np.float32).reshape(-1)
+            if complaint := watch.complaint():
+                raise FileFormatError(complaint)
+        # written so that NaN fails too
+        if not (np.isfinite(values) & (values >= 0)).all():
+            raise FileFormatError(f"{path}: the sums of {leader} are damaged")
+        return ColumnSums(values, self.n_rows)
 
     def moments(self, name: str) -> Moments:
         """Of one of its matrices."""
@@ -205,8 +223,8 @@ class Statistics:
         layer = self._layers.get(name)
         if layer is None:
             return "no statistics"
-        if name.startswith("token_embd"):
-            return "rows that are looked up"
+        if tensor.rule.role is Role.TOKEN_EMBEDDING:
+            return "rows that are looked up as well"
         if not can_compensate(tensor.type):
             return f"{tensor.type.name} has no compensated form"
         width = block_widths(n_columns)[0]
@@ -244,9 +262,12 @@ class Statistics:
         """Which quantized matrices are not compensated, and why: a line per reason."""
         reasons: dict[str, list[str]] = {}
         for tensor in plan.tensors:
+            name = tensor.rule.target
+            # rows that are only looked up have no inputs
+            is_multiplied = name in self._layers or tensor.rule.role is not Role.TOKEN_EMBEDDING
             quantized = tensor.type.quantized and len(tensor.rule.shape) == 2
-            if quantized and (reason := self.gap(tensor)):
-                reasons.setdefault(reason, []).append(tensor.rule.target)
+            if quantized and is_multiplied and (reason := self.gap(tensor)):
+                reasons.setdefault(reason, []).append(name)
         return tuple(
             f"gptq: {reason}: {len(names)} {'matrix' if len(names) == 1 else 'matrices'}, such as "
             f"{names[0]}, weighted by importance instead"
@@ -278,13 +299,7 @@ def read_statistics(folder: Path) -> Statistics:
         origins.add(layer.origin)
         for name, leader in layer.leaders.items():
             layers[name] = layer
-            if leader in entries:
-                entries[name] = entries[leader]
-                continue
-            diagonal = layer.moments(name).diagonal
-            if not (np.isfinite(diagonal) & (diagonal >= 0)).all():
-                raise FileFormatError(f"{path}: the second moments of {leader} are damaged")
-            entries[name] = entries[leader] = ColumnSums(diagonal, layer.n_rows)
+            entries[name] = entries[leader] if leader in entries else layer.sums(name)
     if len(origins) > 1:
         raise FileFormatError(
             f"--statistics {folder}: its files are of different runs; collect them again"
