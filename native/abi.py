@@ -25,7 +25,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 #: The start of the SHA-256 of the header that this file was written for.
-HEADER_HASH: Final = "6db50a6cc1cf132c"
+HEADER_HASH: Final = "424f2737048c8d61"
 
 
 class Status(IntEnum):
@@ -248,6 +248,9 @@ FUNCTIONS: Final[dict[str, _Types]] = {
     "inferos_kernels_start": (c_char_p, ()),
     "inferos_kernels_name": (c_char_p, ()),
     "inferos_kernels_takes": (c_int32, (c_int32,)),
+    "inferos_has_amx": (c_int32, ()),
+    "inferos_kernels_try": (c_int32, (c_char_p,)),
+    "inferos_kernels_choose": (c_int32, (c_char_p,)),
     "inferos_kernels_switch": (None, (c_int32,)),
     "inferos_kernels_windows": (c_int32, (c_int32, POINTER(c_int32))),
     "inferos_kernels_left_out": (c_double, ()),

@@ -1,5 +1,9 @@
 #include "cpu_features.h"
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
 #elif defined(__aarch64__) && defined(__linux__)
@@ -43,6 +47,9 @@ CpuFeatures read_features() {
     found.avx512bw   = zmm && bit(b, 30);
     found.avx512vl   = zmm && bit(b, 31);
     found.avx512vnni = zmm && bit(c, 11);
+    const bool tiles = (low & 0x60000) == 0x60000;
+    found.amx_tile   = tiles && bit(d, 24);
+    found.amx_int8   = tiles && bit(d, 25);
     unsigned eax     = 0;
     if (a >= 1 && __get_cpuid_count(7, 1, &eax, &b, &c, &d) != 0) {
         found.avxvnni = ymm && bit(eax, 4);
@@ -80,6 +87,16 @@ CpuFeatures read_features() {
 const CpuFeatures & cpu_features() {
     static const CpuFeatures found = read_features();
     return found;
+}
+
+// Linux: Documentation/arch/x86/xstate.rst; 18 is the tiles' data.
+bool ask_for_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+    constexpr long kAskForState = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
+#else
+    return false;
+#endif
 }
 
 }  // namespace inferos

@@ -16,11 +16,17 @@ struct CpuFeatures {
     bool avx512dq   = false;
     bool avx512vl   = false;
     bool avx512vnni = false;
+    bool amx_tile   = false;
+    bool amx_int8   = false;
     // arm64: products of bytes, FEAT_DotProd
     bool dot_products = false;
 };
 
 // Read once.
 const CpuFeatures & cpu_features();
+
+// Asks the system to keep this process's AMX tiles, 8 KiB of each thread that uses them. Without it,
+// the first instruction ends the process. False: it does not.
+bool ask_for_tiles();
 
 }  // namespace inferos

@@ -294,6 +294,17 @@ INFEROS_API const char * inferos_kernels_start(void);
 INFEROS_API const char * inferos_kernels_name(void);
 INFEROS_API int32_t inferos_kernels_takes(int32_t type);
 
+// Whether this CPU has AMX's products of bytes.
+INFEROS_API int32_t inferos_has_amx(void);
+
+// Multiplies weights of every type that a variant takes, and compares the products with those of the
+// portable path. INFEROS_OK, INFEROS_NO_KERNEL if there is no such variant here, or another status if
+// one is wrong; where its instructions cannot run, the process ends.
+INFEROS_API int32_t inferos_kernels_try(const char * variant);
+
+// Uses a variant from now on. INFEROS_NO_KERNEL: it does not run here.
+INFEROS_API int32_t inferos_kernels_choose(const char * variant);
+
 // Contexts that this thread creates from now on leave everything to llama.cpp (0), use the kernels
 // (1), use them and compute products of other weights with a few columns as those with one (2), or
 // compute every node with them, for models that have only weights which they take (3; 4: whose GELU

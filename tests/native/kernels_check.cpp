@@ -387,9 +387,9 @@ void check_attendance() {
 }  // namespace
 
 int main(int argc, char ** argv) {
-    const Variant * variants[4] = {};
+    const Variant * variants[6] = {};
     int             n           = 0;
-    for (const char * name : {"avx2", "avxvnni", "avx512vnni", "neon"}) {
+    for (const char * name : {"avx2", "avxvnni", "avx512vnni", "amx-emulated", "neon"}) {
         if (const Variant * variant = variant_named(name)) {
             variants[n++] = variant;
         }
@@ -407,7 +407,7 @@ int main(int argc, char ** argv) {
         const Variant & variant = *variants[i];
         for (int32_t t = 0; t < variant.n_types; t++) {
             const WeightType & type = variant.types[t];
-            for (const int64_t n_columns : {1, 2, 5, 8, 9, 19, 70}) {
+            for (const int64_t n_columns : {1, 2, 5, 8, 9, 16, 19, 70}) {
                 for (const int64_t n_rows : {16, 17, 37, 130}) {
                     check_product(variant, type, n_rows, 256, n_columns, n_rows == 37);
                 }

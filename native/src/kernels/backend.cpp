@@ -416,6 +416,19 @@ INFEROS_API int32_t inferos_kernels_takes(int32_t type) {
                                   inferos::kernels::find_float_type(*variant, type) != nullptr);
 }
 
+INFEROS_API int32_t inferos_has_amx(void) {
+    return inferos::kernels::has_amx();
+}
+
+INFEROS_API int32_t inferos_kernels_choose(const char * name) {
+    const auto * variant = inferos::kernels::variant_named(name);
+    if (variant == nullptr) {
+        return INFEROS_NO_KERNEL;
+    }
+    inferos::kernels::choose_variant(*variant);
+    return INFEROS_OK;
+}
+
 INFEROS_API void inferos_kernels_switch(int32_t use) {
     inferos::kernels::use_of_new = static_cast<inferos::kernels::Use>(use);
 }

@@ -79,6 +79,9 @@ struct Avx512 {
     static Int xor_bytes(Int v, uint8_t mask) {
         return _mm512_xor_si512(v, _mm512_set1_epi8(static_cast<char>(mask)));
     }
+    static Int sub_bytes(Int v, uint8_t n) {
+        return _mm512_sub_epi8(v, _mm512_set1_epi8(static_cast<char>(n)));
+    }
     // table[byte] for bytes below 16
     static Int look_up(const int8_t * table, Int bytes) {
         const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i *>(table));

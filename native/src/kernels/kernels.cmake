@@ -17,14 +17,24 @@ set(KERNEL_SOURCES
 set(AVX2_FLAGS -mavx2 -mfma -mf16c -ffp-contract=off)
 set(VNNI_FLAGS -mavx512f -mavx512bw -mavx512vl -mavx512vnni -mprefer-vector-width=512)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  set(AVX512_SOURCES
+    ${KERNELS}/variant_avx512vnni.cpp ${KERNELS}/variant_amx.cpp
+    ${KERNELS}/variant_amx_emulated.cpp)
   list(APPEND KERNEL_SOURCES
-    ${KERNELS}/variant_avx2.cpp ${KERNELS}/variant_avxvnni.cpp ${KERNELS}/variant_avx512vnni.cpp)
+    ${KERNELS}/variant_avx2.cpp ${KERNELS}/variant_avxvnni.cpp ${AVX512_SOURCES})
   set_source_files_properties(${KERNELS}/variant_avx2.cpp
     PROPERTIES COMPILE_OPTIONS "${AVX2_FLAGS}")
   set_source_files_properties(${KERNELS}/variant_avxvnni.cpp
     PROPERTIES COMPILE_OPTIONS "${AVX2_FLAGS};-mavxvnni")
-  set_source_files_properties(${KERNELS}/variant_avx512vnni.cpp
+  set_source_files_properties(${AVX512_SOURCES}
     PROPERTIES COMPILE_OPTIONS "${AVX2_FLAGS};${VNNI_FLAGS}")
+  include(CheckCXXSourceCompiles)
+  check_cxx_source_compiles(
+    "int main() { __asm__ volatile(\"tdpbssd %tmm2, %tmm1, %tmm0\"); }" INFEROS_ASSEMBLES_AMX)
+  if(INFEROS_ASSEMBLES_AMX)
+    set_source_files_properties(${KERNELS}/variant_amx.cpp
+      PROPERTIES COMPILE_DEFINITIONS INFEROS_ASSEMBLES_AMX)
+  endif()
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64|ARM64" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
   list(APPEND KERNEL_SOURCES ${KERNELS}/variant_neon.cpp)
   set_source_files_properties(${KERNELS}/variant_neon.cpp

@@ -20,6 +20,7 @@ namespace inferos::kernels {
 
 constexpr size_t kLine        = 64;  // bytes of a cache line
 constexpr int    kTile        = 8;
+constexpr int    kWideTile    = 16;  // columns of a tile for matrix instructions, at most
 constexpr int    kBlock       = 32;
 constexpr size_t kColumnBytes = 48;            // of a column's share of a tile, per block
 constexpr int    kMostRows    = 16;            // of a panel, in any instruction set
@@ -48,6 +49,17 @@ struct Fetch {
     int32_t         line;     // the next of this row
     int64_t         left;
     int64_t         per_block;
+
+    // While n_blocks are computed.
+    [[gnu::always_inline]] void run(int64_t n_blocks) {
+        for (int64_t j = 0; j < n_blocks * per_block && left > 0; j++, left--) {
+            fetch_line(row + kLine * static_cast<size_t>(line));
+            if (++line == n_lines) {
+                line = 0;
+                row += row_stride;
+            }
+        }
+    }
 };
 
 // One tile against an unpacked panel; adds to out unless it is the first part of the row.
@@ -65,6 +77,10 @@ struct WeightType {
     UnpackKernel unpack;
     ManyKernel   many[kTile];
     size_t       unpacked_bytes;  // per block of a panel
+    // The same with instructions for matrices, for tiles of kTile to kWideTile columns; null where
+    // there are none. Their weights are unpacked signed.
+    UnpackKernel unpack_signed;
+    ManyKernel   many_wide[kWideTile - kTile + 1];  // [width - kTile]
 };
 
 // Neighbouring rows of n float weights, a multiple of 16, against neighbouring columns:
@@ -165,6 +181,8 @@ struct Variant {
     RowKernels         rows_of_floats;
     Probe              multiply;  // products of bytes alone, from registers
     Probe              blocks;    // a block against a full tile, scales included, from the cache
+    // Called by a thread after a product with wide tiles; null where there are none.
+    void (*leave_tiles)();
 };
 
 // Each is compiled for its own kind of processor. Whether the CPU can run it is asked in
@@ -172,12 +190,18 @@ struct Variant {
 const Variant * variant_avx2();
 const Variant * variant_avxvnni();
 const Variant * variant_avx512vnni();
+const Variant * variant_amx();           // null: this compiler does not know the instructions
+const Variant * variant_amx_emulated();  // the same on any CPU with AVX-512 VNNI: for tests
 const Variant * variant_neon();
 
-// The best variant that this CPU runs; null: none.
+// The variant in use: the best that this CPU is known to run, unless another has been chosen; null:
+// none. AMX must be chosen, since it is first tried in another process.
 const Variant * best_variant();
-// By name, if this CPU runs it.
+void choose_variant(const Variant & variant);
+// By name, if this CPU runs it. For AMX the system is asked first.
 const Variant * variant_named(const char * name);
+// This CPU and its system have AMX for bytes, and the compiler knew it.
+bool has_amx();
 const WeightType * find_type(const Variant & variant, int32_t type);
 const FloatType * find_float_type(const Variant & variant, int32_t type);
 

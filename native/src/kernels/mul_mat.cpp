@@ -12,6 +12,9 @@ constexpr int64_t kGroup = 4;   // panels that are unpacked together, at most
 constexpr int64_t kShare = 8;   // groups for each thread at least, so that all end together
 constexpr int64_t kPiece = 64;  // blocks that are quantized at once, at least: half a microsecond
 constexpr int64_t kDepth = 64;  // blocks of a row that are unpacked at once
+// A tile of twice the columns fills the first cache with half the depth.
+constexpr int64_t kWideGroup = 2 * kGroup, kWideDepth = kDepth / 2;
+constexpr int64_t kWideFrom = kWideTile;  // columns: with fewer, the tiles' rows are half empty
 
 void quantize_piece(const ProductPlan & plan, int64_t piece) {
     const int64_t t     = piece / plan.parts_of_tile;
@@ -115,8 +118,8 @@ void run_group(const ProductPlan & plan, Group group, Group next, uint8_t * unpa
             return unpacked + static_cast<size_t>(i - group.first) * panel_bytes;
         };
         for (int64_t i = group.first; i < group.end; i++) {
-            plan.type.unpack(plan.panel(i) + u * plan.type.unit_bytes, job.row_stride, n_units,
-                             part(i));
+            const auto unpack = plan.is_wide ? plan.type.unpack_signed : plan.type.unpack;
+            unpack(plan.panel(i) + u * plan.type.unit_bytes, job.row_stride, n_units, part(i));
         }
         const int64_t n_blocks = n_units * per_unit;
         const int64_t n_steps  = n_blocks * plan.tiles.count * (group.end - group.first);
@@ -127,7 +130,9 @@ void run_group(const ProductPlan & plan, Group group, Group next, uint8_t * unpa
             fetch = fetch_part(plan, next, 0, n_steps);
         }
         for (int64_t t = 0; t < plan.tiles.count; t++) {
-            const int32_t   width  = plan.tiles.width(t);
+            const int32_t width = plan.tiles.width(t);
+            const auto    kernel =
+                plan.is_wide ? plan.type.many_wide[width - kTile] : plan.type.many[width - 1];
             const int64_t   column = plan.tiles.first(t);
             const uint8_t * tile =
                 plan.tile(t) + static_cast<size_t>(u * per_unit * width) * kColumnBytes;
@@ -136,8 +141,8 @@ void run_group(const ProductPlan & plan, Group group, Group next, uint8_t * unpa
                 float *    out     = partial ? tails + column * kMostRows
                                              : job.out + plan.first_row(i) +
                                                    static_cast<size_t>(column) * job.out_stride;
-                plan.type.many[width - 1](part(i), n_blocks, tile, out,
-                                          partial ? kMostRows : job.out_stride, u == 0, &fetch);
+                kernel(part(i), n_blocks, tile, out, partial ? kMostRows : job.out_stride, u == 0,
+                       &fetch);
             }
         }
     }
@@ -161,17 +166,24 @@ void run_many(const ProductPlan & plan, Pieces & groups, const Member & me, uint
         run_group(plan, group, more ? next : Group{}, unpacked, tails);
         groups.finish(me, 1);
     }
+    if (plan.is_wide) {
+        plan.variant.leave_tiles();
+    }
 }
 
 }  // namespace
 
 ProductPlan::ProductPlan(const Variant & its_variant, const WeightType & its_type,
                          const MulMat & its_job, int n_members)
-    : variant(its_variant), type(its_type), job(its_job), tiles(job.n_columns),
-      n_blocks(job.n_per_row / kBlock), n_units(job.n_per_row / type.unit_values),
+    : variant(its_variant), type(its_type), job(its_job),
+      is_wide(type.unpack_signed != nullptr && job.n_columns >= kWideFrom),
+      tiles(job.n_columns, is_wide ? kWideTile : kTile), n_blocks(job.n_per_row / kBlock),
+      n_units(job.n_per_row / type.unit_values),
       n_panels((job.n_rows + variant.rows - 1) / variant.rows),
-      part_units(std::min(n_units, kDepth * kBlock / type.unit_values)),
-      group(is_few() ? 1 : std::clamp<int64_t>(n_panels / (kShare * n_members), 1, kGroup)),
+      part_units(std::min(n_units, (is_wide ? kWideDepth : kDepth) * kBlock / type.unit_values)),
+      group(is_few() ? 1
+                     : std::clamp<int64_t>(n_panels / (kShare * n_members), 1,
+                                           is_wide ? kWideGroup : kGroup)),
       parts_of_tile(tiles.count >= 4 * n_members
                         ? 1
                         : std::clamp<int64_t>(n_blocks * tiles.width(0) / kPiece, 1,

@@ -19,14 +19,18 @@ struct MulMat {
     int64_t         n_columns;
 };
 
-// The columns of tile i when n columns are split evenly into tiles.
+// The columns of tile i when n columns are split evenly into tiles of at most `widest`, the wider
+// ones first.
 struct Tiles {
     int64_t n_columns;
     int64_t count;
 
-    explicit Tiles(int64_t n) : n_columns(n), count((n + kTile - 1) / kTile) {}
+    Tiles(int64_t n, int64_t widest) : n_columns(n), count((n + widest - 1) / widest) {}
 
-    int64_t first(int64_t i) const { return i * n_columns / count; }
+    int64_t first(int64_t i) const {
+        const int64_t wider = n_columns % count;
+        return i * (n_columns / count) + (i < wider ? i : wider);
+    }
     int32_t width(int64_t i) const { return static_cast<int32_t>(first(i + 1) - first(i)); }
 };
 
@@ -35,6 +39,7 @@ struct ProductPlan {
     const Variant &    variant;
     const WeightType & type;
     MulMat             job;
+    bool               is_wide;  // by instructions for matrices
     Tiles              tiles;
     int64_t            n_blocks;
     int64_t            n_units;
@@ -53,7 +58,7 @@ struct ProductPlan {
     ProductPlan(const Variant & variant, const WeightType & type, const MulMat & job,
                 int n_members);
 
-    bool is_few() const { return tiles.count == 1; }
+    bool is_few() const { return job.n_columns <= kTile; }
     const uint8_t * panel(int64_t i) const {
         return job.weights + static_cast<size_t>(first_row(i)) * job.row_stride;
     }

@@ -111,12 +111,17 @@ void few(const uint8_t * panel, size_t row_stride, int64_t n_units, const uint8_
     }
 }
 
-template <class Isa, class W>
+// is_signed: quants as they are, rather than made unsigned by the type's offset
+template <class Isa, class W, bool is_signed = false>
 void unpack_panel(const uint8_t * panel, size_t row_stride, int64_t n_units, uint8_t * unpacked) {
     auto * out = reinterpret_cast<Unpacked<Isa> *>(unpacked);
     each_block<Isa, W, true>(panel, row_stride, n_units, [&](const Unpacked<Isa> & w) ALWAYS {
         for (int j = 0; j < 8; j++) {
-            Isa::store(&out->quants[j], w.quants[j]);
+            if constexpr (is_signed && needs_start<Isa, W>()) {
+                Isa::store(&out->quants[j], Isa::sub_bytes(w.quants[j], W::offset));
+            } else {
+                Isa::store(&out->quants[j], w.quants[j]);
+            }
         }
         Isa::store_floats(reinterpret_cast<float *>(&out->scale), w.scale);
         if constexpr (W::other != Other::none) {
@@ -136,13 +141,7 @@ void many(const uint8_t * unpacked, int64_t n_blocks, const uint8_t * tile, floa
     }
     Fetch next = *fetch;
     for (int64_t i = 0; i < n_blocks; i++) {
-        for (int64_t j = 0; j < next.per_block && next.left > 0; j++, next.left--) {
-            fetch_line(next.row + kLine * static_cast<size_t>(next.line));
-            if (++next.line == next.n_lines) {
-                next.line = 0;
-                next.row += next.row_stride;
-            }
-        }
+        next.run(1);
         add_block<Isa, W, C>(w[i], tile, sums);
         tile += C * kColumnBytes;
     }
@@ -165,6 +164,8 @@ template <class Isa, class W> constexpr WeightType weight_type() {
         {many<Isa, W, 1>, many<Isa, W, 2>, many<Isa, W, 3>, many<Isa, W, 4>, many<Isa, W, 5>,
          many<Isa, W, 6>, many<Isa, W, 7>, many<Isa, W, 8>},
         sizeof(Unpacked<Isa>),
+        nullptr,
+        {},
     };
 }
 

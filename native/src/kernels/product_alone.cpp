@@ -1,7 +1,11 @@
-// One product by a variant of one's choice, without a graph: for tests and benchmarks.
+// Products by a variant of one's choice, without a graph: for tests and benchmarks, and to find out
+// whether it runs.
 #include <cstring>
+#include <new>
+#include <vector>
 
 #include "float_product.h"
+#include "ggml.h"
 #include "inferos.h"
 #include "kernels.h"
 #include "mul_mat.h"
@@ -41,4 +45,60 @@ INFEROS_API int32_t inferos_kernels_mul_mat(const char *            variant_name
     }
     Scratch scratch;
     return mul_mat(*variant, *type, work, job->n_threads, scratch) ? INFEROS_OK : INFEROS_NO_MEMORY;
+}
+
+namespace inferos::kernels {
+namespace {
+
+// more than is unpacked at once, a panel that overlaps, and tiles of two widths
+constexpr int64_t kTriedPerRow = 2304, kTriedRows = 72, kTriedColumns = 35;
+constexpr int     kTriedThreads = 2;
+
+std::vector<float> some_values(int64_t n) {
+    std::vector<float> values(static_cast<size_t>(n));
+    uint32_t           seed = 1;
+    for (float & value : values) {
+        seed  = seed * 1664525u + 1013904223u;
+        value = static_cast<float>(seed >> 8) / static_cast<float>(1 << 23) - 1.0f;
+    }
+    return values;
+}
+
+bool is_right(const Variant & variant, const WeightType & type) {
+    const auto           kind   = static_cast<ggml_type>(type.type);
+    const auto           values = some_values(kTriedRows * kTriedPerRow);
+    const auto           x      = some_values(kTriedColumns * kTriedPerRow);
+    const size_t         row    = ggml_row_size(kind, kTriedPerRow);
+    std::vector<uint8_t> rows(row * kTriedRows);
+    std::vector<float>   wanted(kTriedRows * kTriedColumns), got(wanted.size());
+    ggml_quantize_chunk(kind, values.data(), rows.data(), 0, kTriedRows, kTriedPerRow, nullptr);
+    MulMat job = {rows.data(),  row,           kTriedRows, kTriedPerRow, x.data(),
+                  kTriedPerRow, wanted.data(), kTriedRows, kTriedColumns};
+    if (!mul_mat_portable(type.type, job)) {
+        return false;
+    }
+    job.out = got.data();
+    Scratch scratch;
+    return mul_mat(variant, type, job, kTriedThreads, scratch) && got == wanted;
+}
+
+}  // namespace
+}  // namespace inferos::kernels
+
+INFEROS_API int32_t inferos_kernels_try(const char * name) {
+    using namespace inferos::kernels;
+    const Variant * variant = variant_named(name);
+    if (variant == nullptr) {
+        return INFEROS_NO_KERNEL;
+    }
+    try {
+        for (int32_t i = 0; i < variant->n_types; i++) {
+            if (!is_right(*variant, variant->types[i])) {
+                return INFEROS_NOT_FINITE;
+            }
+        }
+    } catch (const std::bad_alloc &) {
+        return INFEROS_NO_MEMORY;
+    }
+    return INFEROS_OK;
 }

@@ -93,6 +93,7 @@ template <class Isa> const inferos::kernels::Variant * variant_table(const char 
         row_kernels<Isa>(),
         {multiply<Isa>, 4 * Isa::lanes * kChains},
         {multiply_blocks<Isa>, kBlock * Isa::lanes * kTile},
+        nullptr,
     };
     return &variant;
 }

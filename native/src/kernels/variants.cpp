@@ -1,4 +1,5 @@
 // Which of the compiled variants this CPU, and its operating system, can run.
+#include <atomic>
 #include <cstring>
 
 #include "cpu_features.h"
@@ -6,6 +7,8 @@
 
 namespace inferos::kernels {
 namespace {
+
+std::atomic<const Variant *> chosen{nullptr};
 
 #if defined(__x86_64__)
 
@@ -47,7 +50,25 @@ constexpr auto kNeeded   = "there are no kernels for this kind of CPU";
 
 }  // namespace
 
+#if defined(__x86_64__)
+
+bool has_amx() {
+    const CpuFeatures & has = cpu_features();
+    return has.amx_tile && has.amx_int8 && runnable(0) != nullptr && variant_amx() != nullptr;
+}
+
+#else
+
+bool has_amx() {
+    return false;
+}
+
+#endif
+
 const Variant * best_variant() {
+    if (const Variant * variant = chosen.load(std::memory_order_relaxed)) {
+        return variant;
+    }
     for (int i = 0; i < kVariants; i++) {
         if (const Variant * variant = runnable(i)) {
             return variant;
@@ -56,7 +77,20 @@ const Variant * best_variant() {
     return nullptr;
 }
 
+void choose_variant(const Variant & variant) {
+    chosen.store(&variant, std::memory_order_relaxed);
+}
+
 const Variant * variant_named(const char * name) {
+#if defined(__x86_64__)
+    if (std::strcmp(name, "amx") == 0) {
+        static const bool may = has_amx() && ask_for_tiles();  // of the process, once
+        return may ? variant_amx() : nullptr;
+    }
+    if (std::strcmp(name, "amx-emulated") == 0) {
+        return runnable(0) != nullptr ? variant_amx_emulated() : nullptr;
+    }
+#endif
     for (int i = 0; i < kVariants; i++) {
         const Variant * variant = runnable(i);
         if (variant != nullptr && std::strcmp(variant->name, name) == 0) {
