@@ -20,6 +20,7 @@ from infer_os.models.network import ERF_GELU, GELU_KEY
 from infer_os.models.windows import Windows
 
 from .abi import Status
+from .amx import NO_AMX, Amx, has_amx, use_amx
 from .attention_windows import read_windows
 from .cpu import repacked_types, used_features
 from .ggml_types import ggml_types
@@ -42,6 +43,7 @@ class KernelStatus:
 
     variant: str
     reason: str = ""
+    amx: Amx = NO_AMX
 
     @property
     def in_use(self) -> bool:
@@ -79,8 +81,9 @@ def start_kernels() -> KernelStatus:
         return KernelStatus("", complaint)
     reason = library.inferos_kernels_start().decode()
     if reason:
-        return KernelStatus("", reason)
-    return KernelStatus(library.inferos_kernels_name().decode())
+        return KernelStatus("", reason, Amx(has_amx(), "our kernels do not run"))
+    amx = use_amx()
+    return KernelStatus(library.inferos_kernels_name().decode(), amx=amx)
 
 
 def kernel_status(wanted: bool) -> KernelStatus:

@@ -26,6 +26,7 @@ import llama_cpp
 from infer_os.cache import cache_folder
 from infer_os.files import write_file
 
+from .abi import Status
 from .cpu import AMX, repacked_types, used_features
 from .library import load_library
 
@@ -36,7 +37,8 @@ _FAULTS = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.S
 _CHILD = """
 import ctypes, resource, sys
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-sys.exit(ctypes.CDLL(sys.argv[1]).inferos_try_layouts())
+_, library, function, *arguments = sys.argv
+sys.exit(getattr(ctypes.CDLL(library), function)(*(word.encode() for word in arguments)))
 """
 
 
@@ -95,16 +97,19 @@ def llama_layouts() -> Layouts:
     return choose_layouts(used_features(), lambda: known_trial(cache_folder(), run_trial))
 
 
-def run_trial(command: Sequence[str] = ()) -> Trial:
-    """Multiply in all layouts in a child process.
+def run_trial(
+    command: Sequence[str] = (), *, call: Sequence[str] = ("inferos_try_layouts",)
+) -> Trial:
+    """Multiply in all layouts, or by another function of our library, in a child process.
 
     Args:
         command: the child; by default this Python, which loads only our library.
+        call: the function, and the strings that it takes; it returns an ``inferos_status``.
     """
     if not command:
         if not sys.executable:
             return Trial("it cannot be tried here: there is no Python to start", lasting=False)
-        command = (sys.executable, "-I", "-S", "-c", _CHILD, load_library()._name)
+        command = (sys.executable, "-I", "-S", "-c", _CHILD, load_library()._name, *call)
     try:
         code = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -114,20 +119,34 @@ def run_trial(command: Sequence[str] = ()) -> Trial:
         return Trial(f"it could not be tried: {error}", lasting=False)
     if code == 0:
         return Trial("")
+    if code == Status.NO_KERNEL:
+        return Trial("the system does not allow it", lasting=False)
     if code < 0:
         name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
         return Trial(f"its code dies of {name} here", lasting=-code in _FAULTS)
     return Trial("its products are wrong here")
 
 
-def known_trial(folder: Path, run: Callable[[], Trial]) -> Trial:
+def known_trial(
+    folder: Path,
+    run: Callable[[], Trial],
+    *,
+    file: str = _FILE,
+    libraries: Sequence[Path] | None = None,
+) -> Trial:
     """The stored trial of this library on this machine; run and stored first if there is none.
 
     A folder that cannot be written only costs another trial.
+
+    Args:
+        folder: of the records.
+        run: the trial.
+        file: name of the record.
+        libraries: what is tried; by default those with llama.cpp's kernels.
     """
-    key = _fingerprint()
+    key = _fingerprint() if libraries is None else file_states(libraries)
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-        record = json.loads((folder / _FILE).read_text())
+        record = json.loads((folder / file).read_text())
         if record["library"] == key and isinstance(record["complaint"], str):
             return Trial(record["complaint"])
     trial = run()
@@ -135,15 +154,20 @@ def known_trial(folder: Path, run: Callable[[], Trial]) -> Trial:
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             record = {"library": key, "complaint": trial.complaint}
-            write_file(folder / _FILE, json.dumps(record).encode(), mode=0o600)
+            write_file(folder / file, json.dumps(record).encode(), mode=0o600)
     return trial
 
 
 def _fingerprint() -> list[str | int]:
     """What a trial is valid for: the machine, and the library with llama.cpp's kernels."""
     folder = Path(llama_cpp.llama_cpp._lib._name).resolve().parent
+    return file_states(sorted(folder.glob("libggml-cpu*")))
+
+
+def file_states(paths: Iterable[Path]) -> list[str | int]:
+    """The machine's name, and the path, size and time of change of every file."""
     found: list[str | int] = [platform.node()]
-    for path in sorted(folder.glob("libggml-cpu*")):
+    for path in paths:
         stat = path.stat()
         found += [str(path), stat.st_size, stat.st_mtime_ns]
     return found

@@ -135,6 +135,10 @@ def system_json(report: SystemReport) -> dict[str, Any]:
             "used": list(report.extensions.used), "unused": list(report.extensions.unused),
         },
         "kernels": kernels_json(report.kernels),
+        "amx": {
+            "present": report.kernels.amx.present, "in_use": report.kernels.amx.in_use,
+            "reason": report.kernels.amx.complaint or None,
+        },
         "whole_steps": sorted(report.own_types),
         "layouts": {
             "types": sorted(report.layouts.types), "reason": report.layouts.reason or None,
@@ -185,6 +189,7 @@ def show_system(report: SystemReport) -> None:
         ("llama.cpp uses", " ".join(report.extensions.used)),
         ("leaves unused", " ".join(report.extensions.unused) or "nothing that it knows"),
         ("own kernels", kernels_text(report.kernels)),
+        ("AMX int8 tiles", report.kernels.amx.text),
         ("whole steps", _whole_steps(report)),
         ("llama.cpp's layouts", _layouts(report)),
         (

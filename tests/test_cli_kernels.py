@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,9 +46,14 @@ def test_the_system_says_it_too() -> None:
     answer = json.loads(run("system", "--json").stdout)
     assert answer["kernels"]["in_use"] == start_kernels().in_use
     assert answer["kernels"]["variant"] == (start_kernels().variant or None)
+    amx = start_kernels().amx
+    assert answer["amx"] == {
+        "present": amx.present, "in_use": amx.in_use, "reason": amx.complaint or None,
+    }  # fmt: skip
     done = run("system")
     assert done.stderr == ""
     assert "own kernels" in done.stdout
+    assert re.search(rf"AMX int8 tiles +{re.escape(amx.text)}", done.stdout)
     if start_kernels().in_use:
         assert answer["whole_steps"] == sorted(taken_types(start_kernels()))
         assert "of models in bf16 f16 f32" in done.stdout

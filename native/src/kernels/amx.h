@@ -9,6 +9,7 @@
 //     template <int sum, int a, int b> void add_products()    of signed bytes, by rows of a
 #pragma once
 
+#include "isa_avx512.h"
 #include "panel.h"
 
 namespace {
@@ -17,6 +18,7 @@ using inferos::kernels::kWideTile;
 using inferos::kernels::ManyKernel;
 using inferos::kernels::UnpackKernel;
 using inferos::kernels::Variant;
+using inferos::kernels::variant_avx512vnni;
 
 // The operand of ldtilecfg (Intel's manual, volume 1, 18.3): one line.
 struct alignas(64) Shapes {
@@ -46,7 +48,7 @@ template <class Layer> thread_local InUse<Layer> in_use;
 
 // Sums are the matrices 0 to 3, columns 4 and 5, weights 6 and 7. Two of each, since the next block's
 // product is under way while one is scaled; split blocks have two products, with a pair for each half.
-template <class Layer> void shape_for(int width, bool is_split) {
+template <class Layer> [[gnu::noinline]] void shape_for(int width, bool is_split) {
     InUse<Layer> & now = in_use<Layer>;
     if (now.width == width && now.is_split == is_split) {
         return;
@@ -126,6 +128,7 @@ INLINE void add_scaled(const Unpacked<Isa> & w, const uint8_t * block, const Dot
 template <class Isa, class Layer, Other other, int C>
 void many_wide(const uint8_t * unpacked, int64_t n_blocks, const uint8_t * tile, float * out,
                size_t out_stride, bool first, Fetch * fetch) {
+    shape_for<Layer>(C, other == Other::split);
     using Even               = BlockProduct<Isa, Layer, other == Other::split, 0>;
     using Odd                = BlockProduct<Isa, Layer, other == Other::split, 1>;
     constexpr size_t n_block = C * kColumnBytes;
@@ -137,7 +140,6 @@ void many_wide(const uint8_t * unpacked, int64_t n_blocks, const uint8_t * tile,
     for (int c = 0; c < C; c++) {
         sums[c] = first ? Isa::zero() : Isa::load_floats(out + static_cast<size_t>(c) * out_stride);
     }
-    shape_for<Layer>(C, other == Other::split);
     Fetch next = *fetch;
     // the next block is multiplied while one is scaled
     Even::begin(*w, tile);
@@ -184,24 +186,25 @@ template <class Isa, class Layer, class W> WeightType widened(const Variant & na
     return type;
 }
 
-// A variant of the same instruction set with AMX for products of many columns.
-template <class Isa, class Layer, class... Types>
-const Variant * amx_variant(const char * name, const Variant & narrow) {
-    static const WeightType types[] = {widened<Isa, Layer, Types>(narrow)...};
-    static const Variant    variant = [&] {
+template <class Isa, class Layer, class List> struct WideTable;
+template <class Isa, class Layer, class... Types> struct WideTable<Isa, Layer, TypeList<Types...>> {
+    WeightType types[sizeof...(Types)];
+
+    explicit WideTable(const Variant & narrow) : types{widened<Isa, Layer, Types>(narrow)...} {}
+};
+
+// The variant for AVX-512 with AMX for products of many columns.
+template <class Layer> const Variant * amx_variant(const char * name) {
+    static const Variant &                             narrow = *variant_avx512vnni();
+    static const WideTable<Avx512, Layer, WeightTypes> wide(narrow);
+    static const Variant                               variant = [&] {
         Variant made     = narrow;
         made.name        = name;
-        made.types       = types;
-        made.n_types     = sizeof(types) / sizeof(types[0]);
+        made.types       = wide.types;
         made.leave_tiles = leave_tiles<Layer>;
         return made;
     }();
     return &variant;
-}
-
-template <class Layer> const Variant * amx_variant_on_avx512(const char * name) {
-    return amx_variant<Avx512, Layer, Q4_0, Q8_0, Q4_K, Q5_K, Q6_K, Q3_K, IQ4_NL, Q5_0, Q4_1, Q5_1>(
-        name, *inferos::kernels::variant_avx512vnni());
 }
 
 }  // namespace

@@ -65,12 +65,7 @@ template <class Isa> int32_t multiply_blocks(int64_t n_rounds) {
 }
 
 template <class Isa> const inferos::kernels::Variant * variant_table(const char * name) {
-    static constexpr WeightType types[] = {
-        weight_type<Isa, Q4_0>(),   weight_type<Isa, Q8_0>(), weight_type<Isa, Q4_K>(),
-        weight_type<Isa, Q5_K>(),   weight_type<Isa, Q6_K>(), weight_type<Isa, Q3_K>(),
-        weight_type<Isa, IQ4_NL>(), weight_type<Isa, Q5_0>(), weight_type<Isa, Q4_1>(),
-        weight_type<Isa, Q5_1>(),
-    };
+    constexpr auto &           types         = WeightTable<Isa, WeightTypes>::types;
     static constexpr FloatType float_types[] = {
         float_type<Isa, F32>(),
         float_type<Isa, F16>(),

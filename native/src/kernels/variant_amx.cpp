@@ -1,7 +1,5 @@
 // AMX's instructions (Intel's manual, volume 2), as assembly: GCC's intrinsics do not say what memory
 // they read, and GCC 12 leaves out the stores that _tile_loadconfig reads.
-#include "isa_avx512.h"
-
 #include "amx.h"
 
 namespace {
@@ -37,7 +35,7 @@ namespace inferos::kernels {
 
 const Variant * variant_amx() {
 #ifdef INFEROS_ASSEMBLES_AMX
-    return amx_variant_on_avx512<Amx>("amx");
+    return amx_variant<Amx>("amx");
 #else
     return nullptr;
 #endif

@@ -1,8 +1,6 @@
 // AMX in plain C++, from the operations of Intel's manual, volume 2: what the kernels compute, and how
 // they use it, can be checked on a CPU without it. What AMX does not allow ends the process with
 // SIGILL, as there.
-#include "isa_avx512.h"
-
 #include "amx.h"
 
 namespace {
@@ -84,7 +82,7 @@ struct EmulatedAmx {
 namespace inferos::kernels {
 
 const Variant * variant_amx_emulated() {
-    return amx_variant_on_avx512<EmulatedAmx>("amx-emulated");
+    return amx_variant<EmulatedAmx>("amx-emulated");
 }
 
 }  // namespace inferos::kernels

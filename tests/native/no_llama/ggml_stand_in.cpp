@@ -184,4 +184,24 @@ bool ggml_is_contiguous(const ggml_tensor * tensor) {
     return good;
 }
 
+bool ggml_is_empty(const ggml_tensor * tensor) {
+    return std::any_of(tensor->ne, tensor->ne + GGML_MAX_DIMS, [](int64_t n) { return n == 0; });
+}
+
+bool ggml_are_same_shape(const ggml_tensor * a, const ggml_tensor * b) {
+    return std::equal(a->ne, a->ne + GGML_MAX_DIMS, b->ne);
+}
+
+// from the first byte to the one behind the last
+size_t ggml_nbytes(const ggml_tensor * tensor) {
+    if (ggml_is_empty(tensor)) {
+        return 0;
+    }
+    size_t n_bytes = ggml_row_size(tensor->type, tensor->ne[0]);
+    for (int i = 1; i < GGML_MAX_DIMS; i++) {
+        n_bytes += static_cast<size_t>(tensor->ne[i] - 1) * tensor->nb[i];
+    }
+    return n_bytes;
+}
+
 }  // extern "C"
