@@ -192,6 +192,7 @@ const Variant * variant_avxvnni();
 const Variant * variant_avx512vnni();
 const Variant * variant_amx();           // null: this compiler does not know the instructions
 const Variant * variant_amx_emulated();  // the same on any CPU with AVX-512 VNNI: for tests
+bool has_emulated_shapes();              // the calling thread's emulated matrices have shapes
 const Variant * variant_neon();
 
 // The variant in use: the best that this CPU is known to run, unless another has been chosen; null:

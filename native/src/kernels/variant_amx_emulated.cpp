@@ -85,4 +85,8 @@ const Variant * variant_amx_emulated() {
     return amx_variant<EmulatedAmx>("amx-emulated");
 }
 
+bool has_emulated_shapes() {
+    return matrices.shapes.palette != 0;
+}
+
 }  // namespace inferos::kernels

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <limits>
 
+#include "ggml-cpu.h"
 #include "ggml.h"
 
 namespace {
@@ -163,6 +164,16 @@ const ggml_type_traits * ggml_get_type_traits(ggml_type type) {
         case GGML_TYPE_Q8_0: return &q8_0;
         default: std::printf("no type %d in the stand-in for ggml\n", type); std::exit(1);
     }
+}
+
+const ggml_type_traits_cpu * ggml_get_type_traits_cpu(ggml_type type) {
+    static ggml_type_traits_cpu made[GGML_TYPE_COUNT] = {};
+    made[type].from_float                             = ggml_get_type_traits(type)->from_float_ref;
+    return &made[type];
+}
+
+ggml_unary_op ggml_get_unary_op(const ggml_tensor * tensor) {
+    return static_cast<ggml_unary_op>(tensor->op_params[0]);
 }
 
 size_t ggml_type_size(ggml_type type) {
