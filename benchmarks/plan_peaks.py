@@ -159,6 +159,8 @@ def cases() -> list[Case]:
             Case(model, f"{NARROW} --load fast --kv q8_0"),
             Case(model, f"{batch} 8"),
             Case(model, f"{score} 8", records="pairs"),
+            Case(model, f"{batch.replace('--parallel', '--temperature 0 --beams')} 4"),
+            Case(model, embed, records="lines"),
         ]
         if model.source in ("bloom-560m", "pythia-160m"):  # large vocabularies
             found += [

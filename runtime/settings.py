@@ -39,6 +39,8 @@ class Extra(Enum):
     EVALUATION = "evaluation"
     SERVER = "server"
     SCORING = "scoring"
+    EMBEDDING = "embeddings"
+    SEARCH = "beam search"
     REPORT = "report"
     #: The process that renders it, if the model's file has one.
     TEMPLATE = "chat template"

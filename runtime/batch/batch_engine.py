@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterable, Set
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,8 @@ class BatchEngine(Owner):
         batch = batch or BatchSettings()
         if batch.is_search and settings.draft != "none":
             raise SettingsError("--draft and --beams: a beam search guesses nothing; drop one")
+        if batch.is_search:
+            settings = replace(settings, extras=settings.extras | {Extra.SEARCH})
         self._batch = batch
         draft = read_draft(path, settings)
         header = read_model_header(path)

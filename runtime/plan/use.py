@@ -50,6 +50,7 @@ _LEFT = {
     Extra.CONVERSION: 5 * _MB, Extra.DOWNLOAD: 12 * _MB, Extra.SESSION: 5 * _MB,
     Extra.TERMINAL: 12 * _MB, Extra.PARQUET: 70 * _MB, Extra.BENCH: 12 * _MB,
     Extra.TEMPLATE: 22 * _MB, Extra.EVALUATION: 6 * _MB, Extra.SCORING: 9 * _MB,
+    Extra.EMBEDDING: 1 * _MB, Extra.SEARCH: 2 * _MB,
     # 20 MB are log-probabilities of prompts
     Extra.SERVER: 50 * _MB,
 }  # fmt: skip
@@ -91,8 +92,10 @@ class Use:
         rows = settings.n_outputs
         if self.parallel:
             # clients of a server may ask for log-probabilities of prompts
-            scores = {Extra.SCORING, Extra.SERVER} & settings.extras
+            scores = {Extra.SCORING, Extra.EMBEDDING, Extra.SERVER} & settings.extras
             rows = scoring_rows(self.n_seq) if scores else output_rows(self.n_seq)
+            if Extra.SEARCH in settings.extras:  # a row of each text that is followed
+                rows = self.n_seq
         return Sizes(n_ctx, self.n_seq, N_BATCH, rows, settings.n_threads)
 
 
@@ -100,9 +103,9 @@ def beside(shape: ModelShape, use: Use) -> Beside:
     """What the process holds apart from the model, by name, and what only before or after it."""
     parts: list[tuple[str, int]] = []
     if use.parallel:
-        scores = Extra.SCORING in use.settings.extras
-        # what scoring keeps is counted as its own part, and nothing is drawn
-        once = 0 if scores else BATCH_BYTES + _TOKEN_DRAWN * shape.n_vocab
+        # what these keep is counted as their own part, and nothing is drawn
+        apart = {Extra.SCORING, Extra.EMBEDDING, Extra.SEARCH} & use.settings.extras
+        once = 0 if apart else BATCH_BYTES + _TOKEN_DRAWN * shape.n_vocab
         parts.append(("records", once + SEQUENCE_BYTES * use.n_seq))
     if use.settings.draft != "none":
         parts.append(("guessing", GUESSING_BYTES + DRAFT_BYTES * use.n_drafts))

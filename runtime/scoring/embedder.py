@@ -116,7 +116,7 @@ class Embedder(Owner):
             raise SettingsError(f"{pooling}: expected {' or '.join(POOLINGS)}", "pooling")
         if settings.draft != "none":
             raise SettingsError("nothing is drawn, so there is nothing to guess", "draft")
-        settings = replace(settings, extras=settings.extras | {Extra.SCORING})
+        settings = replace(settings, extras=settings.extras | {Extra.EMBEDDING})
         self._pooling = pooling
         self._engine = BatchEngine(path, settings, BatchSettings(1), warmed=warmed, model=model)
         self._context = self._engine.context
