@@ -18,6 +18,7 @@ from ..store.wish import ModelWish
 from ..terminal import console
 from . import loading, options, recording
 from .beaming import check_search
+from .clusters import cluster_json, cluster_words
 from .groups import grouped
 from .prompt_cache import PromptCache, with_prompt_cache
 
@@ -173,18 +174,11 @@ def _show_cluster(cluster: RayBatch, now: BatchStatistics, *, as_json: bool) -> 
             "records": now.records, "failed": now.failed, "prompt_tokens": now.prompt_tokens,
             "shared_tokens": now.counts.shared, "completion_tokens": now.completion_tokens,
             "seconds": now.seconds, "tokens_per_s": now.tokens_per_s,
-            "nodes": [
-                {"node": n.node, "parallel": n.parallel, "memory": {
-                    "peak_rss_bytes": n.peak_rss_bytes, "planned_bytes": n.planned_bytes,
-                }}
-                for n in cluster.nodes.values()
-            ],
+            "nodes": cluster_json(cluster),
         })  # fmt: skip
         return
-    parallel = "+".join(str(node.parallel) for node in cluster.nodes.values())
     console.note(
-        f"[{now.records} records, {now.failed} failed | {len(cluster.nodes)} of "
-        f"{cluster.n_nodes} nodes, {parallel or 0} at once | prompts {now.prompt_tokens} tokens, "
-        f"{now.counts.shared} of them shared | {now.completion_tokens} tokens at "
-        f"{now.tokens_per_s:.1f}/s | {now.seconds:.1f} s]"
+        f"[{now.records} records, {now.failed} failed | {cluster_words(cluster)} | "
+        f"prompts {now.prompt_tokens} tokens, {now.counts.shared} of them shared | "
+        f"{now.completion_tokens} tokens at {now.tokens_per_s:.1f}/s | {now.seconds:.1f} s]"
     )

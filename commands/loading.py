@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..runtime.batch.settings import BatchSettings
     from ..runtime.interface import Engine
     from ..runtime.scoring.embedder import Embedder
+    from ..runtime.scoring.ray_scoring import RayScores
     from ..runtime.scoring.scorer import Scorer
     from ..runtime.scoring.settings import ScoringSettings
     from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
@@ -97,10 +98,23 @@ def join_cluster(
     from ..runtime.batch.ray_backend import RayBatch
     from ..store.opening import open_on_node
 
-    here = Path(model.text)
-    wish = replace(model, text=str(here.absolute())) if here.exists() else model
-    opener = partial(open_on_node, wish, settings, batch)
+    opener = partial(open_on_node, _everywhere(model), settings, batch)
     return RayBatch(address, opener, *answers)
+
+
+def join_scoring_cluster(
+    address: str, model: ModelWish, settings: EngineSettings, scoring: ScoringSettings
+) -> RayScores:
+    """A cluster that scores, likewise."""
+    from ..runtime.scoring.ray_scoring import RayScores
+    from ..store.opening import open_scorer_on_node
+
+    return RayScores(address, partial(open_scorer_on_node, _everywhere(model), settings, scoring))
+
+
+def _everywhere(model: ModelWish) -> ModelWish:
+    here = Path(model.text)
+    return replace(model, text=str(here.absolute())) if here.exists() else model
 
 
 def _wish(model: str | ModelWish) -> ModelWish:

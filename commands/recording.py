@@ -269,6 +269,7 @@ def answer_texts(
     show: Callable[[Any], None],
     *,
     ordered: bool = False,
+    reads_ahead: bool = True,
 ) -> None:
     """A whole command that gives each text of a file its result.
 
@@ -279,6 +280,7 @@ def answer_texts(
         form: of the output's lines.
         show: tells the engine's statistics at the end.
         ordered: results in the order of the records.
+        reads_ahead: a thread reads while the engine computes; else the engine reads all first.
 
     Raises:
         typer.Exit: with 1, if a record failed.
@@ -300,7 +302,7 @@ def answer_texts(
         engine = stack.enter_context(closing(load()))
         records = parsed(values, parser, journal)
         with saying_how_to_go_on(journal):
-            run = reading_ahead(engine.run, stop)
+            run = reading_ahead(engine.run, stop) if reads_ahead else engine.run
             write_results(engine, run, records, journal, ordered=ordered, total=total)
         if journal is not None and journal.done:
             console.note(resumed(journal, engine.statistics.records))

@@ -147,11 +147,27 @@ def open_on_node(wish: ModelWish, settings: EngineSettings, batch: BatchSettings
 
     ``settings.memory`` is what the node's worker may take, Ray's own libraries included.
     """
+    return open_batch(wish, _on_node(settings), batch, _log())
+
+
+def open_scorer_on_node(
+    wish: ModelWish, settings: EngineSettings, scoring: ScoringSettings
+) -> Scorer:
+    """:func:`open_scorer` likewise."""
+    return open_scorer(wish, _on_node(settings), scoring, _log())
+
+
+def _on_node(settings: EngineSettings) -> EngineSettings:
+    """The settings without what Ray's own libraries take of the memory."""
     from ..runtime.batch.ray_backend import overhead_bytes
 
-    if settings.memory:
-        settings = replace(settings, memory=max(1, settings.memory - overhead_bytes()))
-    return open_batch(wish, settings, batch, Reporter(_logger.info, lambda label: nullcontext()))
+    if not settings.memory:
+        return settings
+    return replace(settings, memory=max(1, settings.memory - overhead_bytes()))
+
+
+def _log() -> Reporter:
+    return Reporter(_logger.info, lambda label: nullcontext())
 
 
 def draft_file(

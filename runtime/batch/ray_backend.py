@@ -33,7 +33,7 @@ from ..plan.memory_plan import PROCESS_BYTES
 from ..settings import SamplingSettings, StopSettings
 from .batch_engine import BatchEngine, SampleKey
 from .journal import DoneKey, key_of, line_of
-from .records import BadRecord, Record, RecordParser, Result, result_of, value_of
+from .records import BadRecord, RecordParser, Result, ValueParser, result_of, value_of
 from .running import BatchStatistics
 
 #: Records of a block: enough to keep a node's sequences busy, few enough to compute again if a
@@ -67,7 +67,35 @@ class NodeReport:
 
 
 class RayBatch(Owner):
-    """A cluster that answers records. A context manager."""
+    """A cluster that answers records. A context manager.
+
+    What is of the kind of records is in the methods up to ``_worker``, for those of another kind.
+    """
+
+    @staticmethod
+    def _sent(record: Any) -> dict[str, Any]:
+        """A record as JSON, of which the worker's parser makes it again."""
+        return value_of(record)
+
+    @staticmethod
+    def _received(line: int, value: dict[str, Any]) -> Any:
+        """The result behind a line."""
+        return result_of(line, value)
+
+    @staticmethod
+    def _refused(record: BadRecord) -> Any:
+        """What a record gets that none could be made of."""
+        return Result(record.id, record.line, error=record.error)
+
+    @staticmethod
+    def _n_tokens(result: Any) -> int:
+        """Tokens that a result brought."""
+        return len(result.tokens)
+
+    @staticmethod
+    def _worker() -> type[Worker]:
+        """What a node keeps."""
+        return Worker
 
     def __init__(
         self, address: str, open_engine: OpenEngine, sampling: SamplingSettings, stops: StopSettings
@@ -83,9 +111,12 @@ class RayBatch(Owner):
         Raises:
             SettingsError: Ray is not installed, or there is no cluster.
         """
+        self._join(address, (open_engine, sampling, stops, own_versions()))
+
+    def _join(self, address: str, node: tuple[Any, ...]) -> None:
+        """Connect; ``node`` is what a node's worker is made of."""
         ray = _ray_module()
-        self._ray, self._address = ray, address
-        self._node = (open_engine, sampling, stops, (__version__, llama_version()))
+        self._ray, self._address, self._node = ray, address, node
         self.statistics = BatchStatistics()
         #: The latest report of each node, by its address and number.
         self.nodes: dict[str, NodeReport] = {}
@@ -125,8 +156,8 @@ class RayBatch(Owner):
         return new
 
     def run(
-        self, records: Iterable[Record | BadRecord], done: Set[SampleKey] = frozenset()
-    ) -> Generator[Result, None, None]:
+        self, records: Iterable[Any], done: Set[SampleKey] = frozenset()
+    ) -> Generator[Any, None, None]:
         """Answer records; a block's results come when the whole block is finished.
 
         All records are read first, into Ray's object store. See :meth:`BatchEngine.run`.
@@ -137,10 +168,10 @@ class RayBatch(Owner):
         """
         started = time.perf_counter()
         now = self.statistics = BatchStatistics()
-        bad: list[Result] = []
+        bad: list[Any] = []
         blocks = [
             self._ray.put(_table(rows))
-            for rows in cut_blocks(_rows(records, done, bad), self.n_nodes)
+            for rows in cut_blocks(self._rows(records, done, bad), self.n_nodes)
         ]
         told: set[DoneKey] = set()
         for result in itertools.chain(bad, self._results(blocks) if blocks else ()):
@@ -150,11 +181,22 @@ class RayBatch(Owner):
             told.add(key_of(result))
             now.records += 1
             now.failed += result.error is not None
-            now.completion_tokens += len(result.tokens)
+            now.completion_tokens += self._n_tokens(result)
             now.seconds = time.perf_counter() - started
             yield result
 
-    def _results(self, blocks: list[Any]) -> Iterator[Result]:
+    def _rows(self, records: Iterable[Any], done: Set[SampleKey], bad: list[Any]) -> Iterator[str]:
+        """Records as sent to the nodes; invalid ones are put aside as results."""
+        for record in records:
+            if isinstance(record, BadRecord):
+                bad.append(self._refused(record))
+                continue
+            given = [index for index in range(record.n) if (record.id, index) in done]
+            if len(given) < record.n:
+                value = {"line": record.line, "value": self._sent(record), "done": given}
+                yield json.dumps(value)
+
+    def _results(self, blocks: list[Any]) -> Iterator[Any]:
         """The answers to blocks in the object store, in the order in which blocks finish."""
         from ray.data import ActorPoolStrategy, DataContext, from_arrow_refs
         from ray.exceptions import RayError
@@ -173,7 +215,7 @@ class RayBatch(Owner):
             # Ray 2.60 announces that 2.64 will place workers by another parameter
             warnings.simplefilter("ignore")
             answers = from_arrow_refs(blocks).map_batches(
-                Worker,
+                self._worker(),
                 batch_size=None,
                 batch_format="pyarrow",
                 fn_constructor_args=self._node,
@@ -191,7 +233,7 @@ class RayBatch(Owner):
                     if row["report"]:
                         self._hear(json.loads(row["report"]))
                     if row["answer"]:
-                        yield result_of(row["line"], json.loads(row["answer"]))
+                        yield self._received(row["line"], json.loads(row["answer"]))
         except RayError as error:
             raise ClusterError(
                 f"--ray {self._address}: the cluster failed: {_first_line(error)}"
@@ -236,12 +278,16 @@ class Worker:
         versions: tuple[str, str],
     ) -> None:
         self._sampling, self._stops = sampling, stops
+        self._open(open_engine, versions)
+
+    def _open(self, open_engine: Callable[[], Any], versions: tuple[str, str]) -> None:
+        """Load the engine, if this node has what the sender has."""
         self._failure, self._is_input, self._model = "", False, ""
-        self._engine: BatchEngine | None = None
+        self._engine: Any = None
         # what Ray's own libraries hold is not in the engine's plan
         self._overhead = overhead_bytes()
         try:
-            mine = (__version__, llama_version())
+            mine = own_versions()
             if mine != versions:
                 self._failure = f"has infer-os {' with '.join(mine)}, not {' with '.join(versions)}"
                 return
@@ -261,9 +307,12 @@ class Worker:
                 self._fail(error)
         return _answer_table(answers, json.dumps(self._report()))
 
-    def _answers(self, engine: BatchEngine, rows: list[str]) -> Iterator[tuple[int, str]]:
-        # the sender has checked them already
-        parser = RecordParser(self._sampling, self._stops, tells=True)
+    def _parser(self) -> ValueParser[Any]:
+        """Makes records of what was sent, which the sender has checked already."""
+        return RecordParser(self._sampling, self._stops, tells=True)
+
+    def _answers(self, engine: Any, rows: list[str]) -> Iterator[tuple[int, str]]:
+        parser = self._parser()
         values = [json.loads(row) for row in rows]
         done = {(v["value"]["id"], index) for v in values for index in v["done"]}
         records = (parser.parse(v["line"], v["value"]) for v in values)
@@ -287,6 +336,11 @@ class Worker:
         ))  # fmt: skip
 
 
+def own_versions() -> tuple[str, str]:
+    """Of this package and of llama.cpp, which must be those of all nodes."""
+    return __version__, llama_version()
+
+
 def overhead_bytes() -> int:
     """Memory that a worker takes beyond the plan of a program with an engine.
 
@@ -308,19 +362,6 @@ def cut_blocks(rows: Iterator[str], n_nodes: int) -> Iterator[list[str]]:
     rest = itertools.chain(head, rows)
     while block := list(itertools.islice(rest, size)):
         yield block
-
-
-def _rows(
-    records: Iterable[Record | BadRecord], done: Set[SampleKey], bad: list[Result]
-) -> Iterator[str]:
-    """Records as sent to the nodes; invalid ones are put aside as results."""
-    for record in records:
-        if isinstance(record, BadRecord):
-            bad.append(Result(record.id, record.line, error=record.error))
-            continue
-        given = [index for index in range(record.n) if (record.id, index) in done]
-        if len(given) < record.n:
-            yield json.dumps({"line": record.line, "value": value_of(record), "done": given})
 
 
 def _table(rows: list[str]) -> Any:

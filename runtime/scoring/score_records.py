@@ -6,6 +6,7 @@ In: values as a file holds them, with their line numbers. Out: a checked :class:
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -127,6 +128,31 @@ class ScoreParser(ValueParser[ScoreRecord]):
         if "context" in given:
             raise BadValue('"context" goes with "continuation", and not with "text"')
         return ScoreRecord(place.id, place.line, given["text"], None, place.unit)
+
+
+def score_value_of(record: ScoreRecord) -> dict[str, Any]:
+    """A record as JSON again, of which a :class:`ScoreParser` makes the same record."""
+    if record.context is None:
+        return {"id": record.id, "text": record.text}
+    return {"id": record.id, "context": record.context, "continuation": record.text}
+
+
+def score_result_of(line: int, value: Mapping[str, Any]) -> ScoreResult:
+    """The result behind :meth:`ScoreResult.as_json`; a float that JSON cannot express is NaN."""
+
+    def number(found: float | None) -> float | None:
+        return math.nan if found is None and value["error"] is None else found
+
+    told = value.get("tokens")
+    tokens = None if told is None else tuple(
+        TokenScore(t["token"], t["text"], math.nan if t["logprob"] is None else t["logprob"])
+        for t in told
+    )  # fmt: skip
+    return ScoreResult(
+        value["id"], line, number(value["logprob"]), value["is_greedy"], value["n_tokens"],
+        value["bytes"], value["words"], tokens, value.get("context_tokens_left_out", 0),
+        value["error"],
+    )  # fmt: skip
 
 
 #: A text, a context with its continuation, or a record as in the files of ``infer-os score``.
