@@ -76,7 +76,8 @@ def test_matrices_with_one_input_share_sums(converted: Converter) -> None:
         for t in gguf.GGUFReader(path).tensors
         if t.name.startswith("blk.0.") and len(t.shape) == 2
     }
-    found, _ = collected(path, widths)
+    found, windows = collected(path, widths)
+    assert {moments.n_rows for moments in found.values()} == {windows.size}
     leaders = {name.split(".")[2]: moments.leader for name, moments in found.items()}
     # the one norm of a layer's attention and feed-forward part
     shared = {leaders[part] for part in leaders if part not in ("attn_output", "ffn_down")}
