@@ -222,14 +222,14 @@ class Statistics:
         name, n_columns = tensor.rule.target, tensor.rule.shape[-1]
         layer = self._layers.get(name)
         if layer is None:
-            return "no statistics"
+            return "there are no statistics"
         if tensor.rule.role is Role.TOKEN_EMBEDDING:
-            return "rows that are looked up as well"
+            return "its rows are looked up as well"
         if not can_compensate(tensor.type):
             return f"{tensor.type.name} has no compensated form"
         width = block_widths(n_columns)[0]
         if layer.n_rows < FEWEST_TOKENS * width:
-            return f"{layer.n_rows} tokens for {width} columns"
+            return f"only {layer.n_rows} tokens for {width} columns"
         return ""
 
     def feedback(self, tensor: PlannedTensor, n_threads: int) -> Feedback | None:
@@ -268,11 +268,11 @@ class Statistics:
             quantized = tensor.type.quantized and len(tensor.rule.shape) == 2
             if quantized and is_multiplied and (reason := self.gap(tensor)):
                 reasons.setdefault(reason, []).append(name)
-        return tuple(
-            f"gptq: {reason}: {len(names)} {'matrix' if len(names) == 1 else 'matrices'}, such as "
-            f"{names[0]}, weighted by importance instead"
-            for reason, names in reasons.items()
-        )
+        notes = []
+        for reason, names in reasons.items():
+            who = f"{names[0]} and {len(names) - 1} more are" if names[1:] else f"{names[0]} is"
+            notes.append(f"gptq: {who} weighted by importance instead: {reason}")
+        return tuple(notes)
 
     @property
     def digest(self) -> str:

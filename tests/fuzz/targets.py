@@ -28,6 +28,7 @@ from infer_os.convert.ggml_file import GgmlFile
 from infer_os.convert.imatrix import read_imatrix
 from infer_os.convert.safetensors_file import SafetensorsFile
 from infer_os.convert.sentencepiece_file import read_sentencepiece
+from infer_os.convert.statistics import Origin, read_layer, read_statistics, write_layer
 from infer_os.convert.tokenizer import read_vocabulary
 from infer_os.convert.torch_file import TorchFile
 from infer_os.models.architectures import describe
@@ -36,6 +37,7 @@ from infer_os.native.errors import NativeError
 from infer_os.native.grammar import compiled
 from infer_os.native.graph_check import read_model_header
 from infer_os.native.kv_state import KvFormat, KvGeometry, read_layout, reencode_state
+from infer_os.native.moments import Moments
 from infer_os.native.text_rules import read_text_rules
 from infer_os.native.unigram_tokenizer import CharsMap, check_unigram
 from infer_os.runtime.batch.journal import Journal
@@ -97,6 +99,25 @@ def _gguf_seeds() -> list[bytes]:
 
 def _imatrix_seeds() -> list[bytes]:
     return [(TESTS / "reference" / "imatrix" / "llama.gguf").read_bytes()[:_MOST]]
+
+
+def _read_statistics(data: bytes, folder: Path) -> None:
+    path = _file(folder, "blk.0.moments.gguf", data)
+    read_statistics(folder)
+    layer = read_layer(path)
+    for name in layer.leaders:
+        layer.moments(name)
+
+
+def _statistics_seeds() -> list[bytes]:
+    import tempfile
+
+    square = np.eye(32, dtype=np.float32)
+    moments = {name: Moments(name, (square * size,), 400) for name, size in (("a", 1), ("b", 3))}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "blk.0.moments.gguf"
+        write_layer(path, Origin("f", "text", 4, 100), {"a": "a", "b": "b", "c": "a"}, moments)
+        return [path.read_bytes()]
 
 
 # ---- checkpoints
@@ -390,6 +411,7 @@ TARGETS: dict[str, Target] = {
         lambda data, folder: read_imatrix(_file(folder, "a.imatrix", data)), _imatrix_seeds,
         (*_CONVERT, *_NATIVE),
     ),
+    "statistics": Target(_read_statistics, _statistics_seeds, (*_CONVERT, *_NATIVE)),
     "safetensors": Target(_read_safetensors, _safetensors_seeds, _CONVERT),
     "torch": Target(_read_torch, _torch_seeds, _CONVERT),
     "ggml": Target(_read_ggml, _ggml_seeds, _CONVERT),
