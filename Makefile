@@ -22,7 +22,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 # what clang-format sees
-CXX_SOURCES := $(wildcard $(foreach folder,native/src native/src/kernels tests/native tests/native/no_llama \
+CXX_SOURCES := $(wildcard $(foreach folder,native/src native/src/compensation native/src/kernels tests/native tests/native/no_llama \
     tests/fuzz/native benchmarks,$(folder)/*.cpp $(folder)/*.h))
 
 PACKAGES := commands convert measure models native runtime serve store terminal

@@ -28,7 +28,8 @@ constexpr int64_t kStep = 64;
 constexpr double kMostDamping = 1.0;
 
 // Calls work(first, end) for pieces of rows first..end of n, on up to n_threads threads.
-template <typename Work> void by_rows(int64_t from, int64_t n, int32_t n_threads, const Work & work) {
+template <typename Work>
+void by_rows(int64_t from, int64_t n, int32_t n_threads, const Work & work) {
     if (from >= n) {
         return;
     }
@@ -185,12 +186,12 @@ INFEROS_API int32_t inferos_feedback(const float * moments, int64_t n, int32_t n
         }
         const int64_t        n_groups = (n + kGroup - 1) / kGroup;
         std::atomic<int64_t> next{0};
-        inferos::in_parallel(std::max<int64_t>(1, std::min<int64_t>(n_threads, n_groups)),
-                             [&](int64_t) {
-            for (int64_t g = next++; g < n_groups; g = next++) {
-                fill_group(a.get(), n, g * kGroup, std::min((g + 1) * kGroup, n), feedback);
-            }
-        });
+        inferos::in_parallel(
+            std::max<int64_t>(1, std::min<int64_t>(n_threads, n_groups)), [&](int64_t) {
+                for (int64_t g = next++; g < n_groups; g = next++) {
+                    fill_group(a.get(), n, g * kGroup, std::min((g + 1) * kGroup, n), feedback);
+                }
+            });
     } catch (const std::bad_alloc &) {
         return INFEROS_NO_MEMORY;
     }

@@ -19,9 +19,9 @@ struct GridType {
     int32_t        type;   // of ggml
     int            block;  // values
     int            low, high;
-    const int8_t * table;  // null, or what a code of 0..15 stands for
-    void (*read)(const uint8_t * bytes, Grid & grid);            // from a block's scales
-    void (*write)(const int16_t * codes, uint8_t * bytes);       // codes, leaving the scales
+    const int8_t * table;                              // null, or what a code of 0..15 stands for
+    void (*read)(const uint8_t * bytes, Grid & grid);  // from a block's scales
+    void (*write)(const int16_t * codes, uint8_t * bytes);  // codes, leaving the scales
 };
 
 // Null: no sweep writes that type.

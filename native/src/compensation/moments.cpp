@@ -92,9 +92,9 @@ struct inferos_moments {
         if (into.leader != request.name) {
             return;
         }
-        into.input            = input;
-        const int64_t n_rows  = ggml_nrows(input);
-        const float * rows    = read(input);
+        into.input           = input;
+        const int64_t n_rows = ggml_nrows(input);
+        const float * rows   = read(input);
         if (!add_rows(into, rows, n_rows)) {
             fail(INFEROS_NOT_FINITE, request.name);
         }
@@ -104,7 +104,7 @@ struct inferos_moments {
     const float * read(const ggml_tensor * input) {
         const ggml_backend_buffer_t buffer =
             input->view_src ? input->view_src->buffer : input->buffer;
-        const bool  is_host = !buffer || ggml_backend_buffer_is_host(buffer);
+        const bool is_host = !buffer || ggml_backend_buffer_is_host(buffer);
         if (is_host && ggml_is_contiguous(input)) {
             return static_cast<const float *>(input->data);
         }
@@ -139,8 +139,8 @@ struct inferos_moments {
                 for (int64_t s = next++; s < stripes; s = next++) {
                     const int64_t i = s * kStripe;
                     inferos::add_product(inferos::Product<float>{
-                        rows + from + i, 1, n, rows + from + i, n, 1, square + i * width + i,
-                        width, std::min(kStripe, width - i), width - i, n_rows, 1.0f});
+                        rows + from + i, 1, n, rows + from + i, n, 1, square + i * width + i, width,
+                        std::min(kStripe, width - i), width - i, n_rows, 1.0f});
                 }
             });
             for (int64_t i = 0; i < width; i++) {

@@ -17,8 +17,8 @@ template <typename T, int Bytes, int Rows>
 [[gnu::always_inline]] inline void add_tile(const Product<T> & p, const T * a, const T * panel,
                                             T * c, int64_t depth, int64_t width) {
     typedef T     Vector __attribute__((vector_size(Bytes), may_alias));
-    constexpr int kLanes         = Bytes / int(sizeof(T));
-    Vector        sums[Rows][2]  = {};
+    constexpr int kLanes        = Bytes / int(sizeof(T));
+    Vector        sums[Rows][2] = {};
     for (int64_t k = 0; k < depth; k++) {
         const Vector * b = reinterpret_cast<const Vector *>(panel + k * 2 * kLanes);
         for (int r = 0; r < Rows; r++) {
@@ -76,8 +76,8 @@ template <typename T>
 }
 
 template <typename T>
-[[gnu::target("avx512f,avx512vl,avx512dq,avx512bw,fma")]] void add_product_avx512(
-    const Product<T> & product) {
+[[gnu::target("avx512f,avx512vl,avx512dq,avx512bw,fma")]] void
+add_product_avx512(const Product<T> & product) {
     add_product_in<T, 64, 12>(product);
 }
 

@@ -110,8 +110,7 @@ class Chunk {
             }
             const int64_t step = std::min(kStep, n - s);
             for (int64_t r = 0; r < n_; r++) {
-                sweep_row(r, s, step, from + at, corner, width,
-                          errors_.data() + r * width + at);
+                sweep_row(r, s, step, from + at, corner, width, errors_.data() + r * width + at);
             }
             add_product(Product<float>{moved_.data(), kStep, 1, corner + s * width + s + step,
                                        width, 1, wanted_.data() + s + step, kGroup, n_,
@@ -136,8 +135,7 @@ class Chunk {
         }
         const float * importance = job_.importance + column;
         if (kquant_) {
-            kquant_({gathered_.data(), packed_.data(), importance, n_, 1,
-                     kquant_bits(type_.type)});
+            kquant_({gathered_.data(), packed_.data(), importance, n_, 1, kquant_bits(type_.type)});
         } else {
             ggml_quantize_chunk(ggml_type(type_.type), gathered_.data(), packed_.data(), 0, n_,
                                 block, importance);
@@ -155,19 +153,19 @@ class Chunk {
         const Grid &  grid   = grids_[r];
         for (int64_t k = s; k < s + n; k++) {
             const int     in_block = int(k % type_.block);
-            const float   scale    = grid.scale[in_block], offset = grid.offset[in_block];
-            const float   x        = scale != 0 ? (wanted[k] + offset) / scale : 0.0f;
-            const int     code     = nearest_code(type_, x);
-            const int     level    = type_.table ? type_.table[code] : code;
-            const float   value    = scale * float(level) - offset;
-            const float * onto     = corner + k * width;
-            const float   move     = (wanted[k] - value) / onto[k];
+            const float   scale = grid.scale[in_block], offset = grid.offset[in_block];
+            const float   x     = scale != 0 ? (wanted[k] + offset) / scale : 0.0f;
+            const int     code  = nearest_code(type_, x);
+            const int     level = type_.table ? type_.table[code] : code;
+            const float   value = scale * float(level) - offset;
+            const float * onto  = corner + k * width;
+            const float   move  = (wanted[k] - value) / onto[k];
             for (int64_t j = k + 1; j < s + n; j++) {
                 wanted[j] -= move * onto[j];
             }
-            moved[k - s]             = move;
-            codes_[r * kGroup + k]   = int16_t(code);
-            errors[k]                = was[k] - value;
+            moved[k - s]           = move;
+            codes_[r * kGroup + k] = int16_t(code);
+            errors[k]              = was[k] - value;
             error.sum_squared_error += double(errors[k]) * errors[k];
             error.sum_squared_value += double(was[k]) * was[k];
             error.max_abs_error = std::max(error.max_abs_error, std::fabs(double(errors[k])));

@@ -405,28 +405,10 @@ INFEROS_API const char * inferos_kernels_start(void) {
     return "";
 }
 
-INFEROS_API const char * inferos_kernels_name(void) {
-    const auto * variant = inferos::kernels::best_variant();
-    return variant != nullptr ? variant->name : "";
-}
-
 INFEROS_API int32_t inferos_kernels_takes(int32_t type) {
     const auto * variant = inferos::kernels::best_variant();
     return variant != nullptr && (inferos::kernels::find_type(*variant, type) != nullptr ||
                                   inferos::kernels::find_float_type(*variant, type) != nullptr);
-}
-
-INFEROS_API int32_t inferos_has_amx(void) {
-    return inferos::kernels::has_amx();
-}
-
-INFEROS_API int32_t inferos_kernels_choose(const char * name) {
-    const auto * variant = inferos::kernels::variant_named(name);
-    if (variant == nullptr) {
-        return INFEROS_NO_KERNEL;
-    }
-    inferos::kernels::choose_variant(*variant);
-    return INFEROS_OK;
 }
 
 INFEROS_API void inferos_kernels_switch(int32_t use) {

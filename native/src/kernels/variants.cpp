@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "cpu_features.h"
+#include "inferos.h"
 #include "kernels.h"
 
 namespace inferos::kernels {
@@ -123,3 +124,21 @@ const char * missing_features() {
 }
 
 }  // namespace inferos::kernels
+
+INFEROS_API const char * inferos_kernels_name(void) {
+    const auto * variant = inferos::kernels::best_variant();
+    return variant != nullptr ? variant->name : "";
+}
+
+INFEROS_API int32_t inferos_has_amx(void) {
+    return inferos::kernels::has_amx();
+}
+
+INFEROS_API int32_t inferos_kernels_choose(const char * name) {
+    const auto * variant = inferos::kernels::variant_named(name);
+    if (variant == nullptr) {
+        return INFEROS_NO_KERNEL;
+    }
+    inferos::kernels::choose_variant(*variant);
+    return INFEROS_OK;
+}
