@@ -16,12 +16,12 @@ from infer_os.native.abi import Status, inferos_mul_mat
 from infer_os.native.ggml_types import ggml_type_named
 from infer_os.native.library import load_library
 
-TYPES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl")
+TYPES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs")
 VARIANTS = ("avx2", "avxvnni", "avx512vnni", "neon")
 #: Bytes of a block of each type that hold float16 numbers.
 HALVES = {
     "q4_0": (0,), "q8_0": (0,), "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,),
-    "iq4_nl": (0,), "q4_1": (0, 2), "q5_0": (0,), "q5_1": (0, 2),
+    "iq4_nl": (0,), "iq4_xs": (0,), "q4_1": (0, 2), "q5_0": (0,), "q5_1": (0, 2),
 }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 // A panel of rows against a tile of columns, for any instruction set and type of weights.
 #pragma once
 
-#include "unpack.h"
+#include "unpack_k.h"
 
 namespace {
 
@@ -172,7 +172,7 @@ template <class Isa, class W> constexpr WeightType weight_type() {
 template <class... Types> struct TypeList {};
 
 // All that have kernels.
-using WeightTypes = TypeList<Q4_0, Q8_0, Q4_K, Q5_K, Q6_K, Q3_K, IQ4_NL, Q5_0, Q4_1, Q5_1>;
+using WeightTypes = TypeList<Q4_0, Q8_0, Q4_K, Q5_K, Q6_K, Q3_K, IQ4_NL, IQ4_XS, Q5_0, Q4_1, Q5_1>;
 
 template <class Isa, class List> struct WeightTable;
 template <class Isa, class... Types> struct WeightTable<Isa, TypeList<Types...>> {

@@ -62,6 +62,16 @@ void k_scale(const uint8_t * packed, int i, int & scale, int & minimum) {
     }
 }
 
+// 32 places in the list of values of iq4_nl and iq4_xs
+void read_listed(const uint8_t * places, Weights & w) {
+    constexpr int values[] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                              1,    13,   25,  38,  53,  69,  89,  113};
+    for (int j = 0; j < 16; j++) {
+        w.quants[j]      = values[places[j] & 15];
+        w.quants[j + 16] = values[places[j] >> 4];
+    }
+}
+
 // Block i of a row; false: an unknown type.
 bool read_weights(int32_t type, const uint8_t * row, int64_t i, Weights & w) {
     w          = {};
@@ -101,14 +111,18 @@ bool read_weights(int32_t type, const uint8_t * row, int64_t i, Weights & w) {
             return true;
         }
         case GGML_TYPE_IQ4_NL: {
-            constexpr int   values[] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                        1,    13,   25,  38,  53,  69,  89,  113};
-            const uint8_t * p        = row + 18 * i;
-            for (int j = 0; j < 16; j++) {
-                w.quants[j]      = values[p[2 + j] & 15];
-                w.quants[j + 16] = values[p[2 + j] >> 4];
-            }
+            const uint8_t * p = row + 18 * i;
+            read_listed(p + 2, w);
             w.scale[0] = half_at(p);
+            return true;
+        }
+        case GGML_TYPE_IQ4_XS: {
+            const int       sub  = static_cast<int>(i % 8);
+            const uint8_t * p    = row + 136 * (i / 8);
+            const int       high = p[2] | p[3] << 8;
+            const int       low  = p[4 + sub / 2] >> (sub % 2 * 4) & 15;
+            read_listed(p + 8 + 16 * sub, w);
+            w.scale[0] = half_at(p) * static_cast<float>((low | (high >> 2 * sub & 3) << 4) - 32);
             return true;
         }
         case GGML_TYPE_Q3_K: {
