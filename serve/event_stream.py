@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -40,15 +40,21 @@ class EventStream(Response):
     """Sends what a generator yields; the generator is closed when the client goes away.
 
     It yields lists of values, each of which is sent as one piece. A None among the values is sent
-    as a comment, which shows that the connection is alive.
+    as a comment, which shows that the connection is alive. ``ended`` is called at the end, which
+    may come before the generator has begun, so that nothing of its own would clean up.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, request: Request, values: AsyncGenerator[list[Any], None]) -> None:
+    def __init__(
+        self,
+        request: Request,
+        values: AsyncGenerator[list[Any], None],
+        ended: Callable[[], None],
+    ) -> None:
         super().__init__(None, headers=_HEADERS)
         self.raw_headers = [(k, v) for k, v in self.raw_headers if k != b"content-length"]
-        self._request, self._values = request, values
+        self._request, self._values, self._ended = request, values, ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything."""
@@ -57,6 +63,8 @@ class EventStream(Response):
                 await while_connected(self._request, self._send_all(send))
         except ClientDisconnect:
             return
+        finally:
+            self._ended()
 
     async def _send_all(self, send: Send) -> None:
         with _Patience() as patience:

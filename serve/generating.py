@@ -101,7 +101,8 @@ class Generator:
             return _Work(asked, jobs, answer, writer, began)
 
         if asked.stream:
-            return EventStream(request, self._streamed(submitted()))
+            work = submitted()
+            return EventStream(request, self._streamed(work), work.answer.cancel)
         n_scores = 0
         if asked.scores_prompt:
             n_scores = (1 + (asked.logprobs or 0)) * sum(len(prompt) for _, prompt in jobs)
@@ -208,11 +209,8 @@ class Generator:
         return b"".join(pieces).decode("utf-8", "replace")
 
     async def _streamed(self, work: _Work) -> AsyncGenerator[list[Any], None]:
-        try:
-            async for values in self._chunks(work):
-                yield values
-        finally:
-            work.answer.cancel()
+        async for values in self._chunks(work):
+            yield values
         self._metrics.duration.observe(time.monotonic() - work.began)
 
     async def _chunks(self, work: _Work) -> AsyncGenerator[list[Any], None]:

@@ -22,7 +22,11 @@ class Client:
     def __init__(self, n_read: int = 1000, n_stay: int = 1000) -> None:
         self.n_read, self.n_stay = n_read, n_stay
         self.bodies: list[bytes] = []
-        self.ended = False
+        self.ended = self.begun = False
+        self.n_endings = 0
+
+    def end(self) -> None:
+        self.n_endings += 1
 
     async def receive(self) -> Any:
         while len(self.bodies) < self.n_stay:
@@ -36,6 +40,7 @@ class Client:
         await asyncio.sleep(0)
 
     async def values(self, n: int, failure: ApiError | None) -> AsyncGenerator[list[Any], None]:
+        self.begun = True
         try:
             for i in range(n):
                 await asyncio.sleep(self.pause_s if i == 2 else 0.01)
@@ -49,11 +54,12 @@ class Client:
         scope: Any = {"type": "http"}
 
         async def run() -> None:
-            stream = EventStream(Request(scope, self.receive), self.values(n, failure))
+            stream = EventStream(Request(scope, self.receive), self.values(n, failure), self.end)
             await asyncio.wait_for(stream(scope, self.receive, self.send), 20)
 
         asyncio.run(run())
-        assert self.ended
+        assert self.ended is self.begun
+        assert self.n_endings == 1
         return b"".join(self.bodies)
 
 
@@ -76,6 +82,12 @@ def test_a_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Client, "pause_s", 0.6)
     assert Client().streamed(60).count(b"data: {") == 60
     assert Client(n_read=5).streamed(60).count(b"data: {") == 4
+
+
+def test_a_client_that_is_gone_before_anything_began() -> None:
+    client = Client(n_stay=0)
+    assert client.streamed(3) in (b"", b'data: {"number":0}\n\n')
+    assert not client.begun or client.ended
 
 
 def test_a_client_that_goes_away() -> None:
