@@ -11,6 +11,8 @@ import pytest
 
 # before OpenMP is loaded: threads that wait must not keep a busy machine's cores from others
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# users' Python buffers what it writes, so streams that fail do so later
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 from helpers import PARALLEL, Converter, copy_checkpoint
 

@@ -106,3 +106,17 @@ def test_a_reader_that_goes_away(converted: Converter, tmp_path: Path) -> None:
         assert b"Traceback" not in done.stderr
         assert b"bug" not in done.stderr
         assert b"Exception" not in done.stderr
+
+
+def test_what_a_full_disk_did_not_take_changes_no_exit_code() -> None:
+    script = (
+        "import sys; sys.stdout.buffer.write(b'text'); sys.stderr.write('text')\n"
+        "from infer_os.terminal.signals import let_go_of_streams\n"
+        "{}; sys.exit(3)"
+    )
+    for last, code in (("pass", 120), ("let_go_of_streams()", 3)):
+        with Path("/dev/full").open("wb") as full:
+            done = subprocess.run(
+                [sys.executable, "-c", script.format(last)], stdout=full, check=False
+            )
+        assert done.returncode == code
