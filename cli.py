@@ -12,7 +12,7 @@ import typer
 from . import __version__
 from .commands.index import MANNERS, Program
 from .terminal import console
-from .terminal.signals import ending_in_order, let_go_of_streams, open_streams
+from .terminal.signals import ending_in_order, open_streams
 
 app = typer.Typer(
     name="infer-os",
@@ -82,7 +82,7 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as end:
         # a signal while an error was being reported
         code = end.code if isinstance(end, SystemExit) else 130
-    let_go_of_streams()
+    console.let_go_of_streams()
     sys.exit(code)
 
 

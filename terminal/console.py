@@ -117,6 +117,22 @@ def _tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def let_go_of_streams() -> None:
+    """Drop what stdout and stderr did not take, of which an error has told.
+
+    Python tries once more when it exits, and where that fails it ends with a code of its own, 120.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            continue  # the command framework's
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+
+
 def _broken(line: str, width: int) -> str:
     """Split a line into lines of at most ``width``, unless a word is longer."""
     from .wrapping import folded

@@ -41,22 +41,6 @@ def open_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
-def let_go_of_streams() -> None:
-    """Drop what stdout and stderr did not take, of which an error has told.
-
-    Python tries once more when it exits, and where that fails it ends with a code of its own, 120.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            continue  # the command framework's
-        except OSError:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, stream.fileno())
-            os.close(null)
-
-
 def end_at_once() -> None:
     """Let signals end the process silently: nothing was begun yet.
 

@@ -111,7 +111,7 @@ def test_a_reader_that_goes_away(converted: Converter, tmp_path: Path) -> None:
 def test_what_a_full_disk_did_not_take_changes_no_exit_code() -> None:
     script = (
         "import sys; sys.stdout.buffer.write(b'text'); sys.stderr.write('text')\n"
-        "from infer_os.terminal.signals import let_go_of_streams\n"
+        "from infer_os.terminal.console import let_go_of_streams\n"
         "{}; sys.exit(3)"
     )
     for last, code in (("pass", 120), ("let_go_of_streams()", 3)):
