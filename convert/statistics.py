@@ -159,7 +159,7 @@ def read_layer(path: Path) -> _Layer:
     """Read the header of one file.
 
     Raises:
-        FileFormatError: it is none of ours, or damaged.
+        FileFormatError: it holds no statistics, or is damaged.
     """
     try:
         header = read_gguf_header(path)

@@ -1,29 +1,23 @@
 """Collect the mean square of every input column of the weight matrices while decoding.
 
-llama.cpp shows every node of a graph to an evaluation callback; ours is C++
-(native/src/activations.cpp), so that no Python runs inside a decode.
+The callback is C++ (native/src/activations.cpp).
 """
 
 from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Any
 
-import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
 from .abi import Status, inferos_activation_sums
-from .errors import EvaluateError
-from .library import load_library
-from .owner import Owner
+from .collector import NOT_FINITE, Collector
 
 _COMPLAINTS = {
     Status.BAD_SHAPE: "{name}: the width of its input changed between two graphs",
     Status.NO_MEMORY: "not enough memory to sum the activations",
-    Status.NOT_FINITE: "{name}: an activation is NaN or infinite; the weights are damaged, or too "
-    "large for F16",
+    Status.NOT_FINITE: NOT_FINITE,
 }
 
 
@@ -40,41 +34,11 @@ class ActivationSums:
         return self.sum_squares / max(1, self.n_rows)
 
 
-class ActivationCollector(Owner):
-    """Sums squares for one context at a time, over all it decodes. A context manager.
-
-    Give it to :class:`~.context.Context` as its observer and close it after that context.
-    """
+class ActivationCollector(Collector):
+    """Sums squares; see :class:`~.collector.Collector`."""
 
     def __init__(self) -> None:
-        self._library = load_library()
-        self._pointer: int | None = self._library.inferos_activations_create()
-        if not self._pointer:
-            raise EvaluateError(_COMPLAINTS[Status.NO_MEMORY])
-
-    @property
-    def callback(self) -> Any:
-        """The ``ggml_backend_sched_eval_callback``."""
-        function = self._library.inferos_activations_observe
-        return ctypes.cast(function, llama_cpp.ggml_backend_sched_eval_callback)
-
-    @property
-    def user_data(self) -> int:
-        """The collector's address."""
-        if self._pointer is None:
-            raise EvaluateError("the collector is closed")
-        return self._pointer
-
-    def check(self) -> None:
-        """Raise what went wrong in a decode.
-
-        Raises:
-            EvaluateError: values that are not finite, or no memory; nothing more is summed.
-        """
-        status = self._library.inferos_activations_status(self.user_data)
-        if status != 0:
-            name = self._library.inferos_activations_culprit(self.user_data).decode()
-            raise EvaluateError(_COMPLAINTS.get(status, f"status {status}").format(name=name))
+        super().__init__("activations", _COMPLAINTS)
 
     def results(self) -> dict[str, ActivationSums]:
         """Copies of the sums so far, by the name of the weight matrix, in the graph's order.
@@ -92,9 +56,3 @@ class ActivationCollector(Owner):
             values = np.ctypeslib.as_array(sums.sum_squares, (sums.n_columns,)).copy()
             found[sums.name.decode()] = ActivationSums(values, int(sums.n_rows))
         return found
-
-    def close(self) -> None:
-        """Free the sums."""
-        if self._pointer is not None:
-            self._library.inferos_activations_destroy(self._pointer)
-            self._pointer = None

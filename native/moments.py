@@ -9,16 +9,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
 from .abi import Status, inferos_moment_sums
+from .collector import NOT_FINITE, Collector
 from .errors import EvaluateError
-from .library import load_library
-from .owner import Owner
 
 # columns whose errors may make up for each other: more cost the cube of their number, and need as
 # many more tokens before the sums say anything about them
@@ -30,8 +27,7 @@ _COMPLAINTS = {
     Status.BAD_SHAPE: "{name}: the width of its input is not that of the matrix",
     Status.NO_MEMORY: "not enough memory for the second moments of the activations; a smaller "
     "--memory collects fewer layers at a time",
-    Status.NOT_FINITE: "{name}: an activation is NaN or infinite; the weights are damaged, or too "
-    "large for F16",
+    Status.NOT_FINITE: NOT_FINITE,
 }
 
 
@@ -65,10 +61,8 @@ class Moments:
         return np.concatenate([np.diagonal(block) for block in self.blocks])
 
 
-class MomentCollector(Owner):
-    """Sums for one context at a time, over all it decodes. A context manager.
-
-    Give it to :class:`~.context.Context` as its observer and close it after that context.
+class MomentCollector(Collector):
+    """Sums products; see :class:`~.collector.Collector`.
 
     Args:
         matrices: names of weight matrices, and their columns.
@@ -76,10 +70,7 @@ class MomentCollector(Owner):
     """
 
     def __init__(self, matrices: Mapping[str, int], n_threads: int) -> None:
-        self._library = load_library()
-        self._pointer: int | None = self._library.inferos_moments_create(n_threads)
-        if not self._pointer:
-            raise EvaluateError(_COMPLAINTS[Status.NO_MEMORY])
+        super().__init__("moments", _COMPLAINTS, n_threads)
         self._widths = {name: block_widths(n) for name, n in matrices.items()}
         for name, n_columns in matrices.items():
             status = self._library.inferos_moments_want(
@@ -88,30 +79,6 @@ class MomentCollector(Owner):
             if status != Status.OK:
                 self.close()
                 raise EvaluateError(_COMPLAINTS[Status(status)].format(name=name))
-
-    @property
-    def callback(self) -> Any:
-        """The ``ggml_backend_sched_eval_callback``."""
-        function = self._library.inferos_moments_observe
-        return ctypes.cast(function, llama_cpp.ggml_backend_sched_eval_callback)
-
-    @property
-    def user_data(self) -> int:
-        """The collector's address."""
-        if self._pointer is None:
-            raise EvaluateError("the collector is closed")
-        return self._pointer
-
-    def check(self) -> None:
-        """Raise what went wrong in a decode.
-
-        Raises:
-            EvaluateError: values that are not finite, or no memory; nothing more is summed.
-        """
-        status = self._library.inferos_moments_status(self.user_data)
-        if status != 0:
-            name = self._library.inferos_moments_culprit(self.user_data).decode()
-            raise EvaluateError(_COMPLAINTS.get(status, f"status {status}").format(name=name))
 
     def leaders(self) -> dict[str, str]:
         """Of every matrix that a graph had, the one whose sums it shares (itself, if none)."""
@@ -140,9 +107,3 @@ class MomentCollector(Owner):
         sums = inferos_moment_sums()
         status = self._library.inferos_moments_of(self.user_data, name.encode(), ctypes.byref(sums))
         return sums if status == Status.OK else None
-
-    def close(self) -> None:
-        """Free the sums."""
-        if self._pointer is not None:
-            self._library.inferos_moments_destroy(self._pointer)
-            self._pointer = None

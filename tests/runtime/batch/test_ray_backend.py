@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from helpers import BUNDLED, Converter
+from ray_cluster import run_without_ray, two_nodes
 
 from infer_os.runtime.batch import ray_backend
 from infer_os.runtime.batch.journal import line_of
@@ -99,16 +100,7 @@ def test_a_long_input_is_not_read_before_it_is_sent() -> None:
 
 def test_without_ray_the_extra_is_named(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"id": 1, "prompt": "x"}\n')
-    script = (
-        "import sys; sys.modules['ray'] = None\n"
-        "from infer_os import cli\n"
-        "sys.argv = ['infer-os', 'batch', 'm.gguf', '-i', 'in.jsonl', '-o', 'out.jsonl',"
-        " '--ray', 'auto']\n"
-        "cli.main()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
+    done = run_without_ray("batch", tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "pip install 'infer-os[ray]'" in done.stderr
@@ -120,16 +112,8 @@ def test_without_ray_the_extra_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head and another node, both of this machine."""
-    pytest.importorskip("ray.data", reason="needs infer-os[ray]")
-    from ray.cluster_utils import Cluster
-
-    store = {"num_cpus": 1, "object_store_memory": 80 << 20}
-    made = Cluster(initialize_head=True, head_node_args={**store, "include_dashboard": False})
-    made.add_node(**store)
-    made.wait_for_nodes()
-    yield made
-    made.shutdown()
+    with two_nodes() as made:
+        yield made
 
 
 @pytest.fixture

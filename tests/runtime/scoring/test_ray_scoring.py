@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from helpers import BUNDLED, Converter
+from ray_cluster import run_without_ray, two_nodes
 
 from infer_os.runtime.batch import ray_backend
 from infer_os.runtime.batch.journal import line_of
@@ -106,16 +107,7 @@ def test_a_worker_scores_as_the_scorer_alone(converted: Converter) -> None:
 
 def test_without_ray_the_extra_is_named(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"id": 1, "text": "x"}\n')
-    script = (
-        "import sys; sys.modules['ray'] = None\n"
-        "from infer_os import cli\n"
-        "sys.argv = ['infer-os', 'score', 'm.gguf', '-i', 'in.jsonl', '-o', 'out.jsonl',"
-        " '--ray', 'auto']\n"
-        "cli.main()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
+    done = run_without_ray("score", tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "pip install 'infer-os[ray]'" in done.stderr
     assert not (tmp_path / "out.jsonl").exists()
@@ -126,16 +118,8 @@ def test_without_ray_the_extra_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head and another node, both of this machine."""
-    pytest.importorskip("ray.data", reason="needs infer-os[ray]")
-    from ray.cluster_utils import Cluster
-
-    store = {"num_cpus": 1, "object_store_memory": 80 << 20}
-    made = Cluster(initialize_head=True, head_node_args={**store, "include_dashboard": False})
-    made.add_node(**store)
-    made.wait_for_nodes()
-    yield made
-    made.shutdown()
+    with two_nodes() as made:
+        yield made
 
 
 def test_two_nodes_score_as_one_machine(cluster: Any, converted: Converter, tmp_path: Path) -> None:
