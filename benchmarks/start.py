@@ -1,12 +1,13 @@
 """How long a cached model takes to be ready when named, against the same file by its path.
 
-    python benchmarks/start.py [--geometry distilgpt2 pythia-160m ...] [--rounds 11]
+    python benchmarks/start.py [--geometry distilgpt2 ...] [--rounds 11] [--before PYTHON]
 
 A checkpoint of a published geometry with random weights is converted to Q4_0 into a cache of its
 own. Alternately, each in a separate process: ``infer-os run --model NAME --interactive`` with
 nothing to read, which ends when it is ready to talk, with a hub that does not exist; ``infer-os
-chat FILE``, the same without the cache; and Python importing llama-cpp-python alone. Seconds by the
-clock as median and quartiles, and the median of processor seconds, which other load on the
+chat FILE``, the same without the cache; Python importing llama-cpp-python alone; and ``--help``.
+``--before`` is the interpreter of another installation, whose starts join the rounds. Seconds by
+the clock as median and quartiles, and the median of processor seconds, which other load on the
 machine hardly changes.
 """
 
@@ -41,19 +42,21 @@ def seconds(command: list[str], environment: dict[str, str]) -> tuple[float, flo
     return taken, worked
 
 
-def measure(geometry: str, layers: int, rounds: int, place: Path) -> None:
+def measure(geometry: str, layers: int, rounds: int, place: Path, before: str) -> None:
     """Convert one model and time its starts."""
     make_folder(geometry, place / "model", layers=layers)
     path = shelf_of(find_source(geometry)).file("q4_0")
     path.parent.mkdir(parents=True)
     n_bytes = convert(ConvertSettings(place / "model", path, "q4_0")).n_bytes
-    infer_os = [sys.executable, "-m", "infer_os.cli"]
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
-    sides = {
-        "run by name": [*infer_os, "run", "--model", geometry, "--interactive"],
-        "chat by path": [*infer_os, "chat", str(path)],
-        "import llama_cpp": [sys.executable, "-c", "import llama_cpp"],
-    }
+    sides = {}
+    for python, when in ((sys.executable, ""), (before, ", before")):
+        if python:
+            infer_os = [str(Path(python).with_name("infer-os"))]
+            sides[f"run by name{when}"] = [*infer_os, "run", "--model", geometry, "--interactive"]
+            sides[f"chat by path{when}"] = [*infer_os, "chat", str(path)]
+            sides[f"import llama_cpp{when}"] = [python, "-c", "import llama_cpp"]
+            sides[f"--help{when}"] = [*infer_os, "--help"]
     found: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
     for i in range(rounds + 1):
         for side, command in sides.items():
@@ -65,7 +68,7 @@ def measure(geometry: str, layers: int, rounds: int, place: Path) -> None:
         clock, worked = np.array(values).T
         low, middle, high = np.percentile(clock, [25, 50, 75])
         print(
-            f"  {side:17} {middle:.2f} s (quartiles {low:.2f} to {high:.2f}), "
+            f"  {side:24} {middle:.2f} s (quartiles {low:.2f} to {high:.2f}), "
             f"{np.median(worked):.2f} s of the processor"
         )
 
@@ -76,11 +79,12 @@ def main() -> None:
     parser.add_argument("--geometry", nargs="+", choices=GEOMETRIES, default=["distilgpt2"])
     parser.add_argument("--layers", type=int, default=0, help="fewer layers than published")
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--before", default="", help="the python of another installation")
     arguments = parser.parse_args()
     for geometry in arguments.geometry:
         with tempfile.TemporaryDirectory() as temporary:
             os.environ["INFER_OS_CACHE"] = f"{temporary}/cache"
-            measure(geometry, arguments.layers, arguments.rounds, Path(temporary))
+            measure(geometry, arguments.layers, arguments.rounds, Path(temporary), arguments.before)
 
 
 if __name__ == "__main__":

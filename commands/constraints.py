@@ -21,11 +21,13 @@ def constraint_texts(values: Mapping[str, str | None]) -> dict[str, Any]:
     Raises:
         SettingsError: more than one was given, a file cannot be read, or its text cannot be used.
     """
+    given = {kind: value for kind, value in values.items() if value is not None}
+    if not given:
+        return {}
     from ..native.errors import GrammarError
     from ..native.grammar import compiled
     from ..runtime.errors import SettingsError
 
-    given = {kind: value for kind, value in values.items() if value is not None}
     if len(given) > 1:
         options = " and ".join(map(_option, given))
         raise SettingsError(f"{options}: give one of them")

@@ -95,9 +95,17 @@ def check_places(input: Path, output: Path, *, resume: bool, force: bool) -> Non
 
 
 def with_tables(settings: EngineSettings, *files: Path) -> EngineSettings:
-    """The settings, with what reading or writing such files adds to the plan."""
-    if not any(path.suffix.lower() == ".parquet" for path in files):
+    """The settings, with what reading or writing such files adds to the plan.
+
+    Raises:
+        SettingsError: a file is Parquet, and pyarrow is not installed.
+    """
+    tables = [path for path in files if path.suffix.lower() == ".parquet"]
+    if not tables:
         return settings
+    from ..runtime.batch.reading import parquet_module
+
+    parquet_module(tables[0])  # the plan counts the pages that it has mapped
     return replace(settings, extras=settings.extras | {Extra.PARQUET})
 
 

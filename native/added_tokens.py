@@ -25,7 +25,7 @@ from .text_rules import LSTRIP, NORMALIZED, RSTRIP, SINGLE_WORD, SPECIAL, TextRu
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = range(1, 5)
 _HIDDEN_ATTRIBUTES = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
 # llama.cpp treats tokens with this spelling as special, whatever their type
-_LOOKS_SPECIAL = ("<", "[", "_<", "▁<")
+_LOOKS_SPECIAL = tuple(text.encode() for text in ("<", "[", "_<", "▁<"))
 #: Tokenizers whose added tokens are found here; llama.cpp finds those of the others.
 _MODELS = ("gpt2", "t5")
 # circled and squared letters, which are symbols but alphabetic; the joiners
@@ -72,10 +72,11 @@ class AddedTokens:
         types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(texts)
         stated = dict(rules.added)
         tokens = []
-        for i, (text, kind) in enumerate(zip(texts, types, strict=False)):
-            plain = kind == _NORMAL and not text.startswith(_LOOKS_SPECIAL)
-            if not text or (plain and i not in stated):
+        for i, (raw, kind) in enumerate(zip(texts.texts(), types, strict=False)):
+            plain = kind == _NORMAL and not raw.startswith(_LOOKS_SPECIAL)
+            if not raw or (plain and i not in stated):
                 continue
+            text = raw.decode("utf-8", "replace")
             attributes = llama_cpp.llama_vocab_get_attr(vocab, i)
             hidden = bool(attributes & _HIDDEN_ATTRIBUTES)
             if i in stated:

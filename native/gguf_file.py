@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,11 @@ class GgufArray:
             (length,) = unpack(data, at)
             at += 8 + length
             yield data[at - length : at]
+
+    def chosen(self, wanted: Iterable[object]) -> Iterator[str]:
+        """The strings, decoded, at which a value of ``wanted`` is true."""
+        for text in compress(self.texts(), wanted):
+            yield text.decode("utf-8", "replace")
 
     @property
     def is_text(self) -> bool:

@@ -272,15 +272,10 @@ class Vocab:
     def special_texts(self) -> list[str]:
         """Every special (control) token, as it is spelled."""
         metadata = self._header.metadata
-        pairs = zip(
-            metadata.get("tokenizer.ggml.tokens", ()),
-            metadata.get("tokenizer.ggml.token_type", ()),
-            strict=False,
-        )
-        return [
-            text for i, (text, kind) in enumerate(pairs)
-            if kind == _CONTROL and text and i not in self._hidden
-        ]  # fmt: skip
+        kinds = metadata.get("tokenizer.ggml.token_type", ())
+        is_special = (kind == _CONTROL and i not in self._hidden for i, kind in enumerate(kinds))
+        texts = metadata.get("tokenizer.ggml.tokens")
+        return [text for text in texts.chosen(is_special) if text] if texts else []
 
     def special_text(self, name: str) -> str:
         """The spelling of the "bos", "eos", "unk", "pad", "sep", "cls" or "mask" token, or ""."""

@@ -68,7 +68,7 @@ def check_vocabulary(header: GgufHeader) -> None:
     model = metadata.get(f"{_PREFIX}model")
     if model not in _MODELS:
         raise _bad(header, f"the tokenizer is {model!r}; these graphs have {', '.join(_MODELS)}")
-    tokens = _texts(header, "tokens")
+    tokens = list(_texts(header, "tokens").texts())
     types = _numbers(header, "token_type", len(tokens), (_I32,), required=False)
     _check_tokens(header, tokens, types, model)
     if model == "gpt2":
@@ -86,12 +86,15 @@ def _check_tokens(
 ) -> None:
     if not 1 <= len(tokens) <= _MOST_TOKENS:
         raise _bad(header, f"{len(tokens)} tokens")
-    # llama.cpp reads a text up to a zero byte, and gives an empty one a name
-    spelled = [token.split(b"\0", 1)[0] or b"[EMPTY_%d]" % i for i, token in enumerate(tokens)]
+    spelled, different = tokens, set(tokens)
+    if not all(different) or any(b"\0" in token for token in different):
+        # llama.cpp reads a text up to a zero byte, and gives an empty one a name
+        spelled = [token.split(b"\0", 1)[0] or b"[EMPTY_%d]" % i for i, token in enumerate(tokens)]
+        different = set(spelled)
     longest = max(map(len, spelled))
     if longest > _LONGEST_TOKEN:
         raise _bad(header, f"a token of {longest} bytes; at most {_LONGEST_TOKEN} are accepted")
-    if len(set(spelled)) != len(spelled):
+    if len(different) != len(spelled):
         first: dict[bytes, int] = {}
         for i, text in enumerate(spelled):
             if (j := first.setdefault(text, i)) != i:
@@ -102,8 +105,7 @@ def _check_tokens(
             shown = spelled[i].decode("utf-8", "replace")
             raise _bad(header, f"token {i} stands for a byte, but is {shown!r}; expected <0x41>")
     if model == "llama":
-        known = set(spelled)
-        absent = 256 - sum(b"<0x%02X>" % byte in known for byte in range(256))
+        absent = 256 - sum(b"<0x%02X>" % byte in different for byte in range(256))
         if absent:
             raise _bad(
                 header, f"the tokenizer is 'llama', but {absent} of the 256 bytes have no token"
@@ -140,11 +142,11 @@ def _check_added(header: GgufHeader, model: str, n_tokens: int) -> None:
             )
 
 
-def _texts(header: GgufHeader, name: str) -> list[bytes]:
+def _texts(header: GgufHeader, name: str) -> GgufArray:
     value = header.metadata.get(_PREFIX + name)
     if not isinstance(value, GgufArray) or not value.is_text:
         raise _bad(header, f"'{_PREFIX}{name}' is {_kind(value)}; expected an array of strings")
-    return list(value.texts())
+    return value
 
 
 def _numbers(

@@ -42,6 +42,19 @@ def test_a_closed_stream_is_no_failure(closed: str) -> None:
     assert b"Error" not in done.stderr
 
 
+def test_a_start_never_searches_all_objects_for_garbage() -> None:
+    script = (
+        "import gc, sys\n"
+        "from infer_os.entry import main\n"
+        "sys.argv = ['infer-os', 'generate', '/no/such/model.gguf', '-p', 'x']\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    assert end.code == 2\n"
+        "print(gc.get_stats()[2]['collections'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert done.stdout == b"0\n", done.stderr
+
+
 def test_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, *signals.ENDING)]
     with pytest.raises(SystemExit) as ended, signals.ending_in_order():

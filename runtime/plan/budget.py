@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 from infer_os.native.backend import kernel_status, repacking
 
 from .bandwidth import Bandwidth
-from .machine import mapped_file_bytes, read_memory
+from .machine import mapped_bytes_of, mapped_file_bytes, read_memory
 from .memory_plan import Budget, program_bytes
 
 
@@ -35,4 +36,8 @@ def own_budget(limit: int | None = None, *, native: bool = True) -> Budget:
     It counts the pages of its own libraries, and not the most that they ever take.
     """
     budget = some_budget(limit, native=native)  # loads the libraries
-    return replace(budget, program=program_bytes(mapped_file_bytes()))
+    mapped = mapped_file_bytes()
+    tables = mapped_bytes_of("pyarrow") if "pyarrow" in sys.modules else None
+    if mapped is None or tables is None:
+        return replace(budget, program=program_bytes(mapped))
+    return replace(budget, program=program_bytes(mapped - tables), tables=tables)

@@ -121,6 +121,12 @@ def mapped_file_bytes() -> int | None:
     return getattr(psutil.Process().memory_info(), "shared", None)
 
 
+def mapped_bytes_of(package: str) -> int | None:
+    """Resident bytes of a package's files among them; None where the system does not say."""
+    maps = getattr(psutil.Process(), "memory_maps", None)
+    return sum(part.rss for part in maps() if f"/{package}/" in part.path) if maps else None
+
+
 def _groups(root: Path) -> Iterator[ControlGroup]:
     """The control groups of this process that limit memory."""
     for version, folder in own_groups("memory", root):

@@ -27,6 +27,8 @@ VOCABULARY_BYTES = 325
 #: Of that, pages of program files once llama.cpp is loaded, if the kernel maps them in large
 #: pieces, as it does soon after an installation. Later it maps smaller ones.
 MAPPED_BYTES = 33_000_000
+#: The most pages of pyarrow's files, for the same reason; half of it is usual.
+TABLES_BYTES = 50_000_000
 
 #: When a process that converts a small model, or draws a report about one, is at its largest.
 OUTSIDE = "before or after the model"
@@ -71,7 +73,8 @@ class Budget:
 
     ``repacked`` says which weights get a faster layout here. ``cached`` are the rates of reading a
     number of bytes repeatedly, the fewest first. ``program`` are the bytes of a process without a
-    model, as :func:`program_bytes` finds them.
+    model, as :func:`program_bytes` finds them; ``tables`` are the pages of the library that reads
+    Parquet, which count only where it is used.
     """
 
     limit: int
@@ -79,6 +82,7 @@ class Budget:
     repacked: Repacking = field(default_factory=Repacking)
     cached: tuple[tuple[int, float], ...] = ()
     program: int = PROCESS_BYTES
+    tables: int = TABLES_BYTES
 
     def rate(self, n_bytes: int) -> float | None:
         """Most bytes per second when ``n_bytes`` are read repeatedly.

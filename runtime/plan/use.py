@@ -48,8 +48,8 @@ _MB = 1_000_000
 #: Bytes that other work leaves behind while the model runs (benchmarks/plan_peaks.py).
 _LEFT = {
     Extra.CONVERSION: 5 * _MB, Extra.DOWNLOAD: 12 * _MB, Extra.SESSION: 5 * _MB,
-    Extra.TERMINAL: 12 * _MB, Extra.PARQUET: 70 * _MB, Extra.BENCH: 12 * _MB,
-    Extra.TEMPLATE: 22 * _MB, Extra.EVALUATION: 6 * _MB, Extra.SCORING: 9 * _MB,
+    Extra.TERMINAL: 12 * _MB, Extra.PARQUET: 22 * _MB, Extra.BENCH: 12 * _MB,
+    Extra.TEMPLATE: 22 * _MB, Extra.EVALUATION: 6 * _MB, Extra.SCORING: 7 * _MB,
     Extra.EMBEDDING: 1 * _MB, Extra.SEARCH: 2 * _MB,
     # 20 MB are log-probabilities of prompts
     Extra.SERVER: 50 * _MB,
@@ -99,7 +99,7 @@ class Use:
         return Sizes(n_ctx, self.n_seq, N_BATCH, rows, settings.n_threads)
 
 
-def beside(shape: ModelShape, use: Use) -> Beside:
+def beside(shape: ModelShape, use: Use, budget: Budget) -> Beside:
     """What the process holds apart from the model, by name, and what only before or after it."""
     parts: list[tuple[str, int]] = []
     if use.parallel:
@@ -116,7 +116,8 @@ def beside(shape: ModelShape, use: Use) -> Beside:
             continue
         if extra in _LEFT:
             tokens = _TOKEN_LEFT * shape.n_vocab if extra.converts else 0
-            parts.append((extra.value, _LEFT[extra] + tokens))
+            tables = budget.tables if extra is Extra.PARQUET else 0
+            parts.append((extra.value, _LEFT[extra] + tokens + tables))
         if extra is Extra.SESSION and use.parallel:  # in one piece: llama.cpp copies no less
             n_ctx, _ = context_for(None, shape.name, shape.n_ctx_train, use.settings.context)
             form = KvFormat("f16", "f16")
@@ -188,7 +189,7 @@ def plan_eval(
     ends = [min(start + batch, window) for start in range(0, window, batch)]
     rows = 1 if staged else max(min(batch, end - window // 2) for end in ends)
     sizes = Sizes(window, 1, batch, rows, settings.n_threads)
-    around = beside(shape, Use(settings))
+    around = beside(shape, Use(settings), budget)
     parts = list(around.parts)
     if reference is not None:
         plain = KvSchedule((KvStage("f16", "f16", window),))
@@ -223,7 +224,7 @@ def make_planner(
         shape.positions, shape.name, shape.n_ctx_train, settings.context,
         exact_window(shape, native=settings.native),
     )  # fmt: skip
-    planner = Planner(shape, use.sizes(n_ctx), budget, use.draft, beside(shape, use))
+    planner = Planner(shape, use.sizes(n_ctx), budget, use.draft, beside(shape, use, budget))
     if settings.kv == "auto" and not settings.kv_budget:
         return planner, None, notes
     model = kv_model(shape, settings.n_threads)

@@ -6,7 +6,12 @@ import pytest
 
 from infer_os.runtime.plan import budget
 from infer_os.runtime.plan.budget import own_budget, some_budget
-from infer_os.runtime.plan.memory_plan import MAPPED_BYTES, PROCESS_BYTES, program_bytes
+from infer_os.runtime.plan.memory_plan import (
+    MAPPED_BYTES,
+    PROCESS_BYTES,
+    TABLES_BYTES,
+    program_bytes,
+)
 
 
 def test_a_limit_stands_for_what_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,8 +33,25 @@ def test_libraries_are_counted_as_they_are_mapped(
     monkeypatch: pytest.MonkeyPatch, mapped: int | None, program: int
 ) -> None:
     monkeypatch.setattr(budget, "mapped_file_bytes", lambda: mapped)
+    monkeypatch.setattr(budget, "mapped_bytes_of", lambda package: 0)
     assert program_bytes(mapped) == own_budget(1).program == program
     assert some_budget(1).program == PROCESS_BYTES
+
+
+def test_the_reader_of_parquet_is_counted_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert some_budget(1).tables == TABLES_BYTES
+    pytest.importorskip("pyarrow.parquet")
+    with open("/proc/self/smaps") as maps:
+        of_pyarrow, resident = False, 0
+        for line in maps:
+            if line[0] in "0123456789abcdef":
+                of_pyarrow = "/pyarrow/" in line
+            elif of_pyarrow and line.startswith("Rss:"):
+                resident += int(line.split()[1]) * 1024
+    found = own_budget(1)
+    assert found.tables == resident > 5_000_000
+    monkeypatch.setattr(budget, "mapped_file_bytes", lambda: MAPPED_BYTES + found.tables - 4000)
+    assert own_budget(1).program == PROCESS_BYTES - 3000
 
 
 def test_the_system_says_what_is_mapped() -> None:
