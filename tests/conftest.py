@@ -19,6 +19,7 @@ from helpers import PARALLEL, Converter, copy_checkpoint
 
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
+from infer_os.models.weight_types import RECIPES, TENSOR_TYPES, Recipe, TensorType
 from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.settings import EngineSettings
 
@@ -66,6 +67,16 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Converter:
         return made[folder, kind]
 
     return get
+
+
+@pytest.fixture
+def foreign_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tq2_0 is a ``--type``: weights that our kernels do not take."""
+    row = TensorType(
+        "tq2_0", 256, "q4_0", is_weighted=False, is_column_by_column=False, layouts=frozenset()
+    )
+    monkeypatch.setitem(TENSOR_TYPES, row.name, row)
+    monkeypatch.setitem(RECIPES, row.name, Recipe(row.name, row.name, 37, "q6_k", is_chosen=False))
 
 
 @pytest.fixture

@@ -54,9 +54,13 @@ std::vector<uint8_t> random_bytes(size_t n) {
 std::vector<uint8_t> random_rows(const WeightType & type, int64_t n_rows, int64_t n_per_row) {
     auto bytes =
         random_bytes(static_cast<size_t>(n_rows * n_per_row / type.unit_values * type.unit_bytes));
-    const size_t at = type.type == GGML_TYPE_Q6_K ? 208 : type.type == GGML_TYPE_Q3_K ? 108 : 0;
+    const size_t at     = type.type == GGML_TYPE_Q6_K   ? 208
+                          : type.type == GGML_TYPE_Q3_K ? 108
+                          : type.type == GGML_TYPE_Q2_K ? 80
+                                                        : 0;
+    const bool   is_two = type.type == GGML_TYPE_Q2_K || (type.unit_values == 256 && at == 0);
     for (size_t i = 0; i < bytes.size(); i += static_cast<size_t>(type.unit_bytes)) {
-        for (size_t j = 0; j < (type.unit_values == 256 && at == 0 ? 4 : 2); j += 2) {
+        for (size_t j = 0; j < (is_two ? 4 : 2); j += 2) {
             const ggml_fp16_t half = ggml_fp32_to_fp16(0.01f * normal());
             std::memcpy(&bytes[i + at + j], &half, 2);
         }

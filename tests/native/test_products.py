@@ -16,12 +16,16 @@ from infer_os.native.abi import Status, inferos_mul_mat
 from infer_os.native.ggml_types import ggml_type_named
 from infer_os.native.library import load_library
 
-TYPES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs")
+TYPES = (
+    "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl",
+    "iq4_xs", "iq3_s",
+)  # fmt: skip
 VARIANTS = ("avx2", "avxvnni", "avx512vnni", "neon")
 #: Bytes of a block of each type that hold float16 numbers.
 HALVES = {
     "q4_0": (0,), "q8_0": (0,), "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,),
     "iq4_nl": (0,), "iq4_xs": (0,), "q4_1": (0, 2), "q5_0": (0,), "q5_1": (0, 2),
+    "q2_k": (80, 82), "iq3_s": (0,),
 }  # fmt: skip
 
 
@@ -166,7 +170,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         assert (
             library.inferos_kernels_mul_mat(variant.encode(), ctypes.byref(job)) == Status.BAD_SHAPE
         )
-        job.type = 10  # q2_K
+        job.type = 35  # tq2_0
         assert (
             library.inferos_kernels_mul_mat(variant.encode(), ctypes.byref(job)) == Status.BAD_TYPE
         )
@@ -205,6 +209,6 @@ def test_the_backend_leaves_what_it_does_not_compute() -> None:
     assert compute("inferos", mul_mat("f32", f32.view(np.uint8), x, 512), (3, 45)) is None
     few_rows = random_weights("q4_0", 15, 512)
     assert compute("inferos", mul_mat("q4_0", few_rows, x, 512), (3, 15)) is None
-    q2_k = encoded(f32, "q2_k").reshape(45, -1)
-    assert compute("inferos", mul_mat("q2_k", q2_k, x, 512), (3, 45)) is None
-    assert compute("cpu", mul_mat("q2_k", q2_k, x, 512), (3, 45)) is not None
+    other = encoded(f32, "tq2_0").reshape(45, -1)
+    assert compute("inferos", mul_mat("tq2_0", other, x, 512), (3, 45)) is None
+    assert compute("cpu", mul_mat("tq2_0", other, x, 512), (3, 45)) is not None

@@ -104,11 +104,13 @@ def test_logits_do_not_depend_on_the_number(converted: Converter) -> None:
     assert np.array_equal(*found)
 
 
-def test_only_the_default_number_follows_the_machine(converted: Converter) -> None:
+def test_only_the_default_number_follows_the_machine(
+    foreign_weights: None, converted: Converter
+) -> None:
     for kind, settings, fixed in (
-        ("iq3_s", EngineSettings(context=64), False),
-        ("iq3_s", EngineSettings(context=64, threads=2), True),
-        ("iq3_s", EngineSettings(context=64, native=False), True),
+        ("tq2_0", EngineSettings(context=64), False),
+        ("tq2_0", EngineSettings(context=64, threads=2), True),
+        ("tq2_0", EngineSettings(context=64, native=False), True),
         ("q8_0", EngineSettings(context=64), True),  # our team waits for nobody
     ):
         with LlamaEngine(converted(kind=kind), settings) as engine:

@@ -106,7 +106,7 @@ template <class Isa, class Layer, bool is_split, int odd> struct BlockProduct {
 
 // As the end of add_block() in panel.h.
 template <class Isa, Other other, int C>
-INLINE void add_scaled(const Unpacked<Isa> & w, const uint8_t * block, const Dots & dots,
+INLINE void add_scaled(const UnpackedAs<Isa, other> & w, const uint8_t * block, const Dots & dots,
                        typename Isa::Float * sums) {
     const uint8_t * scales  = block + kBlock * C;
     const uint8_t * weighed = scales + 3 * 4 * C;
@@ -122,6 +122,10 @@ INLINE void add_scaled(const Unpacked<Isa> & w, const uint8_t * block, const Dot
         if constexpr (other == Other::minimum) {
             sums[c] = Isa::fnma(w.other, Isa::broadcast_float(weighed + 4 * c), sums[c]);
         }
+        if constexpr (other == Other::minima) {
+            sums[c] = Isa::fnma(w.other, Isa::broadcast_float(weighed + 4 * c), sums[c]);
+            sums[c] = Isa::fnma(w.second, Isa::broadcast_float(weighed - 4 * C + 4 * c), sums[c]);
+        }
     }
 }
 
@@ -132,7 +136,7 @@ void many_wide(const uint8_t * unpacked, int64_t n_blocks, const uint8_t * tile,
     using Even               = BlockProduct<Isa, Layer, other == Other::split, 0>;
     using Odd                = BlockProduct<Isa, Layer, other == Other::split, 1>;
     constexpr size_t n_block = C * kColumnBytes;
-    const auto *     w       = reinterpret_cast<const Unpacked<Isa> *>(unpacked);
+    const auto *     w       = reinterpret_cast<const UnpackedAs<Isa, other> *>(unpacked);
 
     Dots                dots, others;
     typename Isa::Float sums[C];

@@ -86,7 +86,21 @@ struct Avx2 {
         const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i *>(table));
         return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), bytes);
     }
+    // table[lane] for every lane
+    static Int look_up_words(const uint32_t * table, Int places) {
+        return _mm256_i32gather_epi32(reinterpret_cast<const int *>(table), places, 4);
+    }
+    // byte j of a lane: `value` if bit 4 i + j of the lane is set, else 0
+    template <int i> static Int bytes_where(Int bits, uint8_t value) {
+        const __m128i from =
+            _mm_set_epi32(0x0c0c0c0c + i / 2 * 0x01010101, 0x08080808 + i / 2 * 0x01010101,
+                          0x04040404 + i / 2 * 0x01010101, i / 2 * 0x01010101);
+        const Int byte = _mm256_shuffle_epi8(bits, _mm256_broadcastsi128_si256(from));
+        const Int bit  = _mm256_set1_epi32(static_cast<int>(0x08040201u << i % 2 * 4));
+        return and_bytes(_mm256_cmpeq_epi8(_mm256_and_si256(byte, bit), bit), value);
+    }
     static Int bits_or(Int a, Int b) { return _mm256_or_si256(a, b); }
+    static Int bits_xor(Int a, Int b) { return _mm256_xor_si256(a, b); }
     template <int n> static Int right(Int v) { return _mm256_srli_epi32(v, n); }
     template <int n> static Int left(Int v) { return _mm256_slli_epi32(v, n); }
     template <int n> static Int right_signed(Int v) { return _mm256_srai_epi32(v, n); }
@@ -167,6 +181,7 @@ struct Avx2 {
     static Int unsigned_halves(const void * p) {
         return _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i *>(p)));
     }
+    static Int mul_ints(Int a, Int b) { return _mm256_mullo_epi32(a, b); }
     static Int mul_ints(Int a, int32_t b) { return _mm256_mullo_epi32(a, _mm256_set1_epi32(b)); }
     static Int add_ints(Int a, Int b) { return _mm256_add_epi32(a, b); }
     static Int add_ints(Int a, int32_t b) { return _mm256_add_epi32(a, _mm256_set1_epi32(b)); }

@@ -69,7 +69,25 @@ struct Neon {
     static Int look_up(const int8_t * table, Int bytes) {
         return vreinterpretq_s32_s8(vqtbl1q_s8(vld1q_s8(table), vreinterpretq_u8_s32(bytes)));
     }
+    // table[lane] for every lane
+    static Int look_up_words(const uint32_t * table, Int places) {
+        const uint32x4_t found = {
+            table[vgetq_lane_s32(places, 0)], table[vgetq_lane_s32(places, 1)],
+            table[vgetq_lane_s32(places, 2)], table[vgetq_lane_s32(places, 3)]};
+        return vreinterpretq_s32_u32(found);
+    }
+    // byte j of a lane: `value` if bit 4 i + j of the lane is set, else 0
+    template <int i> static Int bytes_where(Int bits, uint8_t value) {
+        const uint32x4_t from = {i / 2 * 0x01010101u, 0x04040404u + i / 2 * 0x01010101u,
+                                 0x08080808u + i / 2 * 0x01010101u,
+                                 0x0c0c0c0cu + i / 2 * 0x01010101u};
+        const uint8x16_t byte = vqtbl1q_u8(vreinterpretq_u8_s32(bits), vreinterpretq_u8_u32(from));
+        const uint8x16_t is_set =
+            vtstq_u8(byte, vreinterpretq_u8_u32(vdupq_n_u32(0x08040201u << i % 2 * 4)));
+        return vreinterpretq_s32_u8(vandq_u8(is_set, vdupq_n_u8(value)));
+    }
     static Int bits_or(Int a, Int b) { return vorrq_s32(a, b); }
+    static Int bits_xor(Int a, Int b) { return veorq_s32(a, b); }
     template <int n> static Int right(Int v) {
         if constexpr (n == 0) {
             return v;  // the instruction shifts by 1 at least
@@ -147,6 +165,7 @@ struct Neon {
         const uint16x4_t halves = vreinterpret_u16_u8(vld1_u8(static_cast<const uint8_t *>(p)));
         return vreinterpretq_s32_u32(vmovl_u16(halves));
     }
+    static Int mul_ints(Int a, Int b) { return vmulq_s32(a, b); }
     static Int mul_ints(Int a, int32_t b) { return vmulq_n_s32(a, b); }
     static Int add_ints(Int a, Int b) { return vaddq_s32(a, b); }
     static Int add_ints(Int a, int32_t b) { return vaddq_s32(a, vdupq_n_s32(b)); }

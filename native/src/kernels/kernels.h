@@ -6,8 +6,10 @@
 //     int8   quants[width][32]
 //     float  scale[width]       that of q8_0, rounded to float16
 //     int32  start0[width]      -offset * (sum of the quants, of the first 16 for split types)
-//     int32  start1[width]      the same of the last 16, for types with a scale per 16
-//     float  sum[width]         scale * (sum of the quants), for types with a minimum
+//     int32  start1[width]      the same of the last 16, for types with a scale per 16; a float for
+//                               types with a minimum per 16: scale * (sum of the last 16 quants)
+//     float  sum[width]         scale * (sum of the quants, of the first 16 for split types), for
+//                               types with a minimum
 //
 // Every column's result is one chain of fused multiply-adds in the order of the blocks, whatever
 // the width of its tile: a token's result does not depend on the other tokens.
@@ -22,10 +24,9 @@ constexpr size_t kLine        = 64;  // bytes of a cache line
 constexpr int    kTile        = 8;
 constexpr int    kWideTile    = 16;  // columns of a tile for matrix instructions, at most
 constexpr int    kBlock       = 32;
-constexpr size_t kColumnBytes = 48;            // of a column's share of a tile, per block
-constexpr int    kMostRows    = 16;            // of a panel, in any instruction set
-constexpr int    kMostHead    = 256;           // values of a head
-constexpr int    kMaxUnpacked = 2 * 64 + 512;  // bytes of a panel's block, unpacked: at most
+constexpr size_t kColumnBytes = 48;   // of a column's share of a tile, per block
+constexpr int    kMostRows    = 16;   // of a panel, in any instruction set
+constexpr int    kMostHead    = 256;  // values of a head
 
 // Fetches a line of memory into the second cache. The empty statement keeps the compiler from
 // taking a function that does nothing else for one without effect, and leaving its calls out.
@@ -72,7 +73,7 @@ struct WeightType {
     int32_t      unit_values;
     int32_t      unit_bytes;
     int32_t      offset;      // what the unpacked, unsigned quants exceed the signed ones by
-    bool         split;       // a scale per 16 values: two starts per block
+    bool         split;       // a scale or a minimum per 16 values: two starts per block
     FewKernel    few[kTile];  // [width - 1]
     UnpackKernel unpack;
     ManyKernel   many[kTile];

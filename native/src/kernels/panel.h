@@ -1,7 +1,7 @@
 // A panel of rows against a tile of columns, for any instruction set and type of weights.
 #pragma once
 
-#include "unpack_k.h"
+#include "unpack_grid.h"
 
 namespace {
 
@@ -45,7 +45,8 @@ INLINE void add_dots(const Unpacked<Isa> & w, typename Isa::Float scale, const u
 
 // One block: sums[c] += scale * column_scale[c] * (quants . column[c]), exact but for the sum
 template <class Isa, class W, int C>
-INLINE void add_block(const Unpacked<Isa> & w, const uint8_t * block, typename Isa::Float * sums) {
+INLINE void add_block(const UnpackedAs<Isa, W::other> & w, const uint8_t * block,
+                      typename Isa::Float * sums) {
     const uint8_t * starts = block + (kBlock + 4) * C;
     if constexpr (W::other == Other::split) {
         add_dots<Isa, W, C, 0, 4>(w, w.scale, block, starts, sums);
@@ -56,6 +57,12 @@ INLINE void add_block(const Unpacked<Isa> & w, const uint8_t * block, typename I
     if constexpr (W::other == Other::minimum) {
         for (int c = 0; c < C; c++) {
             sums[c] = Isa::fnma(w.other, Isa::broadcast_float(starts + 4 * (2 * C + c)), sums[c]);
+        }
+    }
+    if constexpr (W::other == Other::minima) {
+        for (int c = 0; c < C; c++) {
+            sums[c] = Isa::fnma(w.other, Isa::broadcast_float(starts + 4 * (2 * C + c)), sums[c]);
+            sums[c] = Isa::fnma(w.second, Isa::broadcast_float(starts + 4 * (C + c)), sums[c]);
         }
     }
 }
@@ -75,10 +82,10 @@ INLINE void each_block(const uint8_t * panel, size_t row_stride, int64_t n_units
             W::template unit<Isa>(panel, row_stride, use);
         } else {
             // what the registers do not hold is better put aside whole than piece by piece
-            Unpacked<Isa> blocks[W::values / kBlock];
-            int           n = 0;
+            UnpackedAs<Isa, W::other> blocks[W::values / kBlock];
+            int                       n = 0;
             W::template unit<Isa>(panel, row_stride,
-                                  [&](const Unpacked<Isa> & w) ALWAYS { blocks[n++] = w; });
+                                  [&](const auto & w) ALWAYS { blocks[n++] = w; });
             for (const auto & w : blocks) {
                 use(w);
             }
@@ -95,7 +102,7 @@ void few(const uint8_t * panel, size_t row_stride, int64_t n_units, const uint8_
         sum = Isa::zero();
     }
     each_block<Isa, W, C == 1 || Isa::registers >= 32>(
-        panel, row_stride, n_units, [&](const Unpacked<Isa> & w) ALWAYS {
+        panel, row_stride, n_units, [&](const auto & w) ALWAYS {
             // a few lines with every block: many at once would hold up what is needed now
             if (ahead != nullptr) {
                 for (int i = 0; i < n_ahead; i += static_cast<int>(kLine)) {
@@ -114,8 +121,8 @@ void few(const uint8_t * panel, size_t row_stride, int64_t n_units, const uint8_
 // is_signed: quants as they are, rather than made unsigned by the type's offset
 template <class Isa, class W, bool is_signed = false>
 void unpack_panel(const uint8_t * panel, size_t row_stride, int64_t n_units, uint8_t * unpacked) {
-    auto * out = reinterpret_cast<Unpacked<Isa> *>(unpacked);
-    each_block<Isa, W, true>(panel, row_stride, n_units, [&](const Unpacked<Isa> & w) ALWAYS {
+    auto * out = reinterpret_cast<UnpackedAs<Isa, W::other> *>(unpacked);
+    each_block<Isa, W, true>(panel, row_stride, n_units, [&](const auto & w) ALWAYS {
         for (int j = 0; j < 8; j++) {
             if constexpr (is_signed && needs_start<Isa, W>()) {
                 Isa::store(&out->quants[j], Isa::sub_bytes(w.quants[j], W::offset));
@@ -127,6 +134,9 @@ void unpack_panel(const uint8_t * panel, size_t row_stride, int64_t n_units, uin
         if constexpr (W::other != Other::none) {
             Isa::store_floats(reinterpret_cast<float *>(&out->other), w.other);
         }
+        if constexpr (W::other == Other::minima) {
+            Isa::store_floats(reinterpret_cast<float *>(&out->second), w.second);
+        }
         out++;
     });
 }
@@ -134,7 +144,7 @@ void unpack_panel(const uint8_t * panel, size_t row_stride, int64_t n_units, uin
 template <class Isa, class W, int C>
 void many(const uint8_t * unpacked, int64_t n_blocks, const uint8_t * tile, float * out,
           size_t out_stride, bool first, Fetch * fetch) {
-    const auto *        w = reinterpret_cast<const Unpacked<Isa> *>(unpacked);
+    const auto *        w = reinterpret_cast<const UnpackedAs<Isa, W::other> *>(unpacked);
     typename Isa::Float sums[C];
     for (int c = 0; c < C; c++) {
         sums[c] = first ? Isa::zero() : Isa::load_floats(out + static_cast<size_t>(c) * out_stride);
@@ -157,13 +167,13 @@ template <class Isa, class W> constexpr WeightType weight_type() {
         W::values,
         W::bytes,
         needs_start<Isa, W>() ? W::offset : 0,
-        W::other == Other::split,
+        W::other == Other::split || W::other == Other::minima,
         {few<Isa, W, 1>, few<Isa, W, 2>, few<Isa, W, 3>, few<Isa, W, 4>, few<Isa, W, 5>,
          few<Isa, W, 6>, few<Isa, W, 7>, few<Isa, W, 8>},
         unpack_panel<Isa, W>,
         {many<Isa, W, 1>, many<Isa, W, 2>, many<Isa, W, 3>, many<Isa, W, 4>, many<Isa, W, 5>,
          many<Isa, W, 6>, many<Isa, W, 7>, many<Isa, W, 8>},
-        sizeof(Unpacked<Isa>),
+        sizeof(UnpackedAs<Isa, W::other>),
         nullptr,
         {},
     };
@@ -172,7 +182,8 @@ template <class Isa, class W> constexpr WeightType weight_type() {
 template <class... Types> struct TypeList {};
 
 // All that have kernels.
-using WeightTypes = TypeList<Q4_0, Q8_0, Q4_K, Q5_K, Q6_K, Q3_K, IQ4_NL, IQ4_XS, Q5_0, Q4_1, Q5_1>;
+using WeightTypes =
+    TypeList<Q4_0, Q8_0, Q4_K, Q5_K, Q6_K, Q3_K, Q2_K, IQ4_NL, IQ4_XS, Q5_0, Q4_1, Q5_1, IQ3_S>;
 
 template <class Isa, class List> struct WeightTable;
 template <class Isa, class... Types> struct WeightTable<Isa, TypeList<Types...>> {

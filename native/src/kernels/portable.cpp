@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ggml.h"
+#include "grids.h"
 #include "mul_mat.h"
 
 namespace inferos::kernels {
@@ -44,12 +45,13 @@ Column quantize(const float * x) {
     return column;
 }
 
-// 32 signed weights of a row, with a scale for each half, and a minimum to take off.
+// 32 signed weights of a row, with a scale for each half, and minima to take off.
 struct Weights {
     int   quants[kBlock];
     float scale[2];
-    float minimum;
+    float minimum[2];
     int   n_scales;  // 1: the first is for all
+    int   n_minima;
 };
 
 void k_scale(const uint8_t * packed, int i, int & scale, int & minimum) {
@@ -106,8 +108,9 @@ bool read_weights(int32_t type, const uint8_t * row, int64_t i, Weights & w) {
                 const int top    = five ? (fifth[j / 8] >> (j % 8) & 1) * 16 : 0;
                 w.quants[j]      = (nibble | top) - (least ? 0 : 16);
             }
-            w.scale[0] = half_at(p);
-            w.minimum  = least ? -half_at(p + 2) : 0.0f;
+            w.scale[0]   = half_at(p);
+            w.minimum[0] = least ? -half_at(p + 2) : 0.0f;
+            w.n_minima   = least ? 1 : 0;
             return true;
         }
         case GGML_TYPE_IQ4_NL: {
@@ -155,8 +158,9 @@ bool read_weights(int32_t type, const uint8_t * row, int64_t i, Weights & w) {
                 const int nibble = sub % 2 == 0 ? low[j] & 15 : low[j] >> 4;
                 w.quants[j]      = nibble + (five ? (p[16 + j] >> sub & 1) * 16 : 0);
             }
-            w.scale[0] = half_at(p) * static_cast<float>(scale);
-            w.minimum  = half_at(p + 2) * static_cast<float>(minimum);
+            w.scale[0]   = half_at(p) * static_cast<float>(scale);
+            w.minimum[0] = half_at(p + 2) * static_cast<float>(minimum);
+            w.n_minima   = 1;
             return true;
         }
         case GGML_TYPE_Q6_K: {
@@ -175,6 +179,33 @@ bool read_weights(int32_t type, const uint8_t * row, int64_t i, Weights & w) {
             w.n_scales = 2;
             return true;
         }
+        case GGML_TYPE_Q2_K: {
+            const int       sub = static_cast<int>(i % 8);
+            const uint8_t * p   = row + 84 * (i / 8);
+            for (int j = 0; j < 32; j++) {
+                const int two = p[16 + 32 * (sub / 4) + j] >> (2 * (sub % 4)) & 3;
+                w.quants[j]   = two * (p[2 * sub + j / 16] & 15);
+            }
+            w.scale[0] = half_at(p + 80);
+            for (int j = 0; j < 2; j++) {
+                w.minimum[j] = half_at(p + 82) * static_cast<float>(p[2 * sub + j] >> 4);
+            }
+            w.n_minima = 2;
+            return true;
+        }
+        case GGML_TYPE_IQ3_S: {
+            const int       sub = static_cast<int>(i % 8);
+            const uint8_t * p   = row + 110 * (i / 8);
+            for (int j = 0; j < 32; j++) {
+                const int place = p[2 + 8 * sub + j / 4] | (p[66 + sub] >> (j / 4) & 1) << 8;
+                const int value = 2 * (kGridIq3S[place] >> (3 * (j % 4)) & 7) + 1;
+                const int sign  = p[74 + 4 * sub + j / 8] >> (j % 8) & 1;
+                w.quants[j]     = sign != 0 ? -value : value;
+            }
+            const int four = p[106 + sub / 2] >> (sub % 2 * 4) & 15;
+            w.scale[0]     = half_at(p) * static_cast<float>(2 * four + 1);
+            return true;
+        }
         default: return false;
     }
 }
@@ -187,7 +218,7 @@ int dot(const int * a, const int * b, int first, int end) {
     return sum;
 }
 
-float add_block(const Weights & w, const Column & column, bool has_minimum, float sum) {
+float add_block(const Weights & w, const Column & column, float sum) {
     const int middle = w.n_scales == 2 ? kBlock / 2 : kBlock;
     sum              = std::fma(static_cast<float>(dot(w.quants, column.quants, 0, middle)),
                                 w.scale[0] * column.scale, sum);
@@ -195,12 +226,13 @@ float add_block(const Weights & w, const Column & column, bool has_minimum, floa
         sum = std::fma(static_cast<float>(dot(w.quants, column.quants, middle, kBlock)),
                        w.scale[1] * column.scale, sum);
     }
-    if (has_minimum) {
-        int total = 0;
-        for (const int quant : column.quants) {
-            total += quant;
+    for (int i = 0; i < w.n_minima; i++) {
+        const int length = kBlock / w.n_minima;
+        int       total  = 0;
+        for (int j = i * length; j < (i + 1) * length; j++) {
+            total += column.quants[j];
         }
-        sum = std::fma(-w.minimum, column.scale * static_cast<float>(total), sum);
+        sum = std::fma(-w.minimum[i], column.scale * static_cast<float>(total), sum);
     }
     return sum;
 }
@@ -252,9 +284,7 @@ bool mul_mat_portable(int32_t type, const MulMat & job) {
         mul_floats(type, job);
         return true;
     }
-    const bool    has_minimum = type == GGML_TYPE_Q4_K || type == GGML_TYPE_Q5_K ||
-                                type == GGML_TYPE_Q4_1 || type == GGML_TYPE_Q5_1;
-    const int64_t n_blocks    = job.n_per_row / kBlock;
+    const int64_t n_blocks = job.n_per_row / kBlock;
     try {
         std::vector<Column> column(static_cast<size_t>(n_blocks));
         for (int64_t c = 0; c < job.n_columns; c++) {
@@ -270,7 +300,7 @@ bool mul_mat_portable(int32_t type, const MulMat & job) {
                     if (!read_weights(type, row, i, w)) {
                         return false;
                     }
-                    sum = add_block(w, column[static_cast<size_t>(i)], has_minimum, sum);
+                    sum = add_block(w, column[static_cast<size_t>(i)], sum);
                 }
                 job.out[static_cast<size_t>(c) * job.out_stride + static_cast<size_t>(r)] = sum;
             }

@@ -24,9 +24,13 @@ void quantize_columns(const float * x, int64_t n_blocks, int32_t offset, bool sp
         int32_t     sums[2];
         values.quantize(amax != 0.0f ? 127.0f / amax : 0.0f, block + kBlock * column, sums);
         const int32_t all       = sums[0] + sums[1];
-        const int32_t starts[2] = {-offset * (split ? sums[0] : all), -offset * sums[1]};
-        const float   sum       = scale * static_cast<float>(all);
-        uint8_t *     rest      = block + kBlock * width;
+        int32_t       starts[2] = {-offset * (split ? sums[0] : all), -offset * sums[1]};
+        const float   sum       = scale * static_cast<float>(split ? sums[0] : all);
+        if (split && offset == 0) {
+            const float second = scale * static_cast<float>(sums[1]);
+            __builtin_memcpy(&starts[1], &second, 4);
+        }
+        uint8_t * rest = block + kBlock * width;
         __builtin_memcpy(rest + 4 * column, &scale, 4);
         __builtin_memcpy(rest + 4 * (width + column), &starts[0], 4);
         __builtin_memcpy(rest + 4 * (2 * width + column), &starts[1], 4);

@@ -2,6 +2,8 @@
 // neighbouring values per lane, and their scales. The layouts are ggml's (ggml-common.h).
 #pragma once
 
+#include <type_traits>
+
 #include "kernels.h"
 
 // What is written apart to be read, and must be compiled as one: vectors stay in registers.
@@ -10,12 +12,20 @@
 
 namespace {
 
-// 32 values of every row of a panel. `other` is the scale of the last 16 values, or the minimum.
+// What a block has beside a scale: one for its last 16 values, a minimum, or a minimum for either half.
+enum class Other { none, split, minimum, minima };
+
+// 32 values of every row of a panel. `other` is the scale of the last 16 values, or the (first) minimum.
 template <class Isa> struct Unpacked {
     typename Isa::Int   quants[8];
     typename Isa::Float scale;
     typename Isa::Float other;
 };
+template <class Isa> struct UnpackedMinima : Unpacked<Isa> {
+    typename Isa::Float second;
+};
+template <class Isa, Other other>
+using UnpackedAs = std::conditional_t<other == Other::minima, UnpackedMinima<Isa>, Unpacked<Isa>>;
 
 // out[i]: bytes 4 i to 4 i + 3 of 16 bytes at p of every row. Two levels of interleaving within
 // 128-bit lanes are enough, since load_rows has put every fourth row next to each other.
@@ -64,8 +74,6 @@ INLINE void straddle_all(const typename Isa::Int * words, typename Isa::Int * ou
     }
 }
 
-enum class Other { none, split, minimum };
-
 // Blocks of a float16 scale and 32 nibbles, of which Type::from makes quants.
 template <class Type> struct Nibbles {
     template <class Isa, class Use> INLINE void unit(const uint8_t * p, size_t stride, Use use) {
@@ -100,12 +108,11 @@ struct Q4_0 : Nibbles<Q4_0> {
 };
 
 // Adds a fifth bit to 32 quants of 4 bits; `fifths` has that of value i of a row in bit i.
-template <class Isa> INLINE void add_fifths(Unpacked<Isa> & w, typename Isa::Int fifths) {
-    for (auto & quants : w.quants) {
-        // bits 0 to 3 go to bit 4 of byte 0 to 3: no two copies of the four meet
-        const auto spread = Isa::mul_ints(Isa::and_ints(fifths, 0x0f), 0x02040810);
-        quants            = Isa::bits_or(quants, Isa::and_bytes(spread, 0x10));
-        fifths            = Isa::template right<4>(fifths);
+template <class Isa, int i = 0>
+INLINE void add_fifths(Unpacked<Isa> & w, typename Isa::Int fifths) {
+    if constexpr (i < 8) {
+        w.quants[i] = Isa::bits_or(w.quants[i], Isa::template bytes_where<i>(fifths, 0x10));
+        add_fifths<Isa, i + 1>(w, fifths);
     }
 }
 

@@ -121,6 +121,56 @@ struct Q3_K {
     }
 };
 
+// Quants of 2 bits, with a scale and a minimum of 4 bits per 16 values. A quant times its scale is a
+// whole number below 46, so the products are those of blocks of 32 that have no scale of their own.
+struct Q2_K {
+    static constexpr int   type = 10, values = 256, bytes = 84, offset = 0;
+    static constexpr bool  wide = false, pairs = false;
+    static constexpr Other other = Other::minima;
+
+    template <class Isa> struct Head {
+        typename Isa::Int   scales[4];  // 16 bytes: scales below minima
+        typename Isa::Float d, dmin;
+    };
+    template <class Isa, int k> INLINE typename Isa::Float minimum(const Head<Isa> & head) {
+        const auto four = Isa::template right<8 * (k % 4) + 4>(head.scales[k / 4]);
+        return Isa::mul(head.dmin, Isa::to_float(Isa::and_ints(four, 0x0f)));
+    }
+    template <class Isa, int block>
+    INLINE UnpackedMinima<Isa> join(const typename Isa::Int * raw, const Head<Isa> & head) {
+        UnpackedMinima<Isa> w;
+        const auto          scales = Isa::template right<16 * (block % 2)>(head.scales[block / 2]);
+        const auto          first  = Isa::and_ints(scales, 0x0f);
+        const auto          last   = Isa::and_ints(Isa::template right<8>(scales), 0x0f);
+        for (int i = 0; i < 8; i++) {
+            const auto two = Isa::and_bytes(moved<Isa, 2 * (block % 4), 0>(raw[i]), 0x03);
+            w.quants[i] = Isa::mul_ints(two, i < 4 ? first : last);  // of each byte: none carries
+        }
+        w.scale  = head.d;
+        w.other  = minimum<Isa, 2 * block>(head);
+        w.second = minimum<Isa, 2 * block + 1>(head);
+        return w;
+    }
+    template <class Isa, class Use> INLINE void unit(const uint8_t * p, size_t stride, Use use) {
+        Head<Isa> head;
+        transpose16<Isa>(p, stride, head.scales);
+        const auto halves = last_word<Isa>(p + 68, stride);
+        head.d            = Isa::low_halves(halves);
+        head.dmin         = Isa::high_halves(halves);
+        typename Isa::Int raw[8];
+        transpose32<Isa>(p + 16, stride, raw);
+        use(join<Isa, 0>(raw, head));
+        use(join<Isa, 1>(raw, head));
+        use(join<Isa, 2>(raw, head));
+        use(join<Isa, 3>(raw, head));
+        transpose32<Isa>(p + 48, stride, raw);
+        use(join<Isa, 4>(raw, head));
+        use(join<Isa, 5>(raw, head));
+        use(join<Isa, 6>(raw, head));
+        use(join<Isa, 7>(raw, head));
+    }
+};
+
 // As iq4_nl, with a scale of 6 bits per 32 values: behind the float16 their two high bits each, then
 // their four low ones.
 struct IQ4_XS {
