@@ -50,9 +50,9 @@ class BatchSeat:
         """See :meth:`~.pushed_engine.PushedEngine.cancel`."""
         self._engine.cancel(identity)
 
-    def step(self) -> bool:
+    def step(self, begins: Callable[[], None]) -> bool:
         """See :meth:`~.pushed_engine.PushedEngine.step`."""
-        is_busy = self._engine.step()
+        is_busy = self._engine.step(begins)
         self._figures = self._read_figures()
         return is_busy
 

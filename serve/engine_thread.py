@@ -321,9 +321,13 @@ class EngineThread:
                     if command is None:
                         return
                     command()
-                is_busy = engine.step()
+                # the event loop works while a step is computed; in between it would take Python
+                # from this thread, once for each call that lets go of it
+                is_busy = engine.step(self._outbox.announce)
                 if events := engine.take():
                     self._send(events)
+                if not is_busy:
+                    self._outbox.announce()
         except Exception as error:
             if self._is_closing:  # it was broken off
                 return

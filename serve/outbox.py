@@ -35,6 +35,8 @@ class Outbox(Generic[Item]):
         self._deliver, self._flush = deliver, flush
         self._loop = asyncio.get_running_loop()
         self._items: deque[Item] = deque()
+        #: Whether something urgent was put in that the loop does not know of.
+        self._is_urgent = False
         #: Whether the loop knows that there is something; set in one thread, cleared in the other.
         self._is_awaited = False
         self._timer: asyncio.TimerHandle | None = None
@@ -42,10 +44,14 @@ class Outbox(Generic[Item]):
         self._used_s = time.thread_time()
 
     def put(self, items: list[Item], *, urgent: bool) -> None:
-        """Put items in; for the engine's thread."""
+        """Put items in; for the engine's thread, which announces them when it can."""
         self._items.extend(items)
-        if urgent or not self._is_awaited:
-            self._is_awaited = True
+        self._is_urgent |= urgent
+
+    def announce(self) -> None:
+        """Tell the loop of what was put in, unless it knows already; for the engine's thread."""
+        if self._is_urgent or (self._items and not self._is_awaited):
+            urgent, self._is_urgent, self._is_awaited = self._is_urgent, False, True
             try:
                 self._loop.call_soon_threadsafe(self._take, urgent)
             except RuntimeError:  # the loop is closed: nobody is left

@@ -7,6 +7,7 @@ two steps. :class:`PushedEngine` says it as a protocol, so that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from typing import Protocol
 
@@ -90,8 +91,12 @@ class PushedEngine(Protocol):
         """Forget a record: none of its samples is computed or comes out any more."""
         ...
 
-    def step(self) -> bool:
-        """Compute one step; False if there was nothing to compute."""
+    def step(self, begins: Callable[[], None]) -> bool:
+        """Compute one step; False if there was nothing to compute.
+
+        ``begins`` is called when it is about to be computed, which keeps no other thread from
+        Python.
+        """
         ...
 
     def take(self) -> list[Event]:

@@ -81,12 +81,13 @@ class ScriptedEngine:
         for samples in (self._waiting, self._running):
             samples[:] = [sample for sample in samples if sample.record.id != identity]
 
-    def step(self) -> bool:
+    def step(self, begins: Callable[[], None]) -> bool:
         """A byte for every running sample."""
         while self._waiting and len(self._running) < self.n_seq:
             self._running.append(self._waiting.pop(0))
         if not self._running:
             return False
+        begins()
         self.gate.wait()
         self._n_steps += 1
         for sample in list(self._running):

@@ -237,11 +237,15 @@ class BatchEngine(Owner):
         """Whether a record waits or runs."""
         return self._running.is_busy
 
-    def step(self) -> bool:
+    def step(self, begins: Callable[[], None] | None = None) -> bool:
         """Give waiting records their slots and compute one decode: of prompts, or of next tokens.
 
         Ctrl-C stops it at once. After an error everything that waited or ran is lost; results that
         were finished before can be taken, and new records submitted.
+
+        Args:
+            begins: called just before the decode, if there is one: the moment to let other threads
+                work, which do not hold this one up until it ends.
 
         Returns:
             Whether there is anything left to do.
@@ -252,7 +256,7 @@ class BatchEngine(Owner):
         """
         try:
             with interruptible():
-                return self._running.step()
+                return self._running.step(begins)
         except BaseException:
             self._running.abandon()
             raise

@@ -125,13 +125,16 @@ class Running:
         if samples:
             self._waiting.append(_Waiting(record, samples, listener, prompt))
 
-    def step(self) -> bool:
-        """Fill free slots, compute a step, draw; whether there is more to do."""
+    def step(self, begins: Callable[[], None] | None = None) -> bool:
+        """Fill free slots, compute a step, draw; whether there is more to do.
+
+        ``begins`` is called just before it is computed.
+        """
         self._check_open()
         self._fill()
         step = self._scheduler.next_step()
         if step is not None:
-            self._compute(step)
+            self._compute(step, begins)
         self.statistics.seconds = time.perf_counter() - self._started
         return self.is_busy
 
@@ -283,10 +286,10 @@ class Running:
 
     # ---- a step
 
-    def _compute(self, step: Step) -> None:
+    def _compute(self, step: Step, begins: Callable[[], None] | None) -> None:
         started = time.perf_counter()
         self._context.use_threads(self._parts.threads.now())
-        compute_step(self._context, step)
+        compute_step(self._context, step, begins)
         if self._guesses is not None and step.outputs:
             self._guesses.step_took(time.perf_counter() - started, self._scheduler.n_busy)
         self._scheduler.computed(step)

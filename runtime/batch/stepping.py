@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from infer_os.native.batch_context import BatchContext, Rows
@@ -9,8 +11,12 @@ from infer_os.native.batch_context import BatchContext, Rows
 from .scheduler import Step
 
 
-def compute_step(context: BatchContext, step: Step) -> None:
+def compute_step(
+    context: BatchContext, step: Step, begins: Callable[[], None] | None = None
+) -> None:
     """Decode a step's rows; afterwards each sequence holds those of them that stay.
+
+    ``begins`` is called just before other threads have Python for themselves.
 
     Raises:
         As :meth:`~infer_os.native.batch_context.BatchContext.decode`.
@@ -18,7 +24,10 @@ def compute_step(context: BatchContext, step: Step) -> None:
     for rows in step.slots:
         if rows.n_again:
             context.trim(rows.slot, rows.position)
-    context.decode(_arrays(step))
+    arrays = _arrays(step)
+    if begins is not None:
+        begins()
+    context.decode(arrays)
     for rows in step.slots:
         if rows.n_real < len(rows.tokens):
             context.trim(rows.slot, rows.position + rows.n_real)

@@ -6,7 +6,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -482,7 +482,7 @@ def test_an_engine_that_fails_ends_the_server() -> None:
     assert engine.is_closed
 
 
-def failing() -> bool:
+def failing(begins: Callable[[], None]) -> bool:
     raise RuntimeError("out of luck")
 
 

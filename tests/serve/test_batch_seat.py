@@ -22,7 +22,7 @@ def test_pieces_of_a_record(converted: Converter, streams: bool) -> None:
     seat = BatchSeat(engine)
     record = Record("a", 1, SamplingSettings(temperature=0), StopSettings(8), "It is", n=2)
     seat.submit(record, seat.prompt_tokens(record), streams=streams)
-    while seat.step():
+    while seat.step(lambda: None):
         pass
     events = seat.take()
     seat.close()

@@ -47,10 +47,33 @@ def pause_after_work(monkeypatch: pytest.MonkeyPatch, most_s: float) -> None:
     monkeypatch.setattr(outbox, "_MOST_S", most_s)
 
 
+def tell(box: Outbox[int], item: int, *, urgent: bool = False) -> None:
+    box.put([item], urgent=urgent)
+    box.announce()
+
+
+def test_nothing_arrives_before_it_is_announced() -> None:
+    """The loop would take Python from a thread that still needs it."""
+    seen: list[int] = []
+
+    async def run() -> None:
+        box: Outbox[int] = Outbox(seen.extend, lambda: None)
+        box.put([1], urgent=True)
+        await asyncio.sleep(0.05)
+        assert not seen
+        box.announce()
+        await asyncio.sleep(0.05)
+
+    asyncio.run(run())
+    assert seen == [1]
+
+
 def test_all_of_it_arrives_in_order_and_once() -> None:
     def send(box: Outbox[int]) -> None:
         for i in range(2000):
-            box.put([2 * i, 2 * i + 1], urgent=i % 7 == 0)
+            box.put([2 * i], urgent=i % 7 == 0)
+            box.put([2 * i + 1], urgent=False)
+            box.announce()
 
     delivered, flushed = run_with(send, 0.3)
     assert [item for items in delivered for item in items] == list(range(4000))
@@ -61,10 +84,10 @@ def test_what_is_not_urgent_comes_together(monkeypatch: pytest.MonkeyPatch) -> N
     pause_after_work(monkeypatch, 0.5)
 
     def send(box: Outbox[int]) -> None:
-        box.put([0], urgent=False)
+        tell(box, 0)
         time.sleep(0.1)
         for i in range(1, 50):
-            box.put([i], urgent=False)
+            tell(box, i)
             time.sleep(0.002)
 
     _, flushed = run_with(send, 0.8)
@@ -75,12 +98,12 @@ def test_what_is_urgent_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     pause_after_work(monkeypatch, 60)
 
     def send(box: Outbox[int]) -> None:
-        box.put([0], urgent=False)
+        tell(box, 0)
         time.sleep(0.1)
-        box.put([1], urgent=False)
-        box.put([2], urgent=True)
+        tell(box, 1)
+        tell(box, 2, urgent=True)
         time.sleep(0.1)
-        box.put([3], urgent=False)
+        tell(box, 3)
 
     delivered, flushed = run_with(send, 0.1)
     assert flushed == [[0]]
@@ -92,4 +115,4 @@ def test_a_loop_that_is_closed_hears_nothing() -> None:
         return Outbox(lambda items: None, lambda: None)
 
     box = asyncio.run(make())
-    box.put([1], urgent=True)
+    tell(box, 1, urgent=True)

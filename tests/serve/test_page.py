@@ -31,9 +31,9 @@ def reply(prompt: bytes) -> str:
 class Slow(ScriptedEngine):
     """Takes long enough for a hand to press Stop."""
 
-    def step(self) -> bool:
+    def step(self, begins: Callable[[], None]) -> bool:
         time.sleep(0.001)
-        return super().step()
+        return super().step(begins)
 
 
 @pytest.fixture
