@@ -53,6 +53,15 @@ class Body:
         value = self._rest.pop(name, _ANYTHING)
         return default if value is _ANYTHING else checked(f"{self._place}{name}", value, kind)
 
+    def take_all(self, kinds: Mapping[str, Kind]) -> dict[str, Any]:
+        """Those of these fields that are there, in this order.
+
+        Raises:
+            ApiError: one is something else.
+        """
+        there = [name for name in kinds if name in self._rest]
+        return {name: self.take(name, kinds[name]) for name in there}
+
     def take_required(self, name: str, kind: Kind) -> Any:
         """A field's value, which must be there.
 

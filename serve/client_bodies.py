@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import anyio
 from starlette.requests import ClientDisconnect, Request
 
 from .body import read_object
@@ -74,16 +74,15 @@ async def read_body(request: Request, limit: int) -> bytes:
     if length.isdecimal() and (len(length) > 18 or int(length) > _PASSED):
         raise too_long
     data, n_bytes = bytearray(), 0
-    try:
-        with anyio.fail_after(BODY_S):
-            async for piece in request.stream():
-                n_bytes += len(piece)
-                if n_bytes > max(limit, _PASSED):
-                    raise too_long
-                if n_bytes <= limit:
-                    data += piece
-    except TimeoutError:
-        raise ApiError(f"the body did not arrive within {BODY_S:.0f} seconds", 408) from None
+    with _cancelled_after(
+        BODY_S, ApiError(f"the body did not arrive within {BODY_S:.0f} seconds", 408)
+    ):
+        async for piece in request.stream():
+            n_bytes += len(piece)
+            if n_bytes > max(limit, _PASSED):
+                raise too_long
+            if n_bytes <= limit:
+                data += piece
     if n_bytes > limit:
         raise too_long
     return bytes(data)
@@ -95,19 +94,52 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Done]) -> 
     Raises:
         ClientDisconnect: the client is gone; the work was cancelled.
     """
-    task = asyncio.create_task(work)
-    watcher = asyncio.create_task(_disconnection(request))
-    try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        task.cancel()
-        watcher.cancel()
-        await asyncio.gather(task, watcher, return_exceptions=True)
+    with _Cancelling(ClientDisconnect()) as cancelling:
+        watcher = asyncio.create_task(_disconnection(request))
+        watcher.add_done_callback(cancelling.cancel)
+        try:
+            return await work
+        finally:
+            watcher.remove_done_callback(cancelling.cancel)
+            watcher.cancel()
 
 
 async def _disconnection(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+@contextmanager
+def _cancelled_after(seconds: float, failure: Exception) -> Iterator[None]:
+    """Raise a failure where this takes longer."""
+    with _Cancelling(failure) as cancelling:
+        timer = asyncio.get_running_loop().call_later(seconds, cancelling.cancel)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+class _Cancelling:
+    """While inside, the task can be cancelled, which raises a failure at the end.
+
+    Whoever may call :meth:`cancel` is kept from it at the end: it must come from the event loop
+    while the task waits.
+    """
+
+    def __init__(self, failure: Exception) -> None:
+        self._failure, self._is_cancelled = failure, False
+        self._task = asyncio.current_task()
+
+    def cancel(self, *_: object) -> None:
+        """Break off what the task waits for."""
+        self._is_cancelled = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def __enter__(self) -> _Cancelling:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if self._is_cancelled and kind is asyncio.CancelledError:
+            raise self._failure

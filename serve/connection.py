@@ -10,8 +10,11 @@ import asyncio
 import json
 from typing import Any
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from .errors import ApiError
 
@@ -24,14 +27,23 @@ MOST_HEAD = 64 << 10
 #: Bytes and seconds for which a client that sends before it listens is heard out: if its data were
 #: left unread, its system would throw the answer away.
 _PASSED, _PASSING_S = 64 << 20, 5.0
+#: Bytes that may stand around each byte of a body that comes in chunks.
+_AROUND_CHUNKS = 8
+_HEAD = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
 
 
-class BoundedConnection(H11Protocol):
+class BoundedConnection(HttpToolsProtocol):
     """One connection. uvicorn makes it."""
 
     _head_timer: asyncio.TimerHandle | None = None
     #: Bytes that are still passed over; None while the client is served.
     _to_pass: int | None = None
+    #: Whether the head of the latest request is complete.
+    _has_head = False
+    #: Bytes of the latest request, and those of them that are its body.
+    _n_bytes = _n_body = 0
+    #: The request that is being answered; others may wait behind it.
+    _answered: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See :class:`asyncio.Protocol`."""
@@ -48,16 +60,57 @@ class BoundedConnection(H11Protocol):
             if self._to_pass < 0:
                 self.transport.close()
             return
+        self._n_bytes += len(data)
         super().data_received(data)
-        if self.conn.their_state is h11.IDLE:
-            self._expect_head()
-        else:
+        if self._to_pass is not None or self.transport.is_closing():
+            return
+        # what is no body: the head, what stands around chunks, and what may come behind them
+        if self._n_bytes - self._n_body > MOST_HEAD + _AROUND_CHUNKS * self._n_body:
+            self.send_400_response("")
+        elif self._has_head or self._is_answering:
             self._end_timer()
+        else:
+            self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See :class:`asyncio.Protocol`."""
         self._end_timer()
+        self.pipeline.clear()
         super().connection_lost(exc)
+        self._drop()
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser, as are the next two: a head is there."""
+        self._has_head = True
+        if self._n_bytes > MOST_HEAD:  # of which a body may be a part
+            n = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if n > MOST_HEAD:
+                raise ValueError("the head is too long")  # the parser's error, then a 400
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body is there."""
+        self._n_body += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request is there."""
+        self._has_head, self._n_bytes, self._n_body = False, 0, 0
+        super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
+
+    @property
+    def _is_answering(self) -> bool:
+        return self._answered is not None and not self._answered.response_complete
+
+    def _drop(self) -> None:
+        """Whoever writes an answer hears that nobody waits for it, and writes no more."""
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
 
     def send_400_response(self, msg: str) -> None:
         """What is sent for bytes that are no HTTP, or for a head that is too long."""
@@ -81,19 +134,11 @@ class BoundedConnection(H11Protocol):
         """Say why, and close; later where the client may not listen before it has sent more."""
         if self.transport.is_closing():
             return
-        body = json.dumps(error.as_json()).encode()
-        head: list[tuple[str, Any]] = [
-            ("content-type", "application/json"), ("content-length", str(len(body))),
-            ("connection", "close"),
-        ]  # fmt: skip
-        try:
-            for event in (
-                h11.Response(status_code=error.status, headers=head), h11.Data(data=body),
-                h11.EndOfMessage(),
-            ):  # fmt: skip
-                self.transport.write(self.conn.send(event) or b"")
-        except h11.LocalProtocolError:  # an answer is on its way, or was
-            pass
+        answered = self._answered
+        if answered is None or answered.response_complete or not answered.response_started:
+            body = json.dumps(error.as_json()).encode()
+            self.transport.write(STATUS_LINE[error.status] + _HEAD % len(body) + body)
+        self._drop()
         if listens:
             self.transport.close()
             return

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+from functools import lru_cache
 
 from starlette.datastructures import Headers
 
@@ -35,7 +36,7 @@ class Gate:
             ApiError: it may not come in (401, 403).
         """
         host = headers.get("host", "")
-        if self._names_host and not is_loopback(_name_of(host)):
+        if self._names_host and not _names_loopback(host):
             raise ApiError(
                 f"this server is for its own machine alone, and {host[:100]!r} is another name",
                 403,
@@ -62,6 +63,12 @@ class Gate:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+@lru_cache(64)
+def _names_loopback(host: str) -> bool:
+    """Whether a host is this machine; every request of a client names the same one."""
+    return is_loopback(_name_of(host))
 
 
 def _name_of(host: str) -> str:

@@ -101,6 +101,8 @@ class Generator:
             return _Work(asked, jobs, answer, writer, began)
 
         if asked.stream:
+            if request.scope["http_version"] == "1.0":
+                raise ApiError("HTTP/1.0 has no streams: ask as HTTP/1.1", param="stream")
             work = submitted()
             return EventStream(request, self._streamed(work), work.answer.cancel)
         n_scores = 0

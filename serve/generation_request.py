@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from infer_os.fields import Kind, flag, number, text, whole, whole_where
@@ -180,12 +181,13 @@ def _common(body: Body, defaults: Defaults, *limits: str, schema: str = "") -> G
     check_model(body, defaults.models)
     stream = body.take("stream", flag(), False)
     tells_usage = _tells_usage(body, stream=stream)
-    given = {name: body.take(name, kind) for name, kind in _SAMPLING.items()}
+    given = body.take_all(_SAMPLING)
     bias = _biases(body.take("logit_bias", _OBJECT, {}), defaults.n_vocab)
-    constraint = {name: body.take(name, kind) for name, kind in _CONSTRAINTS.items()}
+    constraint = body.take_all(_CONSTRAINTS)
     if schema:
         constraint["response_format"] = schema
-    given |= {"logit_bias": bias or None}
+    if bias:
+        given["logit_bias"] = bias
     seed = body.take("seed", whole_where(lambda s: -1 <= s < 0xFFFFFFFF, "-1 to 4294967294"))
     n = body.take("n", whole(1, MOST_SAMPLES), 1)
     stops = _stops(body, defaults.stops, limits)
@@ -230,16 +232,14 @@ def _tells_usage(body: Body, *, stream: bool) -> bool:
 
 
 def _sampling(
-    given: dict[str, Any], constraint: dict[str, Any], defaults: SamplingSettings
+    changes: dict[str, Any], constraint: dict[str, Any], defaults: SamplingSettings
 ) -> SamplingSettings:
     """The settings, with a field's own name in what is said of it."""
-    changes = {name: value for name, value in given.items() if value is not None}
-    named = {name: value for name, value in constraint.items() if value is not None}
-    if len(named) > 1:
-        first, second, *_ = named
+    if len(constraint) > 1:
+        first, second, *_ = constraint
         raise ApiError(f"{first} and {second}: give one of them", param=second)
     spelled = {}
-    for name, value in named.items():
+    for name, value in constraint.items():
         field = "json_schema" if name == "response_format" else name
         spelled[field] = name
         written = value if isinstance(value, str) else json.dumps(value)
@@ -248,7 +248,17 @@ def _sampling(
         changes |= {"grammar": "", "json_schema": "", "regex": "", field: written}
     if not changes:
         return defaults
-    return settings_of(lambda: replace(defaults, **changes), spelled)
+    if spelled or "logit_bias" in changes:
+        return settings_of(lambda: replace(defaults, **changes), spelled)
+    return settings_of(lambda: _with_numbers(defaults, tuple(changes.items())), spelled)
+
+
+@lru_cache(64)
+def _with_numbers(
+    defaults: SamplingSettings, changes: tuple[tuple[str, float], ...]
+) -> SamplingSettings:
+    """Settings, which many requests of a client have in common: to check all takes a while."""
+    return replace(defaults, **dict(changes))  # type: ignore[arg-type]
 
 
 def settings_of(make: Callable[[], Made], spelled: dict[str, str]) -> Made:

@@ -18,7 +18,7 @@ import uvicorn
 
 from ..runtime.errors import SettingsError
 from .app import make_app
-from .connection import MOST_HEAD, BoundedConnection
+from .connection import BoundedConnection
 from .errors import EngineDied
 from .models import Bounds, Models, Offer, Served
 from .pushed_engine import PushedEngine
@@ -113,7 +113,7 @@ class HttpServer:
             config = uvicorn.Config(
                 make_app(models, self._settings), http=BoundedConnection, ws="none",
                 lifespan="off", log_config=None, access_log=False, server_header=False,
-                timeout_graceful_shutdown=DRAIN_S, h11_max_incomplete_event_size=MOST_HEAD,
+                proxy_headers=False, timeout_graceful_shutdown=DRAIN_S,
             )  # fmt: skip
             self._uvicorn = _Uvicorn(config, lambda: self._ready(address_of(self._door)))
             await self._uvicorn.serve([self._door])

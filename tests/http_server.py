@@ -121,6 +121,26 @@ def read_all(link: socket.socket) -> bytes:
     return found
 
 
+def sent_while_read(service: Service, data: bytes) -> bytes:
+    """What comes back for bytes that the server may not want to the end."""
+    with service.connect() as link:
+
+        def send() -> None:
+            try:
+                link.sendall(data)
+            except OSError:
+                pass
+
+        sender = threading.Thread(target=send, daemon=True)
+        sender.start()
+        try:
+            return read_all(link)
+        except ConnectionResetError:
+            return b""
+        finally:
+            sender.join(60)
+
+
 @contextmanager
 def running(
     engine: PushedEngine,

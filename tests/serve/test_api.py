@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from http_server import Service, eventually, read_all, running
+from http_server import Service, eventually, read_all, running, sent_while_read
 
 from infer_os.runtime.batch.records import Result
 from infer_os.runtime.errors import SettingsError
@@ -317,26 +316,6 @@ def test_what_is_no_http(service: Service, data: bytes) -> None:
     assert got.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 "))
     assert got.count(b"HTTP/1.") == 1
     assert service.get("/health").status == 200
-
-
-def sent_while_read(service: Service, data: bytes) -> bytes:
-    """What comes back for bytes that the server may not want to the end."""
-    with service.connect() as link:
-
-        def send() -> None:
-            try:
-                link.sendall(data)
-            except OSError:
-                pass
-
-        sender = threading.Thread(target=send, daemon=True)
-        sender.start()
-        try:
-            return read_all(link)
-        except ConnectionResetError:
-            return b""
-        finally:
-            sender.join(60)
 
 
 def request_of(head: str, body: bytes = b"") -> bytes:
