@@ -43,6 +43,9 @@ class Answer:
         self._arrived: list[Event] = []
         self._failure: Exception | None = None
         self._reader: asyncio.Future[None] | None = None
+        #: Since when it waits, by the loop's clock, and one timer for all the times that it does.
+        self._since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def is_open(self) -> bool:
@@ -57,12 +60,12 @@ class Answer:
         """
         if not self._arrived and self._failure is None:
             loop = asyncio.get_running_loop()
-            self._reader = loop.create_future()
-            timer = loop.call_later(patience, self.wake)
+            self._reader, self._since = loop.create_future(), loop.time()
+            if self._timer is None:
+                self._timer = loop.call_later(patience, self._look, patience)
             try:
                 await self._reader
             finally:
-                timer.cancel()
                 self._reader = None
         arrived, self._arrived = self._arrived, []
         if not arrived and self._failure is not None:
@@ -84,9 +87,22 @@ class Answer:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
+    def _look(self, patience: float) -> None:
+        """Wake whoever waits for so long; look again when that may be."""
+        loop, self._timer = asyncio.get_running_loop(), None
+        waited = loop.time() - self._since
+        if self._reader is None:
+            pass  # the next one to wait sets a timer
+        elif waited >= patience:
+            self.wake()
+        else:
+            self._timer = loop.call_later(patience - waited, self._look, patience)
+
     def cancel(self) -> None:
         """Nobody waits any more: what is unfinished is not computed on."""
         self._thread.forget(self)
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 class EngineThread:

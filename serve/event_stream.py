@@ -57,7 +57,11 @@ class EventStream(Response):
         self._request, self._values, self._ended = request, values, ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send everything."""
+        """Send everything.
+
+        Raises:
+            ApiError: the generator did, before there was anything to send.
+        """
         try:
             async with aclosing(self._values):
                 await while_connected(self._request, self._send_all(send))
@@ -67,19 +71,25 @@ class EventStream(Response):
             self._ended()
 
     async def _send_all(self, send: Send) -> None:
+        head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        is_begun = False
         with _Patience() as patience:
-            patience.begin()
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            patience.end()
             last = _DONE
             try:
                 async for values in self._values:
                     patience.begin()
+                    if not is_begun:  # in one packet with what it is for
+                        is_begun = True
+                        await send(head)
                     await _put(send, b"".join(map(_event, values)))
                     patience.end()
             except ApiError as error:
+                if not is_begun:
+                    raise
                 last = _event(error.as_json())
             patience.begin()
+            if not is_begun:
+                await send(head)
             await _put(send, last)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -14,7 +14,7 @@ from http_server import Service, eventually, read_all, running, sent_while_read
 from infer_os.runtime.batch.records import Result
 from infer_os.runtime.errors import SettingsError
 from infer_os.runtime.settings import SamplingSettings, StopSettings
-from infer_os.serve import client_bodies, connection
+from infer_os.serve import client_bodies, connection, generating
 from infer_os.serve.scripted_engine import ScriptedEngine
 from infer_os.serve.settings import ServeSettings
 
@@ -582,3 +582,30 @@ def test_what_requests_get_that_do_not_say_otherwise() -> None:
     with running(ScriptedEngine(reply), sampling=sampling, stops=stops) as service:
         assert service.complete("say abcdef").json["choices"][0]["text"] == "abc"
         assert service.get("/status").json["defaults"]["temperature"] == 0
+
+
+def test_a_stream_that_fails_before_it_begins_is_an_error() -> None:
+    def refusing(prompt: bytes) -> str:
+        raise ValueError("not today")
+
+    with running(ScriptedEngine(refusing)) as service:
+        got = service.complete(stream=True)
+        assert (got.status, got.error["message"]) == (400, "not today")
+
+
+def test_signs_of_life_come_again_and_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generating, "QUIET_S", 0.1)
+    service.engine.gate.clear()
+    body = b'{"prompt": "Hi", "stream": true}'
+    with service.connect() as link:
+        link.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        got = b""
+        while got.count(b": still here") < 3:
+            got += link.recv(1 << 16)
+        service.engine.gate.set()
+        assert read_all(link).rstrip().endswith(b"0")
