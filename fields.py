@@ -96,6 +96,11 @@ def members(kind: type) -> Kind:
     return Kind(f"a set of {kind.__name__}", lambda value: _members(kind, value))
 
 
+def records(kind: type) -> Kind:
+    """A tuple or a list of records of a type."""
+    return Kind(f"a tuple of {kind.__name__}", lambda value: _records(kind, value))
+
+
 def path() -> Kind:
     """A path."""
     return Kind("a path", _exactly(Path))
@@ -160,6 +165,12 @@ def _members(kind: type, value: Any) -> frozenset[Any]:
     if not isinstance(value, (set, frozenset)) or not all(isinstance(v, kind) for v in value):
         raise TypeError
     return frozenset(value)
+
+
+def _records(kind: type, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, (tuple, list)) or not all(isinstance(v, kind) for v in value):
+        raise TypeError
+    return tuple(value)
 
 
 def _texts(value: Any) -> tuple[str, ...]:

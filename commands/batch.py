@@ -34,6 +34,7 @@ def batch(
     *,
     model: options.Model,
     lora: options.Lora = None,
+    adapter: options.Adapter = None,
     input: options.Records = recording.STREAM,
     output: options.Answers = recording.STREAM,
     resume: options.Resume = False,
@@ -59,7 +60,7 @@ def batch(
     from ..runtime.batch.records import RecordParser
     from ..runtime.batch.stopping import Stop
 
-    wish = ModelWish(model, loras=tuple(lora or ()))
+    wish = ModelWish(model, loras=tuple(lora or ()), adapters=tuple(adapter or ()))
     recording.check_places(input, output, resume=resume, force=force)
     settings = recording.with_tables(settings, input, output)
     if batch_settings.style in ("", TEMPLATE):  # for conversations; what comes is not known yet

@@ -11,6 +11,7 @@ from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
 from ..store.wish import ModelWish
 from ..terminal import console, render
 from . import loading, options
+from .adapting import check_one_adapter
 from .beaming import answer_by_beams
 from .groups import grouped
 from .prompt_cache import PromptCache, kept_prompt, with_prompt_cache
@@ -46,6 +47,7 @@ def generate(
         used = frozenset({"model", "prompt", "file"})
         answer_from_server(invocation, server, request, sampling, stops, used=used)
         return
+    check_one_adapter(model)
     if beams > 1:
         if prompt_cache is not None:
             raise PromptError("--prompt-cache and --beams: give one of them")

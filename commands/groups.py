@@ -32,9 +32,12 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def _model(
-    model: options.Model, type: options.ModelType = "", lora: options.Lora = None
+    model: options.Model,
+    type: options.ModelType = "",
+    lora: options.Lora = None,
+    adapter: options.Adapter = None,
 ) -> ModelWish:
-    return ModelWish(model, type, tuple(lora or ()))
+    return ModelWish(model, type, tuple(lora or ()), tuple(adapter or ()))
 
 
 def _talk(

@@ -99,6 +99,15 @@ Lora = Annotated[
         show_default=False,
     ),
 ]  # fmt: skip
+Adapter = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter", metavar="[NAME=]DIR|ID|FILE[:SCALE]",
+        help="A LoRA adapter (PEFT's format, or llama.cpp's GGUF) to load beside the weights, "
+        "which stay as they are; may be repeated. The first is used where none is named.",
+        show_default=False,
+    ),
+]  # fmt: skip
 CachedModel = Annotated[
     str,
     typer.Argument(

@@ -9,7 +9,7 @@ from . import loading, options
 from .groups import grouped
 
 
-@grouped()
+@grouped("adapter")
 def pull(*, model: ModelWish, as_json: options.Json = False) -> None:
     """Download and convert a model into the cache; print its path.
 

@@ -8,6 +8,7 @@ from ..runtime.settings import EngineSettings, SamplingSettings, StopSettings
 from ..store.wish import ModelWish
 from ..terminal import console
 from . import options
+from .adapting import check_one_adapter
 from .groups import grouped
 from .remote import AskedServer, answer_from_server
 from .talk import CHAT_DEFAULTS, TalkSettings, conversation_on
@@ -24,6 +25,7 @@ def run(
     use_4bit: options.Use4bit = False,
     type: options.ModelType = "",
     lora: options.Lora = None,
+    adapter: options.Adapter = None,
     interactive: options.Interactive = False,
     prompt_option: options.MessageAgain = None,
     talk: TalkSettings,
@@ -49,8 +51,11 @@ def run(
         used = frozenset({"model", "model_option", "prompt", "prompt_option", "system"})
         answer_from_server(invocation, server, request, sampling, stops, used=used)
         return
-    wish = ModelWish(name, _chosen_type(use_8bit, use_4bit, type), tuple(lora or ()))
+    kind = _chosen_type(use_8bit, use_4bit, type)
+    wish = ModelWish(name, kind, tuple(lora or ()), tuple(adapter or ()))
     interactive = interactive or (prompt is None and console.stdin_is_terminal())
+    if not interactive:
+        check_one_adapter(wish)
     message = prompt if interactive else _read_message(prompt)
     with conversation_on(wish, talk, settings) as session:
         stopped = message is not None and answer_one(session, message, sampling, stops)

@@ -83,9 +83,10 @@ def conversation_on(
         frame, notes = choose_frame(engine, talk.style, talk.system)
         console.notes(notes)
         session = Session(engine, frame, talk.system)
+        adapter = f", adapter {engine.adapter}" if engine.adapter else ""
         console.paragraph(
             f"{model.name}: {engine.info.source}, {engine.n_ctx} tokens of context, style "
-            f"{session.style.name}, loaded in {load_s:.1f} s"
+            f"{session.style.name}{adapter}, loaded in {load_s:.1f} s"
         )
         if keeper is not None and keeper.exists:
             load(session, keeper.path)

@@ -13,7 +13,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infer_os.models.network import Network
+from infer_os.models.network import Network, Part
 from infer_os.native.quantize import LowRank
 
 from .blocks import widened
-from .conversion_plan import ConversionPlan, PlannedPart, bare_name
+from .conversion_plan import ConversionPlan, bare_name
 from .decoded import DecodedMatrix
 from .errors import FileFormatError, SourceError, UnsupportedError
 from .plain_file import read_json
@@ -95,7 +95,7 @@ class _Scaling:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pair:
+class Pair:
     """The two matrices of a module: names in the file, and the factor of their product."""
 
     file: TensorFile
@@ -112,10 +112,27 @@ class _Pair:
             left, right = right.T, left.T
         return LowRank(np.ascontiguousarray(left) * np.float32(self.factor), right)
 
+    @property
+    def rank(self) -> int:
+        """The inner dimension of the product."""
+        return self.file.tensors[self.right].shape[0]
+
     def shape(self) -> tuple[int, int]:
         """That of the product."""
         rows, columns = (self.file.tensors[name].shape for name in (self.left, self.right))
         return (columns[1], rows[0]) if self.embeds else (rows[0], columns[1])
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAdapter:
+    """An open adapter: its pairs of matrices, and its copies of the model's own tensors.
+
+    Both are known by the names of the model's tensors, without a prefix.
+    """
+
+    file: TensorFile
+    pairs: Mapping[str, Pair]
+    copies: Mapping[str, str]
 
 
 class Adapters:
@@ -123,15 +140,15 @@ class Adapters:
 
     def __init__(self, prefixes: tuple[str, ...]) -> None:
         self._prefixes = prefixes
-        self._pairs: dict[str, list[_Pair]] = {}
+        self._pairs: dict[str, list[Pair]] = {}
         self._copies: dict[str, list[tuple[TensorFile, str]]] = {}
 
-    def add(self, pairs: Mapping[str, _Pair], copies: Mapping[str, str], file: TensorFile) -> None:
-        """Add an adapter: its pairs, and its copies of the model's own tensors, by stored name."""
-        for name, pair in pairs.items():
+    def add(self, adapter: OpenAdapter) -> None:
+        """Add an adapter."""
+        for name, pair in adapter.pairs.items():
             self._pairs.setdefault(name, []).append(pair)
-        for name, copy in copies.items():
-            self._copies.setdefault(name, []).append((file, copy))
+        for name, copy in adapter.copies.items():
+            self._copies.setdefault(name, []).append((adapter.file, copy))
 
     def added(self, stored: str, array: NDArray[Any] | DecodedMatrix) -> LowRank | None:
         """What is added to a stored tensor of that name, of which ``array`` are the values.
@@ -178,25 +195,40 @@ def open_adapters(
         UnsupportedError: an adapter that does more than LoRA.
     """
     parts = {
-        bare_name(part.stored.name, network.prefixes): part
+        bare_name(part.stored.name, network.prefixes): part.part
         for tensor in plan.tensors for part in tensor.parts
     }  # fmt: skip
     adapters = Adapters(network.prefixes)
     with ExitStack() as stack:
         for source in sources:
-            config = _read_config(source.folder)
-            file = _open_weights(source.folder)
-            stack.callback(file.close)
-            found, copies = _read_pairs(source, config, file)
-            for name, pair in found.items():
-                bare = bare_name(name, network.prefixes)
-                _check_fit(source, name, pair, parts.get(bare), config)
-            adapters.add(
-                {bare_name(name, network.prefixes): pair for name, pair in found.items()},
-                {bare_name(name, network.prefixes): copy for name, copy in copies.items()},
-                file,
-            )
+            adapters.add(stack.enter_context(open_adapter(source, parts, network.prefixes)))
         yield adapters
+
+
+@contextmanager
+def open_adapter(
+    source: AdapterSource, parts: Mapping[str, Part], prefixes: tuple[str, ...]
+) -> Iterator[OpenAdapter]:
+    """Open an adapter and check it against a model's tensors.
+
+    Args:
+        source: the adapter.
+        parts: the tensors, by their names without a prefix.
+        prefixes: those of the model.
+
+    Raises:
+        As :func:`open_adapters`.
+    """
+    config = _read_config(source)
+    with closing(_open_weights(source)) as file:
+        pairs, copies = _read_pairs(source, config, file)
+        for name, pair in pairs.items():
+            _check_fit(source, name, pair, parts.get(bare_name(name, prefixes)), config)
+        yield OpenAdapter(
+            file,
+            {bare_name(name, prefixes): pair for name, pair in pairs.items()},
+            {bare_name(name, prefixes): copy for name, copy in copies.items()},
+        )
 
 
 def adapters_digest(sources: Sequence[AdapterSource]) -> str:
@@ -207,7 +239,7 @@ def adapters_digest(sources: Sequence[AdapterSource]) -> str:
     """
     digest = hashlib.sha256()
     for source in sources:
-        for path in (source.folder / ADAPTER_CONFIG, _weights_path(source.folder)):
+        for path in (source.folder / ADAPTER_CONFIG, _weights_path(source)):
             try:
                 with path.open("rb") as file:
                     while chunk := file.read(_CHUNK):
@@ -219,23 +251,37 @@ def adapters_digest(sources: Sequence[AdapterSource]) -> str:
     return digest.hexdigest()[:_HASHED] if sources else ""
 
 
-def _weights_path(folder: Path) -> Path:
+def check_folder(source: AdapterSource) -> None:
+    """See that a folder has the files of an adapter.
+
+    Raises:
+        SourceError: it has not.
+    """
+    _weights_path(source)
+
+
+def _weights_path(source: AdapterSource) -> Path:
+    folder = source.folder
     if not (folder / ADAPTER_CONFIG).is_file():
-        raise SourceError(f"--lora {folder}: not a LoRA adapter: it has no {ADAPTER_CONFIG}")
+        raise SourceError(
+            f"{source.option} {folder}: not a LoRA adapter: it has no {ADAPTER_CONFIG}"
+        )
     for name in ADAPTER_WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    raise SourceError(f"--lora {folder}: it has no weights, {' or '.join(ADAPTER_WEIGHTS)}")
+    raise SourceError(
+        f"{source.option} {folder}: it has no weights, {' or '.join(ADAPTER_WEIGHTS)}"
+    )
 
 
-def _open_weights(folder: Path) -> TensorFile:
-    path = _weights_path(folder)
+def _open_weights(source: AdapterSource) -> TensorFile:
+    path = _weights_path(source)
     return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / ADAPTER_CONFIG
-    _weights_path(folder)
+def _read_config(source: AdapterSource) -> dict[str, Any]:
+    path = source.folder / ADAPTER_CONFIG
+    _weights_path(source)
     config = read_json(path) or {}
     kind = config.get("peft_type")
     if kind != "LORA":
@@ -258,7 +304,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _read_pairs(
     source: AdapterSource, config: Mapping[str, Any], file: TensorFile
-) -> tuple[dict[str, _Pair], dict[str, str]]:
+) -> tuple[dict[str, Pair], dict[str, str]]:
     """The pairs of matrices, and the names of copies, by the model's name of the tensor."""
     scaling = _read_scaling(file.path.with_name(ADAPTER_CONFIG), config)
     found: dict[str, dict[str, str]] = {}
@@ -289,7 +335,7 @@ def _read_pairs(
         if rank != other:
             raise FileFormatError(f"{file.path}: {module}: matrices of rank {rank} and {other}")
         factor = scaling.of(module, rank) * source.scale
-        pairs[f"{module}.weight"] = _Pair(file, kinds[b], kinds[a], embeds, factor)
+        pairs[f"{module}.weight"] = Pair(file, kinds[b], kinds[a], embeds, factor)
     return pairs, copies
 
 
@@ -317,18 +363,17 @@ def _check_number(path: Path, what: str, value: Any) -> None:
 def _check_fit(
     source: AdapterSource,
     name: str,
-    pair: _Pair,
-    part: PlannedPart | None,
+    pair: Pair,
+    part: Part | None,
     config: Mapping[str, Any],
 ) -> None:
     made_for = config.get("base_model_name_or_path")
     hint = f"; it was made for {made_for}" if isinstance(made_for, str) and made_for else ""
     if part is None:
-        raise SourceError(f"--lora {source.text}: this model has no {name}{hint}")
-    shape = part.part.shape
-    wanted = shape[::-1] if part.part.transform.transposes else shape
+        raise SourceError(f"{source.title}: this model has no {name}{hint}")
+    wanted = part.shape[::-1] if part.transform.transposes else part.shape
     if pair.shape() != wanted:
         raise SourceError(
-            f"--lora {source.text}: {name}: adds a matrix of shape {pair.shape()} to one of "
+            f"{source.title}: {name}: adds a matrix of shape {pair.shape()} to one of "
             f"{wanted}{hint}"
         )

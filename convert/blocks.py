@@ -131,6 +131,16 @@ def _added_to_block(
     return LowRank(np.ascontiguousarray(added.left[sources]), added.right)
 
 
+def added_to_target(added: LowRank, part: Part) -> LowRank:
+    """What is added to a part's rows as the file has them: reordered, scaled and rotated."""
+    order = part.transform.row_order()
+    left = added.left.copy() if order is None else added.left[order]
+    by_row = tuple(fold for fold in part.folds if not fold.columns)
+    by_column = tuple(fold for fold in part.folds if fold.columns)
+    left = _folded(_scaled(left, part.scales, 0), by_row, 0)
+    return LowRank(left, _folded(added.right.copy(), by_column, 0))
+
+
 def _sums(rows: NDArray[Any], added: LowRank | None, n_threads: int) -> NDArray[np.float32]:
     """Rows in float32, with what is added to them."""
     return widened(rows) if added is None else _values(rows, None, added, n_threads)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from collections.abc import Mapping
+from typing import Any
 
 from infer_os.models.network import MetadataValue
 
@@ -11,6 +14,18 @@ from .hub_checkpoint import HubCheckpoint
 from .imatrix import ImportanceMatrix
 from .source import AdapterSource
 from .statistics import Statistics
+
+#: Metadata key of the checkpoint's config, as JSON: what is made for the model later, such as an
+#: adapter, is brought into the file's layout by it.
+CONFIG_KEY = "inferos.source.config"
+# of labels and the like there is no end, and the weights are decoded
+_NOT_OF_NETWORK = ("id2label", "label2id", "task_specific_params", "quantization_config")
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """A checkpoint's config for the file's metadata."""
+    kept = {key: value for key, value in config.items() if key not in _NOT_OF_NETWORK}
+    return json.dumps(kept, separators=(",", ":"), sort_keys=True)
 
 
 def adapters_origin(adapters: tuple[AdapterSource, ...]) -> dict[str, MetadataValue]:

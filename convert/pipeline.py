@@ -32,7 +32,14 @@ from .ggml_checkpoint import open_local
 from .gguf_writer import GgufOutput, check_output, complete_file, gguf_header, part_path
 from .hub_checkpoint import HubCheckpoint, open_hub_checkpoint
 from .imatrix import ImportanceMatrix, read_imatrix
-from .origins import adapters_origin, hub_origin, statistics_origin, weights_origin
+from .origins import (
+    CONFIG_KEY,
+    adapters_origin,
+    config_text,
+    hub_origin,
+    statistics_origin,
+    weights_origin,
+)
 from .report import ClassTable, ConversionReport
 from .settings import ConvertSettings
 from .shard_journal import ShardJournal, fingerprint
@@ -379,6 +386,7 @@ def _metadata(work: _Work) -> dict[str, MetadataValue]:
         "general.quantization_version": 2,
         "inferos.version": infer_os.__version__,
         "inferos.source.architecture": network.architecture,
+        CONFIG_KEY: config_text(work.checkpoint.config),
         **(hub_origin(work.hub) if work.hub else {}),
         **(weights_origin(work.importance) if work.importance else {}),
         **(statistics_origin(work.statistics) if work.statistics else {}),

@@ -60,11 +60,17 @@ class ReadySource:
 
 @dataclass(frozen=True, slots=True)
 class AdapterSource:
-    """A LoRA adapter's folder, how strongly it counts, and how the user named it."""
+    """A LoRA adapter's folder or file, its scale, and how the user named it by which option."""
 
     folder: Path
     scale: float
     text: str
+    option: str = "--lora"
+
+    @property
+    def title(self) -> str:
+        """What it is called in messages."""
+        return f"{self.option} {self.text}"
 
 
 def read_hub_name(text: str) -> HubSource | ReadySource | None:

@@ -20,6 +20,7 @@ from .errors import GgufError, ModelChanged, ModelLoadError
 from .gguf_file import SPECIAL_NAMES, GgufHeader, read_gguf_header
 from .graph_check import check_graph, is_own
 from .logs import forget_complaints, last_complaint, route_last_words, route_logs
+from .lora_adapter import LoraAdapter
 from .overrides import key_overrides
 from .owner import Owner
 from .text_rules import TextRules, read_text_rules
@@ -338,6 +339,8 @@ class LlamaModel(Owner):
                 try_in_child(path, vocab_only=vocab_only)
             mode = LOAD_MODES[load]
             self.kernels = kernel_status(native)
+            #: Adapters by the names that contexts use them by; it frees them.
+            self.adapters: dict[str, LoraAdapter] = {}
             #: Layers with windows, if our kernels compute them.
             self.windows = computed_windows(self.kernels, self.header)
             self._load(mode, vocab_only, progress)

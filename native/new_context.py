@@ -19,6 +19,7 @@ from .ggml_types import ggml_type_named
 from .interrupt import abort_callback
 from .kv_state import kv_geometry
 from .logs import forget_complaints, last_complaint
+from .lora_adapter import LoraAdapter, set_adapter
 from .model import LlamaModel
 from .owner import Owner
 
@@ -162,6 +163,7 @@ class ContextOwner(Owner):
         self._memory = llama_cpp.llama_get_memory(self._pointer)
         self._n_vocab = model.vocab.n_tokens
         self._n_threads = sizes.n_threads
+        self._adapter: LoraAdapter | None = None
         self.n_batch = int(llama_cpp.llama_n_batch(self._pointer))
 
     @property
@@ -174,6 +176,17 @@ class ContextOwner(Owner):
         if n_threads != self._n_threads:
             llama_cpp.llama_set_n_threads(self._pointer, n_threads, n_threads)
             self._n_threads = n_threads
+
+    def use_adapter(self, name: str) -> None:
+        """Compute with this adapter of the model from now on; "" is none.
+
+        What the cache holds stays: rows of different adapters are to be kept apart by the caller.
+        The next decode plans its buffers again, which takes milliseconds.
+        """
+        adapter = self._model.adapters[name] if name else None
+        if adapter is not self._adapter:
+            set_adapter(self._pointer, adapter)
+            self._adapter = adapter
 
     def close(self) -> None:
         """Free the context."""

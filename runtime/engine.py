@@ -22,7 +22,7 @@ from infer_os.native.kv_state import KvFormat
 from infer_os.native.owner import Owner
 
 from .errors import PromptError
-from .interface import EngineInfo, shared_prefix
+from .interface import EngineInfo, check_adapter, shared_prefix
 from .kv.schedule import cells_for
 from .kv.staged import FAILED, INTERRUPTED, RELEASED, KvStatus, SavedRows, StagedCache
 from .memory import MemoryUse, read_memory_use
@@ -91,8 +91,11 @@ class LlamaEngine(Owner):
         self._tokens: list[int] = []
         self._dirty = False
         self.speculation: Speculation | None = None
+        self._adapter = ""
         #: How batches round; see :meth:`rows_alike`.
-        self.rounding = rounding_of(header, settings.load, model.kernels)
+        self.rounding = rounding_of(
+            header, settings.load, model.kernels, with_adapters=bool(settings.adapters)
+        )
         caches = ((stage.type_k, stage.type_v) for stage in plan.schedule.stages)
         self._threads = ThreadCount(
             settings.n_threads,
@@ -112,7 +115,9 @@ class LlamaEngine(Owner):
             notes=(*notes, *model.notes),
             style=style_for(header.metadata),
             kernels=model.kernels,
+            adapters=tuple(model.adapters),
         )
+        self.use_adapter(next(iter(model.adapters), ""))
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -127,6 +132,26 @@ class LlamaEngine(Owner):
     def new_sampler(self, settings: SamplingSettings) -> LlamaSampler:
         """A sampler for this model; the caller closes it."""
         return LlamaSampler(settings, self.vocab)
+
+    @property
+    def adapter(self) -> str:
+        """See :meth:`Engine.adapter`."""
+        return self._adapter
+
+    @property
+    def adapter_identity(self) -> str:
+        """See :meth:`Engine.adapter_identity`."""
+        return self.model.adapters[self._adapter].identity if self._adapter else ""
+
+    def use_adapter(self, name: str) -> None:
+        """See :meth:`Engine.use_adapter`."""
+        if name == self._adapter:
+            return
+        check_adapter(name, self.info.adapters)
+        if self._cache.is_open:
+            self._cut(0)
+        self._cache.use_adapter(name)
+        self._adapter = name
 
     @property
     def room(self) -> int:

@@ -12,7 +12,7 @@ from infer_os.native.kv_state import KvFormat
 from infer_os.native.sampler_chain import Distribution
 
 from .errors import PromptError
-from .interface import EngineInfo, shared_prefix
+from .interface import EngineInfo, check_adapter, shared_prefix
 from .kv.staged import KvStatus, SavedRows
 from .memory import MemoryUse
 from .sampler import Sampler
@@ -120,12 +120,17 @@ class FakeEngine:
         self.vocab = ByteVocabulary()
         self.n_ctx = n_ctx
         self.computed = 0
+        self.adapter = self.adapter_identity = ""
         self.info = EngineInfo(Path("fake.gguf"), "fake", "Fake", n_ctx, 1, None, chat_template, ())
 
     @property
     def tokens(self) -> Sequence[int]:
         """Tokens fed so far."""
         return self._tokens
+
+    def use_adapter(self, name: str) -> None:
+        """There is none."""
+        check_adapter(name, ())
 
     def new_sampler(self, settings: SamplingSettings) -> FakeSampler:
         """A sampler that follows the script."""

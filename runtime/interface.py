@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from infer_os.native.backend import SWITCHED_OFF, KernelStatus
 from infer_os.native.kv_state import KvFormat
 
+from .errors import SettingsError
 from .kv.staged import KvStatus, SavedRows
 from .memory import MemoryUse
 from .plan.memory_plan import Plan
 from .sampler import Sampler, TokenFilter
-from .settings import SamplingSettings
+from .settings import NO_ADAPTER, SamplingSettings
 
 if TYPE_CHECKING:
     from .speculative.speculation import Speculation
@@ -61,7 +62,7 @@ class Vocabulary(Protocol):
 class EngineInfo:
     """What was loaded, and by which plan. ``notes`` are warnings for the user.
 
-    ``style`` names the prompt style of the model.
+    ``style`` names the prompt style of the model, ``adapters`` those that are loaded with it.
     """
 
     path: Path
@@ -74,6 +75,7 @@ class EngineInfo:
     notes: tuple[str, ...]
     style: str = "dialogue"
     kernels: KernelStatus = SWITCHED_OFF
+    adapters: tuple[str, ...] = ()
 
 
 class Engine(Protocol):
@@ -94,6 +96,24 @@ class Engine(Protocol):
     @property
     def tokens(self) -> Sequence[int]:
         """Tokens that the cache holds."""
+        ...
+
+    @property
+    def adapter(self) -> str:
+        """The name of the adapter that texts are written with; "" for none."""
+        ...
+
+    @property
+    def adapter_identity(self) -> str:
+        """What says which rows of a cache are of the same adapter; "" for none."""
+        ...
+
+    def use_adapter(self, name: str) -> None:
+        """Write texts with another adapter, or with none (""); the cache is emptied.
+
+        Raises:
+            SettingsError: no adapter of that name is loaded.
+        """
         ...
 
     def new_sampler(self, settings: SamplingSettings) -> Sampler:
@@ -179,6 +199,31 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free everything."""
         ...
+
+
+def check_adapter(name: str, known: Sequence[str]) -> None:
+    """Refuse an adapter that is not loaded; "" is none.
+
+    Raises:
+        SettingsError: see above.
+    """
+    if name and name not in known:
+        there = "no adapter is loaded"
+        if known:
+            there = f"expected one of {', '.join((*known, NO_ADAPTER))}"
+        raise SettingsError(f"{name!r}: {there}", "adapter")
+
+
+def chosen_adapter(asked: str | None, loaded: Sequence[str]) -> str:
+    """The adapter of a text that asks for it by name; for none with ""; None: for the first.
+
+    Raises:
+        SettingsError: none of that name is loaded.
+    """
+    if asked is None:
+        return loaded[0] if loaded else ""
+    check_adapter(asked, loaded)
+    return asked
 
 
 def shared_prefix(one: Sequence[int], other: Sequence[int]) -> int:

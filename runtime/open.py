@@ -64,7 +64,7 @@ def open_engine(
         )
         # the plan for both was checked; on its own, the draft has the target's limit
         theirs = replace(
-            settings, draft="none", kv="", kv_budget=0, prefetch=False,
+            settings, draft="none", kv="", kv_budget=0, prefetch=False, adapters=(),
             context=min(engine.n_ctx, exact_context(engine.info.kernels, draft)),
         )  # fmt: skip
         helper = stack.enter_context(LlamaEngine(draft.path, theirs))

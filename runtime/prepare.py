@@ -8,6 +8,7 @@ from pathlib import Path
 from infer_os.models.shape import ModelShape
 from infer_os.native.backend import exact_context, kernel_status, layout_notes
 from infer_os.native.gguf_file import GgufHeader
+from infer_os.native.lora_adapter import load_adapter
 from infer_os.native.model import LOAD_MODES, LlamaModel
 
 from .pages import check_lockable, check_locked, drop_pages, locked_bytes, prefetch
@@ -74,7 +75,7 @@ def load_model(
     progress: Callable[[float], None] | None = None,
     warmed: Callable[[int, int], None] | None = None,
 ) -> LlamaModel:
-    """Load the weights as ``--load``, ``--prefetch`` and ``--drop-pages`` say.
+    """Load the weights as ``--load``, ``--prefetch`` and ``--drop-pages`` say, and the adapters.
 
     Args:
         path: the file.
@@ -85,7 +86,8 @@ def load_model(
 
     Raises:
         LockShortage: the weights cannot be locked.
-        ModelLoadError: llama.cpp refuses the file.
+        GgufError: an adapter's file is not one of this model.
+        ModelLoadError: llama.cpp refuses a file.
     """
     locked = settings.load == "locked"
     n_bytes = plan.weights.n_bytes
@@ -96,6 +98,10 @@ def load_model(
     before = locked_bytes() if locked else 0
     model = LlamaModel(path, load=settings.load, native=settings.native, progress=progress)
     try:
+        for adapter in settings.adapters:
+            model.adapters[adapter.name] = load_adapter(
+                model.pointer, model.header, adapter.path, adapter.scale
+            )
         if locked:
             check_locked(path, n_bytes, before)
         # copies are made: the file itself is no longer needed

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
-from infer_os.fields import check_fields, flag, members, text, texts, whole, whole_where
+from infer_os.fields import check_fields, flag, members, records, text, texts, whole, whole_where
 from infer_os.models.styles import STYLE_NAMES
 
 from .errors import SettingsError
@@ -56,6 +58,41 @@ MOST_GUESSES = 31
 #: ``--load``; :mod:`.pages` describes the trade-offs.
 LOADS = ("mmap", "fast", "locked", "direct")
 MOST_THREADS = 512
+#: What is said where no adapter is to be used, so that none can be called that.
+NO_ADAPTER = "off"
+_ADAPTER_NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFile:
+    """A LoRA adapter to load with a model: its name, its file of ``n_bytes``, and its scale.
+
+    Raises:
+        SettingsError: a name that cannot be one.
+    """
+
+    name: str
+    path: Path
+    scale: float
+    n_bytes: int
+
+    def __post_init__(self) -> None:
+        check_adapter_name(self.name)
+
+
+def check_adapter_name(name: str) -> None:
+    """Refuse what cannot be the name of an adapter.
+
+    Raises:
+        SettingsError: it cannot.
+    """
+    if not _ADAPTER_NAME.fullmatch(name) or name == NO_ADAPTER:
+        raise SettingsError(
+            f"{name!r}: expected a name of letters, digits and '-_.', and not {NO_ADAPTER!r}",
+            "adapter",
+        )
+
+
 _ENGINE = {
     "context": whole_where(lambda n: n == 0 or 8 <= n <= 1 << 20, "8 to 1048576 tokens"),
     "load": text(lambda load: load in LOADS, ", ".join(LOADS)),
@@ -69,6 +106,7 @@ _ENGINE = {
     "draft_max": whole(1, MOST_GUESSES),
     "native": flag(),
     "extras": members(Extra),
+    "adapters": records(AdapterFile),
 }
 
 
@@ -82,6 +120,7 @@ class EngineSettings:
     ``draft_max`` are verified at once.
     ``native`` uses our own kernels where they are faster than llama.cpp's. ``threads`` 0
     takes one per usable core. ``extras`` is what else the process does, for the plan.
+    ``adapters`` are loaded with it.
 
     Raises:
         SettingsError: a value of another type or out of its range, or two that do not go together.
@@ -99,6 +138,7 @@ class EngineSettings:
     draft_max: int = 6
     native: bool = True
     extras: frozenset[Extra] = frozenset()
+    adapters: tuple[AdapterFile, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self, _ENGINE, SettingsError)
@@ -106,6 +146,9 @@ class EngineSettings:
             from .kv.schedule import parse_spec  # settings alone load no C
 
             parse_spec(self.kv)
+        names = [adapter.name for adapter in self.adapters]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise SettingsError(f"{twice!r} is the name of two; write NAME= in front", "adapter")
         for option, given in (("--prefetch", self.prefetch), ("--drop-pages", self.drop_pages)):
             if given and self.load == "direct":
                 raise SettingsError(

@@ -23,15 +23,15 @@ _LARGEST_SCALE = 1e3
 _LOCK = ".lock"
 
 
-def find_adapter(text: str) -> tuple[HubSource | Path, float]:
-    """What a text of ``--lora`` names, and its scale.
+def find_adapter(text: str, option: str = "--lora") -> tuple[HubSource | Path, float]:
+    """What a text of ``--lora``, or of ``--adapter`` behind its name, means; and its scale.
 
     Raises:
         SourceError: neither a folder nor a hub id.
         UnsupportedError: a scale that cannot be one.
     """
     if not text:
-        raise SourceError("--lora is empty; give an adapter's folder or its hub id")
+        raise SourceError(f"{option} is empty; give an adapter's folder or its hub id")
     if Path(text).exists():
         return Path(text), 1.0
     name, colon, number = text.rpartition(":")
@@ -42,28 +42,30 @@ def find_adapter(text: str) -> tuple[HubSource | Path, float]:
     except ValueError:
         scale = math.nan
     if not (math.isfinite(scale) and 0 < abs(scale) <= _LARGEST_SCALE):
-        raise UnsupportedError(f"--lora {text}: the scale {number!r} is not a number such as 0.5")
+        raise UnsupportedError(f"{option} {text}: the scale {number!r} is not a number such as 0.5")
     if Path(name).exists():
         return Path(name), scale
     named = read_hub_name(name)
     if not isinstance(named, HubSource):
-        raise SourceError(f"--lora {text}: no such folder, and not a hub id such as OWNER/NAME")
+        raise SourceError(f"{option} {text}: no such folder, and not a hub id such as OWNER/NAME")
     return HubSource(named.repository, named.revision or "main"), scale
 
 
 def fetch_adapters(texts: Sequence[str], report: Reporter) -> tuple[AdapterSource, ...]:
-    """The folders of adapters, downloaded first if need be.
+    """The folders of ``--lora``'s adapters, downloaded first if need be.
 
     Raises:
         SourceError, UnsupportedError: as :func:`find_adapter`, or the hub has no such adapter.
         DownloadError: the network failed; the next call continues.
     """
-    found = []
-    for text in texts:
-        source, scale = find_adapter(text)
-        folder = source if isinstance(source, Path) else _fetch(source, report)
-        found.append(AdapterSource(folder, scale, text))
-    return tuple(found)
+    return tuple(fetch_adapter(text, "--lora", report) for text in texts)
+
+
+def fetch_adapter(text: str, option: str, report: Reporter) -> AdapterSource:
+    """An adapter's folder or file, likewise."""
+    source, scale = find_adapter(text, option)
+    folder = source if isinstance(source, Path) else _fetch(source, option, report)
+    return AdapterSource(folder, scale, text, option)
 
 
 def are_local(texts: Sequence[str]) -> bool:
@@ -81,7 +83,7 @@ def _is_there(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ADAPTER_WEIGHTS)
 
 
-def _fetch(source: HubSource, report: Reporter) -> Path:
+def _fetch(source: HubSource, option: str, report: Reporter) -> Path:
     folder = _place(source)
     if _is_there(folder):
         return folder
@@ -93,7 +95,7 @@ def _fetch(source: HubSource, report: Reporter) -> Path:
     weights = next((name for name in ADAPTER_WEIGHTS if name in repository.files), None)
     if ADAPTER_CONFIG not in repository.files or weights is None:
         raise SourceError(
-            f"--lora {source.repository}: not a LoRA adapter: it has no {ADAPTER_CONFIG} with "
+            f"{option} {source.repository}: not a LoRA adapter: it has no {ADAPTER_CONFIG} with "
             f"{' or '.join(ADAPTER_WEIGHTS)}"
         )
     # the weights last: they say that everything is there

@@ -33,14 +33,23 @@ _logger = logging.getLogger("infer_os")
 def find_files(
     wish: ModelWish, settings: EngineSettings, report: Reporter
 ) -> tuple[Path, EngineSettings]:
-    """The file of a model, and the settings with that of its draft; converted first if need be.
+    """The file of a model, and the settings with those of its draft and its adapters.
+
+    All of them are converted first if need be.
 
     Raises:
-        As :func:`~infer_os.store.fetch.model_file`.
+        As :func:`~infer_os.store.fetch.model_file` and
+        :func:`~infer_os.store.runtime_adapters.adapter_files`.
     """
+    if wish.adapters:
+        from .runtime_adapters import adapter_files, named
+
+        named(wish.adapters)  # what is wrong with them is said before a model is fetched
     work = first_work(wish.text, wish.type, wish.loras)
     path = model_file(wish, settings, report)
     draft, more = draft_file(settings, wish, path, report)
+    if wish.adapters:
+        settings = replace(settings, adapters=adapter_files(wish.adapters, path, report))
     return path, replace(settings, draft=draft, extras=settings.extras | work | more)
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 class ModelWish:
     """What the user calls a model. An empty ``type`` takes what is cached, else the default.
 
-    ``loras`` are adapters that are added to its weights, as the user names them.
+    ``loras`` are adapters that are added to its weights, as the user names them, ``adapters`` those
+    that are loaded with it.
 
     Raises:
         UnsupportedError: no such type.
@@ -23,14 +24,14 @@ class ModelWish:
     text: str
     type: str = ""
     loras: Sequence[str] = ()
+    adapters: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.loras, (list, tuple)) or not all(
-            isinstance(text, str) for text in self.loras
-        ):
-            from ..convert.errors import UnsupportedError
+        for name, given in (("loras", self.loras), ("adapters", self.adapters)):
+            if not isinstance(given, (list, tuple)) or not all(isinstance(t, str) for t in given):
+                from ..convert.errors import UnsupportedError
 
-            raise UnsupportedError(f"loras: {self.loras!r}: expected a list of texts")
+                raise UnsupportedError(f"{name}: {given!r}: expected a list of texts")
         if self.type:
             from ..convert.types import recipe_named
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ..runtime.settings import CONSTRAINTS, SAMPLER_SETTINGS
+from ..runtime.settings import CONSTRAINTS, NO_ADAPTER, SAMPLER_SETTINGS
 from ..sizes import size_text
 from . import console, render
 from .line_editor import FILES
@@ -232,6 +232,19 @@ def _shown(chat: ChatState, name: str) -> str:
     return setting.shown(getattr(getattr(chat, setting.owner), name))
 
 
+def _adapter(chat: ChatState, argument: str) -> None:
+    from ..runtime.errors import SettingsError
+
+    engine = chat.session.engine
+    if argument:
+        try:
+            engine.use_adapter("" if argument == NO_ADAPTER else argument)
+        except SettingsError as error:
+            raise SettingsError(error.spelled("/adapter")) from None
+    known = ", ".join((*engine.info.adapters, NO_ADAPTER)) if engine.info.adapters else "none"
+    console.note(f"adapter {engine.adapter or NO_ADAPTER} (loaded: {known})")
+
+
 # ---- figures
 
 
@@ -316,6 +329,7 @@ COMMANDS: tuple[Command[ChatState], ...] = (
     Command("/system", "[TEXT]", "show or set the system prompt; none removes it", _system),
     Command("/set", "[NAME VALUE]", "show or change how replies are drawn", _set,
             tuple(_SETTINGS)),
+    Command("/adapter", "[NAME]", "show or change the LoRA adapter; off uses none", _adapter),
     Command("/stats", "", "what the last reply cost", _stats),
     Command("/kv", "", "where the KV cache stands", _kv),
     Command("/save", "FILE", "keep the conversation", _save, FILES),

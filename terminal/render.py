@@ -163,6 +163,7 @@ def completion_json(completion: Completion, engine: Engine, load_s: float) -> di
             "kv_types": engine.kv.types,
             "kv_tokens": engine.kv.n_tokens,
         },
+        "adapter": engine.adapter or None,
         "kernels": {**kernels_json(engine.info.kernels), "threads_left_out": round(left_out(), 3)},
         "speculative": speculation_json(engine, t.decode_tokens_per_s),
     }

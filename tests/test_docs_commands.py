@@ -62,6 +62,10 @@ NOT_RUN = {
     "infer-os convert gpt-j-6B --lora OWNER/ADAPTER --lora ./style:0.5 -o tuned.gguf":
     "needs such adapters; tests/store/test_lora.py has",
     'infer-os run gpt-j-6B --lora OWNER/ADAPTER "Once upon a time"': "as convert --lora",
+    'infer-os run gpt-j-6B --adapter OWNER/POET "Once upon a time"':
+    "needs such adapters; tests/test_cli_adapters.py has",
+    "infer-os chat gpt-j-6B --adapter poet=OWNER/POET --adapter clerk=./clerk:0.5":
+    "as run --adapter",
     "infer-os serve austen.gguf": "as serve MODEL",
     "infer-os serve MODEL": "runs until a signal; tests/serve/test_serve_command.py does",
     "infer-os serve model.gguf --port 8080": "as serve MODEL",

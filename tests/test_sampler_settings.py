@@ -83,7 +83,7 @@ def test_a_command_has_an_option_for_each(name: str) -> None:
 
 
 def test_records_and_set_have_the_same_names() -> None:
-    others = {"id", "prompt", "messages", "n", "stop", "max_tokens"}
+    others = {"id", "prompt", "messages", "n", "stop", "max_tokens", "adapter"}
     assert set(KNOWN) - others == OPTIONS
     assert set(completions()["/set"]) - {"max_tokens"} == OPTIONS
 

@@ -26,6 +26,7 @@ from infer_os.native.owner import Owner
 from infer_os.sizes import size_text
 
 from ..errors import SettingsError
+from ..interface import chosen_adapter
 from ..plan.memory_plan import MemoryShortage, Plan
 from ..plan.shapes import header_shape
 from ..plan.step_rows import LEAST_ROWS, STOCK, UNBOUND, Bounds
@@ -142,7 +143,9 @@ class BatchEngine(Owner):
     def _make_parts(
         self, header: GgufHeader, settings: EngineSettings, draft: BatchDraft | None, logprobs: int
     ) -> Parts:
-        rounding = rounding_of(header, settings.load, self._model.kernels)
+        rounding = rounding_of(
+            header, settings.load, self._model.kernels, with_adapters=bool(settings.adapters)
+        )
         last = self.plan.schedule.stages[-1]
         types = (last.type_k, last.type_v)
         # where our own kernels compute everything, any step computes a row alike
@@ -157,7 +160,7 @@ class BatchEngine(Owner):
         return Parts(
             self._context, self.vocab, self._limits(bounds),
             ThreadCount(settings.n_threads, fixed=is_fixed), guesses, logprobs,
-            self.prompt_tokens, self._begin,
+            self.prompt_tokens, self._begin, tuple(self._model.adapters),
         )  # fmt: skip
 
     def _limits(self, bounds: Bounds) -> Limits:
@@ -295,7 +298,9 @@ class BatchEngine(Owner):
             file: that of ``--prompt-cache``.
             cache_folder: where its key is.
         """
-        self.kept = KeptPrompt(file, cache_folder, self.path)
+        adapter = self._model.adapters.get(self.parts.adapter)
+        identity = adapter.identity if adapter is not None else ""
+        self.kept = KeptPrompt(file, cache_folder, self.path, identity)
 
     def run(
         self,
@@ -359,13 +364,15 @@ class BatchEngine(Owner):
     def _begin(self, record: Record, index: int, prompt: tuple[int, ...]) -> Sequence:
         """A sample's sequence, before its first token."""
         settings, sampler = record.sampling, None
+        adapter = chosen_adapter(record.adapter, self.parts.adapters)
         if settings.constraint:
             self.plan_constraint()
         if not settings.takes_the_models_likeliest:
             sampler = LlamaSampler(record.sampling_of(index), self.vocab)
             sampler.remember(prompt)
         text = TextStream(self.prompts.stops(record))
-        return Sequence(record, index, prompt, sampler, text, self.prompts.frame(record))
+        frame = self.prompts.frame(record)
+        return Sequence(record, index, prompt, sampler, text, frame, adapter)
 
     def plan_constraint(self) -> None:
         """Count the memory of a constraint, which only a record may ask for, before the first one.

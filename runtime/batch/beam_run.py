@@ -16,6 +16,7 @@ from infer_os.native.interrupt import interruptible
 
 from ..errors import PromptError, RuntimeFailure, SettingsError
 from ..generate import FinishReason
+from ..interface import chosen_adapter
 from ..sampling_settings import SAMPLER_SETTINGS, SamplingSettings
 from .beams import Beam, BeamSearch, Step
 from .records import BadRecord, Record, Result
@@ -44,6 +45,7 @@ class BeamRun:
         started = time.perf_counter()
         try:
             check_record(record, self._n_beams)
+            adapter = chosen_adapter(record.adapter, self._parts.adapters)
             prompt = self._parts.prompt_of(record)
             if not prompt:
                 raise PromptError("the prompt is empty")
@@ -55,6 +57,7 @@ class BeamRun:
         except RuntimeFailure as error:
             yield self._failed(record.id, record.line, f"{record.place}: {error}")
             return
+        self._parts.context.use_adapter(adapter)
         with interruptible():
             found = self.search(prompt, record.stops.limit, self._parts.vocab.ends())
         self._statistics.seconds += time.perf_counter() - started

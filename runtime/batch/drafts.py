@@ -55,7 +55,7 @@ def make_drafters(
     if draft is not None:
         theirs = replace(
             settings, draft="none", kv="", kv_budget=0, prefetch=False, drop_pages=False,
-            context=min(n_ctx, draft.n_ctx_train),
+            adapters=(), context=min(n_ctx, draft.n_ctx_train),
         )  # fmt: skip
         drafters.append((ModelDrafter(LlamaEngine(draft.path, theirs), draft.shared), False))
     return drafters

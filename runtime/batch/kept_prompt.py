@@ -35,11 +35,15 @@ _TOGETHER = 256
 
 @dataclass(frozen=True, slots=True)
 class SlotRows:
-    """A slot of a batch's context as the owner of one sequence, for a file of its rows."""
+    """A slot of a batch's context as the owner of one sequence, for a file of its rows.
+
+    ``adapter`` says what they were computed with, see :meth:`Engine.adapter_identity`.
+    """
 
     path: Path
     context: BatchContext
     slot: int
+    adapter: str = ""
 
     @property
     def form(self) -> KvFormat:
@@ -92,17 +96,23 @@ class SlotRows:
 
 @dataclass(slots=True)
 class KeptPrompt:
-    """The file of ``--prompt-cache`` for a batch; ``notes`` say what did not work."""
+    """The file of ``--prompt-cache`` for a batch; ``notes`` say what did not work.
+
+    It is that of records of one ``adapter``, named as in :class:`SlotRows`.
+    """
 
     file: Path
     cache_folder: Path
     model: Path
+    adapter: str = ""
     notes: list[str] = field(default_factory=list)
     _found: list[int] = field(default_factory=list)
 
     def take(self, running: Running, context: BatchContext) -> None:
         """Let the first slot hold what the file has; records that begin so start behind it."""
-        tokens, problem = take_rows(self.file, SlotRows(self.model, context, 0), self.cache_folder)
+        tokens, problem = take_rows(
+            self.file, SlotRows(self.model, context, 0, self.adapter), self.cache_folder
+        )
         if problem:
             self.notes.append(f"{problem}; what prompts begin with is computed")
         self._found = tokens
@@ -115,6 +125,6 @@ class KeptPrompt:
         if not n_held or n_held <= shared_prefix(self._found, common):
             return
         running.cut(slot, n_held)
-        rows = SlotRows(self.model, context, slot)
+        rows = SlotRows(self.model, context, slot, self.adapter)
         if problem := keep_rows(self.file, rows, common[:n_held], self.cache_folder):
             self.notes.append(problem)

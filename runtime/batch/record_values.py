@@ -8,7 +8,7 @@ from typing import Any
 
 from ..chat.frame import Message
 from ..sampling_settings import read_biases
-from ..settings import CONSTRAINTS
+from ..settings import CONSTRAINTS, NO_ADAPTER
 
 #: Tokens with numbers: an object, or a text as an option has it.
 BIASES = "logit_bias"
@@ -27,6 +27,14 @@ def biases_of(given: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(value, (str, Mapping)):
         raise BadValue(f'"{BIASES}" is an object of tokens and numbers, not {kind_of(value)}')
     return {BIASES: read_biases(value)}
+
+
+def adapter_of(given: Mapping[str, Any]) -> str | None:
+    """The adapter that the record names: "" for none; None where it says nothing."""
+    name = given.get("adapter")
+    if name is not None and not isinstance(name, str):
+        raise BadValue(f'"adapter" is a text, not {kind_of(name)}')
+    return "" if name == NO_ADAPTER else name
 
 
 def constraint_of(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,12 +19,21 @@ from ..chat.frame import Message
 from ..errors import RuntimeFailure, SettingsError
 from ..settings import (
     CONSTRAINTS,
+    NO_ADAPTER,
     SAMPLER_NUMBERS,
     SAMPLER_SETTINGS,
     SamplingSettings,
     StopSettings,
 )
-from .record_values import BIASES, BadValue, biases_of, constraint_of, kind_of, messages_of
+from .record_values import (
+    BIASES,
+    BadValue,
+    adapter_of,
+    biases_of,
+    constraint_of,
+    kind_of,
+    messages_of,
+)
 from .settings import MOST_SAMPLES
 
 #: Settings of a record, and the types that they may have.
@@ -39,7 +48,7 @@ NUMBERS: dict[str, tuple[type, ...]] = {
 # the seed is the record's, from which each sample gets its own
 _SAMPLING = tuple(name for name in SAMPLER_NUMBERS if name != "seed")
 #: Every key of a record.
-KNOWN = ("id", "prompt", "messages", "stop", *NUMBERS, BIASES, *CONSTRAINTS)
+KNOWN = ("id", "prompt", "messages", "stop", "adapter", *NUMBERS, BIASES, *CONSTRAINTS)
 #: Python itself writes no more digits, and reads no more from JSON.
 _MOST_ID_BITS = 14_000
 _MOST_SEED = 0xFFFFFFFF
@@ -55,7 +64,7 @@ class Record:
     likeliest tokens are told for each one drawn; None for what the run says. With ``scores_prompt``
     the same is told of the prompt's tokens (with the first sample); without ``draws`` that is all.
     ``seed`` is the record's own; without one, and with a seed of the run, each sample gets one that
-    depends on the run's seed and the id alone.
+    depends on the run's seed and the id alone. ``adapter`` is "" for none, None for the run's own.
     """
 
     id: str | int
@@ -70,6 +79,7 @@ class Record:
     logprobs: int | None = None
     scores_prompt: bool = False
     draws: bool = True
+    adapter: str | None = None
 
     @property
     def place(self) -> str:
@@ -202,6 +212,8 @@ def value_of(record: Record) -> dict[str, Any]:
     }  # fmt: skip
     if record.seed is not None:
         value["seed"] = record.seed
+    if record.adapter is not None:
+        value["adapter"] = record.adapter or NO_ADAPTER
     if record.messages:
         value["messages"] = [{"role": m.role, "content": m.content} for m in record.messages]
     else:
@@ -333,7 +345,7 @@ class RecordParser(ValueParser[Record]):
         return Record(
             place.id, place.line, sampling, self._stops_of(given), given.get("prompt"),
             messages_of(given["messages"]) if "messages" in given else (), seed, n, place.unit,
-            scores_prompt=not draws, draws=draws,
+            scores_prompt=not draws, draws=draws, adapter=adapter_of(given),
         )  # fmt: skip
 
     def _check_scored(self, n: int) -> None:

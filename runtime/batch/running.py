@@ -57,7 +57,7 @@ class Parts:
 
     ``prompt_of`` gives the tokens of a record's prompt (raises PromptError, TemplateFailure);
     ``begin`` makes the sequence of a sample, by its number (raises GrammarError, SettingsError,
-    MemoryShortage).
+    MemoryShortage). ``adapters`` are loaded; the first is that of records that name none.
     """
 
     context: BatchContext
@@ -68,6 +68,12 @@ class Parts:
     n_logprobs: int
     prompt_of: Callable[[Record], tuple[int, ...]]
     begin: Callable[[Record, int, tuple[int, ...]], Sequence]
+    adapters: tuple[str, ...] = ()
+
+    @property
+    def adapter(self) -> str:
+        """The adapter of records that name none; "" for none."""
+        return self.adapters[0] if self.adapters else ""
 
 
 @dataclass(slots=True, eq=False)
@@ -94,7 +100,8 @@ class Running:
         self._results: list[Result] = []
         self._is_closed = False
         self._started = time.perf_counter()
-        #: What all prompts so far begin with, but for their last tokens; None before the first.
+        #: What all prompts of the run's own adapter so far begin with, but for their last tokens;
+        #: None before the first.
         self.common: list[int] | None = None
         self.statistics = BatchStatistics(counts=self._scheduler.counts)
         self._forget_slots()
@@ -170,12 +177,13 @@ class Running:
 
     def hold(self, slot: int, tokens: TokenSequence[int]) -> None:
         """A slot that nothing runs in holds these tokens, whose rows are in the context."""
-        self._scheduler.hold(slot, tokens)
+        self._scheduler.hold(slot, tokens, self._parts.adapter)
 
     def slot_with(self, tokens: TokenSequence[int]) -> tuple[int, int]:
         """The slot that holds the most of these tokens' beginning, and how many that are."""
         slots = range(self._parts.limits.n_slots)
-        counts = [shared_prefix(self._scheduler.held(slot), tokens) for slot in slots]
+        held = [self._scheduler.held_with(slot, self._parts.adapter) for slot in slots]
+        counts = [shared_prefix(one, tokens) for one in held]
         best = max(slots, key=lambda slot: counts[slot])
         return best, counts[best]
 
@@ -213,7 +221,7 @@ class Running:
                 if self._next is None:
                     continue
             sequence = self._next
-            admission = self._scheduler.admit(sequence.fed, sequence.n_wanted)
+            admission = self._scheduler.admit(sequence.fed, sequence.n_wanted, sequence.adapter)
             if admission is None:
                 break
             self._next = None
@@ -260,8 +268,10 @@ class Running:
             message = f"{record.place}: {error}"
             self._fail(record.id, record.line, message, lacks_memory=lacks_memory)
             return None
-        known = list(entry.prompt[:-1])
-        self.common = known[: shared_prefix(known if self.common is None else self.common, known)]
+        if sequence.adapter == self._parts.adapter:
+            known = list(entry.prompt[:-1])
+            before = known if self.common is None else self.common
+            self.common = known[: shared_prefix(before, known)]
         sequence.listener = entry.listener
         if sequence.scores_prompt:
             sequence.prompt_logprobs.append(first_token(sequence.prompt[0], self._parts.vocab))

@@ -9,6 +9,9 @@ compute are fillers, which are trimmed afterwards.
 Results must not depend on what else is in a step, so a step keeps to the bounds within which
 llama.cpp's CPU kernels compute a row alike (docs/batch.md): at least :data:`LEAST_ROWS` rows, a
 multiple of :data:`ROWS_STEP`, and fewer than 64 of each sequence.
+
+A step computes with one adapter, or with none, and adapters take turns. Slots of others may lie in
+its rectangle, but have fillers alone. Nothing is shared between slots of different adapters.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ WORTH_SHARING = 16
 #: What a step costs apart from its rows, in rows; decides between few wide and many narrow steps.
 _STEP_COST = 12
 FILLER = 0
+#: Steps after which another adapter has its turn, since a change of it costs a millisecond or more.
+_TURN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,8 @@ class SlotRows(NamedTuple):
     """Rows of one slot: ``tokens`` from ``position`` on, of which the first ``n_real`` stay.
 
     The last ``n_wanted`` of the real ones get logits for the slot's sequence. The first ``n_again``
-    are held already: the caller forgets them before the step, which computes them again.
+    are held already: the caller forgets them before the step, which computes them again; or a later
+    one does, where the step's adapter is not the slot's.
     """
 
     slot: int
@@ -59,10 +65,14 @@ class SlotRows(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One decode. In one with ``outputs`` every row gets logits, in the order of the rows."""
+    """One decode. In one with ``outputs`` every row gets logits, in the order of the rows.
+
+    ``adapter`` is what it is computed with.
+    """
 
     slots: tuple[SlotRows, ...]
     outputs: bool
+    adapter: str = ""
 
     @property
     def n_rows(self) -> int:
@@ -99,6 +109,7 @@ class _Slot:
     n_wanted: int = 1
     busy: bool = False
     at_once: bool = True
+    adapter: str = ""
 
     @property
     def n_prefill(self) -> int:
@@ -121,6 +132,8 @@ class Scheduler:
         """Begin with empty slots; the caller empties the cache likewise."""
         self._slots = [_Slot() for _ in range(self._limits.n_slots)]
         self._budget = self._limits.chunk
+        # whose turn it is, and for how many steps more
+        self._adapter, self._n_steps = "", 0
 
     @property
     def n_busy(self) -> int:
@@ -131,27 +144,37 @@ class Scheduler:
         """Tokens that a slot's part of the cache holds."""
         return self._slots[slot].held
 
-    def hold(self, slot: int, tokens: Sequence[int]) -> None:
+    def held_with(self, slot: int, adapter: str) -> Sequence[int]:
+        """The same, if they were computed with this adapter; else none."""
+        return self._slots[slot].held if self._slots[slot].adapter == adapter else ()
+
+    def hold(self, slot: int, tokens: Sequence[int], adapter: str = "") -> None:
         """A free slot's part of the cache holds these tokens; the caller has put them there."""
         self._slots[slot].held = list(tokens)
+        self._slots[slot].adapter = adapter
 
-    def admit(self, prompt: Sequence[int], n_wanted: int = 1) -> Admission | None:
+    def admit(
+        self, prompt: Sequence[int], n_wanted: int = 1, adapter: str = ""
+    ) -> Admission | None:
         """Give a prompt a slot; None if none is free, or if it should wait.
 
         It waits while another slot is about to compute a common prefix. The caller copies and trims
         the cache as the answer says, before the next step. The logits of the last ``n_wanted``
-        tokens are wanted, in one step or in several.
+        tokens are wanted, in one step or in several. All is computed with ``adapter``.
         """
         prompt = list(prompt)
         free = [i for i, slot in enumerate(self._slots) if not slot.busy]
         if not free:
             return None
         most = len(prompt) - n_wanted  # what is held has no logits any more
-        kept = {i: min(most, shared_prefix(s.held, prompt)) for i, s in enumerate(self._slots)}
+        kept = {
+            i: min(most, shared_prefix(self.held_with(i, adapter), prompt))
+            for i in range(len(self._slots))
+        }
         coming = max(
             (
                 min(most, shared_prefix([*s.held, *s.todo[: s.n_prefill]], prompt))
-                for s in self._slots if s.n_prefill
+                for s in self._slots if s.n_prefill and s.adapter == adapter
             ),
             default=0,
         )  # fmt: skip
@@ -165,6 +188,7 @@ class Scheduler:
             source = best
             self._slots[slot].held = list(self._slots[best].held[: kept[best]])
         n_kept = kept[best] if source is not None else kept[slot]
+        self._slots[slot].adapter = adapter
         self._feed(slot, prompt, n_kept, n_wanted)
         return Admission(slot, n_kept, source)
 
@@ -253,8 +277,10 @@ class Scheduler:
         Prompts are computed as far as the chunk goes, with logits or without, then every sequence
         gets its next token.
         """
-        ready = [i for i, slot in enumerate(self._slots) if slot.is_ready]
-        waiting = [i for i, slot in enumerate(self._slots) if slot.n_prefill]
+        self._take_turns()
+        mine = [(i, s) for i, s in enumerate(self._slots) if s.adapter == self._adapter]
+        ready = [i for i, slot in mine if slot.is_ready]
+        waiting = [i for i, slot in mine if slot.n_prefill]
         if waiting and (self._budget > 0 or not ready):
             step = self._prefill(waiting)
             self._budget -= step.n_rows
@@ -270,6 +296,15 @@ class Scheduler:
             ready = drawn
         self._budget = self._limits.chunk
         return self._decode(ready) if ready else None
+
+    def _take_turns(self) -> None:
+        """Whose adapter the next step is computed with: the same for a few steps, then another."""
+        adapters = sorted({slot.adapter for slot in self._slots if slot.todo})
+        if self._adapter not in adapters or (self._n_steps <= 0 and len(adapters) > 1):
+            later = (adapter for adapter in adapters if adapter > self._adapter)
+            self._adapter = next(later, adapters[0] if adapters else "")
+            self._n_steps, self._budget = _TURN, self._limits.chunk
+        self._n_steps -= 1
 
     def _prefill(self, waiting: list[int]) -> Step:
         """The most useful rectangle, per row, over the first run of neighbours."""
@@ -337,19 +372,20 @@ class Scheduler:
         rows = []
         for i in run:
             slot = self._slots[i]
+            is_mine = slot.adapter == self._adapter
             fits = not slot.at_once or len(slot.todo) <= height
-            drawing = outputs and slot.is_ready and fits
+            drawing = outputs and slot.is_ready and fits and is_mine
             tokens = slot.todo[: height if drawing else min(slot.n_prefill, height)]
             n_held, wanted = len(slot.held), len(tokens) if drawing else 0
             # where a slot has no place for fillers, its last tokens are computed once more
             again = max(0, min(n_held, n_held + height - n_ctx))
-            tokens = slot.held[n_held - again :] + tokens
+            tokens = slot.held[n_held - again :] + tokens if is_mine else []
             n_real = len(tokens)
             if n_real < height:
                 tokens += [FILLER] * min(height - n_real, n_ctx - n_held + again - n_real)
             if tokens:
                 rows.append(SlotRows(i, n_held - again, tuple(tokens), n_real, wanted, again))
-        return Step(tuple(rows), outputs)
+        return Step(tuple(rows), outputs, self._adapter)
 
     def computed(self, step: Step) -> None:
         """A step is done: its real rows are held now."""
@@ -357,6 +393,9 @@ class Scheduler:
         counts.steps += 1
         for rows in step.slots:
             slot = self._slots[rows.slot]
+            if rows.n_again > rows.n_real:
+                self._compute_later(slot, rows.n_again)
+                continue
             n_new = rows.n_real - rows.n_again
             slot.held.extend(rows.tokens[rows.n_again : rows.n_real])
             del slot.todo[:n_new]
@@ -365,3 +404,11 @@ class Scheduler:
             counts.fillers += len(rows.tokens) - n_new
             counts.decoded += rows.n_wanted
             counts.prefilled += n_new - rows.n_wanted
+
+    @staticmethod
+    def _compute_later(slot: _Slot, n: int) -> None:
+        """Its last tokens made room for the fillers of another adapter's step."""
+        at = len(slot.held) - n
+        if slot.busy:
+            slot.todo[:0] = slot.held[at:]
+        del slot.held[at:]

@@ -30,6 +30,7 @@ class Sequence:
         sampler: LlamaSampler | None,
         text: TextStream,
         frame: Frame | None = None,
+        adapter: str = "",
     ) -> None:
         """Begin with nothing drawn.
 
@@ -40,7 +41,9 @@ class Sequence:
             sampler: closed by whoever ends the sequence; None takes the likeliest token.
             text: makes text of tokens, up to what ends it.
             frame: see the class.
+            adapter: what it is computed with; "" for none.
         """
+        self.adapter = adapter
         self.record, self.index, self.prompt, self.sampler = record, index, prompt, sampler
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprobs] = []

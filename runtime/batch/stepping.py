@@ -25,6 +25,7 @@ def compute_step(
         if rows.n_again:
             context.trim(rows.slot, rows.position)
     arrays = _arrays(step)
+    context.use_adapter(step.adapter)
     if begins is not None:
         begins()
     context.decode(arrays)

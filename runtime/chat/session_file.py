@@ -82,6 +82,10 @@ class RowKeeper(Protocol):
     def path(self) -> Path:
         """The GGUF file."""
 
+    @property
+    def adapter(self) -> str:
+        """See :meth:`Engine.adapter_identity`."""
+
     def export_rows(self, n_tokens: int) -> tuple[KvFormat, Iterator[SavedRows]]:
         """See :meth:`Engine.export_rows`."""
 
@@ -95,6 +99,7 @@ class EngineRows:
     def __init__(self, engine: Engine, path: Path | None = None) -> None:
         """``path`` is the model's, if the engine does not say it."""
         self.path = path or engine.info.path
+        self.adapter = engine.adapter_identity
         self.export_rows, self.restore = engine.export_rows, engine.restore
 
 
@@ -162,7 +167,7 @@ def write_rows(
     form, batches = keeper.export_rows(len(tokens))
     first = next(batches, None) if tokens else None
     header = Header(
-        model_id, keeper.path.name, llama_version(),
+        _with_adapter(model_id, keeper), keeper.path.name, llama_version(),
         form.type_k, form.type_v, form.rotates,
         first.n_cells if first else 0, tokens,
         record.style, record.system, [(turn.message, list(turn.reply)) for turn in record.turns],
@@ -222,7 +227,7 @@ def read_rows(
     try:
         with path.open("rb") as file:
             header, tag = _read_header(path, file, key, magic)
-            _check_fits_here(path, header, keeper.path)
+            _check_fits_here(path, header, keeper)
             check(header)
             form = KvFormat(header.type_k, header.type_v, header.rotates)
             geometry = kv_geometry(read_gguf_header(keeper.path))
@@ -292,8 +297,19 @@ def _changed(path: Path) -> SessionError:
     )
 
 
-def _check_fits_here(path: Path, header: Header, model: Path) -> None:
-    if header.model != model_hash(read_gguf_header(model)):
+def _with_adapter(model_id: str, keeper: RowKeeper) -> str:
+    """How a file identifies the model and the adapter that its rows were computed with."""
+    return f"{model_id}+{keeper.adapter}" if keeper.adapter else model_id
+
+
+def _check_fits_here(path: Path, header: Header, keeper: RowKeeper) -> None:
+    model, model_id = keeper.path, name_model(keeper.path)
+    is_this = header.model == _with_adapter(model_id, keeper)
+    if not is_this and header.model.partition("+")[0] == model_id:
+        raise SessionError(
+            f"{path}: saved with another adapter on {model.name}, or with none: not continued"
+        )
+    if not is_this:
         raise SessionError(
             f"{path}: saved with another model ({header.model_name}), not with this {model.name}"
         )

@@ -99,6 +99,7 @@ class StagedCache(Owner):
         self.notes: list[str] = []
         self.bytes = KvBytes()
         self._context: Context | None = None
+        self._adapter = ""
         self._gone = FAILED
         self._open(schedule.stages[0])
 
@@ -291,8 +292,18 @@ class StagedCache(Owner):
                 n_outputs_max=self._n_outputs,
             ),
         )  # fmt: skip
+        self._context.use_adapter(self._adapter)
         self._stage, self._rotates = stage, self._context.rotates
         self.bytes.add(stage.n_bytes(self._kv))
+
+    def use_adapter(self, name: str) -> None:
+        """Compute with this adapter of the model from now on, in every stage; "" is none.
+
+        The caller empties the cache first.
+        """
+        self._adapter = name
+        if self._context is not None:
+            self._context.use_adapter(name)
 
     def _shut(self) -> None:
         if self._context is not None:

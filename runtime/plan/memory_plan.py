@@ -42,6 +42,7 @@ _MASK_BYTES = 2  # flash attention takes its mask in F16
 class Sizes:
     """How a context is used: tokens of each sequence, sequences, tokens per batch, logits rows.
 
+    With ``adapters``, LoRA matrices add to the products.
     One row of logits beyond the sequences is reserved for the window, see ``ContextParams``.
     """
 
@@ -50,6 +51,7 @@ class Sizes:
     n_batch: int = 512
     n_outputs: int = 1
     n_threads: int = 1
+    adapters: bool = False
 
     @property
     def n_rows(self) -> int:
@@ -195,7 +197,8 @@ def compute_bytes(shape: ModelShape, sizes: Sizes, stage: KvStage) -> int:
 
     In a graph over ``n`` tokens, a layer holds at most several (n, n_embd) arrays in addition to
     the (n, n_ff) one, as the graph's row says; or the last one holds the logits. The mask of the
-    attention, (cells, n), and the rotations of a quantized cache live throughout.
+    attention, (cells, n), and the rotations of a quantized cache live throughout. What an adapter
+    adds to a product is as large as the product, next to which it is held.
     """
     n = min(sizes.n_mask_rows, stage.up_to * sizes.n_seq)
     row = shape.n_embd * _F32
@@ -205,6 +208,9 @@ def compute_bytes(shape: ModelShape, sizes: Sizes, stage: KvStage) -> int:
     # keys and values that heads share are narrower
     shared = 2 * (shape.n_embd - shape.n_head_kv * shape.head_dim) * _F32
     attention = n * (graph.attention_arrays * row - shared)
+    if sizes.adapters:
+        layer += n * shape.n_ff * _F32
+        attention += n * 3 * row
     last = sizes.n_rows * (shape.n_vocab * _F32 + 2 * row) + n * row
     # a sequence's rows see only that sequence's cells
     mask = stage.n_cells * n * _MASK_BYTES

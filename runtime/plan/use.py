@@ -96,7 +96,7 @@ class Use:
             rows = scoring_rows(self.n_seq) if scores else output_rows(self.n_seq)
             if Extra.SEARCH in settings.extras:  # a row of each text that is followed
                 rows = self.n_seq
-        return Sizes(n_ctx, self.n_seq, N_BATCH, rows, settings.n_threads)
+        return Sizes(n_ctx, self.n_seq, N_BATCH, rows, settings.n_threads, bool(settings.adapters))
 
 
 def beside(shape: ModelShape, use: Use, budget: Budget) -> Beside:
@@ -109,6 +109,8 @@ def beside(shape: ModelShape, use: Use, budget: Budget) -> Beside:
         parts.append(("records", once + SEQUENCE_BYTES * use.n_seq))
     if use.settings.draft != "none":
         parts.append(("guessing", GUESSING_BYTES + DRAFT_BYTES * use.n_drafts))
+    if use.settings.adapters:
+        parts.append(("adapters", sum(adapter.n_bytes for adapter in use.settings.adapters)))
     passing = 0
     largest = max(option.n_bytes for option in shape.options)
     for extra in sorted(use.settings.extras, key=lambda extra: extra.name):

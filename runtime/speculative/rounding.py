@@ -93,12 +93,16 @@ class Rounding:
         return 1 if is_split else _MOST_COLUMNS
 
 
-def rounding_of(header: GgufHeader, load: str, kernels: KernelStatus) -> Rounding:
+def rounding_of(
+    header: GgufHeader, load: str, kernels: KernelStatus, *, with_adapters: bool = False
+) -> Rounding:
     """How a model rounds that was loaded from a file.
 
     Args:
         header: the file's.
         load: the load mode.
         kernels: what the loaded model says of our own.
+        with_adapters: matrices of LoRA adapters, in float32, are multiplied with as well.
     """
-    return Rounding(factor_types(header), load, own_kernels(kernels, kv_geometry(header)))
+    kinds = factor_types(header) | ({"f32"} if with_adapters else set())
+    return Rounding(kinds, load, own_kernels(kernels, kv_geometry(header)))

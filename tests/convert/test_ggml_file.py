@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,10 @@ from in_process import Cli, runner
 from infer_os.convert.errors import ConvertError
 from infer_os.convert.ggml_blocks import OLD_TYPES, OldBlocks
 from infer_os.convert.ggml_file import GgmlFile, is_ggml
+from infer_os.convert.origins import CONFIG_KEY
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
+from infer_os.models.architectures import describe
 from infer_os.native.gguf_file import GgufHeader, GgufTensor, read_gguf_header
 from infer_os.store.planning import find_shape
 
@@ -38,17 +41,19 @@ def tensor_bytes(header: GgufHeader, tensor: GgufTensor) -> bytes:
 
 
 def assert_same(one: GgufHeader, other: GgufHeader) -> None:
-    """All but the name that the model has from its file."""
+    """All but the name and the config that the model has from its file."""
     assert {t.name: (t.shape, t.type) for t in one.tensors} == {
         t.name: (t.shape, t.type) for t in other.tensors
     }
     for mine, theirs in zip(one.tensors, other.tensors, strict=True):
         assert tensor_bytes(one, mine) == tensor_bytes(other, theirs), mine.name
     for key, value in other.metadata.items():
-        if key != "general.name":
+        if key not in ("general.name", CONFIG_KEY):
             found = one.metadata[key]
             same = list(found) == list(value) if hasattr(value, "__len__") else found == value
             assert same, key
+    networks = [describe(json.loads(header.metadata[CONFIG_KEY])) for header in (one, other)]
+    assert networks[0].rules == networks[1].rules
 
 
 @pytest.mark.parametrize("kind", ["f32", "f16", "q8_0", "q4_k_m"])

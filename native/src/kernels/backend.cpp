@@ -75,10 +75,18 @@ const FloatType * float_type_of(const ggml_tensor * weights) {
     return variant != nullptr ? find_float_type(*variant, weights->type) : nullptr;
 }
 
-// Weights of a model, rather than a cache or a matrix that a graph brings along.
-bool is_model_weight(const ggml_tensor * tensor) {
+// Whether it is a matrix of a LoRA adapter. llama.cpp does not mark the buffers of these as weights.
+bool is_of_adapter(const ggml_tensor * tensor) {
+    const size_t length = std::strlen(tensor->name), n = std::strlen(".lora_a");
+    const char * ending = tensor->name + (length < n ? 0 : length - n);
+    return std::strcmp(ending, ".lora_a") == 0 || std::strcmp(ending, ".lora_b") == 0;
+}
+
+// Weights of a model or an adapter, rather than a cache or a matrix that a graph brings along.
+bool is_weight(const ggml_tensor * tensor) {
     return tensor->buffer != nullptr &&
-           ggml_backend_buffer_get_usage(tensor->buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
+           (ggml_backend_buffer_get_usage(tensor->buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS ||
+            is_of_adapter(tensor));
 }
 
 // A plain matrix times columns of floats.
@@ -94,7 +102,7 @@ bool is_matrix_product(const ggml_tensor * op) {
 bool takes_float_product(const ggml_tensor * op) {
     const ggml_tensor * w    = op->src[0];
     const FloatType *   type = float_type_of(w);
-    return type != nullptr && is_matrix_product(op) && is_model_weight(w) &&
+    return type != nullptr && is_matrix_product(op) && is_weight(w) &&
            w->ne[0] % kFloatUnit == 0 && w->nb[0] == static_cast<size_t>(type->value_bytes);
 }
 
@@ -110,7 +118,7 @@ bool takes_mul_mat(const ggml_tensor * op) {
 bool takes_columns(const ggml_tensor * op) {
     const ggml_tensor * w = op->src[0];
     return is_matrix_product(op) && op->src[1]->ne[1] >= 2 && op->src[1]->ne[1] <= kMostColumns &&
-           is_model_weight(w) && has_dot_product(w->type) && w->nb[0] == ggml_type_size(w->type);
+           is_weight(w) && has_dot_product(w->type) && w->nb[0] == ggml_type_size(w->type);
 }
 
 Operation * make_product(const ggml_tensor * op, Instance & instance) {

@@ -391,3 +391,69 @@ def test_what_is_wanted_at_once_is_not_cut_by_a_lower_step() -> None:
     assert len(rows.tokens) < 3 and (rows.n_wanted, rows.n_real) == (0, 0)
     scheduler.computed(step)
     assert scheduler._slots[3].todo == [7, 7, 7]
+
+
+@pytest.mark.parametrize("bounds", [STOCK, UNBOUND])
+@pytest.mark.parametrize("seed", range(6))
+def test_adapters_take_turns_and_share_nothing(seed: int, bounds: Bounds) -> None:
+    """Each slot's rows are computed with its own adapter, up to the end of its context."""
+    chance = random.Random(seed)
+    n_slots = chance.choice([1, 3, 6, 9])
+    limits = Limits(n_ctx=60, n_slots=n_slots, bounds=bounds)
+    scheduler, cache = Scheduler(limits), Cache(limits)
+    # of every row, the adapter that it was computed with
+    adapters: list[list[str]] = [[] for _ in range(n_slots)]
+    common = [chance.randrange(9) for _ in range(30)]
+    waiting = [
+        (common[: chance.randrange(10, 31)], chance.choice(["", "a", "b"])) for _ in range(40)
+    ]
+    running: dict[int, tuple[str, list[int], int]] = {}
+    turns: list[str] = []
+    n_moved = 0
+    while waiting or running:
+        while waiting and (place := scheduler.admit(waiting[0][0], adapter=waiting[0][1])):
+            prompt, name = waiting.pop(0)
+            if place.source is not None:
+                cache.rows[place.slot] = list(cache.rows[place.source])
+                adapters[place.slot] = list(adapters[place.source])
+            del cache.rows[place.slot][place.n_kept :], adapters[place.slot][place.n_kept :]
+            assert set(adapters[place.slot]) <= {name}
+            running[place.slot] = (name, list(prompt), chance.choice([3, 60]))
+        step = scheduler.next_step()
+        assert step is not None
+        turns.append(step.adapter)
+        for rows in step.slots:
+            name = running[rows.slot][0] if rows.slot in running else None
+            if name not in (None, step.adapter):
+                assert rows.n_real == rows.n_wanted == 0
+                # what made room for fillers is computed again, later
+                n_moved += rows.n_again
+            del adapters[rows.slot][rows.position :]
+            adapters[rows.slot] += [step.adapter] * rows.n_real
+        for rows in step.slots:
+            held = cache.rows[rows.slot]
+            assert rows.position == len(held) - rows.n_again
+            del held[rows.position :]
+            held.extend(rows.tokens)
+            assert len(held) <= limits.n_ctx
+            del held[rows.position + rows.n_real :]
+        scheduler.computed(step)
+        for rows in step.slots:
+            assert list(scheduler.held(rows.slot)) == cache.rows[rows.slot]
+            if not rows.n_wanted:
+                continue
+            name, written, n = running[rows.slot]
+            assert cache.rows[rows.slot] == written
+            assert set(adapters[rows.slot]) == {name}
+            written.append(chance.randrange(9))
+            if len(written) > limits.n_ctx or n <= 1:
+                scheduler.release(rows.slot)
+                del running[rows.slot]
+                for kept in (cache.rows, adapters):
+                    del kept[rows.slot][len(scheduler.held(rows.slot)) :]
+            else:
+                running[rows.slot] = (name, written, n - 1)
+                scheduler.push(rows.slot, written[-1:])
+    assert set(turns) == {"", "a", "b"}
+    if n_slots > 3 and bounds is STOCK:
+        assert n_moved
