@@ -12,6 +12,7 @@ from ..serve.settings import ServeSettings
 from ..store.wish import ModelWish
 from ..terminal import console
 from . import loading, server_options
+from .adapting import adapter_names
 from .groups import grouped
 from .serving import Seats, named_models
 
@@ -51,15 +52,20 @@ def serve(
     wishes = named_models(model, models)
     with bind(serve_settings) as door:
         memory = settings.memory or read_memory().usable
+        defaults = [
+            Defaults(names, 0, sampling, stops, adapter_names(wish)) for names, wish in wishes
+        ]
         openers = [
-            partial(_open, wish, settings, seats, Defaults(names, 0, sampling, stops))
-            for names, wish in wishes
+            partial(_open, wish, settings, seats, one)
+            for (_, wish), one in zip(wishes, defaults, strict=True)
         ]
         first = openers[0](None)
         # so that what cannot be found or converted is known now, and nobody waits for it later
         for _, wish in wishes[1:]:
             loading.fetch(wish)
-        offers = [Offer(names, opener) for (names, _), opener in zip(wishes, openers, strict=True)]
+        offers = [
+            Offer(one.all_names, opener) for one, opener in zip(defaults, openers, strict=True)
+        ]
 
         def ready(address: str) -> None:
             engine = first[0]

@@ -21,13 +21,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from infer_os.fields import Kind, flag, text
 
 from .answers import CHAT, COMPLETION, Form
+from .asked_model import check_model
 from .body import Body, checked
 from .client_bodies import body_limit, read_json, while_connected
 from .embeddings import embeddings, read_embeddings, tokens_of_inputs
 from .errors import ApiError
 from .event_stream import json_bytes
 from .gate import Gate
-from .generation_request import check_model, tokens_of
+from .generation_request import tokens_of
 from .metrics import MEDIA_TYPE, Metrics, rss_bytes
 from .models import Entry, Models
 from .page import page_responses
@@ -133,7 +134,7 @@ class _Desk:
         read = await read_json(request, body_limit(self._models.n_ctx))
         async with self._models.lent(read.value.get("model")) as loaded:
             body = Body(read.value)
-            check_model(body, loaded.served.defaults.models)
+            check_model(body, loaded.served.defaults.all_names)
             content = body.take_required("content", text())
             add = body.take("add_special", flag(), False)
             special = body.take("parse_special", flag(), True)
@@ -149,7 +150,7 @@ class _Desk:
         read = await read_json(request, body_limit(self._models.n_ctx))
         async with self._models.lent(read.value.get("model")) as loaded:
             body = Body(read.value)
-            check_model(body, loaded.served.defaults.models)
+            check_model(body, loaded.served.defaults.all_names)
             values = body.take_required("tokens", _ANY)
             body.end()
             n_vocab = loaded.thread.engine.n_vocab

@@ -20,10 +20,11 @@ from infer_os.fields import text, whole
 from ..runtime.errors import PromptError
 from ..runtime.plan.memory_plan import MemoryShortage
 from ..runtime.prompt import tokenize
+from .asked_model import check_model
 from .body import Body
 from .engine_thread import EngineThread
 from .errors import ApiError
-from .generation_request import PROMPT, Defaults, Prompt, check_model, prompts_of
+from .generation_request import PROMPT, Defaults, Prompt, prompts_of
 
 _FORMATS = ("float", "base64")
 

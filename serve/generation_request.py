@@ -21,12 +21,14 @@ from ..runtime.batch.settings import MOST_SAMPLES
 from ..runtime.chat.frame import Message
 from ..runtime.errors import SettingsError
 from ..runtime.settings import (
+    NO_ADAPTER,
     NO_LIMIT,
     SAMPLER_NUMBERS,
     SAMPLER_SETTINGS,
     SamplingSettings,
     StopSettings,
 )
+from .asked_model import adapter_of, check_model
 from .body import Body, checked
 from .errors import ApiError
 
@@ -49,12 +51,27 @@ _HARMLESS = (
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a request gets that does not say otherwise. ``models`` are the names it may use."""
+    """What a request gets that does not say otherwise. ``models`` are the names it may use.
+
+    ``adapters`` are loaded; with each of them, and with none, the model has one name more.
+    """
 
     models: tuple[str, ...]
     n_vocab: int
     sampling: SamplingSettings
     stops: StopSettings
+    adapters: tuple[str, ...] = ()
+
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """The model's names, and those by which it is asked for with an adapter."""
+        return (*self.models, *self.with_adapter)
+
+    @property
+    def with_adapter(self) -> dict[str, str]:
+        """The adapter, or :data:`NO_ADAPTER`, of each name that has one behind a colon."""
+        more = (*self.adapters, NO_ADAPTER) if self.adapters else ()
+        return {f"{self.models[0]}:{adapter}": adapter for adapter in more}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +95,7 @@ class GenerationRequest:
     stream: bool = False
     tells_usage: bool = False
     draws: bool = True
+    adapter: str | None = None
 
     @property
     def scores_prompt(self) -> bool:
@@ -92,6 +110,7 @@ class GenerationRequest:
             Record(
                 f"{identity}-{i}", i + 1, self.sampling, self.stops, prompt, self.messages,
                 self.seed, self.best_of, "prompt", logprobs, self.scores_prompt, self.draws,
+                self.adapter,
             )
             for i, prompt in enumerate(self.prompts or (None,))
         ]  # fmt: skip
@@ -178,7 +197,8 @@ def read_chat(value: dict[str, Any], defaults: Defaults) -> GenerationRequest:
 
 def _common(body: Body, defaults: Defaults, *limits: str, schema: str = "") -> GenerationRequest:
     """What both kinds of requests have. ``schema`` is what else asks for a constraint."""
-    check_model(body, defaults.models)
+    name = check_model(body, defaults.all_names)
+    adapter = adapter_of(body, defaults.with_adapter.get(name), defaults.adapters)
     stream = body.take("stream", flag(), False)
     tells_usage = _tells_usage(body, stream=stream)
     given = body.take_all(_SAMPLING)
@@ -200,22 +220,8 @@ def _common(body: Body, defaults: Defaults, *limits: str, schema: str = "") -> G
         sampling = replace(sampling, seed=None)
     return GenerationRequest(
         sampling, stops, seed=None if seed == -1 else seed, n=n, best_of=n,
-        stream=stream, tells_usage=tells_usage,
+        stream=stream, tells_usage=tells_usage, adapter=adapter,
     )  # fmt: skip
-
-
-def check_model(body: Body, names: tuple[str, ...]) -> None:
-    """See that the model that a body names is here; without a name it is the only one.
-
-    Raises:
-        ApiError: another one (404).
-    """
-    name = body.take("model", text(), names[0])
-    if name not in names:
-        raise ApiError(
-            f"the model {name[:100]!r} is not here; this server has {', '.join(names)}", 404,
-            param="model", code="model_not_found",
-        )  # fmt: skip
 
 
 def _tells_usage(body: Body, *, stream: bool) -> bool:

@@ -11,12 +11,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import BUNDLED, Converter
+from adapter_files import random_adapter
+from helpers import BUNDLED, TESTS, Converter
 from in_process import Cli, runner
 
 from infer_os.commands.serving import named_models
@@ -187,3 +189,56 @@ def test_keys_that_are_none(cli: Cli, model: Path, tmp_path: Path) -> None:
         (tmp_path / "key").write_text(content)
         error = cli("serve", model, "--api-key-file", tmp_path / "key").user_error
         assert "expected a key alone" in error
+
+
+def test_two_adapters_at_once(converted: Converter, tmp_path: Path) -> None:
+    """By the model's name or by a field, in turns: each text is the one that batch writes."""
+    base = TESTS / "reference/gptj"
+    model = converted(base, "q8_0")
+    cache = {"INFER_OS_CACHE": str(tmp_path / "cache")}
+    words = ["--adapter", f"a={TESTS / 'reference/adapters/gptj'}",
+             "--adapter", f"b={random_adapter(base, tmp_path / 'b')}:0.5"]  # fmt: skip
+    records = [{"prompt": "the quick", "adapter": name} for name in ("a", "b", "off")]
+    (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in records))
+    options = ["-n", "60", "--temperature", "0", "--context", "100", "--threads", "1"]
+    done = subprocess.run(
+        [*COMMAND[:-1], "batch", str(model), *words, *options, "--ordered",
+         "-i", str(tmp_path / "in.jsonl")],
+        capture_output=True, text=True, check=True, env={**os.environ, **cache},
+    )  # fmt: skip
+    expected = {
+        record["adapter"]: json.loads(line)["text"]
+        for record, line in zip(records, done.stdout.splitlines(), strict=True)
+    }
+    assert len(set(expected.values())) == 3
+    with serving(model, *words, *options, **cache) as (_, line):
+        name = model.stem
+        ways: list[tuple[str, dict[str, Any]]] = [
+            ("a", {}), ("a", {"model": name}), ("a", {"model": f"{name}:a"}),
+            ("b", {"model": f"{name}:b"}), ("b", {"adapter": "b"}),
+            ("off", {"model": f"{name}:off"}), ("off", {"model": name, "adapter": "off"}),
+            ("b", {"model": f"{name}:b", "adapter": "b"}),
+        ]  # fmt: skip
+
+        def ask(fields: dict[str, Any], path: str = "/v1/completions") -> tuple[int, Any]:
+            link = connection(line)
+            link.request("POST", path, json.dumps({"prompt": "the quick", **fields}))
+            got = link.getresponse()
+            return got.status, json.loads(got.read())
+
+        with ThreadPoolExecutor(len(ways)) as pool:
+            answers = list(pool.map(lambda way: ask(way[1]), ways))
+        for (adapter, _), (status, value) in zip(ways, answers, strict=True):
+            assert status == 200
+            assert value["choices"][0]["text"] == expected[adapter]
+        for fields, said in (
+            ({"adapter": "c"}, "adapter: 'c' is not here; this model has a, b, off"),
+            ({"model": f"{name}:a", "adapter": "b"}, "the model's name says a"),
+            ({"adapter": 3}, "adapter"),
+        ):
+            status, value = ask(fields)
+            assert status == 400 and said in value["error"]["message"], value
+        link = connection(line)
+        link.request("GET", "/v1/models")
+        listed = [model["id"] for model in json.loads(link.getresponse().read())["data"]]
+        assert [f"{name}:a", f"{name}:b", f"{name}:off"] == listed[-3:]

@@ -44,8 +44,8 @@ def test_help_names_every_command(chat: ChatState, capsys: Capture) -> None:
         assert command.help in line
         assert command.argument in line
     assert set(completions()) == {
-        "/help", "/reset", "/undo", "/retry", "/system", "/set", "/stats", "/kv", "/adapter", "/save", "/load",
-        "/quit",
+        "/help", "/reset", "/undo", "/retry", "/system", "/set", "/stats", "/kv", "/adapter",
+        "/save", "/load", "/quit",
     }  # fmt: skip
 
 
