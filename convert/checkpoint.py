@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .eight_bit import join_eight_bit
 from .errors import FileFormatError, SourceError, UnsupportedError
-from .layer_files import LayerFile, find_layer_files
+from .layer_files import find_layer_files, open_layer
 from .plain_file import read_json
 from .safetensors_file import SafetensorsFile
 from .tensors import StoredTensor, TensorFile
@@ -71,8 +72,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             continue
         tensors = join_eight_bit(_read_headers(paths, opener))
         return Checkpoint(folder, config, tensors, opener, notes)
-    if layers := find_layer_files(folder):
-        return Checkpoint(folder, config, _read_headers(layers, LayerFile), LayerFile)
+    layers, joint = find_layer_files(folder, config)
+    if layers:
+        open_one = partial(open_layer, joint=joint)
+        notes = ()
+        if joint.n > 1:
+            notes = (f"weights: joined from the parts of {joint.n} GPUs",)
+        return Checkpoint(folder, config, _read_headers(layers, open_one), open_one, notes)
     wanted = ", ".join(name for whole, index, _ in CONTAINERS for name in (whole, index))
     raise SourceError(f"{folder}: no weights in this folder; looked for {wanted}")
 

@@ -18,6 +18,7 @@ from infer_os.native.ggml_types import GgmlType, ggml_type_named
 
 from .errors import PlanError
 from .ggml_blocks import OLD_TYPES
+from .layer_parts import JOINED
 from .tensors import BLOCKS8, ROWS8, WEIGHT_DTYPES, StoredTensor, dtype_named
 from .types import fitting_type, wanted_type
 
@@ -25,7 +26,7 @@ _MOST_GAPS_SHOWN = 8
 
 
 #: Types of matrices whose rows are decoded one by one; their bytes are counted as one a value.
-_DECODED = frozenset((ROWS8, BLOCKS8, *(old.name for old in OLD_TYPES.values())))
+_DECODED = frozenset((ROWS8, BLOCKS8, JOINED, *(old.name for old in OLD_TYPES.values())))
 
 
 @dataclass(frozen=True, slots=True)
