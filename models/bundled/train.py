@@ -10,6 +10,11 @@ Stages, in order: ``prepare`` (texts), ``tokenizer``, ``target``, ``draft``, ``e
 the training stages go on from their last checkpoint. Needs numpy, torch, transformers,
 tokenizers and safetensors; Infer-OS itself needs neither torch nor transformers. The stages are in
 train_data.py, train_loops.py and train_export.py.
+
+``bed`` trains a larger model, ``library-34m``, for experiments with quantization
+(train_library.py, train_bed.py); it may be stopped at any time and goes on with the same command.
+``bed-export`` writes its last checkpoint as a Hugging Face folder into ``--out``, also while it is
+being trained.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from train_bed import export_bed, train_bed
 from train_data import prepare, train_tokenizer
 from train_export import export
 from train_loops import train_draft, train_target
@@ -39,12 +45,14 @@ ENVIRONMENT = {
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the bundled models from scratch.")
-    parser.add_argument("stage", nargs="?", default="all", choices=("all", *STAGES))
+    choices = ("all", *STAGES, "bed", "bed-export")
+    parser.add_argument("stage", nargs="?", default="all", choices=choices)
     work = Path(tempfile.gettempdir()) / "austen-train"
     parser.add_argument("--work", type=Path, default=work, help="scratch folder")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="result folder")
     parser.add_argument("--minutes", type=float, default=45.0, help="wall time for the target")
     parser.add_argument("--draft-minutes", type=float, default=12.0, help="and for the draft")
+    parser.add_argument("--tokens", type=int, default=60_000_000, help="read by the larger model")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
@@ -66,6 +74,10 @@ def main() -> None:
             train_target(args.work, args.minutes)
         elif stage == "draft":
             train_draft(args.work, args.draft_minutes)
+        elif stage == "bed":
+            train_bed(args.work, args.tokens)
+        elif stage == "bed-export":
+            export_bed(args.work, args.out)
         else:
             export(args.work, args.out)
 

@@ -69,7 +69,7 @@ SOURCES = (
 # ---------------------------------------------------------------------------- texts
 
 
-def _fetch(package: str, work: Path) -> tuple[Path, str]:
+def fetch(package: str, work: Path) -> tuple[Path, str]:
     """Download and unpack one Debian package; returns its folder and its version."""
     folder = work / "packages" / package
     if not list(folder.glob("*.deb")):
@@ -144,14 +144,19 @@ def _chapters(source: Source, lines: list[str]) -> list[str]:
     return chapters
 
 
+def book_chapters(source: Source, root: Path) -> list[str]:
+    """The chapters of one book in the unpacked package ``root``."""
+    return _chapters(source, _read_lines(source, root))
+
+
 def prepare(work: Path) -> None:
     """Write train.txt, held-out.txt and sources.json into the work folder."""
     train: list[str] = []
     held: list[str] = []
     report: list[dict[str, Any]] = []
     for source in SOURCES:
-        root, version = _fetch(source.package, work)
-        chapters = _chapters(source, _read_lines(source, root))
+        root, version = fetch(source.package, work)
+        chapters = book_chapters(source, root)
         train += chapters[: -source.held_out]
         held += chapters[-source.held_out :]
         report.append(
@@ -177,14 +182,14 @@ def prepare(work: Path) -> None:
 # ------------------------------------------------------------------------ tokenizer
 
 
-def train_tokenizer(work: Path) -> None:
+def train_tokenizer(work: Path, vocab: int = VOCAB) -> None:
     """Train the byte-level BPE on the training text; writes tokenizer.json."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB,
+        vocab_size=vocab,
         special_tokens=[EOT],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,

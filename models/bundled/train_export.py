@@ -208,11 +208,10 @@ def _sources_md(report: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def export(work: Path, out: Path) -> None:
-    """Measure both models and write every file that is bundled."""
-    figures = _measure(work)
-    figures["lesson_tokens"] = np.load(work / "lessons.npz")["sizes"].tolist()
-    (work / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+def write_checkpoint(
+    folder: Path, shape: Shape, state: dict[str, torch.Tensor], tokenizer: Path, card: str
+) -> None:
+    """Write a Hugging Face folder of the weights in float16, with a model card."""
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_prefix_space": False,
@@ -222,22 +221,30 @@ def export(work: Path, out: Path) -> None:
         "eos_token": EOT,
         "unk_token": EOT,
     }
+    folder.mkdir(parents=True, exist_ok=True)
+    halves = {key: weight.half().contiguous() for key, weight in state.items()}
+    weights = folder / "model.safetensors"
+    save_file(halves, str(weights), metadata={"format": "pt"})
+    weights.chmod(0o644)  # safetensors makes it readable for its owner only
+    texts = {
+        "config.json": json.dumps(config_json(shape), indent=2) + "\n",
+        "tokenizer_config.json": json.dumps(tokenizer_config, indent=2) + "\n",
+        "tokenizer.json": tokenizer.read_text(encoding="utf-8"),
+        "README.md": card,
+    }
+    for file, text in texts.items():
+        (folder / file).write_text(text, encoding="utf-8")
+
+
+def export(work: Path, out: Path) -> None:
+    """Measure both models and write every file that is bundled."""
+    figures = _measure(work)
+    figures["lesson_tokens"] = np.load(work / "lessons.npz")["sizes"].tolist()
+    (work / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
     for shape, name in ((TARGET, "target"), (DRAFT, "draft")):
-        folder = out / shape.name
-        folder.mkdir(parents=True, exist_ok=True)
         state = torch.load(work / f"{name}.pt", weights_only=True)["model"]
-        halves = {key: weight.half().contiguous() for key, weight in state.items()}
-        weights = folder / "model.safetensors"
-        save_file(halves, str(weights), metadata={"format": "pt"})
-        weights.chmod(0o644)  # safetensors makes it readable for its owner only
-        texts = {
-            "config.json": json.dumps(config_json(shape), indent=2) + "\n",
-            "tokenizer_config.json": json.dumps(tokenizer_config, indent=2) + "\n",
-            "tokenizer.json": (work / "tokenizer.json").read_text(encoding="utf-8"),
-            "README.md": _card(shape, figures),
-        }
-        for file, text in texts.items():
-            (folder / file).write_text(text, encoding="utf-8")
+        card = _card(shape, figures)
+        write_checkpoint(out / shape.name, shape, state, work / "tokenizer.json", card)
     held = (work / "held-out.txt").read_text(encoding="utf-8")
     (out / "held-out.txt").write_text(held, encoding="utf-8")
     report = json.loads((work / "sources.json").read_text(encoding="utf-8"))

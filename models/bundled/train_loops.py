@@ -63,21 +63,24 @@ def _rate(peak: float, done: float) -> float:
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (done - 0.03) / 0.97)))
 
 
-def _optimizer(model: GPTNeoXForCausalLM, peak: float) -> torch.optim.AdamW:
+def optimizer(model: GPTNeoXForCausalLM, peak: float) -> torch.optim.AdamW:
+    """AdamW that lets matrices decay and vectors not."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.995), fused=True)
 
 
-def _checkpoint(path: Path, model: torch.nn.Module, opt: torch.optim.AdamW, at: Progress) -> None:
+def save(path: Path, model: torch.nn.Module, opt: torch.optim.AdamW, at: Progress) -> None:
+    """Write a checkpoint; the one before it stays until the new one is complete."""
     partial = path.with_suffix(".part")
     saved = {"model": model.state_dict(), "optimizer": opt.state_dict(), "progress": vars(at)}
     torch.save(saved, partial)
     partial.replace(path)
 
 
-def _resume(path: Path, model: torch.nn.Module, opt: torch.optim.AdamW) -> Progress:
+def resume(path: Path, model: torch.nn.Module, opt: torch.optim.AdamW) -> Progress:
+    """Load a checkpoint if there is one; returns how far its training was."""
     if not path.exists():
         return Progress()
     saved = torch.load(path, weights_only=True)
@@ -87,7 +90,7 @@ def _resume(path: Path, model: torch.nn.Module, opt: torch.optim.AdamW) -> Progr
     return Progress(**saved["progress"])
 
 
-def _step(opt: torch.optim.AdamW, model: torch.nn.Module, rate: float) -> None:
+def step(opt: torch.optim.AdamW, model: torch.nn.Module, rate: float) -> None:
     """One optimizer step at the given rate, with the gradient clipped to norm 1."""
     for group in opt.param_groups:
         group["lr"] = rate
@@ -99,9 +102,9 @@ def _step(opt: torch.optim.AdamW, model: torch.nn.Module, rate: float) -> None:
 def train_target(work: Path, minutes: float) -> None:
     """Train the target for the given wall time; the last fifth on full-length windows."""
     model = build(TARGET)
-    opt = _optimizer(model, TARGET.peak_lr)
+    opt = optimizer(model, TARGET.peak_lr)
     path = work / "target.pt"
-    at = _resume(path, model, opt)
+    at = resume(path, model, opt)
     windows = Windows(encode(work, "train.txt"), seed=1813 + at.step)
     started = time.monotonic() - at.seconds
     model.train()
@@ -114,7 +117,7 @@ def train_target(work: Path, minutes: float) -> None:
         scores = logits(model, rows[:, :-1]).float()
         loss = nnf.cross_entropy(scores.flatten(0, 1), rows[:, 1:].flatten())
         loss.backward()
-        _step(opt, model, _rate(TARGET.peak_lr, done))
+        step(opt, model, _rate(TARGET.peak_lr, done))
         losses.append(loss.item())
         at.step, at.tokens = at.step + 1, at.tokens + size
         at.seconds = time.monotonic() - started
@@ -122,9 +125,9 @@ def train_target(work: Path, minutes: float) -> None:
             mean = sum(losses[-100:]) / len(losses[-100:])
             print(f"target {at.step} {at.tokens} {at.seconds:.0f}s loss {mean:.4f}", flush=True)
         if at.seconds - saved > 120:
-            _checkpoint(path, model, opt, at)
+            save(path, model, opt, at)
             saved = at.seconds
-    _checkpoint(path, model, opt, at)
+    save(path, model, opt, at)
 
 
 # -------------------------------------------------------------------- distillation
@@ -200,7 +203,7 @@ def train_draft(work: Path, minutes: float) -> None:
     lessons = _lessons(work, minutes / 2)
     minutes = max(minutes / 2, minutes - (time.monotonic() - began) / 60)
     model = build(DRAFT)
-    opt = _optimizer(model, DRAFT.peak_lr)
+    opt = optimizer(model, DRAFT.peak_lr)
     random = np.random.default_rng(1817)
     queue: list[int] = []
     at = Progress()
@@ -214,10 +217,10 @@ def train_draft(work: Path, minutes: float) -> None:
         loss = _draft_loss(model, lessons, chosen) / (len(chosen) * SHORT)
         loss.backward()
         losses.append(loss.item())
-        _step(opt, model, _rate(DRAFT.peak_lr, done))
+        step(opt, model, _rate(DRAFT.peak_lr, done))
         at.step, at.tokens = at.step + 1, at.tokens + len(chosen) * SHORT
         at.seconds = time.monotonic() - started
         if at.step % 200 == 0:
             mean = sum(losses[-200:]) / 200
             print(f"draft {at.step} {at.tokens} {at.seconds:.0f}s loss {mean:.4f}", flush=True)
-    _checkpoint(work / "draft.pt", model, opt, at)
+    save(work / "draft.pt", model, opt, at)

@@ -28,10 +28,12 @@ class Shape:
     inner: int
     peak_lr: float
     dropout: float
+    vocab: int = VOCAB
 
 
 TARGET = Shape("austen-6m", 256, 4, 6, 1024, peak_lr=1.2e-3, dropout=0.05)
 DRAFT = Shape("austen-draft", 128, 2, 1, 512, peak_lr=4e-3, dropout=0.0)
+BED = Shape("library-34m", 512, 8, 8, 2048, peak_lr=8e-4, dropout=0.0, vocab=8192)
 
 
 def config_json(shape: Shape) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def config_json(shape: Shape) -> dict[str, Any]:
     return {
         "architectures": ["GPTNeoXForCausalLM"],
         "model_type": "gpt_neox",
-        "vocab_size": VOCAB,
+        "vocab_size": shape.vocab,
         "hidden_size": shape.hidden,
         "num_attention_heads": shape.heads,
         "num_hidden_layers": shape.layers,
