@@ -125,14 +125,132 @@ void write_q3_k(const int16_t * codes, uint8_t * bytes) {
     }
 }
 
+// ---- q2_K: 16 sub-blocks of 16, each with a scale and a minimum of 4 bits ----
+
+void read_q2_k(const uint8_t * bytes, Grid & grid) {
+    const float scale = half_at(bytes + 80), minimum = half_at(bytes + 82);
+    for (int j = 0; j < 16; j++) {
+        fill(grid, 16 * j, 16, scale * float(bytes[j] & 15), minimum * float(bytes[j] >> 4));
+    }
+}
+
+void write_q2_k(const int16_t * codes, uint8_t * bytes) {
+    memset(bytes + 16, 0, 64);
+    for (int i = 0; i < 256; i++) {
+        bytes[16 + 32 * (i / 128) + i % 32] |= uint8_t(codes[i] << (2 * (i % 128 / 32)));
+    }
+}
+
+// ---- iq4_xs: 8 sub-blocks of 32, each with a scale of 6 bits ----
+
+void read_iq4_xs(const uint8_t * bytes, Grid & grid) {
+    const float scale = half_at(bytes);
+    const int   high  = bytes[2] | bytes[3] << 8;
+    for (int j = 0; j < 8; j++) {
+        const int bits = ((bytes[4 + j / 2] >> (4 * (j % 2))) & 15) | ((high >> (2 * j)) & 3) << 4;
+        fill(grid, 32 * j, 32, scale * float(bits - 32), 0.0f);
+    }
+}
+
+void write_iq4_xs(const int16_t * codes, uint8_t * bytes) {
+    for (int j = 0; j < 8; j++) {
+        for (int i = 0; i < 16; i++) {
+            const int16_t * from    = codes + 32 * j + i;
+            bytes[8 + 16 * j + i] = uint8_t(from[0] | from[16] << 4);
+        }
+    }
+}
+
+// ---- iq3_s: vectors of 4 columns, one of 512; 8 sub-blocks of 32 with a scale of 4 bits ----
+
+void read_iq3_s(const uint8_t * bytes, Grid & grid) {
+    const float scale = half_at(bytes);
+    for (int j = 0; j < 8; j++) {
+        const int bits = (bytes[106 + j / 2] >> (4 * (j % 2))) & 15;
+        fill(grid, 32 * j, 32, scale * float(1 + 2 * bits), 0.0f);
+    }
+}
+
+void write_signs(const int16_t * codes, uint8_t * signs) {
+    memset(signs, 0, 32);
+    for (int i = 0; i < 256; i++) {
+        signs[i / 8] |= uint8_t((codes[i] & 1) << (i % 8));
+    }
+}
+
+void write_iq3_s(const int16_t * codes, uint8_t * bytes) {
+    memset(bytes + 66, 0, 8);
+    for (int g = 0; g < 64; g++) {
+        const int entry = codes[4 * g] >> 1;
+        bytes[2 + g]    = uint8_t(entry & 255);
+        bytes[66 + g / 8] |= uint8_t((entry >> 8) << (g % 8));
+    }
+    write_signs(codes, bytes + 74);
+}
+
+// ---- iq2_s: vectors of 8 columns, one of 1024; 16 sub-blocks of 16 with a scale of 4 bits ----
+
+void read_iq2_s(const uint8_t * bytes, Grid & grid) {
+    const float scale = half_at(bytes);
+    for (int j = 0; j < 16; j++) {
+        const int bits = (bytes[74 + j / 2] >> (4 * (j % 2))) & 15;
+        fill(grid, 16 * j, 16, scale * (0.5f + float(bits)) * 0.25f, 0.0f);
+    }
+}
+
+void write_iq2_s(const int16_t * codes, uint8_t * bytes) {
+    memset(bytes + 66, 0, 8);
+    for (int g = 0; g < 32; g++) {
+        const int entry = codes[8 * g] >> 1;
+        bytes[2 + g]    = uint8_t(entry & 255);
+        bytes[66 + g / 4] |= uint8_t((entry >> 8) << (2 * (g % 4)));
+    }
+    write_signs(codes, bytes + 34);
+}
+
+// The vectors that ggml knows, read from blocks that consist of them.
+Codebook read_codebook(const GridType & type, int n, int columns) {
+    Codebook book = {n, columns, {}};
+    uint8_t  bytes[256] = {};
+    float    values[kMostBlock];
+    int16_t  codes[kMostBlock] = {};
+    const ggml_fp16_t one      = ggml_fp32_to_fp16(1.0f);
+    memcpy(bytes, &one, sizeof one);
+    Grid grid;
+    type.read(bytes, grid);
+    for (int entry = 0; entry < n; entry++) {
+        codes[0] = int16_t(entry << 1);
+        type.write(codes, bytes);
+        ggml_get_type_traits(ggml_type(type.type))->to_float(bytes, values, type.block);
+        for (int i = 0; i < columns; i++) {
+            book.levels[i][entry] = values[i] / grid.scale[i];
+        }
+    }
+    return book;
+}
+
+const Codebook * iq3_s_codebook() {
+    static const Codebook book = read_codebook(*grid_type(GGML_TYPE_IQ3_S), 512, 4);
+    return &book;
+}
+
+const Codebook * iq2_s_codebook() {
+    static const Codebook book = read_codebook(*grid_type(GGML_TYPE_IQ2_S), 1024, 8);
+    return &book;
+}
+
 const GridType kTypes[] = {
-    {GGML_TYPE_Q4_0, 32, -8, 7, nullptr, read_one_scale, write_nibbles<-8>},
-    {GGML_TYPE_Q8_0, 32, -127, 127, nullptr, read_one_scale, write_bytes},
-    {GGML_TYPE_IQ4_NL, 32, 0, 15, kNonlinear, read_one_scale, write_nibbles<0>},
-    {GGML_TYPE_Q4_K, 256, 0, 15, nullptr, read_affine, write_q4_k},
-    {GGML_TYPE_Q5_K, 256, 0, 31, nullptr, read_affine, write_q5_k},
-    {GGML_TYPE_Q6_K, 256, -32, 31, nullptr, read_q6_k, write_q6_k},
-    {GGML_TYPE_Q3_K, 256, -4, 3, nullptr, read_q3_k, write_q3_k},
+    {GGML_TYPE_Q4_0, 32, -8, 7, nullptr, read_one_scale, write_nibbles<-8>, nullptr},
+    {GGML_TYPE_Q8_0, 32, -127, 127, nullptr, read_one_scale, write_bytes, nullptr},
+    {GGML_TYPE_IQ4_NL, 32, 0, 15, kNonlinear, read_one_scale, write_nibbles<0>, nullptr},
+    {GGML_TYPE_Q4_K, 256, 0, 15, nullptr, read_affine, write_q4_k, nullptr},
+    {GGML_TYPE_Q5_K, 256, 0, 31, nullptr, read_affine, write_q5_k, nullptr},
+    {GGML_TYPE_Q6_K, 256, -32, 31, nullptr, read_q6_k, write_q6_k, nullptr},
+    {GGML_TYPE_Q3_K, 256, -4, 3, nullptr, read_q3_k, write_q3_k, nullptr},
+    {GGML_TYPE_Q2_K, 256, 0, 3, nullptr, read_q2_k, write_q2_k, nullptr},
+    {GGML_TYPE_IQ4_XS, 256, 0, 15, kNonlinear, read_iq4_xs, write_iq4_xs, nullptr},
+    {GGML_TYPE_IQ3_S, 256, 0, 0, nullptr, read_iq3_s, write_iq3_s, iq3_s_codebook},
+    {GGML_TYPE_IQ2_S, 256, 0, 0, nullptr, read_iq2_s, write_iq2_s, iq2_s_codebook},
 };
 
 }  // namespace

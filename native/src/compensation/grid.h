@@ -9,7 +9,19 @@ namespace inferos {
 // Values of the largest block.
 constexpr int kMostBlock = 256;
 
-// Column i of a block can be scale[i] * code - offset[i]; code is one of low..high, or table[0..15].
+// Vectors of ``columns`` magnitudes that stand for as many neighbouring columns, each with a sign of
+// its own; a code is twice the number of the vector, plus one if the column is negative.
+constexpr int kMostColumns = 8;
+constexpr int kMostVectors = 1024;
+
+struct Codebook {
+    int   n;
+    int   columns;
+    float levels[kMostColumns][kMostVectors];
+};
+
+// Column i of a block can be scale[i] * level - offset[i]; the level is a code of low..high, or
+// table[0..15] of it, or what its vector in the codebook has for that column.
 struct Grid {
     float scale[kMostBlock];
     float offset[kMostBlock];
@@ -22,6 +34,7 @@ struct GridType {
     const int8_t * table;                              // null, or what a code of 0..15 stands for
     void (*read)(const uint8_t * bytes, Grid & grid);  // from a block's scales
     void (*write)(const int16_t * codes, uint8_t * bytes);  // codes, leaving the scales
+    const Codebook * (*codebook)();                         // null, or makes it at the first call
 };
 
 // Null: no sweep writes that type.

@@ -13,6 +13,7 @@
 
 #include "compensation/grid.h"
 #include "compensation/product.h"
+#include "cpu_features.h"
 #include "ggml.h"
 #include "inferos.h"
 #include "kquants.h"
@@ -21,6 +22,7 @@
 namespace {
 
 using inferos::add_product;
+using inferos::Codebook;
 using inferos::Grid;
 using inferos::GridType;
 using inferos::kGroup;
@@ -45,13 +47,86 @@ int nearest_code(const GridType & type, float x) {
     return int(within + kRounding - kRounding);
 }
 
+// What a few neighbouring columns should be, and the corner of the feedback that is theirs.
+struct Vector {
+    float wanted[inferos::kMostColumns];
+    float scale[inferos::kMostColumns];
+    float unit[inferos::kMostColumns];  // one by the diagonal
+    float onto[inferos::kMostColumns][inferos::kMostColumns];
+};
+
+// The squared errors of every vector of a codebook, in units of the feedback: what is lost after the
+// columns behind have made up for it. A column takes the sign of what it should be by then.
+template <int Bytes, int Columns>
+[[gnu::always_inline]] inline void fill_losses(const Codebook & book, const Vector & vector,
+                                               float * losses) {
+    typedef float   Floats __attribute__((vector_size(Bytes)));
+    typedef int32_t Bits __attribute__((vector_size(Bytes)));
+    constexpr int kLanes = Bytes / int(sizeof(float));
+    for (int e = 0; e < book.n; e += kLanes) {
+        Floats left[Columns], loss = {};
+        for (int i = 0; i < Columns; i++) {
+            left[i] = Floats{} + vector.wanted[i];
+        }
+        for (int i = 0; i < Columns; i++) {
+            Floats level;
+            memcpy(&level, book.levels[i] + e, sizeof level);
+            const Bits   sign  = Bits(left[i]) & INT32_MIN;
+            const Floats value = Floats(Bits(level * vector.scale[i]) | sign);
+            const Floats move  = (left[i] - value) * vector.unit[i];
+            loss += move * move;
+            for (int j = i + 1; j < Columns; j++) {
+                left[j] -= move * vector.onto[i][j];
+            }
+        }
+        memcpy(losses + e, &loss, sizeof loss);
+    }
+}
+
+template <int Bytes>
+[[gnu::always_inline]] inline void vector_losses_in(const Codebook & book, const Vector & vector,
+                                                    float * losses) {
+    book.columns == 4 ? fill_losses<Bytes, 4>(book, vector, losses)
+                      : fill_losses<Bytes, 8>(book, vector, losses);
+}
+
+void vector_losses_baseline(const Codebook & book, const Vector & vector, float * losses) {
+    vector_losses_in<16>(book, vector, losses);
+}
+
+#if defined(__x86_64__) || defined(__i386__)
+[[gnu::target("avx2,fma")]] void vector_losses_avx2(const Codebook & book, const Vector & vector,
+                                                    float * losses) {
+    vector_losses_in<32>(book, vector, losses);
+}
+
+[[gnu::target("avx512f,avx512vl,avx512dq,avx512bw,fma")]] void
+vector_losses_avx512(const Codebook & book, const Vector & vector, float * losses) {
+    vector_losses_in<64>(book, vector, losses);
+}
+#endif
+
+void vector_losses(const Codebook & book, const Vector & vector, float * losses) {
+#if defined(__x86_64__) || defined(__i386__)
+    const inferos::CpuFeatures & cpu = inferos::cpu_features();
+    if (cpu.avx512f && cpu.avx512vl && cpu.avx512dq && cpu.avx512bw && cpu.fma) {
+        return vector_losses_avx512(book, vector, losses);
+    }
+    if (cpu.avx2 && cpu.fma) {
+        return vector_losses_avx2(book, vector, losses);
+    }
+#endif
+    vector_losses_baseline(book, vector, losses);
+}
+
 class Chunk {
   public:
     Chunk(const inferos_compensate_job & job, const GridType & type, KquantFunction kquant)
         : job_(job), type_(type), kquant_(kquant),
           block_bytes_(int64_t(ggml_row_size(ggml_type(type.type), type.block))),
           wanted_(kRows * kGroup), moved_(kRows * kStep), gathered_(kRows * type.block),
-          packed_(kRows * block_bytes_), codes_(kRows * kGroup), grids_(kRows) {
+          packed_(kRows * block_bytes_), codes_(kRows * kGroup), grids_(kRows),
+          codebook_(type.codebook ? type.codebook() : nullptr) {
         int64_t widest = 0;
         for (int64_t i = 0; i < job.n_blocks; i++) {
             widest = std::max(widest, job.widths[i]);
@@ -154,10 +229,24 @@ class Chunk {
         for (int64_t k = s; k < s + n; k++) {
             const int     in_block = int(k % type_.block);
             const float   scale = grid.scale[in_block], offset = grid.offset[in_block];
-            const float   x     = scale != 0 ? (wanted[k] + offset) / scale : 0.0f;
-            const int     code  = nearest_code(type_, x);
-            const int     level = type_.table ? type_.table[code] : code;
-            const float   value = scale * float(level) - offset;
+            if (codebook_ && k % codebook_->columns == 0) {
+                choose_vector(wanted + k, grid, in_block, corner + k * width + k, width,
+                              codes_.data() + r * kGroup + k);
+            }
+            int   code;
+            float level;
+            if (codebook_) {
+                code  = codes_[r * kGroup + k] & ~1;
+                level = codebook_->levels[k % codebook_->columns][code >> 1];
+                if (std::signbit(wanted[k]) != std::signbit(scale)) {
+                    code |= 1;
+                    level = -level;
+                }
+            } else {
+                code  = nearest_code(type_, scale != 0 ? (wanted[k] + offset) / scale : 0.0f);
+                level = float(type_.table ? type_.table[code] : code);
+            }
+            const float   value = scale * level - offset;
             const float * onto  = corner + k * width;
             const float   move  = (wanted[k] - value) / onto[k];
             for (int64_t j = k + 1; j < s + n; j++) {
@@ -170,6 +259,25 @@ class Chunk {
             error.sum_squared_value += double(was[k]) * was[k];
             error.max_abs_error = std::max(error.max_abs_error, std::fabs(double(errors[k])));
         }
+    }
+
+    // Sets the codes of the columns that one vector of the codebook stands for, but for their signs.
+    void choose_vector(const float * wanted, const Grid & grid, int in_block, const float * corner,
+                       int64_t width, int16_t * codes) const {
+        const int n = codebook_->columns;
+        Vector    vector;
+        for (int i = 0; i < n; i++) {
+            vector.wanted[i] = wanted[i];
+            vector.scale[i]  = std::fabs(grid.scale[in_block + i]);
+            vector.unit[i]   = 1.0f / corner[i * width + i];
+            for (int j = i + 1; j < n; j++) {
+                vector.onto[i][j] = corner[i * width + j];
+            }
+        }
+        float losses[inferos::kMostVectors];
+        vector_losses(*codebook_, vector, losses);
+        const auto best = std::min_element(losses, losses + codebook_->n) - losses;
+        std::fill_n(codes, n, int16_t(best << 1));
     }
 
     void write_blocks(int64_t column, int64_t s) {
@@ -192,6 +300,7 @@ class Chunk {
     std::vector<uint8_t>           packed_;    // (kRows, block_bytes_)
     std::vector<int16_t>           codes_;     // (kRows, kGroup)
     std::vector<Grid>              grids_;     // (kRows,)
+    const Codebook *               codebook_;  // null: every column has a code of its own
 };
 
 bool has_shape(const inferos_compensate_job & job, const GridType & type) {
