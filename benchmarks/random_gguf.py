@@ -35,7 +35,7 @@ def planned(network: Network, kind: str) -> ConversionPlan:
     tied = all(rule.role is not Role.HEAD for rule in network.rules)
     tensors = []
     for rule in network.rules:
-        wanted = wanted_type(recipe, rule.role, rule.layer, network.n_layer, tied_head=tied)
+        wanted = wanted_type(recipe, rule, network.n_layer, tied_head=tied)
         fitted = ggml_type_named(fitting_type(wanted, rule.shape[-1]))
         tensors.append(PlannedTensor(rule, (), fitted, wanted))
     return ConversionPlan(tuple(tensors))

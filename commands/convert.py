@@ -46,7 +46,7 @@ def _run_conversion(job: Conversion) -> ConversionReport:
     from ..store.resolve import naming_near
 
     if job.calibration is None:
-        with naming_near(), console.progress_bar(f"converting to {job.settings.type}") as progress:
+        with naming_near(), console.progress_bar(f"converting to {job.settings.label}") as progress:
             return run(job.settings, progress)
     from ..convert.calibrated import convert_calibrated
 

@@ -12,6 +12,7 @@ from . import completing, options
 from .loading import reporter
 
 if TYPE_CHECKING:
+    from ..convert.budget import WeightBudget
     from ..convert.calibrated import CalibrationSettings
     from ..convert.settings import ConvertSettings
 
@@ -36,13 +37,34 @@ Output = Annotated[
     ),
 ]
 ConvertType = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--type",
         metavar="T",
         help="f32, f16, q8_0, q4_0, ... (a wrong one lists all); auto: the finest that fits "
         "into this machine's memory.",
+        show_default="q4_0",
         autocompletion=completing.type_names,
+    ),
+]
+Bits = Annotated[
+    float | None,
+    typer.Option(
+        "--bits",
+        metavar="N",
+        help="Instead of --type: so many bits per weight on average, and for each matrix the type "
+        "with which the whole loses least. Needs --calibrate, or --statistics of such a run.",
+        show_default=False,
+    ),
+]
+Size = Annotated[
+    str,
+    typer.Option(
+        "--size",
+        metavar="SIZE",
+        help="Instead of --type: the largest that the file may be, such as 10GB; otherwise as "
+        "--bits.",
+        show_default=False,
     ),
 ]
 Calibrate = Annotated[
@@ -156,7 +178,9 @@ class Conversion:
 def conversion(
     source: Source,
     output: Output = None,
-    type: ConvertType = "q4_0",
+    type: ConvertType = None,
+    bits: Bits = None,
+    size: Size = "",
     calibrate: Calibrate = None,
     imatrix: Imatrix = None,
     method: Method = "auto",
@@ -187,13 +211,14 @@ def conversion(
         from ..runtime.errors import SettingsError
 
         raise SettingsError(f"{option} has no effect without --calibrate; drop it")
-    is_automatic = type.lower() == "auto"
+    budget = _budget(type, bits, size)
+    is_automatic = type is not None and type.lower() == "auto"
     settings = ConvertSettings(
-        find_checkpoint(source, revision), output, "q4_0" if is_automatic else type,
+        find_checkpoint(source, revision), output, "q4_0" if is_automatic else type or "q4_0",
         options.count_option("threads", threads), force, dry_run, verify, keep_source,
         None if calibrate else imatrix, None if calibrate else statistics, rotate,
         fetch_adapters(lora or (), reporter()),
-        tokenizer,
+        tokenizer, budget,
     )  # fmt: skip
     if is_automatic:
         from ..store.planning import finest_type
@@ -207,3 +232,23 @@ def conversion(
     n_bytes = options.size_option("--memory", memory) or DEFAULT_MEMORY
     calibration = CalibrationSettings(calibrate, imatrix, method, statistics, n_bytes)
     return Conversion(settings, is_automatic, calibration)
+
+
+def _budget(type: str | None, bits: float | None, size: str) -> WeightBudget | None:
+    """How large the file may be, if that is what was asked for.
+
+    Raises:
+        SettingsError: more than one of the three options.
+        UnsupportedError: a number that cannot be.
+    """
+    given = [("--type", type is not None), ("--bits", bits is not None), ("--size", bool(size))]
+    names = [name for name, is_given in given if is_given]
+    if len(names) > 1:
+        from ..runtime.errors import SettingsError
+
+        raise SettingsError(f"{' and '.join(names)}: each decides the types; drop all but one")
+    if bits is None and not size:
+        return None
+    from ..convert.budget import WeightBudget
+
+    return WeightBudget(bits or 0.0, options.size_option("--size", size))

@@ -20,13 +20,14 @@ from infer_os.native.interrupt import interruptible
 from infer_os.native.model import LlamaModel
 from infer_os.native.scoring import Divergence, Subject, WindowSettings, compare_models
 
-from .calibrate import collect_importance
+from .calibrate import collect_importance, open_windows
 from .collecting import DEFAULT_MEMORY, collect_statistics
 from .errors import OutputError, SourceError, UnsupportedError
 from .gguf_writer import check_output, complete_file, part_path
 from .imatrix import ImportanceMatrix, write_imatrix
 from .pipeline import convert
 from .report import CalibrationReport, ConversionReport, PlacedQuality
+from .sensitivity import Sensitivity, measure_sensitivity, write_sensitivity
 from .settings import ConvertSettings, refuse_idle_weights
 from .source import HubSource
 from .statistics import FEWEST_TOKENS, Statistics, is_compensated, refuse_idle_statistics
@@ -102,7 +103,7 @@ def convert_calibrated(
     with _working_folder(target) as place:
         made = {name: Path(place, f"{name}.gguf") for name in ("fine", "without", "with")}
         plain = replace(settings, verify=False)
-        fine = replace(plain, output=made["fine"], type=_INTERMEDIATE)
+        fine = replace(plain, output=made["fine"], type=_INTERMEDIATE, budget=None)
         convert(fine, steps("intermediate file"))
         held_out = _held_out_tokens(made["fine"], unseen, calibration.text)
         collected = steps("calibrating")
@@ -110,7 +111,7 @@ def convert_calibrated(
         if method == "gptq":
             statistics = _collected(settings, calibration, made["fine"], seen, collected)
             matrix = statistics.importance
-            if not statistics.suffices:
+            if settings.budget is None and not statistics.suffices:
                 _refuse_short(statistics, settings, calibration)
                 statistics, method = None, "imatrix"
         else:
@@ -118,10 +119,18 @@ def convert_calibrated(
                 made["fine"], seen, n_threads=settings.n_threads, progress=collected
             )
             matrix = replace(matrix, datasets=(calibration.text.name,))
-        convert(replace(plain, output=made["without"]), steps("without weights"))
+        recipe = None
+        predicted = 0.0
+        if settings.budget is not None:
+            assert statistics is not None  # _method took them
+            measured = _sensitivity(settings, statistics, made["fine"], seen, steps)
+            recipe = measured.recipe(settings.budget)
+            predicted = measured.choose(settings.budget).loss
+        convert(replace(plain, output=made["without"]), steps("without weights"), recipe=recipe)
         report = convert(
-            replace(settings, output=made["with"]), steps("with weights"), matrix, statistics
-        )
+            replace(settings, output=made["with"]), steps("with weights"), matrix, statistics,
+            recipe,
+        )  # fmt: skip
         without, with_weights = (
             _quality(made["fine"], made[name], held_out, settings, steps(f"comparing {name}"))
             for name in ("without", "with")
@@ -133,7 +142,7 @@ def convert_calibrated(
         _keep(matrix, calibration.matrix, target)
     quality = CalibrationReport(
         calibration.text.name, matrix.chunk_count, without=without, with_weights=with_weights,
-        method=method,
+        method=method, predicted_kl=predicted,
     )  # fmt: skip
     if method == "imatrix" and calibration.method == "auto" and is_compensated(settings.type):
         note = f"method: auto: {calibration.text.name} is too short for gptq; weighted instead"
@@ -148,6 +157,12 @@ def _method(settings: ConvertSettings, calibration: CalibrationSettings) -> str:
         UnsupportedError: it would have no effect on the type.
     """
     method = calibration.method
+    if settings.budget is not None:
+        if method == "imatrix":
+            raise UnsupportedError(
+                f"{settings.budget.option}: needs the statistics of --method gptq; drop --method"
+            )
+        return "gptq"
     if method == "gptq":
         refuse_idle_statistics("--method gptq", settings.type)
     elif method == "auto" and is_compensated(settings.type):
@@ -170,6 +185,20 @@ def _collected(
         dataset=calibration.text.name, n_threads=settings.n_threads, memory=calibration.memory,
         force=settings.force, progress=progress,
     )  # fmt: skip
+
+
+def _sensitivity(
+    settings: ConvertSettings, statistics: Statistics, model: Path, text: str, steps: Steps
+) -> Sensitivity:
+    """What every matrix loses in every type; measured once, and kept with the statistics."""
+    opened = open_windows(model, text, n_threads=settings.n_threads)
+    with opened as (_, windows, _):
+        pass
+    found = measure_sensitivity(
+        model, statistics, windows, model.parent, n_threads=settings.n_threads, steps=steps
+    )
+    write_sensitivity(found, statistics.folder)
+    return found
 
 
 def _refuse_short(
@@ -206,9 +235,11 @@ def _check_outputs(settings: ConvertSettings, calibration: CalibrationSettings) 
 
 def _room(settings: ConvertSettings) -> int:
     """Bytes on the disk: the intermediate file, and the file without weights and with them."""
-    plan = replace(settings, dry_run=True, verify=False, keep_source=False)
-    sizes = [convert(replace(plan, type=kind)).n_bytes for kind in (_INTERMEDIATE, settings.type)]
-    return sizes[0] + 2 * sizes[1]
+    plan = replace(settings, dry_run=True, verify=False, keep_source=False, budget=None)
+    fine = convert(replace(plan, type=_INTERMEDIATE)).n_bytes
+    if settings.budget is not None:
+        return 4 * fine  # a copy to probe with, and files of sizes that are not known yet
+    return fine + 2 * convert(replace(plan, type=settings.type)).n_bytes
 
 
 @contextmanager

@@ -135,7 +135,7 @@ def make_plan(
                 gaps[gap] = None
             else:
                 parts.append(PlannedPart(part, stored[name]))
-        wanted = wanted_type(recipe, rule.role, rule.layer, network.n_layer, tied_head=tied)
+        wanted = wanted_type(recipe, rule, network.n_layer, tied_head=tied)
         fitted = fitting_type(wanted, rule.shape[-1])
         planned.append(PlannedTensor(rule, tuple(parts), ggml_type_named(fitted), wanted))
     unused = [name for name in stored if name not in used]

@@ -41,12 +41,12 @@ from .origins import (
     weights_origin,
 )
 from .report import ClassTable, ConversionReport
+from .sensitivity import wanted_recipe
 from .settings import ConvertSettings
 from .shard_journal import ShardJournal, fingerprint
 from .statistics import Statistics, read_statistics, refuse_idle_statistics
 from .tensors import TensorFile
 from .tokenizer import read_vocabulary
-from .types import recipe_named
 from .verify import verify_header, verify_job, verify_logits
 from .vocabulary import GgufVocabulary
 
@@ -107,6 +107,7 @@ def convert(
     progress: Progress | None = None,
     importance: ImportanceMatrix | None = None,
     statistics: Statistics | None = None,
+    recipe: Recipe | None = None,
 ) -> ConversionReport:
     """Convert a checkpoint folder, or a model on the hub.
 
@@ -116,6 +117,7 @@ def convert(
         importance: weights to quantize with; None takes those of ``settings.imatrix``, if any.
         statistics: what to compensate errors with, and to weigh other matrices by; None takes
             those of ``settings.statistics``, if any.
+        recipe: types to write; None takes that of the type, or what fits into the budget.
 
     Raises:
         ConvertError: nothing was written, and an existing output is untouched.
@@ -132,6 +134,7 @@ def convert(
     if statistics is None and settings.statistics is not None:
         refuse_idle_statistics("--statistics", settings.type)
         statistics = read_statistics(settings.statistics)
+    recipe = recipe or wanted_recipe(settings, statistics)
     if statistics is not None:
         importance = statistics.importance
     elif importance is None and settings.imatrix is not None:
@@ -139,7 +142,7 @@ def convert(
     if importance is not None:
         _check_rotation(importance, settings)
     with _opened(settings) as checkpoint, ExitStack() as stack:
-        work = _prepare(settings, checkpoint, importance, statistics)
+        work = _prepare(settings, recipe, checkpoint, importance, statistics)
         if settings.adapters:
             opened = open_adapters(settings.adapters, work.network, work.plan)
             work = replace(work, adapters=stack.enter_context(opened))
@@ -155,7 +158,7 @@ def convert(
         output=target,
         architecture=network.architecture,
         graph=network.graph,
-        type=settings.type.lower(),
+        type=recipe.name,
         n_params=network.n_params,
         n_bytes=plan.n_bytes if settings.dry_run else target.stat().st_size,
         classes=work.table.rows(),
@@ -177,11 +180,11 @@ def _opened(settings: ConvertSettings) -> AbstractContextManager[Checkpoint | Hu
 
 def _prepare(
     settings: ConvertSettings,
+    recipe: Recipe,
     checkpoint: Checkpoint | HubCheckpoint,
     importance: ImportanceMatrix | None,
     statistics: Statistics | None,
 ) -> _Work:
-    recipe = recipe_named(settings.type)
     network = describe(checkpoint.config)
     if settings.fold_rotation:
         network = fold_rotation(network)
@@ -290,7 +293,7 @@ def _fingerprint(work: _Work, hub: HubCheckpoint, header: bytes) -> str:
     """A hash of all that decides the bytes: the header has source, commit, version and plan."""
     files = [(f.name, f.size, f.sha256 or f.blob) for f in hub.shards.values()]
     return fingerprint(
-        header, files=files, type=work.settings.type.lower(), llama=version("llama-cpp-python")
+        header, files=files, type=work.recipe.name, llama=version("llama-cpp-python")
     )
 
 

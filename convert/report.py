@@ -43,13 +43,17 @@ class PlacedQuality:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationReport:
-    """How much statistics from ``chunks`` chunks of a text helped, used as ``method`` says."""
+    """How much statistics from ``chunks`` chunks of a text helped, used as ``method`` says.
+
+    ``predicted_kl`` is what the types chosen for a size should lose; 0 if none were chosen.
+    """
 
     text: str
     chunks: int
     without: PlacedQuality
     with_weights: PlacedQuality
     method: str = "imatrix"
+    predicted_kl: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

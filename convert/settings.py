@@ -7,6 +7,7 @@ from pathlib import Path
 
 from infer_os.fields import check_fields, flag, path, text, whole
 
+from .budget import WeightBudget
 from .errors import UnsupportedError
 from .source import AdapterSource, HubSource
 from .types import recipe_named
@@ -36,7 +37,8 @@ class ConvertSettings:
     ``imatrix`` is an importance matrix to quantize with, ``statistics`` a folder of those to
     compensate errors with. ``fold_rotation`` folds a rotation into
     the attention weights, so that a quantized KV cache loses less. ``adapters`` are added to the
-    weights before they are quantized. A ``source`` that is a file is an old ggml file, whose
+    weights before they are quantized. With a ``budget`` each matrix gets the type that statistics say
+    is best, and ``type`` has no effect. A ``source`` that is a file is an old ggml file, whose
     ``tokenizer`` is in a folder.
     """
 
@@ -53,6 +55,7 @@ class ConvertSettings:
     fold_rotation: bool = False
     adapters: tuple[AdapterSource, ...] = ()
     tokenizer: Path | None = None
+    budget: WeightBudget | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, _KINDS, _refuse)
@@ -61,6 +64,11 @@ class ConvertSettings:
             refuse_idle_weights("--imatrix", self.type)
             if self.statistics is not None:
                 raise UnsupportedError("--imatrix and --statistics: both weigh; drop one of them")
+        if self.budget is not None and self.imatrix is not None:
+            raise UnsupportedError(
+                f"{self.budget.option}: --imatrix does not say what each matrix loses; "
+                "--calibrate TEXT or --statistics DIR does"
+            )
         if self.output == Path("-"):
             raise UnsupportedError("-o -: a GGUF file cannot be streamed; name a file")
         if self.keep_source and isinstance(self.source, Path):
@@ -98,7 +106,12 @@ class ConvertSettings:
     @property
     def target(self) -> Path:
         """The file to write."""
-        return self.output or Path(f"{self.name}-{self.type.lower()}.gguf")
+        return self.output or Path(f"{self.name}-{self.label}.gguf")
+
+    @property
+    def label(self) -> str:
+        """What the weights are called: their type, or the budget."""
+        return self.budget.label if self.budget else self.type.lower()
 
 
 def _refuse(message: str, field: str) -> UnsupportedError:

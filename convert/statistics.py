@@ -23,7 +23,7 @@ from infer_os.models.network import Role
 from infer_os.models.rotation import ROTATION, ROTATION_KEY
 from infer_os.native.compensation import DAMPING, Feedback, can_compensate, make_feedback
 from infer_os.native.errors import GgufError
-from infer_os.native.ggml_types import ggml_type_named
+from infer_os.native.ggml_types import GgmlType, ggml_type_named
 from infer_os.native.gguf_file import GgufArray, GgufHeader, read_gguf_header, tensor_array
 from infer_os.native.moments import Moments, block_widths
 from infer_os.native.watched_file import WatchedFile
@@ -42,6 +42,8 @@ _KIND = "inferos.moments"
 _FINGERPRINT, _MATRICES, _LEADERS = f"{_KIND}.fingerprint", f"{_KIND}.matrices", f"{_KIND}.leaders"
 _ROWS, _CHUNKS, _CHUNK_SIZE = f"{_KIND}.rows", f"{_KIND}.chunk_count", f"{_KIND}.chunk_size"
 _DATASET = f"{_KIND}.dataset"
+# the embedding has statistics where it is the head too
+_LOOKED_UP = "token_embd.weight"
 _SUFFIX, _SUMS = ".moments.gguf", ".sums"
 # a folder of a few hundred layers; more is not one of ours
 _MOST_FILES = 1 << 12
@@ -219,14 +221,16 @@ class Statistics:
 
     def gap(self, tensor: PlannedTensor) -> str:
         """Why a tensor is not compensated; empty if it is."""
-        name, n_columns = tensor.rule.target, tensor.rule.shape[-1]
+        return self._gap(tensor.rule.target, tensor.rule.shape[-1], tensor.type)
+
+    def _gap(self, name: str, n_columns: int, target: GgmlType) -> str:
         layer = self._layers.get(name)
         if layer is None:
             return "there are no statistics"
-        if tensor.rule.role is Role.TOKEN_EMBEDDING:
+        if name == _LOOKED_UP:
             return "its rows are looked up as well"
-        if not can_compensate(tensor.type):
-            return f"{tensor.type.name} has no compensated form"
+        if not can_compensate(target):
+            return f"{target.name} has no compensated form"
         width = block_widths(n_columns)[0]
         if layer.n_rows < FEWEST_TOKENS * width:
             return f"only {layer.n_rows} tokens for {width} columns"
@@ -238,9 +242,14 @@ class Statistics:
         Raises:
             FileFormatError: its file is damaged.
         """
-        if self.gap(tensor):
+        return self.feedback_of(tensor.rule.target, tensor.rule.shape[-1], tensor.type, n_threads)
+
+    def feedback_of(
+        self, name: str, n_columns: int, target: GgmlType, n_threads: int
+    ) -> Feedback | None:
+        """The same for a tensor by its name, row length and type."""
+        if self._gap(name, n_columns, target):
             return None
-        name = tensor.rule.target
         layer = self._layers[name]
         leader = layer.leaders[name]
         if self._last[0] != leader:
@@ -257,6 +266,18 @@ class Statistics:
                 self.troubles[text] = None
             self._last = (leader, found)
         return self._last[1]
+
+    def second_moments(self, name: str) -> tuple[NDArray[np.float32], ...]:
+        """Of a matrix's inputs, in diagonal blocks, per token; none if there are no statistics.
+
+        Raises:
+            FileFormatError: its file is damaged.
+        """
+        layer = self._layers.get(name)
+        if layer is None:
+            return ()
+        found = layer.moments(name)
+        return tuple(block / np.float32(found.n_rows) for block in found.blocks)
 
     def notes(self, plan: ConversionPlan) -> tuple[str, ...]:
         """Which quantized matrices are not compensated, and why: a line per reason."""
@@ -325,5 +346,5 @@ def refuse_idle_statistics(option: str, kind: str) -> None:
     if not is_compensated(kind):
         raise UnsupportedError(
             f"{option} has no effect with --type {kind}: its matrices are not compensated; choose "
-            "q3_k_m, q4_0, iq4_nl, q4_k_m, q5_k_m, q6_k or q8_0"
+            "iq3_s, q3_k_m, q4_0, iq4_nl, q4_k_m, q5_k_m, q6_k or q8_0"
         )

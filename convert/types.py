@@ -5,7 +5,7 @@ In: a recipe, and a tensor's role, layer and row length. Out: the name of its ty
 
 from __future__ import annotations
 
-from infer_os.models.network import Role
+from infer_os.models.network import Role, TensorRule
 from infer_os.models.weight_types import RECIPES, TENSOR_TYPES, Recipe
 
 from .errors import UnsupportedError
@@ -27,10 +27,11 @@ def recipe_named(name: str) -> Recipe:
         ) from None
 
 
-def wanted_type(
-    recipe: Recipe, role: Role, layer: int | None, n_layer: int, *, tied_head: bool
-) -> str:
+def wanted_type(recipe: Recipe, rule: TensorRule, n_layer: int, *, tied_head: bool) -> str:
     """The type that the recipe wants for a tensor of any row length."""
+    role, layer = rule.role, rule.layer
+    if rule.target in recipe.types:
+        return recipe.types[rule.target]
     if role in _ALWAYS_F32:
         return "f32"
     if role is Role.HEAD or (role is Role.TOKEN_EMBEDDING and tied_head):

@@ -29,7 +29,7 @@ def _weight_option(network: Network, name: str, recipe: Recipe) -> WeightOption:
 def _sized_tensors(network: Network, recipe: Recipe) -> Iterator[SizedTensor]:
     tied = all(rule.role is not Role.HEAD for rule in network.rules)
     for rule in network.rules:
-        wanted = wanted_type(recipe, rule.role, rule.layer, network.n_layer, tied_head=tied)
+        wanted = wanted_type(recipe, rule, network.n_layer, tied_head=tied)
         fitted = ggml_type_named(fitting_type(wanted, rule.shape[-1]))
         is_head = tied and rule.role is Role.TOKEN_EMBEDDING
         yield SizedTensor(

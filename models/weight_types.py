@@ -7,7 +7,7 @@ src/llama-quant.cpp; ``ggml_repack_get_optimal_repack_type`` in ggml-cpu/repack.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -77,6 +77,8 @@ TENSOR_TYPES: dict[str, TensorType] = {
         _row("iq4_nl", 32, "f16", _AVX2, _NEON, weighted=True, alike=False),
         _row("iq4_xs", 256, "iq4_nl", _AMX, weighted=True, alike=False),
         _row("iq3_s", 256, "iq4_nl", weighted=True, alike=True),
+        _row("q2_k", 256, "iq4_nl", weighted=True, alike=False),
+        _row("iq2_s", 256, "iq4_nl", weighted=True, alike=False),
     )
 }
 
@@ -124,6 +126,7 @@ class Recipe:
         is_chosen: ``--type auto`` chooses from it. Q8_0 stands for all above it: what it loses is
             not seen in any measure of quality, and F16 takes twice the memory and time.
         finer: the exceptions.
+        types: of single tensors by name, before all else: what ``--bits`` chose.
     """
 
     name: str
@@ -132,6 +135,7 @@ class Recipe:
     head: str
     is_chosen: bool
     finer: tuple[Finer, ...] = field(default=())
+    types: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_mixture(self) -> bool:

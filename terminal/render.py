@@ -277,3 +277,8 @@ def _show_calibration(report: CalibrationReport) -> None:
         f"{report.without.reference_perplexity:.3f}):"
     )
     console.table(("", "perplexity", "KL", "same top token"), rows, stderr=True)
+    if report.predicted_kl:
+        console.note(
+            f"types chosen by what each matrix loses: KL {report.predicted_kl:.6f} predicted, "
+            f"{report.with_weights.kl:.6f} measured"
+        )
