@@ -74,10 +74,7 @@ def measure(given: argparse.Namespace, place: Path) -> Iterator[dict[str, Any]]:
     """A record per type and method."""
     calibration, text = given.calibration, given.text
     if calibration is None:
-        chapters = (_BUNDLED / "held-out.txt").read_text("utf-8").split("<|endoftext|>")
-        calibration, text = place / "calibration.txt", place / "text.txt"
-        calibration.write_text("".join(chapters[:_CALIBRATING]), "utf-8")
-        text.write_text("".join(chapters[_CALIBRATING:]), "utf-8")
+        calibration, text = bundled_texts(place)
     full, kept, matrix = place / "f32.gguf", place / "statistics", place / "matrix.gguf"
     convert(ConvertSettings(given.model, full, "f32", threads=given.threads))
     first = ConvertSettings(given.model, place / "first.gguf", "q4_0", threads=given.threads)
@@ -104,6 +101,15 @@ def measure(given: argparse.Namespace, place: Path) -> Iterator[dict[str, Any]]:
                 "bits": header.bits_per_weight, "kl": found.mean_kl, "low": low, "high": high,
                 "top1": found.top1, "tokens": found.n_tokens,
             }  # fmt: skip
+
+
+def bundled_texts(place: Path) -> tuple[Path, Path]:
+    """The documents of the held-out text that calibrate, and those that are measured."""
+    chapters = (_BUNDLED / "held-out.txt").read_text("utf-8").split("<|endoftext|>")
+    calibration, text = place / "calibration.txt", place / "text.txt"
+    calibration.write_text("".join(chapters[:_CALIBRATING]), "utf-8")
+    text.write_text("".join(chapters[_CALIBRATING:]), "utf-8")
+    return calibration, text
 
 
 def divergence(full: Path, target: Path, text: str, given: argparse.Namespace) -> Divergence:

@@ -105,7 +105,7 @@ def choose_types(options: Mapping[str, Sequence[Option]], most_bytes: int) -> Ch
         chosen.append(which)
     types: dict[str, str] = {}
     n_bytes, at = 0, n_states - 1
-    for (name, found), which in zip(reversed(options.items()), reversed(chosen), strict=True):
+    for (name, found), which in zip(reversed(list(options.items())), reversed(chosen), strict=True):
         option = found[which[at]]
         types[name] = option.type
         n_bytes += option.n_bytes

@@ -8,6 +8,7 @@ second moments, which compensate errors (GPTQ), or an importance matrix, which w
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,12 +23,12 @@ from infer_os.native.scoring import Divergence, Subject, WindowSettings, compare
 
 from .calibrate import collect_importance, open_windows
 from .collecting import DEFAULT_MEMORY, collect_statistics
-from .errors import OutputError, SourceError, UnsupportedError
+from .errors import FileFormatError, OutputError, SourceError, UnsupportedError
 from .gguf_writer import check_output, complete_file, part_path
 from .imatrix import ImportanceMatrix, write_imatrix
 from .pipeline import convert
 from .report import CalibrationReport, ConversionReport, PlacedQuality
-from .sensitivity import Sensitivity, measure_sensitivity, write_sensitivity
+from .sensitivity import Sensitivity, measure_sensitivity, read_sensitivity, write_sensitivity
 from .settings import ConvertSettings, refuse_idle_weights
 from .source import HubSource
 from .statistics import FEWEST_TOKENS, Statistics, is_compensated, refuse_idle_statistics
@@ -191,6 +192,9 @@ def _sensitivity(
     settings: ConvertSettings, statistics: Statistics, model: Path, text: str, steps: Steps
 ) -> Sensitivity:
     """What every matrix loses in every type; measured once, and kept with the statistics."""
+    if settings.budget is not None:
+        with contextlib.suppress(FileFormatError):
+            return read_sensitivity(statistics, settings.budget)
     opened = open_windows(model, text, n_threads=settings.n_threads)
     with opened as (_, windows, _):
         pass

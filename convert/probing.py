@@ -47,7 +47,8 @@ def decoded(data: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
     """Rows of a type, as values."""
     rows = np.ascontiguousarray(data)
     number = gguf.GGMLQuantizationType(ggml_type_named(kind).id)
-    return gguf.quants.dequantize(rows, number).astype(np.float32, copy=False)
+    values: NDArray[np.float32] = gguf.quants.dequantize(rows, number)
+    return values
 
 
 def rounded_rows(rows: NDArray[np.uint8], n_threads: int) -> NDArray[np.uint8]:

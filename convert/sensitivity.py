@@ -169,8 +169,8 @@ def _losses(
         target = ggml_type_named(kind)
         if kind == "q8_0":
             # the values are those of Q8_0 already: half a step in the mean square is what was lost
-            step = np.repeat(_scales(sample), 32, axis=1)
-            found[kind] = _variance(step.astype(np.float32) ** 2 / 12, moments)
+            steps = np.repeat(_scales(sample), 32, axis=1)
+            found[kind] = _variance(np.square(steps) / np.float32(12), moments)
             found[kind] *= len(rows) / len(picked)
             continue
         feedback = statistics.feedback_of(tensor.name, n_columns, target, n_threads)
@@ -231,8 +231,8 @@ def wanted_recipe(settings: ConvertSettings, statistics: Statistics | None) -> R
         return recipe_named(settings.type)
     if statistics is None:
         raise UnsupportedError(
-            f"{settings.budget.option}: add --calibrate TEXT, a text to measure by what each matrix "
-            "loses in each type"
+            f"{settings.budget.option}: add --calibrate TEXT, a text that shows what each "
+            "matrix loses in each type"
         )
     return read_sensitivity(statistics, settings.budget).recipe(settings.budget)
 

@@ -37,8 +37,8 @@ class ConvertSettings:
     ``imatrix`` is an importance matrix to quantize with, ``statistics`` a folder of those to
     compensate errors with. ``fold_rotation`` folds a rotation into
     the attention weights, so that a quantized KV cache loses less. ``adapters`` are added to the
-    weights before they are quantized. With a ``budget`` each matrix gets the type that statistics say
-    is best, and ``type`` has no effect. A ``source`` that is a file is an old ggml file, whose
+    weights before they are quantized. With a ``budget`` each matrix gets the type that statistics
+    say is best, and ``type`` has no effect. A ``source`` that is a file is an old ggml file, whose
     ``tokenizer`` is in a folder.
     """
 

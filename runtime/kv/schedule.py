@@ -27,8 +27,11 @@ CELL_STEP = 256
 #: Rows to export at once: about this many bytes, and at most this part of a context.
 _BATCH_BYTES = 8 << 20
 _BATCH_SHARE = 16
-#: What a budget chooses from, best first.
-_LADDER = ("f16", "q8_0", "q5_1", "q4_0")
+#: What a budget chooses from, best first, by measured loss (docs/quality.md). Keys lose eleven
+#: times what values do, so they keep their bits for longer.
+_LADDER = ("f16", "q8_0", "q8_0/q4_0", "q5_1", "q5_1/q4_0", "q4_0")
+#: What may come before the last stage: our own attention computes these.
+_EARLIER = ("f16", "q8_0", "q8_0/q4_0")
 
 _STAGE = re.compile(r"([a-z0-9_]+)(?:/([a-z0-9_]+))?(?::(\d{1,9}))?")
 
@@ -251,15 +254,15 @@ def schedule_from_budget(
 ) -> tuple[KvSchedule, tuple[str, ...]]:
     """The best schedule that never holds more than ``budget`` bytes, and notes.
 
-    The last stage has the finest of f16, q8_0, q5_1 and q4_0 that fits the whole context; before it
-    come q8_0 and f16 for as many tokens, in steps of 256, as both changes of stage allow. If even
+    The last stage has the finest of ``_LADDER`` that fits the whole context; before it come
+    ``_EARLIER`` ones for as many tokens, in steps of 256, as the changes of stage allow. If even
     q4_0 does not fit, the context is capped.
 
     Raises:
         SettingsError: not even the smallest cache of 256 cells fits.
     """
     usable = [name for name in _LADDER if _suits(name, model)]
-    step = KvStage(usable[-1], usable[-1], CELL_STEP).n_bytes(model)
+    step = _stage(usable[-1], CELL_STEP).n_bytes(model)
     if budget < step:
         raise SettingsError(
             f"{option} {budget}: too small for one token: llama.cpp's smallest cache has "
@@ -270,24 +273,29 @@ def schedule_from_budget(
     if longest < n_ctx:
         notes = (f"{option}: the context is cut from {n_ctx} to {longest} tokens",)
         n_ctx = longest
-    fitting = [n for n in usable if KvStage(n, n, n_ctx).n_bytes(model) <= budget]
-    stages = [KvStage(fitting[0], fitting[0], n_ctx)]
+    fitting = [name for name in usable if _stage(name, n_ctx).n_bytes(model) <= budget]
+    stages = [_stage(fitting[0], n_ctx)]
     for name in reversed(usable[: usable.index(fitting[0])]):
-        if name not in ("f16", "q8_0"):
+        if name not in _EARLIER:
             continue
         up_to = (stages[0].up_to - 1) // CELL_STEP * CELL_STEP
-        while up_to and not _holds(budget, model, KvStage(name, name, up_to), stages[0]):
+        while up_to and not _holds(budget, model, _stage(name, up_to), stages[0]):
             up_to -= CELL_STEP
         if up_to:
-            stages.insert(0, KvStage(name, name, up_to))
+            stages.insert(0, _stage(name, up_to))
     return KvSchedule(tuple(stages), budget), notes
 
 
+def _stage(name: str, up_to: int) -> KvStage:
+    return replace(parse_spec(name)[0], up_to=up_to)
+
+
 def _suits(name: str, model: KvModel) -> bool:
-    kind, geometry = ggml_type_named(name), model.geometry
-    divides = geometry.head_k % kind.block == 0 and geometry.head_v % kind.block == 0
-    own = name in OWN_CACHES or not model.windows
-    return divides and own and (model.flash_attention or not kind.quantized)
+    stage, geometry = _stage(name, CELL_STEP), model.geometry
+    types = ((stage.type_k, geometry.head_k), (stage.type_v, geometry.head_v))
+    divides = all(head % ggml_type_named(kind).block == 0 for kind, head in types)
+    own = {stage.type_k, stage.type_v} <= OWN_CACHES or not model.windows
+    return divides and own and (model.flash_attention or name == "f16")
 
 
 def _holds(budget: int, model: KvModel, stage: KvStage, following: KvStage) -> bool:

@@ -221,8 +221,11 @@ def test_budgets_hold(name: str, n_ctx: int) -> None:
         (895, [("f16", 1280), ("q8_0", 2048)]),
         (600, [("f16", 512), ("q8_0", 2048)]),
         (476, [("q8_0", 2048)]),
-        (475, [("f16", 512), ("q8_0", 768), ("q5_1", 2048)]),
-        (300, [("q8_0", 256), ("q4_0", 2048)]),
+        (475, [("f16", 256), ("q8_0", 512), ("q8_0/q4_0", 2048)]),
+        (364, [("q8_0/q4_0", 2048)]),
+        (363, [("q5_1", 2048)]),
+        (335, [("q8_0/q4_0", 256), ("q5_1/q4_0", 2048)]),
+        (300, [("q5_1/q4_0", 2048)]),
         (252, [("q4_0", 2048)]),
         (251, [("q4_0", 1792)]),
         (32, [("q4_0", 256)]),
@@ -237,7 +240,7 @@ def test_budgets_of_gptj(mib: int, expected: list[tuple[str, int]]) -> None:
 def test_a_budget_to_the_byte() -> None:
     exact = KvStage("q8_0", "q8_0", 2048).n_bytes(GPTJ)
     assert schedule_from_budget(exact, GPTJ, 2048)[0].stages[-1].name == "q8_0"
-    assert schedule_from_budget(exact - 1, GPTJ, 2048)[0].stages[-1].name == "q5_1"
+    assert schedule_from_budget(exact - 1, GPTJ, 2048)[0].stages[-1].name == "q8_0/q4_0"
 
 
 def test_too_small_for_one_token() -> None:

@@ -454,7 +454,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
-@pytest.mark.parametrize(("share", "stages"), [(0.30, 1), (0.49, 2), (0.75, 2)])
+@pytest.mark.parametrize(("share", "stages"), [(0.30, 1), (0.51, 2), (0.75, 2)])
 def test_budget_is_held_at_every_step(
     tmp_path: Path, watched: list[Seen], caplog: pytest.LogCaptureFixture, share: float, stages: int
 ) -> None:
