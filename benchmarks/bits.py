@@ -29,7 +29,7 @@ from infer_os.native.library import load_library
 from infer_os.runtime.batch.settings import BatchSettings
 from infer_os.runtime.settings import EngineSettings
 
-VARIANTS = ("avx2", "avxvnni", "avx512vnni", "amx-emulated", "neon")
+VARIANTS = ("avx2", "avxvnni", "avx512vnni", "avx512vbmi", "amx-emulated", "neon")
 WORDS = [
     "the", "sea", "a", "letter", "of", "my", "sister", "was", "said", "to", "her", "and", "never",
 ]  # fmt: skip

@@ -58,9 +58,14 @@ def use_amx(trial: Callable[[], Trial] | None = None) -> Amx:
     """
     if not has_amx():
         return NO_AMX
+    library = load_library()
+    before = library.inferos_kernels_name()
+    # asked first: a refusal costs a system call, and a child process at every start otherwise
+    if library.inferos_kernels_choose(_VARIANT) != Status.OK:
+        return Amx(True, "the system does not allow it")
     complaint = (trial or _known)().complaint
-    if not complaint and load_library().inferos_kernels_choose(_VARIANT) != Status.OK:
-        complaint = "the system does not allow it"
+    if complaint:
+        library.inferos_kernels_choose(before)
     return Amx(True, complaint)
 
 

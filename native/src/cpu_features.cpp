@@ -47,6 +47,7 @@ CpuFeatures read_features() {
     found.avx512bw   = zmm && bit(b, 30);
     found.avx512vl   = zmm && bit(b, 31);
     found.avx512vnni = zmm && bit(c, 11);
+    found.avx512vbmi = zmm && bit(c, 1);
     const bool tiles = (low & 0x60000) == 0x60000;
     found.amx_tile   = tiles && bit(d, 24);
     found.amx_int8   = tiles && bit(d, 25);

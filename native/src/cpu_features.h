@@ -16,6 +16,7 @@ struct CpuFeatures {
     bool avx512dq   = false;
     bool avx512vl   = false;
     bool avx512vnni = false;
+    bool avx512vbmi = false;
     bool amx_tile   = false;
     bool amx_int8   = false;
     // arm64: products of bytes, FEAT_DotProd

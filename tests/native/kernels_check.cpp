@@ -393,7 +393,8 @@ void check_attendance() {
 int main(int argc, char ** argv) {
     const Variant * variants[6] = {};
     int             n           = 0;
-    for (const char * name : {"avx2", "avxvnni", "avx512vnni", "amx-emulated", "neon"}) {
+    for (const char * name :
+         {"avx2", "avxvnni", "avx512vnni", "avx512vbmi", "amx-emulated", "neon"}) {
         if (const Variant * variant = variant_named(name)) {
             variants[n++] = variant;
         }

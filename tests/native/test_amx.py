@@ -18,6 +18,7 @@ from infer_os.native import amx, layouts
 from infer_os.native.abi import Status
 from infer_os.native.amx import Amx, use_amx
 from infer_os.native.backend import start_kernels
+from infer_os.native.cpu import multiply_rate
 from infer_os.native.ggml_types import ggml_type_named
 from infer_os.native.layouts import Trial, run_trial
 from infer_os.native.library import load_library
@@ -138,8 +139,10 @@ def test_the_library_has_the_instructions() -> None:
     used = collections.Counter(line.split()[0] for line in code if line)
     # a tile of each width, with one scale, with two or with a minimum
     assert used["tdpbssd"] > 27
-    assert used["tileloadd"] == 2 * used["tdpbssd"] == 2 * used["tilezero"]
-    assert used["tilestored"] == used["tdpbssd"]
+    probed = 4  # products of the probe, of four operands that are loaded once; one sum is stored
+    assert used["tilezero"] == used["tdpbssd"]
+    assert used["tileloadd"] == 2 * (used["tdpbssd"] - probed) + 4
+    assert used["tilestored"] == used["tdpbssd"] - probed + 1
     loads = [i for i, line in enumerate(code) if line.startswith("ldtilecfg")]
     shaped = 0
     for i in loads:
@@ -166,6 +169,9 @@ class FakeLibrary:
     def inferos_has_amx(self) -> int:
         return 1
 
+    def inferos_kernels_name(self) -> bytes:
+        return b"avx512vnni"
+
     def inferos_kernels_choose(self, name: bytes) -> int:
         self.chosen.append(name)
         return self.status
@@ -185,10 +191,12 @@ def test_it_is_used_if_it_was_tried_and_is_allowed(
 ) -> None:
     library = FakeLibrary(status)
     monkeypatch.setattr(amx, "load_library", lambda: library)
-    found = use_amx(lambda: trial)
+    tried = []
+    found = use_amx(lambda: tried.append(trial) or trial)
     assert found.text == text
     assert found.in_use == (text == "used")
-    assert library.chosen == ([] if trial.complaint else [b"amx"])
+    assert library.chosen == [b"amx", *([b"avx512vnni"] if trial.complaint else [])]
+    assert tried == ([trial] if status == Status.OK else [])  # no child for what is refused
 
 
 def test_where_there_is_none_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +233,19 @@ def test_a_child_tries_a_variant() -> None:
     assert run_trial(call=("inferos_kernels_try", "amx-emulated")) == Trial("")
     none = run_trial(call=("inferos_kernels_try", "abc"))
     assert "not allow" in none.complaint and not none.lasting
+
+
+def test_the_bounds_are_measured_with_tiles() -> None:
+    """The emulated instructions end the process where shapes do not fit."""
+    skip_unless_run("amx-emulated")
+    library = load_library()
+    before = library.inferos_kernels_name()
+    try:
+        assert library.inferos_kernels_choose(b"amx-emulated") == Status.OK
+        assert multiply_rate(1, seconds=0.001) > 0
+        assert multiply_rate(1, seconds=0.001, scaled=True) > 0
+    finally:
+        library.inferos_kernels_choose(before)
 
 
 def test_a_variant_that_does_not_run_is_not_chosen() -> None:

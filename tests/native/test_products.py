@@ -20,7 +20,7 @@ TYPES = (
     "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl",
     "iq4_xs", "iq3_s",
 )  # fmt: skip
-VARIANTS = ("avx2", "avxvnni", "avx512vnni", "neon")
+VARIANTS = ("avx2", "avxvnni", "avx512vnni", "avx512vbmi", "neon")
 #: Bytes of a block of each type that hold float16 numbers.
 HALVES = {
     "q4_0": (0,), "q8_0": (0,), "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,),

@@ -9,6 +9,7 @@
 //     template <int sum, int a, int b> void add_products()    of signed bytes, by rows of a
 #pragma once
 
+#include "cpu_features.h"
 #include "isa_avx512.h"
 #include "panel.h"
 
@@ -18,6 +19,7 @@ using inferos::kernels::kWideTile;
 using inferos::kernels::ManyKernel;
 using inferos::kernels::UnpackKernel;
 using inferos::kernels::Variant;
+using inferos::kernels::variant_avx512vbmi;
 using inferos::kernels::variant_avx512vnni;
 
 // The operand of ldtilecfg (Intel's manual, volume 1, 18.3): one line.
@@ -197,15 +199,78 @@ template <class Isa, class Layer, class... Types> struct WideTable<Isa, Layer, T
     explicit WideTable(const Variant & narrow) : types{widened<Isa, Layer, Types>(narrow)...} {}
 };
 
+constexpr int64_t kProbeShare = 16;  // rounds for which a probe multiplies once
+
+// Products of bytes alone, as `multiply` in variant.h.
+template <class Layer> int32_t multiply_tiles(int64_t n_rounds) {
+    alignas(64) uint8_t bytes[kWideTile * kLine];
+    for (size_t i = 0; i < sizeof(bytes); i++) {
+        bytes[i] = static_cast<uint8_t>((n_rounds + static_cast<int64_t>(i)) & 0x0f);
+    }
+    shape_for<Layer>(kWideTile, false);
+    Layer::template load<4>(bytes, kBlock);
+    Layer::template load<5>(bytes, kBlock);
+    Layer::template load<6>(bytes, kLine);
+    Layer::template load<7>(bytes, kLine);
+    Layer::template zero<0>();
+    Layer::template zero<1>();
+    Layer::template zero<2>();
+    Layer::template zero<3>();
+    for (int64_t i = 0; i < n_rounds / kProbeShare; i++) {
+        Layer::template add_products<0, 4, 6>();
+        Layer::template add_products<1, 5, 7>();
+        Layer::template add_products<2, 4, 7>();
+        Layer::template add_products<3, 5, 6>();
+    }
+    Layer::template store<0>(bytes, kLine);
+    leave_tiles<Layer>();
+    int32_t first;
+    __builtin_memcpy(&first, bytes, sizeof(first));
+    return first;
+}
+
+// Blocks against a full tile, scales included, as `multiply_blocks` in variant.h.
+template <class Isa, class Layer> int32_t multiply_wide_blocks(int64_t n_rounds) {
+    constexpr int             n_blocks                                  = 32;
+    alignas(64) uint8_t       tile[n_blocks * kWideTile * kColumnBytes] = {};
+    alignas(64) Unpacked<Isa> w[n_blocks];
+    alignas(64) float         out[kWideTile * Isa::lanes];
+    for (int i = 0; i < n_blocks; i++) {
+        uint8_t * block = tile + i * kWideTile * kColumnBytes;
+        for (int j = 0; j < kWideTile * kBlock; j++) {
+            block[j] = static_cast<uint8_t>((n_rounds + j) & 0x0f);
+        }
+        for (int c = 0; c < kWideTile; c++) {
+            const float scale = 0.5f;
+            __builtin_memcpy(block + kBlock * kWideTile + 4 * c, &scale, sizeof(scale));
+        }
+        for (auto & quants : w[i].quants) {
+            quants = Isa::and_bytes(Isa::load(tile), 0x0f);
+        }
+        w[i].scale = w[i].other = Isa::set(1.0f);
+    }
+    const int64_t n = n_rounds / kProbeShare / n_blocks;
+    for (int64_t i = 0; i < n; i++) {
+        Fetch none = {};
+        many_wide<Isa, Layer, Other::none, kWideTile>(
+            reinterpret_cast<const uint8_t *>(w), n_blocks, tile, out, Isa::lanes, i == 0, &none);
+    }
+    leave_tiles<Layer>();
+    return n > 0 ? static_cast<int32_t>(out[0]) : 0;
+}
+
 // The variant for AVX-512 with AMX for products of many columns.
 template <class Layer> const Variant * amx_variant(const char * name) {
-    static const Variant &                             narrow = *variant_avx512vnni();
+    static const Variant & narrow =
+        inferos::cpu_features().avx512vbmi ? *variant_avx512vbmi() : *variant_avx512vnni();
     static const WideTable<Avx512, Layer, WeightTypes> wide(narrow);
     static const Variant                               variant = [&] {
         Variant made     = narrow;
         made.name        = name;
         made.types       = wide.types;
         made.leave_tiles = leave_tiles<Layer>;
+        made.multiply    = {multiply_tiles<Layer>, 4 * 16 * 16 * kBlock / kProbeShare};
+        made.blocks      = {multiply_wide_blocks<Avx512, Layer>, 16 * 16 * kBlock / kProbeShare};
         return made;
     }();
     return &variant;

@@ -87,18 +87,22 @@ struct Avx512 {
         const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i *>(table));
         return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(values), bytes);
     }
+    static constexpr bool has_byte_tables = false;  // of 128 bytes
     // table[lane] for every lane
     static Int look_up_words(const uint32_t * table, Int places) {
         return _mm512_i32gather_epi32(places, table, 4);
     }
     // byte j of a lane: `value` if bit 4 i + j of the lane is set, else 0
     template <int i> static Int bytes_where(Int bits, uint8_t value) {
+        return _mm512_maskz_mov_epi8(bits_at<i>(bits), _mm512_set1_epi8(static_cast<char>(value)));
+    }
+    // a mask's bit 4 t + j: that of lane t's bit 4 i + j
+    template <int i> static __mmask64 bits_at(Int bits) {
         const Int byte = _mm512_shuffle_epi8(
             bits,
             _mm512_set4_epi32(0x0c0c0c0c + i / 2 * 0x01010101, 0x08080808 + i / 2 * 0x01010101,
                               0x04040404 + i / 2 * 0x01010101, i / 2 * 0x01010101));
-        const auto is_set = _mm512_test_epi8_mask(byte, _mm512_set1_epi32(0x08040201 << i % 2 * 4));
-        return _mm512_maskz_mov_epi8(is_set, _mm512_set1_epi8(static_cast<char>(value)));
+        return _mm512_test_epi8_mask(byte, _mm512_set1_epi32(0x08040201 << i % 2 * 4));
     }
     static Int bits_or(Int a, Int b) { return _mm512_or_si512(a, b); }
     static Int bits_xor(Int a, Int b) { return _mm512_xor_si512(a, b); }

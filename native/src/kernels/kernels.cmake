@@ -21,13 +21,16 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     ${KERNELS}/variant_avx512vnni.cpp ${KERNELS}/variant_amx.cpp
     ${KERNELS}/variant_amx_emulated.cpp)
   list(APPEND KERNEL_SOURCES
-    ${KERNELS}/variant_avx2.cpp ${KERNELS}/variant_avxvnni.cpp ${AVX512_SOURCES})
+    ${KERNELS}/variant_avx2.cpp ${KERNELS}/variant_avxvnni.cpp
+    ${KERNELS}/variant_avx512vbmi.cpp ${AVX512_SOURCES})
   set_source_files_properties(${KERNELS}/variant_avx2.cpp
     PROPERTIES COMPILE_OPTIONS "${AVX2_FLAGS}")
   set_source_files_properties(${KERNELS}/variant_avxvnni.cpp
     PROPERTIES COMPILE_OPTIONS "${AVX2_FLAGS};-mavxvnni")
   set_source_files_properties(${AVX512_SOURCES}
     PROPERTIES COMPILE_OPTIONS "${AVX2_FLAGS};${VNNI_FLAGS}")
+  set_source_files_properties(${KERNELS}/variant_avx512vbmi.cpp
+    PROPERTIES COMPILE_OPTIONS "${AVX2_FLAGS};${VNNI_FLAGS};-mavx512vbmi")
   include(CheckCXXSourceCompiles)
   check_cxx_source_compiles(
     "int main() { __asm__ volatile(\"tdpbssd %tmm2, %tmm1, %tmm0\"); }" INFEROS_ASSEMBLES_AMX)

@@ -191,6 +191,7 @@ struct Variant {
 const Variant * variant_avx2();
 const Variant * variant_avxvnni();
 const Variant * variant_avx512vnni();
+const Variant * variant_avx512vbmi();
 const Variant * variant_amx();           // null: this compiler does not know the instructions
 const Variant * variant_amx_emulated();  // the same on any CPU with AVX-512 VNNI: for tests
 bool has_emulated_shapes();              // the calling thread's emulated matrices have shapes

@@ -6,19 +6,41 @@
 
 namespace {
 
-// The lists' entries as words of four bytes, 16 more than each value.
-template <int n> struct GridWords {
-    alignas(inferos::kernels::kLine) uint32_t words[n];
+// A list of places of 9 bits, for both ways to look them up.
+struct Grid {
+    alignas(inferos::kernels::kLine) uint32_t words[512];  // four bytes, 16 more than each value
+    // the octal digits of the first two values at bits 1 and 4, and of the others
+    alignas(inferos::kernels::kLine) uint8_t halves[2][512];
 
-    explicit constexpr GridWords(const uint16_t * octal) : words() {
-        for (int i = 0; i < n; i++) {
+    explicit constexpr Grid(const uint16_t * octal) : words(), halves() {
+        for (int i = 0; i < 512; i++) {
             for (int j = 0; j < 4; j++) {
-                const uint32_t value = 2u * (octal[i] >> 3 * j & 7u) + 17u;
-                words[i] |= value << 8 * j;
+                const uint32_t digit = octal[i] >> 3 * j & 7u;
+                words[i] |= (2 * digit + 17) << 8 * j;
+                halves[j / 2][i] =
+                    static_cast<uint8_t>(halves[j / 2][i] | digit << (1 + 3 * (j % 2)));
             }
         }
     }
 };
+
+// found[j]: the word at the place in byte j of every lane, whose ninth bit is bit 4 half + j of ninths.
+template <class Isa, int half>
+INLINE void look_up_places(const Grid & grid, typename Isa::Int places, typename Isa::Int ninths,
+                           typename Isa::Int * found) {
+    if constexpr (Isa::has_byte_tables) {
+        Isa::template look_up_places<half>(grid.halves, places, ninths, found);
+    } else {
+        const auto at = [&](auto low, auto ninth) ALWAYS {
+            return Isa::look_up_words(
+                grid.words, Isa::bits_or(Isa::and_ints(low, 0xff), Isa::and_ints(ninth, 0x100)));
+        };
+        found[0] = at(places, moved<Isa, 4 * half, 8>(ninths));
+        found[1] = at(Isa::template right<8>(places), moved<Isa, 4 * half + 1, 8>(ninths));
+        found[2] = at(Isa::template right<16>(places), moved<Isa, 4 * half + 2, 8>(ninths));
+        found[3] = at(Isa::template right<24>(places), moved<Isa, 4 * half + 3, 8>(ninths));
+    }
+}
 
 // Places of 9 bits, the ninth apart, and a scale of 4 bits per 32 values.
 struct IQ3_S {
@@ -26,36 +48,29 @@ struct IQ3_S {
     static constexpr bool  wide = false, pairs = false;
     static constexpr Other other = Other::none;
 
-    static constexpr GridWords<512> grid{inferos::kernels::kGridIq3S};
+    static constexpr Grid grid{inferos::kernels::kGridIq3S};
 
     // What the blocks have in common: words 0 and 1 are a ninth bit of each place, a byte per block.
     template <class Isa> struct Head {
         typename Isa::Int   ninths[2], scales;
         typename Isa::Float d;
     };
-    // value i of the block, from its places and the signs of its values
-    template <class Isa, int block, int i>
-    INLINE typename Isa::Int quants(const typename Isa::Int * places, const Head<Isa> & head,
-                                    typename Isa::Int signs) {
-        const auto low = Isa::and_ints(Isa::template right<8 * (i % 4)>(places[i / 4]), 0xff);
-        const auto ninth =
-            Isa::and_ints(moved<Isa, 8 * (block % 4) + i, 8>(head.ninths[block / 4]), 256);
-        const auto found = Isa::look_up_words(grid.words, Isa::bits_or(low, ninth));
-        // 16 + n for an odd n below 16 becomes 16 - n
-        return Isa::bits_xor(found, Isa::template bytes_where<i>(signs, 0x1e));
+    // 16 + n for an odd n below 16 becomes 16 - n where the sign's bit is set
+    template <class Isa, int i = 0>
+    INLINE void set_signs(typename Isa::Int * quants, typename Isa::Int signs) {
+        if constexpr (i < 8) {
+            quants[i] = Isa::bits_xor(quants[i], Isa::template bytes_where<i>(signs, 0x1e));
+            set_signs<Isa, i + 1>(quants, signs);
+        }
     }
     template <class Isa, int block>
     INLINE Unpacked<Isa> join(const typename Isa::Int * places, const Head<Isa> & head,
                               typename Isa::Int signs) {
         Unpacked<Isa> w;
-        w.quants[0]     = quants<Isa, block, 0>(places, head, signs);
-        w.quants[1]     = quants<Isa, block, 1>(places, head, signs);
-        w.quants[2]     = quants<Isa, block, 2>(places, head, signs);
-        w.quants[3]     = quants<Isa, block, 3>(places, head, signs);
-        w.quants[4]     = quants<Isa, block, 4>(places, head, signs);
-        w.quants[5]     = quants<Isa, block, 5>(places, head, signs);
-        w.quants[6]     = quants<Isa, block, 6>(places, head, signs);
-        w.quants[7]     = quants<Isa, block, 7>(places, head, signs);
+        const auto    ninths = Isa::template right<8 * (block % 4)>(head.ninths[block / 4]);
+        look_up_places<Isa, 0>(grid, places[0], ninths, w.quants);
+        look_up_places<Isa, 1>(grid, places[1], ninths, w.quants + 4);
+        set_signs<Isa>(w.quants, signs);
         const auto four = Isa::and_ints(Isa::template right<4 * block>(head.scales), 0x0f);
         const auto odd  = Isa::add_ints(Isa::add_ints(four, four), 1);
         w.scale         = Isa::mul(head.d, Isa::to_float(odd));

@@ -15,18 +15,19 @@ std::atomic<const Variant *> chosen{nullptr};
 
 // The best first.
 const Variant * runnable(int n) {
-    const CpuFeatures & has    = cpu_features();
-    const bool          avx2   = has.avx2 && has.fma && has.f16c;
-    const bool          avx512 = avx2 && has.avx512f && has.avx512bw && has.avx512vl;
+    const CpuFeatures & has  = cpu_features();
+    const bool          avx2 = has.avx2 && has.fma && has.f16c;
+    const bool vnni = avx2 && has.avx512f && has.avx512bw && has.avx512vl && has.avx512vnni;
     switch (n) {
-        case 0: return avx512 && has.avx512vnni ? variant_avx512vnni() : nullptr;
-        case 1: return avx2 && has.avxvnni ? variant_avxvnni() : nullptr;
-        case 2: return avx2 ? variant_avx2() : nullptr;
+        case 0: return vnni && has.avx512vbmi ? variant_avx512vbmi() : nullptr;
+        case 1: return vnni ? variant_avx512vnni() : nullptr;
+        case 2: return avx2 && has.avxvnni ? variant_avxvnni() : nullptr;
+        case 3: return avx2 ? variant_avx2() : nullptr;
         default: return nullptr;
     }
 }
 
-constexpr int  kVariants = 3;
+constexpr int  kVariants = 4;
 constexpr auto kNeeded   = "this CPU has no AVX2 with FMA and F16C";
 
 #elif defined(__aarch64__)
@@ -55,7 +56,7 @@ constexpr auto kNeeded   = "there are no kernels for this kind of CPU";
 
 bool has_amx() {
     const CpuFeatures & has = cpu_features();
-    return has.amx_tile && has.amx_int8 && runnable(0) != nullptr && variant_amx() != nullptr;
+    return has.amx_tile && has.amx_int8 && runnable(1) != nullptr && variant_amx() != nullptr;
 }
 
 #else
@@ -89,7 +90,7 @@ const Variant * variant_named(const char * name) {
         return may ? variant_amx() : nullptr;
     }
     if (std::strcmp(name, "amx-emulated") == 0) {
-        return runnable(0) != nullptr ? variant_amx_emulated() : nullptr;
+        return runnable(1) != nullptr ? variant_amx_emulated() : nullptr;
     }
 #endif
     for (int i = 0; i < kVariants; i++) {
