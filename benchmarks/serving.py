@@ -14,10 +14,11 @@ and p99), and the processor time that the server and the clients (:mod:`.load_cl
 
 Then, with ``--drop``, this share of the clients goes away at a random moment: those that stay must
 each get the text that batch has, once, and nothing may be left running. With ``--requests``, so
-many short requests come from 16 clients, of which some go away, and the server's memory is printed
-meanwhile. ``--llama-python`` is a Python with ``llama-cpp-python[server]``, whose server takes part
-with 1 and 8 clients; it answers one at a time. Models are the bundled one, or names of the catalog
-with random weights.
+many short requests come from 16 clients, of which some go away; those that stay must each get an
+answer, once, and the server's memory is printed meanwhile (``--clients ""`` does this alone).
+``--llama-python`` is a Python with ``llama-cpp-python[server]``, whose server takes part with 1 and
+8 clients; it answers one at a time. Models are the bundled one, or names of the catalog with random
+weights.
 """
 
 from __future__ import annotations
@@ -259,12 +260,7 @@ def check_drops(
     _, answers = Clients(server.port, n_clients).ask(bodies, drops)
     for answer, text in zip(answers, expected, strict=True):
         assert answer is None or (answer.text, answer.n_ends) == (text, 1)
-    for _ in range(100):
-        now = status(server.port)
-        if not now["running"] and not now["waiting"]:
-            break
-        time.sleep(0.1)
-    assert not now["running"] and not now["waiting"], now
+    wait_until_idle(server)
     n_gone = sum(answer is None for answer in answers)
     print(f"  {n_gone} of {len(answers)} went away; the others got their texts, once each")
 
@@ -272,18 +268,49 @@ def check_drops(
 def watch_memory(model: Path, given: argparse.Namespace) -> None:
     """Memory of the server over many short requests; prints it at every tenth of them."""
     with serving(model, 8, given) as server:
-        told: list[float] = []
-        tenth = max(1, given.requests // 10)
+        sizes: list[tuple[float, float]] = []
+        n_gone, tenth = 0, max(1, given.requests // 10)
         chance = random.Random(1)
         for _ in range(10):
-            bodies = bodies_of(make_prompts(chance, tenth, 8), 4, stream=chance.random() < 0.5)
-            Clients(server.port, 16).ask(bodies, random_drops(tenth, given.drop / 10, 0.02, chance))
-            told.append(status(server.port)["memory"]["rss_bytes"] / 1e6)
+            bodies = [
+                bodies_of([prompt], 4, stream=chance.random() < 0.5)[0]
+                for prompt in make_prompts(chance, tenth, 8)
+            ]
+            drops = random_drops(tenth, given.drop / 10, 0.02, chance)
+            _, answers = Clients(server.port, 16).ask(bodies, drops)
+            assert all(answer.n_ends == 1 and answer.n_tokens for answer in answers if answer)
+            n_gone += answers.count(None)
+            wait_until_idle(server)
+            memory = server.process.memory_full_info()
+            sizes.append((memory.rss / 1e6, memory.pss / 1e6))
+        n_counted = counted_requests(server.port)
         planned = status(server.port)["memory"]["planned_bytes"] / 1e6
+    n = 10 * tenth
+    # of a client that goes away at once, nobody may have seen a request
+    assert n - n_gone <= n_counted <= n, f"{n_counted} of {n} requests were answered"
+    rss, pss = (", ".join(f"{size:.1f}" for size in column) for column in zip(*sizes, strict=True))
     print(
-        f"memory over {10 * tenth} requests, MB at every tenth: "
-        f"{', '.join(f'{n:.1f}' for n in told)}; planned {planned:.1f}"
+        f"{n} requests, of which {n_gone} went away and the others were answered once each\n"
+        f"  MB at every tenth: RSS {rss}; PSS {pss}; planned {planned:.1f}"
     )
+
+
+def wait_until_idle(server: Server) -> None:
+    """See that nothing is left of clients that are gone."""
+    for _ in range(100):
+        now = status(server.port)
+        if not now["running"] and not now["waiting"]:
+            return
+        time.sleep(0.1)
+    raise SystemExit(f"there is something left: {now}")
+
+
+def counted_requests(port: int) -> int:
+    """How many completions the server has answered, or begun to, by its own count."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    begins = 'infer_os_requests_total{path="/v1/completions"'
+    return round(sum(float(line.split()[-1]) for line in lines if line.startswith(begins)))
 
 
 def main() -> None:
@@ -315,7 +342,7 @@ def main() -> None:
             else:
                 write_random_gguf(name, given.type, model)
             print(f"== {name}")
-            for n_clients in map(int, given.clients.split(",")):
+            for n_clients in map(int, filter(None, given.clients.split(","))):
                 compare(model, n_clients, given)
             if given.requests:
                 watch_memory(model, given)
