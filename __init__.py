@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .runtime.exclusive import Stream
     from .runtime.generate import Completion, FinishReason
     from .runtime.plan.memory_plan import MemoryShortage
+    from .runtime.scoring.embedder import EmbedResult
     from .runtime.scoring.score_records import ScoreResult
     from .runtime.scoring.settings import ScoringSettings
     from .runtime.settings import EngineSettings, SamplingSettings, StopSettings
@@ -36,11 +37,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BatchSettings", "Chat", "Completion", "ConfigError", "ConvertError", "DownloadError",
-    "EngineSettings", "Error", "FinishReason", "GgufError", "GrammarError", "MemoryShortage",
-    "Model", "ModelBusy", "ModelClosed", "NativeError", "PromptError", "Result", "RuntimeFailure",
-    "SamplingSettings", "ScoreResult", "ScoringSettings", "SessionError", "SettingsError",
-    "SourceError", "StopSettings", "Stream", "TemplateFailure", "UnsupportedError",
-    "__version__", "load",
+    "EmbedResult", "EngineSettings", "Error", "FinishReason", "GgufError", "GrammarError",
+    "MemoryShortage", "Model", "ModelBusy", "ModelClosed", "NativeError", "PromptError", "Result",
+    "RuntimeFailure", "SamplingSettings", "ScoreResult", "ScoringSettings", "SessionError",
+    "SettingsError", "SourceError", "StopSettings", "Stream", "TemplateFailure",
+    "UnsupportedError", "__version__", "load",
 ]  # fmt: skip
 
 _NAMES = {
@@ -58,6 +59,7 @@ _NAMES = {
     "runtime.exclusive": ("Stream",),
     "runtime.generate": ("Completion", "FinishReason"),
     "runtime.plan.memory_plan": ("MemoryShortage",),
+    "runtime.scoring.embedder": ("EmbedResult",),
     "runtime.scoring.score_records": ("ScoreResult",),
     "runtime.scoring.settings": ("ScoringSettings",),
     "runtime.settings": ("EngineSettings", "SamplingSettings", "StopSettings"),

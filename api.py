@@ -1,4 +1,4 @@
-"""The Python API: load a model, generate, stream, chat, and answer many prompts at once.
+"""The Python API: load a model, generate, stream, chat, answer many prompts, score and embed texts.
 
 Goes in: what a user calls a model, and the settings records of the command line. Comes out: text,
 records, or iterators of them. Nothing is printed: notes and llama.cpp's log go to the loggers
@@ -13,11 +13,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .cache import cache_folder
-from .native.interrupt import is_main_thread, python_interrupts
+from .native.interrupt import is_main_thread
 from .native.owner import Owner
 from .runtime.arguments import file_path, many, path_text, prompt_text, record_or, text_named
 from .runtime.chat.framing import choose_frame
@@ -34,8 +35,8 @@ from .runtime.settings import (
     StopSettings,
 )
 from .runtime.text import without_first_space
-from .store.hearing import LogCallback, ProgressCallback, listening, log_reporter, warn
-from .store.opening import batch_in_place, find_files, open_file, scorer_in_place
+from .store import opening
+from .store.hearing import LogCallback, ProgressCallback, answers, listening, log_reporter, warn
 from .store.wish import ModelWish
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .runtime.batch.records import BatchInput, Result
     from .runtime.batch.settings import BatchSettings
     from .runtime.interface import Engine
+    from .runtime.scoring.embedder import Embedder, EmbedInput, EmbedResult
     from .runtime.scoring.score_records import ScoreInput, ScoreResult
     from .runtime.scoring.scorer import Scorer
     from .runtime.scoring.settings import ScoringSettings
@@ -80,12 +82,13 @@ def load(
         if on_log is not None:
             stack.enter_context(listening(on_log))
         report = log_reporter(on_progress)
-        path, settings = find_files(wish, settings, report)
-        engine = open_file(path, settings, report)
+        path, settings = opening.find_files(wish, settings, report)
+        engine = opening.open_file(path, settings, report)
         stack.callback(engine.close)
         return Model(
-            engine, lambda batch: batch_in_place(engine, settings, batch), stack.pop_all().close,
-            lambda scoring: scorer_in_place(engine, settings, scoring),
+            engine, partial(opening.batch_in_place, engine, settings), stack.pop_all().close,
+            partial(opening.scorer_in_place, engine, settings),
+            partial(opening.embedder_in_place, engine, settings),
         )  # fmt: skip
 
 
@@ -98,6 +101,7 @@ class Model(Owner):
         open_batch: Callable[[BatchSettings], BatchEngine],
         close: Callable[[], None] | None = None,
         open_scorer: Callable[[ScoringSettings], Scorer] | None = None,
+        open_embedder: Callable[[str], Embedder] | None = None,
     ) -> None:
         """Made by :func:`load`.
 
@@ -105,9 +109,10 @@ class Model(Owner):
             engine: the model for one sequence.
             open_batch: opens a context of many sequences on the same weights.
             close: what :meth:`close` does at the end; else the engine is closed.
-            open_scorer: opens such a context to score texts.
+            open_scorer, open_embedder: open such a context to score texts, or to embed them.
         """
         self._engine, self._open_batch, self._open_scorer = engine, open_batch, open_scorer
+        self._open_embedder = open_embedder
         self._free = close or engine.close
         self._turns = Turns()
         #: What the user should know about how it was loaded; also logged as warnings.
@@ -199,13 +204,15 @@ class Model(Owner):
             MemoryShortage: not even one sequence fits.
             ModelBusy, ModelClosed: see the module; these with the first result.
         """
+        from .runtime.batch.records import parsed_prompts
         from .runtime.batch.settings import BatchSettings
 
-        results = self._results(
+        how = record_or(settings, BatchSettings(), "settings")
+        parsed = parsed_prompts(
             many(records, "records"), record_or(sampling, SamplingSettings(), "sampling"),
-            record_or(stops, StopSettings(), "stops"),
-            record_or(settings, BatchSettings(), "settings"), ordered=ordered,
+            record_or(stops, StopSettings(), "stops"), tells=bool(how.logprobs),
         )  # fmt: skip
+        results = answers(lambda: self._open_batch(how), parsed, ordered=ordered)
         return Stream(self._turns, "batch", results)
 
     def score(
@@ -231,13 +238,36 @@ class Model(Owner):
             MemoryShortage: not even one sequence fits.
             ModelBusy, ModelClosed: see the module; these with the first result.
         """
+        from .runtime.scoring.score_records import parsed_texts
         from .runtime.scoring.settings import ScoringSettings
 
-        if self._open_scorer is None:
+        if (scorer := self._open_scorer) is None:
             raise RuntimeFailure("this model was made without a way to score texts")
         how = record_or(settings, ScoringSettings(), "settings")
-        results = self._scored(many(texts, "texts"), how, ordered=ordered)
+        parsed = parsed_texts(many(texts, "texts"))
+        results = answers(lambda: scorer(how), parsed, ordered=ordered)
         return Stream(self._turns, "score", results)
+
+    def embed(self, texts: Iterable[EmbedInput], *, pooling: str = "mean") -> Stream[EmbedResult]:
+        """Make a vector of length 1 of each text, in their order, from the model's last layer.
+
+        A context is made for it; a text that is empty or too long becomes a result with an error.
+
+        Args:
+            texts: texts, or records with ``text``; taken one after the other.
+            pooling: ``mean`` of a text's tokens, or its ``last`` one.
+
+        Raises:
+            As :meth:`score`; SettingsError as well for another pooling, at once.
+        """
+        from .runtime.scoring.embedder import check_pooling, texts_to_embed
+
+        if (embedder := self._open_embedder) is None:
+            raise RuntimeFailure("this model was made without a way to embed texts")
+        check_pooling(pooling)
+        parsed = texts_to_embed(many(texts, "texts"))
+        results = answers(lambda: embedder(pooling), parsed, ordered=False)
+        return Stream(self._turns, "embed", results)
 
     def chat(
         self,
@@ -322,36 +352,6 @@ class Model(Owner):
         if self.last.finish_reason is FinishReason.INTERRUPT and is_main_thread():
             # the engine ends a text cleanly on Ctrl-C; the program must still see it
             raise KeyboardInterrupt
-
-    def _results(
-        self, records: Iterable[BatchInput], sampling: SamplingSettings, stops: StopSettings,
-        settings: BatchSettings, *, ordered: bool,
-    ) -> Generator[Result, None, None]:  # fmt: skip
-        from .runtime.batch.order import in_order
-        from .runtime.batch.records import parsed_prompts
-
-        parsed = parsed_prompts(records, sampling, stops, tells=bool(settings.logprobs))
-        with closing(self._open_batch(settings)) as engine:
-            warn(engine.take_notes())
-            results = in_order(engine.run, parsed) if ordered else engine.run(parsed)
-            with closing(results), python_interrupts():
-                for result in results:
-                    warn(engine.take_notes())
-                    yield result
-
-    def _scored(
-        self, texts: Iterable[ScoreInput], settings: ScoringSettings, *, ordered: bool
-    ) -> Generator[ScoreResult, None, None]:
-        from .runtime.batch.order import in_order
-        from .runtime.scoring.score_records import parsed_texts
-
-        records = parsed_texts(texts)
-        assert self._open_scorer is not None
-        with closing(self._open_scorer(settings)) as scorer:
-            warn(scorer.take_notes())
-            results = in_order(scorer.run, records) if ordered else scorer.run(records)
-            with closing(results), python_interrupts():
-                yield from results
 
 
 class Chat:

@@ -6,9 +6,11 @@ Notes and warnings go to the logger ``infer_os``, that of the whole package.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any
 
+from ..native.interrupt import python_interrupts
 from .reporter import Reporter
 
 #: Gets every record of the logger ``infer_os`` and those below it.
@@ -23,6 +25,24 @@ def warn(notes: Iterable[str]) -> None:
     """Log what a user should know."""
     for note in notes:
         _logger.warning("%s", note)
+
+
+def answers(
+    make: Callable[[], Any], records: Iterable[Any], *, ordered: bool
+) -> Generator[Any, None, None]:
+    """What an engine says of records, which is made for them; its notes are logged.
+
+    With ``ordered``, in the order of the records, else as they are finished.
+    """
+    from ..runtime.batch.order import in_order
+
+    with closing(make()) as engine:
+        warn(engine.take_notes())
+        results = in_order(engine.run, records) if ordered else engine.run(records)
+        with closing(results), python_interrupts():
+            for result in results:
+                warn(engine.take_notes())
+                yield result
 
 
 def log_reporter(on_progress: ProgressCallback | None) -> Reporter:

@@ -138,6 +138,14 @@ def scorer_in_place(
     return Scorer(engine.info.path, alone, scoring, model=engine.model)
 
 
+def embedder_in_place(engine: LlamaEngine, settings: EngineSettings, pooling: str) -> Embedder:
+    """What makes vectors of texts, likewise."""
+    from ..runtime.scoring.embedder import Embedder
+
+    alone = replace(_alone(engine, settings), draft="none")
+    return Embedder(engine.info.path, alone, pooling, model=engine.model)
+
+
 def _alone(engine: LlamaEngine, settings: EngineSettings) -> EngineSettings:
     """Settings for a context that takes the place of an engine's, which is freed."""
     from ..runtime.plan.machine import read_memory

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import BUNDLED, Converter
 
@@ -34,6 +35,7 @@ from infer_os.runtime.errors import (
 from infer_os.runtime.fake import FakeEngine, saying
 from infer_os.runtime.generate import FinishReason, complete
 from infer_os.runtime.plan.memory_plan import MemoryShortage
+from infer_os.runtime.scoring.embedder import Embedder
 from infer_os.runtime.scoring.settings import ScoringSettings
 from infer_os.runtime.settings import EngineSettings, SamplingSettings, StopSettings
 
@@ -235,6 +237,38 @@ def test_scoring_refuses_what_it_cannot_do(model: Model) -> None:
         model.score(["It is"], settings=4)  # type: ignore[arg-type]
     with pytest.raises(RuntimeFailure, match="without a way to score"):
         Model(FakeEngine(saying("abc")), no_batch).score(["It is"])
+
+
+# ---- vectors
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_vectors_are_the_embedders_on_the_weights_that_are_loaded(
+    file: Path, model: Model, pooling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["It is a truth", {"id": "x", "text": "universally"}, "", {"text": 7}, "It is a truth"]
+    with Embedder(file, SMALL, pooling) as embedder:
+        wanted = [embedder.embed(model.tokenize(text)) for text in ("It is a truth", "universally")]
+    monkeypatch.setattr(batch_engine, "load_model", lambda *a, **k: pytest.fail("loaded twice"))
+    before = model.generate("It is", sampling=GREEDY, stops=SHORT)
+    got = list(model.embed(texts, pooling=pooling))
+    assert [r.id for r in got] == [1, "x", 3, 4, 5]
+    for result, vector in zip((got[0], got[1], got[4]), (*wanted, wanted[0]), strict=True):
+        assert result.embedding is not None and np.array_equal(result.embedding, vector)
+        assert abs(float(np.linalg.norm(result.embedding)) - 1) < 1e-6
+    assert [r.error for r in got[2:4]] == [
+        "record 3: the text is empty", 'record 4: "text" is a text, not a whole number',
+    ]  # fmt: skip
+    assert model.generate("It is", sampling=GREEDY, stops=SHORT).text == before.text
+
+
+def test_embedding_refuses_what_it_cannot_do(model: Model) -> None:
+    with pytest.raises(PromptError, match="this is only one"):
+        model.embed("It is")
+    with pytest.raises(SettingsError, match="max: expected mean or last"):
+        model.embed(["It is"], pooling="max")
+    with pytest.raises(RuntimeFailure, match="without a way to embed"):
+        Model(FakeEngine(saying("abc")), no_batch).embed(["It is"])
 
 
 # ---- threads

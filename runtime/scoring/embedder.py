@@ -8,10 +8,10 @@ as the context has rows of output.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Set
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,9 @@ from ..batch.settings import BatchSettings
 from ..errors import PromptError, SettingsError
 from ..settings import EngineSettings, Extra
 from .score_records import ScoreRecord
+
+#: What is embedded: a text, or an object as a line of a file has it.
+EmbedInput: TypeAlias = str | Mapping[str, Any]
 
 #: How a text's vector is made of its tokens'.
 POOLINGS = ("mean", "last")
@@ -75,6 +78,23 @@ class EmbedParser(ValueParser[ScoreRecord]):
         return ScoreRecord(place.id, place.line, given["text"], None, place.unit)
 
 
+def texts_to_embed(texts: Iterable[EmbedInput]) -> Iterator[ScoreRecord | BadRecord]:
+    """Records of texts, and of values as of a file."""
+    parser = EmbedParser()
+    for number, text in enumerate(texts, 1):
+        yield parser.parse(number, {"text": text} if isinstance(text, str) else text, "record")
+
+
+def check_pooling(pooling: str) -> None:
+    """See that there is such a way to make a vector.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    if pooling not in POOLINGS:
+        raise SettingsError(f"{pooling}: expected {' or '.join(POOLINGS)}", "pooling")
+
+
 @dataclass(slots=True)
 class EmbedStatistics:
     """What a run has done so far; ``completion_tokens`` are those of texts."""
@@ -112,8 +132,7 @@ class Embedder(Owner):
             As :class:`~..batch.batch_engine.BatchEngine`; SettingsError as well for a draft or an
             unknown pooling.
         """
-        if pooling not in POOLINGS:
-            raise SettingsError(f"{pooling}: expected {' or '.join(POOLINGS)}", "pooling")
+        check_pooling(pooling)
         if settings.draft != "none":
             raise SettingsError("nothing is drawn, so there is nothing to guess", "draft")
         settings = replace(settings, extras=settings.extras | {Extra.EMBEDDING})
