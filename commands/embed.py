@@ -10,6 +10,7 @@ import typer
 
 from ..runtime.settings import EngineSettings
 from ..sizes import size_text
+from ..store.wish import ModelWish
 from ..terminal import console
 from . import loading, options, recording
 from .groups import grouped
@@ -43,6 +44,7 @@ _Pooling = Annotated[
 def embed(
     *,
     model: options.Model,
+    lora: options.Lora = None,
     input: _Texts = recording.STREAM,
     output: _Vectors = recording.STREAM,
     pooling: _Pooling = "mean",
@@ -59,11 +61,12 @@ def embed(
     """  # fmt: skip
     from ..runtime.scoring.embedder import EMBEDDINGS, EmbedParser
 
+    wish = ModelWish(model, loras=tuple(lora or ()))
     recording.check_places(input, output, resume=resume, force=force)
     settings = recording.with_tables(settings, input, output)
     recording.answer_texts(
         recording.Places(input, output, resume, force),
-        lambda: loading.load_embedder(model, settings, pooling),
+        lambda: loading.load_embedder(wish, settings, pooling),
         EmbedParser(), EMBEDDINGS, partial(_show_statistics, as_json=as_json),
     )  # fmt: skip
 

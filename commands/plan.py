@@ -13,6 +13,7 @@ from .options import count_option, size_option
 
 def plan(
     model: options.PlanModel,
+    lora: options.Lora = None,
     memory: options.Memory = "",
     context: options.Context = None,
     type: Annotated[
@@ -41,7 +42,8 @@ def plan(
         size_option("--kv-budget", kv_budget),
         size_option("--memory", memory), native=not no_native,
     )  # fmt: skip
-    answer = make_answer(PlanRequest(model, settings, load, type, draft, parallel))
+    request = PlanRequest(model, settings, load, type, draft, parallel, tuple(lora or ()))
+    answer = make_answer(request)
     if as_json:
         console.answer_json(render_plan.plan_json(answer))
     else:

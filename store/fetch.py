@@ -132,7 +132,7 @@ def _adapters(wish: ModelWish, report: Reporter) -> tuple[tuple[AdapterSource, .
 
 
 def _check_file(path: Path, wish: ModelWish) -> None:
-    _refuse_adapters(str(path), wish)
+    wish.refuse_loras(str(path))
     if wish.type:
         from ..runtime.errors import SettingsError
 
@@ -142,18 +142,8 @@ def _check_file(path: Path, wish: ModelWish) -> None:
         )
 
 
-def _refuse_adapters(name: str, wish: ModelWish) -> None:
-    if wish.loras:
-        from ..runtime.errors import SettingsError
-
-        raise SettingsError(
-            f"--lora {wish.loras[0]}: {name} is a GGUF file, whose weights are already quantized; "
-            "name the checkpoint instead, and the adapter is added while it is converted"
-        )
-
-
 def _check_ready(source: ReadySource, wish: ModelWish) -> None:
-    _refuse_adapters(source.text, wish)
+    wish.refuse_loras(source.text)
     if wish.type:
         from ..runtime.errors import SettingsError
 

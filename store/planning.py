@@ -51,6 +51,7 @@ from .ready_files import (
     remote_header,
 )
 from .resolve import find_source, first_work, naming_near
+from .wish import ModelWish
 
 _LARGEST_CONFIG = 1 << 20
 _MOST_PARALLEL = 256
@@ -69,7 +70,8 @@ RANKED = (
 class PlanRequest:
     """What ``plan`` was asked: an empty ``load`` and a ``type`` of None are to be chosen.
 
-    ``parallel`` is that of a batch; None is one text at a time.
+    ``parallel`` is that of a batch; None is one text at a time. ``loras`` are added to the weights,
+    which changes no size, but such a model may be still to convert.
     """
 
     model: str
@@ -78,6 +80,7 @@ class PlanRequest:
     type: str | None = None
     draft: str = "none"
     parallel: int | None = None
+    loras: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.parallel is not None and not 1 <= self.parallel <= _MOST_PARALLEL:
@@ -164,14 +167,18 @@ def make_answer(request: PlanRequest, *, rates: bool = True) -> PlanAnswer:
     Raises:
         SourceError: no such model; names similar ones.
         SettingsError: options that do not go together or do not suit the model.
+        UnsupportedError: an adapter's scale that cannot be one.
     """
-    shape = find_shape(request.model)
+    source = find_source(request.model)
+    if isinstance(source, ReadySource) or not (isinstance(source, HubSource) or source.is_dir()):
+        ModelWish(request.model, loras=request.loras).refuse_loras(request.model)
+    shape = source_shape(source)
     if request.type is not None and all(o.type != request.type for o in shape.options):
         known = ", ".join(option.type for option in shape.options)
         raise SettingsError(f"--type {request.type}: {shape.name} can have {known}")
     memory, cpu = read_memory(), read_cpu()
     draft = _draft_shape(request.draft, request.model)
-    work = first_work(request.model, request.type or "")
+    work = first_work(request.model, request.type or "", request.loras)
     engine = replace(request.engine, draft=request.draft, extras=request.engine.extras | work)
     limit = engine.memory or memory.usable
     if rates:

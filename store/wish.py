@@ -37,6 +37,21 @@ class ModelWish:
 
             recipe_named(self.type)
 
+    def refuse_loras(self, name: str) -> None:
+        """See that no adapter is to be added to the weights of a ready file of that name.
+
+        Raises:
+            SettingsError: there is one.
+        """
+        if self.loras:
+            from ..runtime.errors import SettingsError
+
+            raise SettingsError(
+                f"--lora {self.loras[0]}: {name} is a GGUF file, whose weights are already "
+                "quantized; name the checkpoint instead, and the adapter is added while it is "
+                "converted"
+            )
+
     @property
     def name(self) -> str:
         """The last part: a file's name, or a repository without its owner."""

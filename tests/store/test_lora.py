@@ -118,3 +118,33 @@ def test_what_cannot_be(desk: Desk, run: Cli, tmp_path: Path) -> None:
     ):
         assert said in run("pull", BASE, "--lora", text).user_error, text
     assert conversions(desk) == []
+
+
+def test_a_plan(desk: Desk, run: Cli) -> None:
+    """No size changes, but with an adapter the model is another one that is still to be made."""
+
+    def total(*words: object) -> int:
+        done = run("plan", BASE, "--type", "f32", "--json", *words)
+        assert done.code == 0, done.err
+        return int(json.loads(done.out)["total"])
+
+    assert run("pull", BASE, "--type", "f32").code == 0
+    plain = total()
+    assert total("--lora", ADAPTER) > plain
+    assert run("pull", BASE, "--type", "f32", "--lora", ADAPTER).code == 0
+    assert total("--lora", ADAPTER) == plain < total("--lora", f"{ADAPTER}:0.5")
+    (file,) = (p for p in (desk.cache / "models").rglob("gptj-f32.gguf"))
+    assert "whose weights are already" in run("plan", file, "--lora", ADAPTER).user_error
+    assert "--lora nowhere: no such folder" in run("plan", BASE, "--lora", "nowhere").user_error
+
+
+def test_vectors(desk: Desk, run: Cli) -> None:
+    def vector(*words: object) -> list[float]:
+        done = run("embed", BASE, "--threads", 1, *words, stdin=b'{"text": "the quick"}\n')
+        assert done.code == 0, done.err
+        found: list[float] = json.loads(done.out)["embedding"]
+        return found
+
+    plain, tuned = vector(), vector("--lora", ADAPTER)
+    assert max(abs(a - b) for a, b in zip(plain, tuned, strict=True)) > 0.01
+    assert len(conversions(desk)) == 2
