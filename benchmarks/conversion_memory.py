@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from random_model import GEOMETRIES, make_folder
@@ -29,11 +30,13 @@ def status_bytes(pid: int) -> dict[str, int]:
     return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows}
 
 
-def convert_and_watch(source: Path, kind: str, target: Path) -> tuple[float, dict[str, int]]:
+def convert_and_watch(
+    source: Path, kind: str, target: Path, options: Sequence[str] = ()
+) -> tuple[float, dict[str, int]]:
     """Seconds of the conversion, and the largest value of each kind of memory."""
     command = [
         sys.executable, "-m", "infer_os.cli", "convert", str(source), "--type", kind,
-        "-o", str(target), "--force",
+        "-o", str(target), "--force", *options,
     ]  # fmt: skip
     peak: dict[str, int] = {}
     started = time.perf_counter()
