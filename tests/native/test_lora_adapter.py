@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
-from adapter_files import adapter_file
+from adapter_files import adapter_file, random_adapter
 from gguf_parts import STRING, GgufParts, Key, Tensor
-from helpers import TESTS, Converter
+from helpers import BUNDLED, TESTS, Converter
 
+from infer_os.native.context import Context, ContextParams
 from infer_os.native.errors import GgufError
 from infer_os.native.gguf_file import read_gguf_header
 from infer_os.native.lora_adapter import DIGEST_KEY, check_adapter, load_adapter
@@ -113,3 +115,25 @@ def test_what_infer_os_did_not_write(model: Path, parts: GgufParts, tmp_path: Pa
     file = parts.write(tmp_path / "a.gguf")
     with LlamaModel(model) as loaded, pytest.raises(GgufError, match="did not write"):
         load_adapter(loaded.pointer, loaded.header, file, 1.0)
+
+
+def test_our_kernels_take_all_of_it(converted: Converter, tmp_path: Path) -> None:
+    """A token alone and among others has the same bits, which llama.cpp's products do not give."""
+    base = next(folder for folder in BUNDLED if folder.name == "austen-6m")
+    model = converted(base, "q8_0")
+    file = adapter_file(random_adapter(base, tmp_path / "adapter"), model, tmp_path / "a.gguf")
+    tokens = list(range(40, 60))
+    for native in (True, False):
+        with LlamaModel(model, native=native) as loaded:
+            loaded.adapters["one"] = load_adapter(loaded.pointer, loaded.header, file, 1.0)
+            params = ContextParams(n_ctx=64, n_threads=2, n_outputs_max=len(tokens))
+            with Context(loaded, params) as context:
+                context.use_adapter("one")
+                context.decode(tokens, 0, outputs=len(tokens))
+                together = context.logits_rows(len(tokens)).copy()
+                context.trim(0)
+                alone = []
+                for position, token in enumerate(tokens):
+                    context.decode_one(token, position)
+                    alone.append(context.logits().copy())
+        assert np.array_equal(together, np.stack(alone)) == native

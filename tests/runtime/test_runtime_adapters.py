@@ -114,6 +114,25 @@ def test_guesses_are_verified_with_it(model: Path, adapters: tuple[AdapterFile, 
                 assert text(engine) == alone[name]
 
 
+def test_llama_cpps_products_of_adapters_round_otherwise(
+    model: Path, adapters: tuple[AdapterFile, ...]
+) -> None:
+    """They are of float32, whose batches do not round as single tokens do: no guesses then."""
+    rows = {}
+    for native in (True, False):
+        for chosen in ((), adapters):
+            settings = EngineSettings(adapters=chosen, threads=1, native=native, draft="lookup")
+            with open_engine(model, settings) as engine:
+                rows[native, bool(chosen)] = engine.rows_alike()
+                noted = any("f32" in note for note in engine.info.notes)
+                assert noted == (bool(chosen) and not native)
+                if noted:
+                    text(engine)
+                    assert engine.speculation is not None
+                    assert engine.speculation.report().drafted == 0
+    assert rows[True, True] == rows[True, False] > rows[False, False] > rows[False, True] == 1
+
+
 def test_kept_prompts_are_of_one_adapter(
     model: Path, adapters: tuple[AdapterFile, ...], tmp_path: Path
 ) -> None:

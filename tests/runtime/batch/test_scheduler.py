@@ -393,6 +393,14 @@ def test_what_is_wanted_at_once_is_not_cut_by_a_lower_step() -> None:
     assert scheduler._slots[3].todo == [7, 7, 7]
 
 
+def test_a_prompt_waits_for_none_of_another_adapter() -> None:
+    scheduler = Scheduler(Limits(64, 8))
+    assert scheduler.admit(range(40), adapter="a") is not None
+    assert scheduler.admit(range(40), adapter="a") is None  # what it shares is about to be there
+    place = scheduler.admit(range(40), adapter="b")
+    assert place is not None and place.source is None and place.n_kept == 0
+
+
 @pytest.mark.parametrize("bounds", [STOCK, UNBOUND])
 @pytest.mark.parametrize("seed", range(6))
 def test_adapters_take_turns_and_share_nothing(seed: int, bounds: Bounds) -> None:
