@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,8 @@ from typing import Any
 
 _CACHES = ("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q8_0/q4_0", "f16:128,q8_0:512",
            "f16:128,q4_0:512", "f16:128,q8_0:256,q4_0:512")  # fmt: skip
+# the part of the page that benchmarks/size_ladder.py makes
+_LADDER = r"## Every size\n.*?<!-- size_ladder.py: end -->"
 _HEAD = """# Types, sizes and quality
 
 `python benchmarks/quality.py` makes this page: the bundled model (5.8 M parameters) on its held-out
@@ -94,6 +97,9 @@ def main() -> None:
               "and KL, not its\nperplexity.\n",
               f"| `--kv` | {columns}", f"|---{rule}"]  # fmt: skip
     lines += [line(caches, "q8_0", kv, f"`{kv}`") for kv in _CACHES]
+    kept = re.search(_LADDER, arguments.output.read_text("utf-8"), re.DOTALL)
+    if kept:
+        lines += ["\n" + kept[0]]
     with tempfile.NamedTemporaryFile(
         "w", dir=arguments.output.parent, delete=False, suffix=".part"
     ) as file:

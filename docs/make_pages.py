@@ -194,6 +194,7 @@ per weight, the KV caches, and the command that measures them;
 - `q4_k_m` and `q5_k_m` lose less than `q4_0` and `q5_0`, for a little more memory.
 - `auto` takes the finest type that fits in this machine's memory.
 - `--calibrate TEXT` halves the loss of most types ([gptq.md](gptq.md)).
+- `--bits N` or `--size SIZE` chooses a type for every matrix ([gptq.md](gptq.md#types-for-a-size)).
 """
 
 

@@ -1,0 +1,91 @@
+"""The choice of types for a size: against every combination, and against the limits of a file."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+from infer_os.convert import budget as module
+from infer_os.convert.budget import Option, WeightBudget, choose_types, mixture
+from infer_os.convert.errors import UnsupportedError
+
+TYPES = ("q2_k", "q3_k", "q4_k", "q6_k")
+
+
+def drawn(seed: int, n: int, unit: int) -> dict[str, tuple[Option, ...]]:
+    rng = random.Random(seed)
+    return {
+        f"matrix {i}": tuple(
+            Option(kind, unit * (rng.randrange(2, 12) + 8 * place), rng.random() / 4**place)
+            for place, kind in enumerate(TYPES)
+        )
+        for i in range(n)
+    }
+
+
+def best_of_all(options: dict[str, tuple[Option, ...]], most: int) -> float | None:
+    found = [
+        sum(option.loss for option in combination)
+        for combination in itertools.product(*options.values())
+        if sum(option.n_bytes for option in combination) <= most
+    ]
+    return min(found, default=None)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("unit", [1, 4096])
+def test_no_combination_is_better(seed: int, unit: int) -> None:
+    options = drawn(seed, 5, unit)
+    for most in (unit * n for n in (10, 40, 60, 75, 90, 110, 140, 1000)):
+        choice, best = choose_types(options, most), best_of_all(options, most)
+        if best is None:
+            assert choice is None
+            continue
+        assert choice is not None
+        assert choice.loss == pytest.approx(best, rel=1e-12)
+        chosen = [
+            next(o for o in options[name] if o.type == kind) for name, kind in choice.types.items()
+        ]
+        assert list(choice.types) == list(options)
+        assert sum(option.n_bytes for option in chosen) == choice.n_bytes <= most
+        assert sum(option.loss for option in chosen) == pytest.approx(choice.loss)
+
+
+def test_sizes_are_rounded_up_where_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_STATES", 50)
+    options = drawn(3, 5, 997)
+    for most in range(60 * 997, 140 * 997, 4001):
+        choice, best = choose_types(options, most), best_of_all(options, most)
+        assert choice is not None and best is not None
+        assert choice.n_bytes <= most
+        assert best <= choice.loss < 2 * best
+
+
+def test_a_file_of_so_many_bytes_has_room_for_what_is_not_a_matrix() -> None:
+    assert WeightBudget(n_bytes=1000).tensor_bytes(10_000, 300) == 700
+    assert WeightBudget(bits=3.25).tensor_bytes(1000, 300) == 406
+
+
+def test_names() -> None:
+    assert (WeightBudget(bits=3.25).label, WeightBudget(bits=3.25).option) == (
+        "3.25bit", "--bits 3.25",
+    )  # fmt: skip
+    assert WeightBudget(n_bytes=10_000_000_000).label == "10000MB"
+
+
+@pytest.mark.parametrize("bits", [0.0, -1.0, float("nan"), float("inf"), 100.0])
+def test_numbers_that_are_no_bits(bits: float) -> None:
+    with pytest.raises(UnsupportedError, match=r"--bits .*expected a number from 2 to 8.5"):
+        WeightBudget(bits=bits)
+
+
+def test_the_file_is_named_after_most_of_its_values() -> None:
+    options = {"a": (Option("q4_k", 100, 0.1),), "b": (Option("q2_k", 200, 0.2),)}
+    choice = choose_types(options, 300)
+    assert choice is not None
+    recipe = mixture(WeightBudget(bits=3), choice, {"a": 10, "b": 20})
+    assert (recipe.name, recipe.file_type, dict(recipe.types)) == (
+        "3bit", 10, {"a": "q4_k", "b": "q2_k"},
+    )  # fmt: skip
