@@ -10,33 +10,42 @@ from __future__ import annotations
 import io
 import json
 import struct
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from adapter_files import random_adapter
 from ggml_writer import gptj
 from helpers import TESTS, RawGguf, tensor_entry, u32
 
+from infer_os.convert.adapter_file import write_adapter
 from infer_os.convert.checkpoint import open_checkpoint, read_config, read_index
 from infer_os.convert.errors import ConvertError
 from infer_os.convert.ggml_blocks import OldBlocks
 from infer_os.convert.ggml_checkpoint import open_local
 from infer_os.convert.ggml_file import GgmlFile
 from infer_os.convert.imatrix import read_imatrix
+from infer_os.convert.pipeline import convert
 from infer_os.convert.safetensors_file import SafetensorsFile
 from infer_os.convert.sentencepiece_file import read_sentencepiece
+from infer_os.convert.settings import ConvertSettings
+from infer_os.convert.source import AdapterSource
 from infer_os.convert.statistics import Origin, read_layer, read_statistics, write_layer
 from infer_os.convert.tokenizer import read_vocabulary
 from infer_os.convert.torch_file import TorchFile
 from infer_os.models.architectures import describe
-from infer_os.models.network import ConfigError
+from infer_os.models.network import ConfigError, Role
 from infer_os.native.errors import NativeError
+from infer_os.native.gguf_file import GgufHeader, read_gguf_header
 from infer_os.native.grammar import compiled
 from infer_os.native.graph_check import read_model_header
 from infer_os.native.kv_state import KvFormat, KvGeometry, read_layout, reencode_state
+from infer_os.native.lora_adapter import check_adapter
 from infer_os.native.moments import Moments
 from infer_os.native.text_rules import read_text_rules
 from infer_os.native.unigram_tokenizer import CharsMap, check_unigram
@@ -83,22 +92,46 @@ def _read_gguf(data: bytes, folder: Path) -> None:
 
 
 def _gguf_seeds() -> list[bytes]:
-    import tempfile
+    names = ("neox-parallel", "gpt2", "bloom", "gptj", "bigcode", "opt")
+    small = RawGguf(tensors=[tensor_entry("a", [32, 2], 8)], data=bytes(68)).bytes()
+    return [small, *(_converted(name, "q8_0") for name in names)]
 
-    from infer_os.convert.pipeline import convert
-    from infer_os.convert.settings import ConvertSettings
 
-    seeds = [RawGguf(tensors=[tensor_entry("a", [32, 2], 8)], data=bytes(68)).bytes()]
+def _converted(name: str, kind: str) -> bytes:
+    """A stored checkpoint as a GGUF file."""
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("neox-parallel", "gpt2", "bloom", "gptj", "bigcode", "opt"):
-            target = Path(folder) / f"{name}.gguf"
-            convert(ConvertSettings(TESTS / "reference" / name, target, "q8_0"))
-            seeds.append(target.read_bytes())
-    return seeds
+        target = Path(folder) / f"{name}.gguf"
+        convert(ConvertSettings(TESTS / "reference" / name, target, kind))
+        return target.read_bytes()
 
 
 def _imatrix_seeds() -> list[bytes]:
     return [(TESTS / "reference" / "imatrix" / "llama.gguf").read_bytes()[:_MOST]]
+
+
+# ---- LoRA adapters for a loaded model
+
+
+@cache
+def _adapted() -> GgufHeader:
+    """The header of the model that the adapters are for."""
+    with tempfile.TemporaryDirectory() as folder:
+        return read_model_header(_file(Path(folder), "model.gguf", _converted("gptj", "f32")))
+
+
+def _read_adapter(data: bytes, folder: Path) -> None:
+    (folder / "loaded.gguf").unlink(missing_ok=True)
+    source = AdapterSource(_file(folder, "adapter.gguf", data), 1.0, "adapter.gguf", "--adapter")
+    write_adapter(source, _adapted(), folder / "loaded.gguf")
+    check_adapter(read_gguf_header(folder / "loaded.gguf"), _adapted())
+
+
+def _adapter_seeds() -> list[bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        base, target = TESTS / "reference/gptj", Path(folder) / "adapter.gguf"
+        source = random_adapter(base, Path(folder) / "peft", rank=1, roles=(Role.ATTN_OUTPUT,))
+        write_adapter(AdapterSource(source, 1.0, "peft", "--adapter"), _adapted(), target)
+        return [target.read_bytes()]
 
 
 def _read_statistics(data: bytes, folder: Path) -> None:
@@ -412,6 +445,7 @@ TARGETS: dict[str, Target] = {
         (*_CONVERT, *_NATIVE),
     ),
     "statistics": Target(_read_statistics, _statistics_seeds, (*_CONVERT, *_NATIVE)),
+    "adapter": Target(_read_adapter, _adapter_seeds, (*_CONVERT, *_NATIVE)),
     "safetensors": Target(_read_safetensors, _safetensors_seeds, _CONVERT),
     "torch": Target(_read_torch, _torch_seeds, _CONVERT),
     "ggml": Target(_read_ggml, _ggml_seeds, _CONVERT),

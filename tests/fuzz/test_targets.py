@@ -52,8 +52,8 @@ def test_seeds_and_what_is_near_them(name: str, tmp_path: Path) -> None:
 
 #: Targets whose seeds are good files: a seed that is refused would fuzz nothing but the refusal.
 _SOUND = {
-    "gguf", "imatrix", "statistics", "safetensors", "torch", "ggml", "records", "table", "journal",
-    "state",
+    "gguf", "imatrix", "adapter", "statistics", "safetensors", "torch", "ggml", "records", "table",
+    "journal", "state",
 }  # fmt: skip
 
 
