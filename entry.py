@@ -6,8 +6,10 @@ What happens before the first line of this module, while Python starts, is up to
 from __future__ import annotations
 
 import gc
+import os
 import sys
 
+from .busy import let_openmp_sleep
 from .errors import Error
 from .terminal.signals import end_at_once, open_streams
 
@@ -21,6 +23,7 @@ def main() -> None:
     gc.set_threshold(NEW_OBJECTS)
     open_streams()
     end_at_once()
+    let_openmp_sleep(sys.argv[1:], os.environ)
     try:
         from .cli import main as run
     except Error as error:  # the native library and this Python code do not belong together

@@ -18,9 +18,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from busy import busy_loops
 from numpy.typing import NDArray
 
+from busy import busy_loops
 from infer_os.api import load
 from infer_os.native.abi import Status, inferos_mul_mat
 from infer_os.native.backend import start_kernels, taken_types

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from infer_os.busy import running_tasks
+
 from .control_groups import kernel_text, own_groups
 
 _ROOT = Path("/")
@@ -29,14 +31,12 @@ def usable_cores(root: Path = _ROOT) -> int:
 def processors_left(root: Path = _ROOT) -> int | None:
     """Processors that no other program is using at this moment; None if unknown.
 
-    Counts the tasks that run or wait for a processor, on the whole machine
-    (``/proc/loadavg``, https://docs.kernel.org/filesystems/proc.html), except our own.
+    Counts the tasks that run or wait for a processor, on the whole machine, except our own.
     """
-    fields = kernel_text(root / "proc/loadavg").split()
-    running, slash, _ = fields[3].partition("/") if len(fields) > 3 else ("", "", "")
-    if not slash or not running.isdigit():
+    running = running_tasks(root)
+    if running is None:
         return None
-    others = max(0, int(running) - _own_running(root))
+    others = max(0, running - _own_running(root))
     return min(len(os.sched_getaffinity(0)), (os.cpu_count() or 1) - others)
 
 

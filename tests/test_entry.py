@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from infer_os.busy import let_openmp_sleep, running_tasks
 from infer_os.convert.errors import OutputError
 from infer_os.convert.output_locks import locked_in_turn
 from infer_os.runtime.chat.session_place import SessionPlace
@@ -53,6 +54,55 @@ def test_a_start_never_searches_all_objects_for_garbage() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert done.stdout == b"0\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tasks", "environment", "policy"),
+    [
+        (["generate", "--no-native"], [3, 4, 3], {}, "passive"),
+        (["generate"], [3, 4, 3], {}, None),  # our team does not wait like this
+        (["generate", "--no-native"], [3, 2, 3], {}, None),  # busy for a moment
+        (["generate", "--no-native"], [None], {}, None),
+        (["generate", "--no-native"], [9, 9, 9], {"GOMP_SPINCOUNT": "0"}, None),
+        (["generate", "--no-native"], [9, 9, 9], {"OMP_WAIT_POLICY": "active"}, "active"),
+    ],
+)
+def test_openmp_sleeps_where_no_processor_is_left(
+    arguments: list[str], tasks: list[int | None], environment: dict[str, str], policy: str | None
+) -> None:
+    found = iter(tasks)
+    let_openmp_sleep(arguments, environment, running=lambda: next(found), processors=2)
+    assert environment.get("OMP_WAIT_POLICY") == policy
+
+
+def test_it_is_decided_before_the_library_is_loaded() -> None:
+    script = (
+        "import os, sys\n"
+        "from infer_os import busy, entry\n"
+        "def decide(arguments, environment):\n"
+        "    print(arguments, 'gomp' in open('/proc/self/maps').read())\n"
+        "entry.let_openmp_sleep = decide\n"
+        "sys.argv = ['infer-os', 'generate', '/no/such/model.gguf', '-p', 'x', '--no-native']\n"
+        "try:\n    entry.main()\n"
+        "except SystemExit as end:\n    assert end.code == 2\n"
+        "print('gomp' in open('/proc/self/maps').read())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    first, last = done.stdout.decode().splitlines()
+    assert first.endswith("'--no-native'] False"), done.stderr
+    assert last == "True"
+
+
+def test_running_tasks_are_the_kernels(tmp_path: Path) -> None:
+    assert running_tasks(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    for text, wanted in (
+        ("0.10 0.20 0.30 5/321 999\n", 5),
+        ("0.1 0.2 0.3", None),
+        ("a b c d", None),
+    ):
+        (tmp_path / "proc/loadavg").write_text(text)
+        assert running_tasks(tmp_path) == wanted
 
 
 def test_handlers_are_restored() -> None:
