@@ -4,6 +4,8 @@ In go a port and the bodies of requests to /v1/completions; out comes an :class:
 All clients share one thread and plain sockets: while the clock runs, what arrives is only kept,
 together with its time, and is read as HTTP, events and JSON afterwards. On a machine of few cores
 a client that parses each event as it comes would take a good part of the time that it measures.
+Whoever is sent away (429) asks again after the seconds of Retry-After; an answer's times count from
+the request that was taken.
 """
 
 from __future__ import annotations
@@ -58,12 +60,23 @@ class _Exchange:
         self.tail = (self.tail + data)[-len(_END_OF_CHUNKS) :]
         return self.tail == _END_OF_CHUNKS
 
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds after which to ask again, where there was no room."""
+        data = self.pieces[0][1]
+        if not data.startswith(b"HTTP/1.1 429 "):
+            return None
+        return float(data.lower().partition(b"retry-after:")[2].partition(b"\r\n")[0])
+
 
 class Clients:
     """``n`` clients of a server on this machine, each with a connection that it keeps."""
 
     def __init__(self, port: int, n: int) -> None:
         self._port, self._n = port, n
+        #: Requests that were sent away, and those of them that wait to be sent again.
+        self.n_sent_away = 0
+        self._again: list[tuple[float, int]] = []
 
     def ask(
         self, bodies: list[dict[str, Any]], drops: list[float | None] | None = None
@@ -81,17 +94,25 @@ class Clients:
             began = time.perf_counter()
             for _ in range(self._n):
                 self._next(selector, None, line, requests, moments)
-            while selector.get_map():
-                for key, _ in selector.select(0.001 if drops else None):
+            while selector.get_map() or self._again:
+                for key, _ in selector.select(0.001 if drops or self._again else None):
                     door, exchange = key.fileobj, key.data
                     assert isinstance(door, socket.socket)
                     data = door.recv(1 << 20)
                     assert data, f"request {exchange.number} was cut off"
                     if exchange.take(data):
-                        found[exchange.number] = exchange
                         selector.unregister(door)
+                        if (pause := exchange.retry_after) is not None:
+                            self.n_sent_away += 1
+                            self._again.append((time.perf_counter() + pause, exchange.number))
+                            door.close()
+                            continue
+                        found[exchange.number] = exchange
                         self._next(selector, door, line, requests, moments)
                 now = time.perf_counter()
+                for due in [one for one in self._again if one[0] <= now]:
+                    self._again.remove(due)
+                    self._next(selector, None, iter(due[1:]), requests, moments)
                 for key in list(selector.get_map().values()) if drops else ():
                     if key.data.gone is not None and key.data.gone < now:
                         selector.unregister(key.fileobj)

@@ -1,8 +1,9 @@
-"""A server under load: ``infer-os serve`` against ``batch``, and against llama-cpp-python's server.
+"""A server under load: ``infer-os serve`` against ``batch``, and against llama.cpp's servers.
 
     python benchmarks/serving.py [--models bundled,pythia-160m] [--clients 1,8,32,128] [--type q8_0]
         [--tokens 64] [--prompt 40] [--rounds 5] [--least 32] [--threads N] [--drop 0.3]
-        [--requests 2000] [--llama-python VENV/bin/python] [--work DIR]
+        [--requests 2000] [--parallel N] [--queue 256] [--llama-python VENV/bin/python]
+        [--llama-server FILE] [--work DIR]
 
 Clients on loopback ask for greedy completions of prompts of ``--prompt`` words, each its next one
 when the last one has ended: in a round all streamed, in another one all whole. For each number of
@@ -16,9 +17,12 @@ Then, with ``--drop``, this share of the clients goes away at a random moment: t
 each get the text that batch has, once, and nothing may be left running. With ``--requests``, so
 many short requests come from 16 clients, of which some go away; those that stay must each get an
 answer, once, and the server's memory is printed meanwhile (``--clients ""`` does this alone).
+With ``--parallel``, so many texts are computed at once instead, by batch as well, and ``--queue``
+wait; further clients are sent away, and come again when they were asked to.
+
 ``--llama-python`` is a Python with ``llama-cpp-python[server]``, whose server takes part with 1 and
-8 clients; it answers one at a time. Models are the bundled one, or names of the catalog with random
-weights.
+8 clients; it answers one at a time. ``--llama-server`` is llama.cpp's own server. Models are the
+bundled one, or names of the catalog with random weights.
 """
 
 from __future__ import annotations
@@ -78,6 +82,7 @@ def serving(model: Path, n_seq: int, given: argparse.Namespace) -> Iterator[Serv
     command = [
         sys.executable, "-m", "infer_os.entry", "serve", str(model), "--port", "0", "--parallel",
         str(n_seq), "--context", str(given.context), "--threads", str(given.threads),
+        "--queue", str(given.queue),
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -90,25 +95,44 @@ def serving(model: Path, n_seq: int, given: argparse.Namespace) -> Iterator[Serv
 
 
 @contextmanager
-def llama_serving(model: Path, given: argparse.Namespace) -> Iterator[Server]:
-    """llama-cpp-python's own server."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+def llama_python_serving(model: Path, n_seq: int, given: argparse.Namespace) -> Iterator[Server]:
+    """llama-cpp-python's own server, which answers one request at a time."""
     command = [
-        str(given.llama_python), "-m", "llama_cpp.server", "--model", str(model), "--port",
-        str(port), "--n_ctx", str(given.context), "--n_threads", str(given.threads),
-        "--n_threads_batch", str(given.threads), "--verbose", "False",
+        str(given.llama_python), "-m", "llama_cpp.server", "--model", str(model), "--n_ctx",
+        str(given.context), "--n_threads", str(given.threads), "--n_threads_batch",
+        str(given.threads), "--verbose", "False",
         # else a request that comes ends the one before it
         "--interrupt_requests", "False",
     ]  # fmt: skip
+    with _other_serving(command, "/v1/models") as server:
+        yield server
+
+
+@contextmanager
+def llama_serving(model: Path, n_seq: int, given: argparse.Namespace) -> Iterator[Server]:
+    """llama.cpp's own server, with as many slots and as much context for each."""
+    command = [
+        str(given.llama_server), "--model", str(model), "--ctx-size", str(given.context * n_seq),
+        "--parallel", str(n_seq), "--threads", str(given.threads), "--threads-batch",
+        str(given.threads), "--no-webui",
+    ]  # fmt: skip
+    with _other_serving(command, "/health") as server:
+        yield server
+
+
+@contextmanager
+def _other_serving(command: list[str], path: str) -> Iterator[Server]:
+    """A server that is ready once it answers at a path."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, **quiet) as process:
+    with subprocess.Popen([*command, "--port", str(port)], **quiet) as process:
         try:
             for _ in range(600):
                 if process.poll() is not None:
-                    raise SystemExit("llama_cpp.server does not start: is [server] installed?")
+                    raise SystemExit(f"it does not start: {' '.join(command)}")
                 try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models").close()
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}{path}").close()
                     break
                 except OSError:
                     time.sleep(0.1)
@@ -127,8 +151,8 @@ def status(port: int) -> dict[str, Any]:
 class Round:
     """Drawn tokens per second, the texts, and the processor time per token of whoever wrote them.
 
-    Of a server also the seconds to the first tokens, the clients' processor time per token, and
-    events per token.
+    Of a server also the seconds to the first tokens, the clients' processor time per token,
+    events per token, and how often a client was sent away.
     """
 
     speed: float
@@ -137,6 +161,7 @@ class Round:
     first_s: list[float] = field(default_factory=list)
     client_s: float = 0.0
     events: float = 0.0
+    n_sent_away: int = 0
 
 
 def batch_round(engine: BatchEngine, prompts: list[str], n_tokens: int) -> Round:
@@ -161,7 +186,8 @@ def bodies_of(prompts: list[str], n_tokens: int, *, stream: bool) -> list[dict[s
 def server_round(server: Server, n_clients: int, bodies: list[dict[str, Any]]) -> Round:
     """All requests once."""
     client_s, server_s = time.process_time(), server.cpu_s()
-    seconds, found = Clients(server.port, n_clients).ask(bodies)
+    clients = Clients(server.port, n_clients)
+    seconds, found = clients.ask(bodies)
     client_s, server_s = time.process_time() - client_s, server.cpu_s() - server_s
     answers = [answer for answer in found if answer is not None]
     assert all(answer.n_ends == 1 for answer in answers)
@@ -169,7 +195,7 @@ def server_round(server: Server, n_clients: int, bodies: list[dict[str, Any]]) -
     return Round(
         n_tokens / seconds, [answer.text for answer in answers], server_s / n_tokens,
         [answer.first_s for answer in answers], client_s / n_tokens,
-        sum(answer.n_events for answer in answers) / n_tokens,
+        sum(answer.n_events for answer in answers) / n_tokens, clients.n_sent_away,
     )  # fmt: skip
 
 
@@ -188,18 +214,20 @@ def make_prompts(chance: random.Random, n: int, n_words: int) -> list[str]:
 
 
 def compare(model: Path, n_clients: int, given: argparse.Namespace) -> None:
-    """Rounds of batch, of serve in both ways, and of the peer, in turns; prints."""
+    """Rounds of batch, of serve in both ways, and of the peers, in turns; prints."""
     chance = random.Random(n_clients)
+    n_seq = given.parallel or n_clients
     settings = EngineSettings(given.context, threads=given.threads)
     with ExitStack() as stack:
-        engine = stack.enter_context(BatchEngine(model, settings, BatchSettings(n_clients)))
-        server = stack.enter_context(serving(model, n_clients, given))
+        engine = stack.enter_context(BatchEngine(model, settings, BatchSettings(n_seq)))
+        server = stack.enter_context(serving(model, n_seq, given))
         ways = {"serve, streaming": (server, True), "serve, whole": (server, False)}
+        if given.llama_server:
+            peer = stack.enter_context(llama_serving(model, n_seq, given))
+            ways |= {"llama-server, streaming": (peer, True), "llama-server, whole": (peer, False)}
         if given.llama_python and n_clients <= _PEER_CLIENTS:
-            ways["llama_cpp.server, streaming"] = (
-                stack.enter_context(llama_serving(model, given)),
-                True,
-            )
+            peer = stack.enter_context(llama_python_serving(model, n_seq, given))
+            ways["llama_cpp.server, streaming"] = (peer, True)
         batches: list[Round] = []
         found: dict[str, list[Round]] = {name: [] for name in ways}
         n = max(given.least, 2 * n_clients)
@@ -212,7 +240,10 @@ def compare(model: Path, n_clients: int, given: argparse.Namespace) -> None:
                 done = server_round(asked, n_clients, bodies)
                 assert asked is not server or done.texts == batch.texts, "other texts than batch's"
                 found[name] += [done] * bool(number)
-        print(f"{n_clients} clients, {n} requests a round, {given.tokens} tokens at most each:")
+        print(
+            f"{n_clients} clients, {n_seq} texts at once, {n} requests a round, {given.tokens} "
+            "tokens at most each:"
+        )
         print(spread("batch, tokens/s", [batch.speed for batch in batches]))
         for name, rounds in found.items():
             show(name, rounds, batches)
@@ -237,7 +268,7 @@ def show(name: str, rounds: list[Round], batches: list[Round]) -> None:
     print(
         f"    {what}: p50 {percents[49]:.3f} s, p99 {percents[98]:.3f} s; processor time per "
         f"token: server {1e6 * server_s:.0f} us, clients {1e6 * client_s:.0f} us; "
-        f"{events:.2f} events per token"
+        f"{events:.2f} events per token; sent away {sum(done.n_sent_away for done in rounds)} times"
     )
 
 
@@ -329,7 +360,10 @@ def main() -> None:
     parser.add_argument("--drop", type=float, default=0.3)
     parser.add_argument("--least", type=int, default=_LEAST_REQUESTS)
     parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--parallel", type=int, default=0)
+    parser.add_argument("--queue", type=int, default=256)
     parser.add_argument("--llama-python", type=Path)
+    parser.add_argument("--llama-server", type=Path)
     parser.add_argument("--work", type=Path)
     given = parser.parse_args()
     print(f"{given.threads} threads, {given.type}, load average {os.getloadavg()[0]:.1f}")
