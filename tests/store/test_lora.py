@@ -148,3 +148,17 @@ def test_vectors(desk: Desk, run: Cli) -> None:
     plain, tuned = vector(), vector("--lora", ADAPTER)
     assert max(abs(a - b) for a, b in zip(plain, tuned, strict=True)) > 0.01
     assert len(conversions(desk)) == 2
+
+
+def test_from_the_hub_beside_the_weights(desk: Desk, run: Cli) -> None:
+    words = ["generate", BASE, "--type", "f32", *LINE]
+    local = run(*words, "--adapter", ADAPTER)
+    assert local.code == 0, local.err
+    fetched = run(*words, "--adapter", HUB, "--json")
+    assert fetched.code == 0, fetched.err
+    assert json.loads(fetched.out)["adapter"] == "tiny-lora"
+    assert run(*words, "--adapter", f"x={HUB}:1").out == local.out != run(*words).out
+    # what was fetched and written is used without the hub
+    desk.server.repositories.clear()
+    assert run(*words, "--adapter", HUB).out == local.out
+    assert len(conversions(desk)) == 1
