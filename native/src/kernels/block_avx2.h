@@ -8,13 +8,6 @@
 
 namespace {
 
-inline int32_t sum_across(__m256i v) {
-    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    s         = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-    s         = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
-    return _mm_cvtsi128_si32(s);
-}
-
 class Avx2Block {
   public:
     explicit Avx2Block(const float * x) {
@@ -52,11 +45,13 @@ class Avx2Block {
         const __m256i bytes =
             _mm256_permutevar8x32_epi32(_mm256_max_epi8(packed, _mm256_set1_epi8(-127)), order);
         _mm256_storeu_si256(reinterpret_cast<__m256i *>(quants), bytes);
-        const __m256i ones  = _mm256_set1_epi16(1);
-        const __m256i first = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(bytes));
-        const __m256i last  = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(bytes, 1));
-        sums[0]             = sum_across(_mm256_madd_epi16(first, ones));
-        sums[1]             = sum_across(_mm256_madd_epi16(last, ones));
+        // either half of the values is in a lane of 128 bits: both are summed at once
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+        __m256i       fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+        fours               = _mm256_add_epi32(fours, _mm256_shuffle_epi32(fours, 0x4e));
+        fours               = _mm256_add_epi32(fours, _mm256_shuffle_epi32(fours, 0xb1));
+        sums[0]             = _mm_cvtsi128_si32(_mm256_castsi256_si128(fours));
+        sums[1]             = _mm_cvtsi128_si32(_mm256_extracti128_si256(fours, 1));
     }
 
   private:
