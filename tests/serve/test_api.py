@@ -596,15 +596,20 @@ def test_a_stream_that_fails_before_it_begins_is_an_error() -> None:
 def test_signs_of_life_come_again_and_again(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generating, "QUIET_S", 0.1)
+    monkeypatch.setattr(generating, "QUIET_S", 0.2)
     service.engine.gate.clear()
     body = b'{"prompt": "Hi", "stream": true}'
     with service.connect() as link:
+        link.settimeout(5)
         link.sendall(
             b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
             b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
         )
-        got = b""
+        time.sleep(0.1)
+        service.engine.gate.set()  # one step, while half of the time is over
+        service.engine.gate.clear()
+        got = link.recv(1 << 16)
+        assert b'"text":"G"' in got and b": still here" not in got
         while got.count(b": still here") < 3:
             got += link.recv(1 << 16)
         service.engine.gate.set()

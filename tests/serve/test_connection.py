@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
-from http_server import Service, read_all, running, sent_while_read
+from http_server import Service, eventually, read_all, running, sent_while_read
 
 from infer_os.serve.connection import MOST_HEAD
 from infer_os.serve.scripted_engine import ScriptedEngine
@@ -36,7 +37,11 @@ def test_chunks_of_single_bytes(service: Service) -> None:
     data = json.dumps({"prompt": "x" * 200, "pad": None, "user": "y" * 20_000}).encode()
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in data)
     assert len(chunks) > MOST_HEAD
-    assert service.raw(_CHUNKED + chunks + b"0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+    with service.connect() as link:
+        link.sendall(_CHUNKED + chunks)
+        time.sleep(0.2)  # it is looked at before its end is there
+        link.sendall(b"0\r\n\r\n")
+        assert read_all(link).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize("line", [b"a: b\r\n", b"a" * 64])
@@ -62,3 +67,21 @@ def test_old_clients_get_whole_answers_alone(service: Service) -> None:
         got = service.raw(old)
         assert said in got.partition(b"\r\n")[0]
         assert b"chunked" not in got
+
+
+class Slow(ScriptedEngine):
+    """Writes for longer than anybody waits."""
+
+    def step(self, begins: Callable[[], None]) -> bool:
+        time.sleep(0.002)
+        return super().step(begins)
+
+
+def test_a_client_that_goes_away_with_two_requests_leaves_nothing_behind() -> None:
+    engine = Slow(lambda prompt: "x" * 100_000, n_ctx=200_000)
+    with running(engine) as service:
+        with service.connect() as link:
+            link.sendall(request(stream=True, max_tokens=-1) * 2)
+            assert b'"text":"x' in link.recv(1 << 16)
+        eventually(lambda: len(engine.cancelled) == 1, "it writes on")
+        assert len(engine.submitted) == 1
