@@ -26,8 +26,8 @@ from typing import Any
 
 from ladder import bundled_texts, divergence, interval, quantize_by_llama
 
-from infer_os.convert.budget import WeightBudget
 from infer_os.convert.calibrated import CalibrationSettings, convert_calibrated
+from infer_os.convert.mixture import WeightBudget
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
 from infer_os.convert.statistics import read_statistics

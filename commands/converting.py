@@ -12,8 +12,8 @@ from . import completing, options
 from .loading import reporter
 
 if TYPE_CHECKING:
-    from ..convert.budget import WeightBudget
     from ..convert.calibrated import CalibrationSettings
+    from ..convert.mixture import WeightBudget
     from ..convert.settings import ConvertSettings
 
 Source = Annotated[
@@ -249,6 +249,6 @@ def _budget(type: str | None, bits: float | None, size: str) -> WeightBudget | N
         raise SettingsError(f"{' and '.join(names)}: each decides the types; drop all but one")
     if bits is None and not size:
         return None
-    from ..convert.budget import WeightBudget
+    from ..convert.mixture import WeightBudget
 
     return WeightBudget(bits or 0.0, options.size_option("--size", size))

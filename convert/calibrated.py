@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infer_os.files import take_name
+from infer_os.models.weight_types import Recipe
 from infer_os.native.interrupt import interruptible
 from infer_os.native.model import LlamaModel
 from infer_os.native.scoring import Divergence, Subject, WindowSettings, compare_models
@@ -26,6 +27,7 @@ from .collecting import DEFAULT_MEMORY, collect_statistics
 from .errors import FileFormatError, OutputError, SourceError, UnsupportedError
 from .gguf_writer import check_output, complete_file, part_path
 from .imatrix import ImportanceMatrix, write_imatrix
+from .mixture import WeightBudget
 from .pipeline import convert
 from .report import CalibrationReport, ConversionReport, PlacedQuality
 from .sensitivity import Sensitivity, measure_sensitivity, read_sensitivity, write_sensitivity
@@ -108,25 +110,9 @@ def convert_calibrated(
         convert(fine, steps("intermediate file"))
         held_out = _held_out_tokens(made["fine"], unseen, calibration.text)
         collected = steps("calibrating")
-        statistics: Statistics | None = None
-        if method == "gptq":
-            statistics = _collected(settings, calibration, made["fine"], seen, collected)
-            matrix = statistics.importance
-            if settings.budget is None and not statistics.suffices:
-                _refuse_short(statistics, settings, calibration)
-                statistics, method = None, "imatrix"
-        else:
-            matrix = collect_importance(
-                made["fine"], seen, n_threads=settings.n_threads, progress=collected
-            )
-            matrix = replace(matrix, datasets=(calibration.text.name,))
-        recipe = None
-        predicted = 0.0
-        if settings.budget is not None:
-            assert statistics is not None  # _method took them
-            measured = _sensitivity(settings, statistics, made["fine"], seen, steps)
-            recipe = measured.recipe(settings.budget)
-            predicted = measured.choose(settings.budget).loss
+        statistics, matrix = _weights(settings, calibration, made["fine"], seen, method, collected)
+        method = "imatrix" if statistics is None else "gptq"
+        recipe, predicted = _types(settings, statistics, made["fine"], seen, steps)
         convert(replace(plain, output=made["without"]), steps("without weights"), recipe=recipe)
         report = convert(
             replace(settings, output=made["with"]), steps("with weights"), matrix, statistics,
@@ -173,6 +159,43 @@ def _method(settings: ConvertSettings, calibration: CalibrationSettings) -> str:
     return "imatrix" if method == "auto" else method
 
 
+def _weights(
+    settings: ConvertSettings,
+    calibration: CalibrationSettings,
+    model: Path,
+    text: str,
+    method: str,
+    progress: Progress | None,
+) -> tuple[Statistics | None, ImportanceMatrix]:
+    """What the text says: statistics if the method is gptq and it suffices for them, or weights.
+
+    Raises:
+        SourceError: it is too short.
+    """
+    if method == "gptq":
+        statistics = _collected(settings, calibration, model, text, progress)
+        if settings.budget is not None or statistics.suffices:
+            return statistics, statistics.importance
+        _refuse_short(statistics, settings, calibration)
+        return None, statistics.importance
+    matrix = collect_importance(model, text, n_threads=settings.n_threads, progress=progress)
+    return None, replace(matrix, datasets=(calibration.text.name,))
+
+
+def _types(
+    settings: ConvertSettings,
+    statistics: Statistics | None,
+    model: Path,
+    text: str,
+    steps: Steps,
+) -> tuple[Recipe | None, float]:
+    """The types that a budget allows, and the loss they should have; None without a budget."""
+    if settings.budget is None or statistics is None:
+        return None, 0.0
+    measured = _sensitivity(settings, settings.budget, statistics, model, text, steps)
+    return measured.recipe(settings.budget), measured.choose(settings.budget).loss
+
+
 def _collected(
     settings: ConvertSettings,
     calibration: CalibrationSettings,
@@ -189,14 +212,17 @@ def _collected(
 
 
 def _sensitivity(
-    settings: ConvertSettings, statistics: Statistics, model: Path, text: str, steps: Steps
+    settings: ConvertSettings,
+    budget: WeightBudget,
+    statistics: Statistics,
+    model: Path,
+    text: str,
+    steps: Steps,
 ) -> Sensitivity:
     """What every matrix loses in every type; measured once, and kept with the statistics."""
-    if settings.budget is not None:
-        with contextlib.suppress(FileFormatError):
-            return read_sensitivity(statistics, settings.budget)
-    opened = open_windows(model, text, n_threads=settings.n_threads)
-    with opened as (_, windows, _):
+    with contextlib.suppress(FileFormatError):
+        return read_sensitivity(statistics, budget)
+    with open_windows(model, text, n_threads=settings.n_threads) as (_, windows, _):
         pass
     found = measure_sensitivity(
         model, statistics, windows, model.parent, n_threads=settings.n_threads, steps=steps

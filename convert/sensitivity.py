@@ -25,9 +25,9 @@ from infer_os.native.gguf_file import GgufHeader, GgufTensor, read_gguf_header
 from infer_os.native.quantize import quantize_rows
 from infer_os.native.scoring import WindowSettings
 
-from .budget import CANDIDATES, Choice, Option, WeightBudget, choose_types, mixture
 from .errors import FileFormatError, UnsupportedError
 from .gguf_writer import complete_file, part_path
+from .mixture import CANDIDATES, Choice, Option, WeightBudget, choose_types, mixture_recipe
 from .probing import Progress, decoded, probe_groups, rounded_rows, stored_rows
 from .settings import ConvertSettings
 from .statistics import Statistics
@@ -82,7 +82,7 @@ class Sensitivity:
 
     def recipe(self, budget: WeightBudget) -> Recipe:
         """The recipe of what is chosen; the arguments of :meth:`choose`."""
-        return mixture(budget, self.choose(budget), self.sizes)
+        return mixture_recipe(budget, self.choose(budget), self.sizes)
 
 
 def measure_sensitivity(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from infer_os.fields import check_fields, flag, path, text, whole
 
-from .budget import WeightBudget
 from .errors import UnsupportedError
+from .mixture import WeightBudget
 from .source import AdapterSource, HubSource
 from .types import recipe_named
 

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from infer_os.cli import app
 from infer_os.convert import calibrated
-from infer_os.convert.budget import WeightBudget
 from infer_os.convert.calibrated import CalibrationSettings, convert_calibrated
 from infer_os.convert.errors import ConvertError, FileFormatError, UnsupportedError
+from infer_os.convert.mixture import WeightBudget
 from infer_os.convert.pipeline import convert
 from infer_os.convert.report import ConversionReport
 from infer_os.convert.sensitivity import FILE, Sensitivity, measure_sensitivity, read_sensitivity

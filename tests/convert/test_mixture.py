@@ -7,9 +7,9 @@ import random
 
 import pytest
 
-from infer_os.convert import budget as module
-from infer_os.convert.budget import Option, WeightBudget, choose_types, mixture
+from infer_os.convert import mixture as module
 from infer_os.convert.errors import UnsupportedError
+from infer_os.convert.mixture import Option, WeightBudget, choose_types, mixture_recipe
 
 TYPES = ("q2_k", "q3_k", "q4_k", "q6_k")
 
@@ -85,7 +85,7 @@ def test_the_file_is_named_after_most_of_its_values() -> None:
     options = {"a": (Option("q4_k", 100, 0.1),), "b": (Option("q2_k", 200, 0.2),)}
     choice = choose_types(options, 300)
     assert choice is not None
-    recipe = mixture(WeightBudget(bits=3), choice, {"a": 10, "b": 20})
+    recipe = mixture_recipe(WeightBudget(bits=3), choice, {"a": 10, "b": 20})
     assert (recipe.name, recipe.file_type, dict(recipe.types)) == (
         "3bit", 10, {"a": "q4_k", "b": "q2_k"},
     )  # fmt: skip

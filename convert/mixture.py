@@ -113,7 +113,7 @@ def choose_types(options: Mapping[str, Sequence[Option]], most_bytes: int) -> Ch
     return Choice(dict(reversed(types.items())), n_bytes, float(losses[-1]))
 
 
-def mixture(budget: WeightBudget, choice: Choice, sizes: Mapping[str, int]) -> Recipe:
+def mixture_recipe(budget: WeightBudget, choice: Choice, sizes: Mapping[str, int]) -> Recipe:
     """The recipe of a choice; what it does not name is as in Q8_0.
 
     Args:
