@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import gguf
@@ -228,3 +231,30 @@ def test_statistics_without_a_measurement(folder: Path, tmp_path: Path) -> None:
         (tmp_path / path.name).symlink_to(path)
     with pytest.raises(ConvertError, match="add --calibrate TEXT once, which measures it"):
         convert(ConvertSettings(MODEL, budget=WeightBudget(4), statistics=tmp_path))
+
+
+def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path) -> None:
+    """SIGKILL after the first layer's statistics, and after the measurement."""
+    text, kept, target = tmp_path / "text.txt", tmp_path / "kept", tmp_path / "it.gguf"
+    text.write_text(SHORT.read_text() * 4)
+    words = [sys.executable, "-m", "infer_os.cli", "convert", PARALLEL, "--bits", 5, "--threads", 1,
+             "--calibrate", text, "--memory", "1kB"]  # fmt: skip
+
+    def start(*more: object) -> subprocess.Popen[bytes]:
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen([str(word) for word in (*words, *more)], **quiet)
+
+    whole = tmp_path / "whole.gguf"
+    assert start("--statistics", tmp_path / "undisturbed", "-o", whole).wait() == 0
+    for seen in ("blk.0.moments.gguf", FILE):
+        with start("--statistics", kept, "-o", target) as process:
+            while not (kept / seen).exists():
+                assert process.poll() is None
+                time.sleep(0.002)
+            process.kill()
+        assert not target.exists() or target.read_bytes() == whole.read_bytes()
+        target.unlink(missing_ok=True)
+    assert start("--statistics", kept, "-o", target).wait() == 0
+    assert target.read_bytes() == whole.read_bytes()
+    undisturbed = {path.name: path.read_bytes() for path in (tmp_path / "undisturbed").iterdir()}
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == undisturbed
