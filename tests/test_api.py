@@ -169,7 +169,9 @@ def test_a_batch_is_the_batch_engines_on_the_weights_that_are_loaded(
 def test_a_batch_keeps_within_the_memory(file: Path, mode: str) -> None:
     settings = EngineSettings(context=512, threads=1, load=mode)
     header = read_gguf_header(file)
-    plan, _notes = plan_batch(header, settings, 4)
+    with load(file, settings=settings) as model:  # plans count the pages of files that are mapped
+        list(model.batch(["He"], stops=SHORT, settings=BatchSettings(parallel=4)))
+        plan, _notes = plan_batch(header, settings, 4)
     for memory, fits in ((plan.total, True), (plan.total - 1, False)):
         limited = EngineSettings(context=512, threads=1, load=mode, memory=memory)
         with load(file, settings=limited) as model:
