@@ -12,7 +12,6 @@ stacked from several has a pair with their matrices side by side, each with zero
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,6 @@ from typing import Any, BinaryIO
 
 import gguf
 import numpy as np
-from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
 from infer_os.files import new_file
@@ -35,6 +33,7 @@ from infer_os.native.quantize import LowRank
 from .adapters import OpenAdapter, Pair, adapters_digest, open_adapter
 from .blocks import added_to_target, widened
 from .errors import FileFormatError, OutputError, SourceError, UnsupportedError
+from .gguf_writer import header_bytes
 from .origins import CONFIG_KEY
 from .source import AdapterSource
 
@@ -277,7 +276,6 @@ def _write_padded(file: BinaryIO, matrix: NDArray[np.float32]) -> None:
 
 
 def _header(graph: str, digest: str, targets: Sequence[_Target]) -> bytes:
-    buffer = io.BytesIO()
     writer: Any = gguf.GGUFWriter(None, graph)
     texts: Mapping[str, str] = {
         "general.type": "adapter", "adapter.type": "lora", DIGEST_KEY: digest,
@@ -292,9 +290,4 @@ def _header(graph: str, digest: str, targets: Sequence[_Target]) -> bytes:
                 name, shape, np.dtype(np.float32), 4 * shape[0] * shape[1],
                 raw_dtype=gguf.GGMLQuantizationType.F32,
             )  # fmt: skip
-    writer.fout, writer.state = [buffer], WriterState.EMPTY
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.write_padding(buffer, buffer.tell())
-    return buffer.getvalue()
+    return header_bytes(writer)

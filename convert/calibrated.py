@@ -193,7 +193,7 @@ def _types(
     if settings.budget is None or statistics is None:
         return None, 0.0
     measured = _sensitivity(settings, settings.budget, statistics, model, text, steps)
-    return measured.recipe(settings.budget), measured.choose(settings.budget).loss
+    return measured.recipe(settings.budget)
 
 
 def _collected(

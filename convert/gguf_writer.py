@@ -181,7 +181,6 @@ def gguf_header(
         vocabulary: the tokenizer.
         plan: the tensors, in the order of their data.
     """
-    buffer = io.BytesIO()
     writer = gguf.GGUFWriter(None, graph)
     for key, value in metadata.items():
         _add_value(writer, key, value)
@@ -192,6 +191,12 @@ def gguf_header(
             tensor.rule.target, tensor.rule.shape, np.dtype(np.float32), tensor.n_bytes,
             raw_dtype=gguf.GGMLQuantizationType(tensor.type.id),
         )  # fmt: skip
+    return header_bytes(writer)
+
+
+def header_bytes(writer: Any) -> bytes:
+    """Everything that precedes the tensors' data, of a ``GGUFWriter`` without a path."""
+    buffer = io.BytesIO()
     # without a path the writer opens nothing: it gets the buffer as its open, empty file
     writer.fout, writer.state = [buffer], WriterState.EMPTY
     writer.write_header_to_file()

@@ -80,9 +80,10 @@ class Sensitivity:
             )
         return choice
 
-    def recipe(self, budget: WeightBudget) -> Recipe:
-        """The recipe of what is chosen; the arguments of :meth:`choose`."""
-        return mixture_recipe(budget, self.choose(budget), self.sizes)
+    def recipe(self, budget: WeightBudget) -> tuple[Recipe, float]:
+        """The recipe of what is chosen, and its loss; see :meth:`choose`."""
+        choice = self.choose(budget)
+        return mixture_recipe(budget, choice, self.sizes), choice.loss
 
 
 def measure_sensitivity(
@@ -234,7 +235,8 @@ def wanted_recipe(settings: ConvertSettings, statistics: Statistics | None) -> R
             f"{settings.budget.option}: add --calibrate TEXT, a text that shows what each "
             "matrix loses in each type"
         )
-    return read_sensitivity(statistics, settings.budget).recipe(settings.budget)
+    recipe, _ = read_sensitivity(statistics, settings.budget).recipe(settings.budget)
+    return recipe
 
 
 def write_sensitivity(found: Sensitivity, folder: Path) -> None:

@@ -61,8 +61,9 @@ class Record:
     """A prompt, or a conversation to continue, and how: ``n`` samples of it.
 
     A ``prompt`` is a text, or tokens that are taken as they are. ``logprobs`` is how many of the
-    likeliest tokens are told for each one drawn; None for what the run says. With ``scores_prompt``
-    the same is told of the prompt's tokens (with the first sample); without ``draws`` that is all.
+    likeliest tokens a result has for each one drawn; None for the run's own number. With
+    ``scores_prompt`` the first sample's result has them for the prompt's tokens as well; without
+    ``draws`` it has nothing else.
     ``seed`` is the record's own; without one, and with a seed of the run, each sample gets one that
     depends on the run's seed and the id alone. ``adapter`` is "" for none, None for the run's own.
     """

@@ -38,8 +38,7 @@ def choose(planner: Planner, wish: Wish) -> Plan:
     """The finest weights whose plan fits, with the finest cache that fits next to them.
 
     A cache that ends in Q8_0, or Q8_0 keys, comes before coarser weights, a coarser one after all
-    of them. If
-    nothing fits: the smallest plan, whose ``fits`` is false.
+    of them. If nothing fits: the smallest plan, whose ``fits`` is false.
     """
     options = _options(planner.shape, wish)
     load = wish.load or "mmap"

@@ -32,6 +32,7 @@ from infer_os.convert.errors import (
     SourceError,
     UnsupportedError,
 )
+from infer_os.convert.origins import CONFIG_KEY
 from infer_os.convert.pipeline import convert
 from infer_os.convert.plain_file import read_bytes
 from infer_os.convert.safetensors_file import SafetensorsFile
@@ -244,9 +245,17 @@ def test_a_bare_model_whose_head_is_the_embedding(tmp_path: Path) -> None:
     tensors.pop("lm_head.weight", None)
     write_tensors(folder, {n.removeprefix("transformer."): t for n, t in tensors.items()})
     convert(ConvertSettings(folder, tmp_path / "b.gguf", "q8_0"))
-    files = [tmp_path / "a.gguf", tmp_path / "b.gguf"]  # the metadata keeps each config
-    data = [file.read_bytes()[read_gguf_header(file).data_offset :] for file in files]
-    assert data[0] == data[1]
+    headers = [read_gguf_header(tmp_path / name) for name in ("a.gguf", "b.gguf")]
+    configs = [json.loads(header.metadata.pop(CONFIG_KEY)) for header in headers]
+    assert [config.pop("architectures") for config in configs] == [
+        ["GPT2LMHeadModel"],
+        ["GPT2Model"],
+    ]
+    whole, bare = (
+        (header.metadata, header.tensors, config, header.path.read_bytes()[header.data_offset :])
+        for header, config in zip(headers, configs, strict=True)
+    )
+    assert whole == bare
 
 
 # ---- the index and its shards
