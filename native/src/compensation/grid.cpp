@@ -155,7 +155,7 @@ void read_iq4_xs(const uint8_t * bytes, Grid & grid) {
 void write_iq4_xs(const int16_t * codes, uint8_t * bytes) {
     for (int j = 0; j < 8; j++) {
         for (int i = 0; i < 16; i++) {
-            const int16_t * from    = codes + 32 * j + i;
+            const int16_t * from  = codes + 32 * j + i;
             bytes[8 + 16 * j + i] = uint8_t(from[0] | from[16] << 4);
         }
     }
@@ -210,11 +210,11 @@ void write_iq2_s(const int16_t * codes, uint8_t * bytes) {
 
 // The vectors that ggml knows, read from blocks that consist of them.
 Codebook read_codebook(const GridType & type, int n, int columns) {
-    Codebook book = {n, columns, {}};
-    uint8_t  bytes[256] = {};
-    float    values[kMostBlock];
-    int16_t  codes[kMostBlock] = {};
-    const ggml_fp16_t one      = ggml_fp32_to_fp16(1.0f);
+    Codebook          book       = {n, columns, {}};
+    uint8_t           bytes[256] = {};
+    float             values[kMostBlock];
+    int16_t           codes[kMostBlock] = {};
+    const ggml_fp16_t one               = ggml_fp32_to_fp16(1.0f);
     memcpy(bytes, &one, sizeof one);
     Grid grid;
     type.read(bytes, grid);

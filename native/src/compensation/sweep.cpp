@@ -62,7 +62,7 @@ template <int Bytes, int Columns>
                                                float * losses) {
     typedef float   Floats __attribute__((vector_size(Bytes)));
     typedef int32_t Bits __attribute__((vector_size(Bytes)));
-    constexpr int kLanes = Bytes / int(sizeof(float));
+    constexpr int   kLanes = Bytes / int(sizeof(float));
     for (int e = 0; e < book.n; e += kLanes) {
         Floats left[Columns], loss = {};
         for (int i = 0; i < Columns; i++) {
@@ -227,8 +227,8 @@ class Chunk {
         const float * was    = row(r) + column;
         const Grid &  grid   = grids_[r];
         for (int64_t k = s; k < s + n; k++) {
-            const int     in_block = int(k % type_.block);
-            const float   scale = grid.scale[in_block], offset = grid.offset[in_block];
+            const int   in_block = int(k % type_.block);
+            const float scale = grid.scale[in_block], offset = grid.offset[in_block];
             if (codebook_ && k % codebook_->columns == 0) {
                 choose_vector(wanted + k, grid, in_block, corner + k * width + k, width,
                               codes_.data() + r * kGroup + k);

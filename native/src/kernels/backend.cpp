@@ -102,8 +102,8 @@ bool is_matrix_product(const ggml_tensor * op) {
 bool takes_float_product(const ggml_tensor * op) {
     const ggml_tensor * w    = op->src[0];
     const FloatType *   type = float_type_of(w);
-    return type != nullptr && is_matrix_product(op) && is_weight(w) &&
-           w->ne[0] % kFloatUnit == 0 && w->nb[0] == static_cast<size_t>(type->value_bytes);
+    return type != nullptr && is_matrix_product(op) && is_weight(w) && w->ne[0] % kFloatUnit == 0 &&
+           w->nb[0] == static_cast<size_t>(type->value_bytes);
 }
 
 bool takes_mul_mat(const ggml_tensor * op) {
