@@ -7,7 +7,9 @@ tools/ckpts/convert_neox_to_hf.py and merge20b.py in https://github.com/Eleuther
   is cut by rows, weights and biases alike.
 - What makes few values of many is cut by columns. The sums over the GPUs are added up. Where
   attention and feed-forward are parallel, each GPU has added a bias of its own before that, and the
-  bias is their sum; where they are sequential, the same bias is added after it.
+  bias is their sum (issue 962 there). Where they are sequential, the sum is formed first
+  (``parallel_output`` in megatron/model/transformer.py) and one bias, equal on all GPUs, is added
+  to it; the scripts add up the biases here too, which would count it once for each GPU.
 - Norms are on every GPU; they may have drifted apart, and the mean is taken.
 """
 
