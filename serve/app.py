@@ -6,6 +6,7 @@ is refused, at any address, is one :class:`~.errors.ApiError`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from typing import Any
@@ -25,7 +26,7 @@ from .asked_model import check_model
 from .body import Body, checked
 from .client_bodies import body_limit, read_json, while_connected
 from .embeddings import embeddings, read_embeddings, tokens_of_inputs
-from .errors import ApiError
+from .errors import ENDING, ApiError
 from .event_stream import json_bytes
 from .gate import Gate
 from .generation_request import tokens_of
@@ -204,10 +205,12 @@ class _Guarded:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        path = scope["path"]
+        path, is_begun = scope["path"], False
 
         async def counted(message: Message) -> None:
+            nonlocal is_begun
             if message["type"] == "http.response.start":
+                is_begun = True
                 known = path if path in self._paths else "other"
                 self._metrics.requests.labels(known, str(message["status"])).inc()
                 message["headers"] = [*message["headers"], *_HEADERS]
@@ -219,7 +222,12 @@ class _Guarded:
         except ApiError as error:
             await _refused(error)(scope, receive, counted)
             return
-        await self._app(scope, receive, counted)
+        try:
+            await self._app(scope, receive, counted)
+        except asyncio.CancelledError:  # the time for answers to end is over
+            if is_begun:
+                raise
+            await _refused(ENDING)(scope, receive, counted)
 
 
 def _refused(error: ApiError) -> Response:

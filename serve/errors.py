@@ -56,6 +56,8 @@ class ApiError(ServeFailure):
         }  # fmt: skip
 
 
+#: What those get whose requests cannot be answered before the server has ended.
+ENDING = ApiError("the server is shutting down", 503)
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 

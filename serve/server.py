@@ -26,6 +26,8 @@ from .settings import ServeSettings
 
 #: Seconds that answers may take to end, after a signal.
 DRAIN_S = 25
+#: Seconds until a connection is closed over which nothing comes behind an answer.
+KEEP_ALIVE_S = 5
 _NO_BOUND = 1 << 62
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -114,6 +116,7 @@ class HttpServer:
                 make_app(models, self._settings), http=BoundedConnection, ws="none",
                 lifespan="off", log_config=None, access_log=False, server_header=False,
                 proxy_headers=False, timeout_graceful_shutdown=DRAIN_S,
+                timeout_keep_alive=KEEP_ALIVE_S,
             )  # fmt: skip
             self._uvicorn = _Uvicorn(config, lambda: self._ready(address_of(self._door)))
             await self._uvicorn.serve([self._door])
