@@ -55,7 +55,7 @@ class Turns:
             while self._holder is not None and not self._closed:
                 if self._holder.thread == me:
                     raise ModelBusy(
-                        f"{what}: this thread has a {self._holder.what} of the same model under "
+                        f"{what}: this thread has {_a(self._holder.what)} of the same model under "
                         "way; exhaust or close it first, or load the model twice"
                     )
                 self._condition.wait()
@@ -85,9 +85,13 @@ class Turns:
             holder.stop()
             with self._condition:
                 if self._holder is holder and holder.thread == threading.get_ident():
-                    raise ModelBusy(f"close: this thread has a {holder.what} under way")
+                    raise ModelBusy(f"close: this thread has {_a(holder.what)} under way")
                 while self._holder is holder:
                     self._condition.wait()
+
+
+def _a(what: str) -> str:
+    return f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
 
 
 class Stream(Owner, Generic[Item]):

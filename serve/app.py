@@ -108,7 +108,8 @@ class _Desk:
             asked = read_embeddings(read.value, defaults)
             inputs = await loaded.generator.prepared(lambda: tokens_of_inputs(asked, thread))
             work = embeddings(asked, inputs, thread, defaults.models[0])
-            return answer_of(await while_connected(request, work))
+            data = await while_connected(request, work)
+            return Response(data, media_type="application/json")
 
     async def models(self, request: Request) -> Response:
         """The models that there are."""

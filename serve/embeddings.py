@@ -24,6 +24,7 @@ from .asked_model import check_model
 from .body import Body
 from .engine_thread import EngineThread
 from .errors import ApiError
+from .event_stream import json_bytes
 from .generation_request import PROMPT, Defaults, Prompt, prompts_of
 
 _FORMATS = ("float", "base64")
@@ -80,30 +81,34 @@ def tokens_of_inputs(asked: EmbeddingRequest, thread: EngineThread) -> list[list
 
 async def embeddings(
     asked: EmbeddingRequest, inputs: list[list[int]], thread: EngineThread, model: str
-) -> dict[str, Any]:
-    """The answer, with a vector for each of the inputs.
+) -> bytes:
+    """The answer as JSON, with a vector for each of the inputs.
+
+    Each is written when it is there: a thousand at once would hold up all other clients.
 
     Raises:
-        ApiError: no room, no memory for the computation, or other dimensions than the model has.
+        ApiError: no room, no memory for the computation, other dimensions than the model has, or a
+            vector that is none.
     """
-    data = []
+    data: list[bytes] = []
     for i, tokens in enumerate(inputs):
         try:
             vector = await thread.ask(partial(thread.engine.embed, tokens))
         except MemoryShortage as error:
             raise ApiError(f"embeddings: {error}", 503, code="no_memory") from None
+        except PromptError as error:
+            raise ApiError(str(error), param="input") from None
         if asked.dimensions not in (None, len(vector)):
             raise ApiError(
                 f"dimensions is {asked.dimensions}: this model's vectors have {len(vector)}",
                 param="dimensions", code="invalid_value",
             )  # fmt: skip
         value = vector.tolist() if asked.as_numbers else _as_base64(vector)
-        data.append({"object": "embedding", "index": i, "embedding": value})
+        data.append(json_bytes({"object": "embedding", "index": i, "embedding": value}))
     n = sum(map(len, inputs))
-    return {
-        "object": "list", "data": data, "model": model,
-        "usage": {"prompt_tokens": n, "total_tokens": n},
-    }  # fmt: skip
+    usage = {"prompt_tokens": n, "total_tokens": n}
+    rest = json_bytes({"object": "list", "model": model, "usage": usage})
+    return b'{"data":[%b],%b' % (b",".join(data), rest[1:])
 
 
 def _as_base64(vector: NDArray[np.float32]) -> str:

@@ -7,6 +7,7 @@ as the context has rows of output.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
@@ -157,7 +158,8 @@ class Embedder(Owner):
         """The vector of tokens, (n_embd,), of length 1.
 
         Raises:
-            PromptError: there are none, or more than the context holds.
+            PromptError: there are none, or more than the context holds; or what the model computes
+                of them has no length.
             Interrupted: an interrupt came.
             DecodeError: llama.cpp failed.
         """
@@ -180,7 +182,10 @@ class Embedder(Owner):
                 context.decode(Rows(part, positions, zeros, ones))
             states = context.states(len(part)).astype(np.float64)  # (n_part, n_embd)
             total = states[-1] if self._pooling == "last" else total + states.sum(axis=0)
-        return np.asarray(total / np.linalg.norm(total), np.float32)
+        length = float(np.linalg.norm(total))
+        if not 0 < length < math.inf:
+            raise PromptError("the model computes a vector that is zero or not finite")
+        return np.asarray(total / length, np.float32)
 
     def run(
         self,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from http_server import Service, eventually, running
 
+from infer_os.runtime.errors import PromptError
 from infer_os.runtime.plan.memory_plan import MemoryShortage
 from infer_os.serve.scripted_engine import ScriptedEngine
 
@@ -86,6 +87,20 @@ def test_no_memory_for_it() -> None:
         got = embed(service, "a")
         assert (got.status, got.error["code"]) == (503, "no_memory")
         assert "takes 5 GB" in got.error["message"]
+        assert service.complete("Hi").status == 200
+
+
+def test_a_vector_that_is_none() -> None:
+    engine = ScriptedEngine(lambda prompt: "abc")
+
+    def embed_zeros(tokens: list[int]) -> Any:
+        raise PromptError("the model computes a vector that is zero or not finite")
+
+    engine.embed = embed_zeros  # type: ignore[method-assign]
+    with running(engine) as service:
+        got = embed(service, "a")
+        assert (got.status, got.error["param"]) == (400, "input")
+        assert "not finite" in got.error["message"]
         assert service.complete("Hi").status == 200
 
 

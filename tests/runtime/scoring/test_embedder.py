@@ -73,6 +73,20 @@ def test_what_cannot_be_embedded(model: Path) -> None:
         Embedder(model, EngineSettings(draft="lookup"))
 
 
+@pytest.mark.parametrize("state", [np.nan, np.inf, 0.0])
+def test_a_model_whose_states_have_no_direction(
+    model: Path, monkeypatch: pytest.MonkeyPatch, state: float
+) -> None:
+    with Embedder(model, EngineSettings(context=32, threads=1)) as embedder:
+        n_embd = embedder._engine.model.n_embd
+        monkeypatch.setattr(
+            embedder._context, "states", lambda n: np.full((n, n_embd), state, np.float32)
+        )
+        (result,) = embedder.run([EmbedParser().parse(1, {"text": "She"})])
+    assert result.embedding is None
+    assert result.error == "line 1: the model computes a vector that is zero or not finite"
+
+
 def test_records(model: Path) -> None:
     parser = EmbedParser()
     values: list[Any] = [
