@@ -28,7 +28,7 @@ from .errors import FileFormatError, OutputError, SourceError, UnsupportedError
 from .gguf_writer import check_output, complete_file, part_path
 from .imatrix import ImportanceMatrix, write_imatrix
 from .mixture import WeightBudget
-from .pipeline import convert
+from .pipeline import chosen_recipe, convert
 from .report import CalibrationReport, ConversionReport, PlacedQuality
 from .sensitivity import Sensitivity, measure_sensitivity, read_sensitivity, write_sensitivity
 from .settings import ConvertSettings, refuse_idle_weights
@@ -193,7 +193,7 @@ def _types(
     if settings.budget is None or statistics is None:
         return None, 0.0
     measured = _sensitivity(settings, settings.budget, statistics, model, text, steps)
-    return measured.recipe(settings.budget)
+    return chosen_recipe(settings, statistics, measured)
 
 
 def _collected(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from .types import fitting_type, wanted_type
 _MOST_GAPS_SHOWN = 8
 
 
+#: A tensor's data begins at a multiple of so many bytes (GGUF_DEFAULT_ALIGNMENT of gguf.h).
+_ALIGNMENT = 32
 #: Types of matrices whose rows are decoded one by one; their bytes are counted as one a value.
 _DECODED = frozenset((ROWS8, BLOCKS8, JOINED, *(old.name for old in OLD_TYPES.values())))
 
@@ -87,6 +89,10 @@ class ConversionPlan:
         """Bytes of all tensors."""
         return sum(tensor.n_bytes for tensor in self.tensors)
 
+    def padded_bytes(self, but: Container[str] = ()) -> int:
+        """Bytes that the tensors take in the file, ``but`` for those of these names."""
+        return sum(padded(t.n_bytes) for t in self.tensors if t.rule.target not in but)
+
     def by_shard(self) -> Iterator[tuple[Path, list[Job]]]:
         """The parts to write, file by file, so that only one shard at a time is needed."""
         shards: dict[Path, list[Job]] = {}
@@ -110,6 +116,11 @@ class ConversionPlan:
             f"{'its' if n == 1 else 'their'} length do not divide into {wanted} blocks"
             for (wanted, fitted), n in counts.items()
         )
+
+
+def padded(n_bytes: int) -> int:
+    """What so many bytes of a tensor take in the file."""
+    return -(-n_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def make_plan(

@@ -27,7 +27,7 @@ from infer_os.native.gguf_file import SPECIAL_NAMES
 from infer_os.sizes import size_text
 
 from .added import StatedTokens, stated_tokens
-from .conversion_plan import ConversionPlan, PlannedTensor
+from .conversion_plan import ConversionPlan, PlannedTensor, padded
 from .errors import OutputError
 from .output_locks import locked
 from .tokenizer import GgufVocabulary, TokenType
@@ -225,7 +225,7 @@ class GgufOutput:
         end = len(header)
         for tensor in plan.tensors:
             self._offsets[tensor.rule.target] = end
-            end += _padded(tensor.n_bytes)
+            end += padded(tensor.n_bytes)
         self.n_bytes = end
         if fresh:
             self._start(header)
@@ -267,11 +267,6 @@ class GgufOutput:
             while view:
                 n_bytes = os.pwrite(self._handle, view, offset)
                 offset, view = offset + n_bytes, view[n_bytes:]
-
-
-def _padded(n_bytes: int) -> int:
-    alignment = int(gguf.GGUF_DEFAULT_ALIGNMENT)
-    return -(-n_bytes // alignment) * alignment
 
 
 def _add_value(writer: Any, key: str, value: MetadataValue) -> None:

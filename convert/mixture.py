@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer_os.models.weight_types import RECIPES, Recipe
-from infer_os.sizes import size_text
 
 from .errors import UnsupportedError
 
@@ -42,17 +41,15 @@ class WeightBudget:
 
     @property
     def option(self) -> str:
-        """As the user wrote it, nearly."""
-        return f"--size {size_text(self.n_bytes)}" if self.n_bytes else f"--bits {self.bits:g}"
+        """As the user may write it."""
+        return f"--size {self.label}" if self.n_bytes else f"--bits {self.bits:g}"
 
     @property
     def label(self) -> str:
-        """For the name of a file."""
-        return f"{self.n_bytes / 1e6:.0f}MB" if self.n_bytes else f"{self.bits:g}bit"
-
-    def tensor_bytes(self, n_values: int, n_overhead: int) -> int:
-        """Bytes that all tensors may take, in a file of so many values and other bytes."""
-        return self.n_bytes - n_overhead if self.n_bytes else int(self.bits * n_values / 8)
+        """For the name of a file; no other budget has it, down to the byte."""
+        if not self.n_bytes:
+            return f"{self.bits:g}bit"
+        return f"{self.n_bytes / 1e6:.6f}".rstrip("0").rstrip(".") + "MB"
 
 
 @dataclass(frozen=True, slots=True)

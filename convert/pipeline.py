@@ -27,7 +27,7 @@ from .blocks import ahead, quantized_blocks
 from .checkpoint import Checkpoint
 from .conversion_plan import ConversionPlan, Job, PlannedTensor, make_plan
 from .eight_bit import open_eight_bit
-from .errors import DownloadError, SourceError, UnsupportedError
+from .errors import DownloadError, SourceError
 from .ggml_checkpoint import open_local
 from .gguf_writer import GgufOutput, check_output, complete_file, gguf_header, part_path
 from .hub_checkpoint import HubCheckpoint, open_hub_checkpoint
@@ -41,19 +41,19 @@ from .origins import (
     weights_origin,
 )
 from .report import ClassTable, ConversionReport
-from .sensitivity import wanted_recipe
+from .sensitivity import Sensitivity, wanted_sensitivity
 from .settings import ConvertSettings
 from .shard_journal import ShardJournal, fingerprint
 from .statistics import Statistics, read_statistics, refuse_idle_statistics
 from .tensors import TensorFile
 from .tokenizer import read_vocabulary
+from .types import recipe_named
 from .verify import verify_header, verify_job, verify_logits
 from .vocabulary import GgufVocabulary
+from .weight_checks import check_rotation, importance_notes
 
 Progress = Callable[[int, int], None]
 
-# rows that are looked up are not multiplied: no weights are expected
-_LOOKED_UP = "token_embd.weight"
 #: Bytes of the checkpoint's pages that this process holds before it releases them.
 _HELD_BYTES = 32 << 20
 
@@ -134,25 +134,30 @@ def convert(
     if statistics is None and settings.statistics is not None:
         refuse_idle_statistics("--statistics", settings.type)
         statistics = read_statistics(settings.statistics)
-    recipe = recipe or wanted_recipe(settings, statistics)
+    sensitivity = None if recipe else wanted_sensitivity(settings, statistics)
     if statistics is not None:
         importance = statistics.importance
     elif importance is None and settings.imatrix is not None:
         importance = read_imatrix(settings.imatrix)
     if importance is not None:
-        _check_rotation(importance, settings)
+        check_rotation(importance, settings)
     with _opened(settings) as checkpoint, ExitStack() as stack:
+        recipe = recipe or recipe_named(settings.type)
         work = _prepare(settings, recipe, checkpoint, importance, statistics)
+        if sensitivity is not None:
+            recipe, _ = _chosen(work, sensitivity)
+            work = _prepare(settings, recipe, checkpoint, importance, statistics)
         if settings.adapters:
             opened = open_adapters(settings.adapters, work.network, work.plan)
             work = replace(work, adapters=stack.enter_context(opened))
+        header = _header(work)
+        n_bytes = len(header) + work.plan.padded_bytes()
         if not settings.dry_run:
             room = [(work.hub.folder, work.hub.room())] if work.hub else []
             check_output(
-                target, work.plan.n_bytes, force=settings.force, besides=room,
-                source=settings.folder,
-            )  # fmt: skip
-            notes = _write(work, target, progress)
+                target, n_bytes, force=settings.force, besides=room, source=settings.folder
+            )
+            notes = _write(work, header, target, progress)
     plan, network = work.plan, work.network
     return ConversionReport(
         output=target,
@@ -160,7 +165,7 @@ def convert(
         graph=network.graph,
         type=recipe.name,
         n_params=network.n_params,
-        n_bytes=plan.n_bytes if settings.dry_run else target.stat().st_size,
+        n_bytes=n_bytes,
         classes=work.table.rows(),
         notes=(*work.checkpoint.notes, *network.notes, *work.vocabulary.notes, *plan.notes, *notes),
         seconds=time.monotonic() - started,
@@ -168,6 +173,28 @@ def convert(
         written=not settings.dry_run,
         verified=settings.verify,
     )
+
+
+def chosen_recipe(
+    settings: ConvertSettings, statistics: Statistics, sensitivity: Sensitivity
+) -> tuple[Recipe, float]:
+    """The types of least loss with which the file stays within the budget, and their loss.
+
+    Raises:
+        ConvertError: the checkpoint cannot be converted, or the smallest file is too large.
+    """
+    with _opened(replace(settings, dry_run=True, verify=False, keep_source=False)) as checkpoint:
+        recipe = recipe_named(settings.type)
+        work = _prepare(settings, recipe, checkpoint, statistics.importance, statistics)
+        return _chosen(work, sensitivity)
+
+
+def _chosen(work: _Work, sensitivity: Sensitivity) -> tuple[Recipe, float]:
+    """See :func:`chosen_recipe`."""
+    assert work.settings.budget is not None
+    # which types there are does not change the header's length
+    besides = len(_header(work)) + work.plan.padded_bytes(but=sensitivity.options)
+    return sensitivity.recipe(work.settings.budget, besides)
 
 
 def _opened(settings: ConvertSettings) -> AbstractContextManager[Checkpoint | HubCheckpoint]:
@@ -191,7 +218,7 @@ def _prepare(
     plan = make_plan(network, checkpoint.tensors, recipe)
     vocabulary = read_vocabulary(checkpoint.folder, checkpoint.config, network.vocab_rows)
     if importance is not None:
-        found = _importance_notes(plan, importance)
+        found = importance_notes(plan, importance)
         if statistics is not None:
             found = statistics.notes(plan)
         vocabulary = replace(vocabulary, notes=(*vocabulary.notes, *found))
@@ -201,40 +228,8 @@ def _prepare(
     )  # fmt: skip
 
 
-def _check_rotation(importance: ImportanceMatrix, settings: ConvertSettings) -> None:
-    """Refuse weights for columns other than those of the file.
-
-    Raises:
-        UnsupportedError: only one of the two is rotated.
-    """
-    option = f"--imatrix {settings.imatrix}"
-    if settings.statistics is not None:
-        option = f"--statistics {settings.statistics}"
-    if importance.rotation and not settings.fold_rotation:
-        raise UnsupportedError(f"{option}: it was collected with --fold-rotation; add that option")
-    if settings.fold_rotation and not importance.rotation:
-        raise UnsupportedError(
-            f"{option} with --fold-rotation: its weights are for "
-            "unrotated columns; collect them with --calibrate instead"
-        )
-
-
-def _importance_notes(plan: ConversionPlan, importance: ImportanceMatrix) -> tuple[str, ...]:
-    """Which quantized matrices have no weights.
-
-    Raises:
-        SourceError: the matrix was made for another model.
-    """
-    widths = {t.rule.target: t.rule.shape[-1] for t in plan.tensors if t.type.quantized}
-    missing = [name for name in importance.missing(widths) if name != _LOOKED_UP]
-    if not missing:
-        return ()
-    return (f"imatrix: no weights for {len(missing)} matrices, such as {missing[0]}",)
-
-
-def _write(work: _Work, target: Path, progress: Progress | None) -> tuple[str, ...]:
+def _write(work: _Work, header: bytes, target: Path, progress: Progress | None) -> tuple[str, ...]:
     """Write the file; returns notes on how it was made."""
-    header = gguf_header(work.network.graph, _metadata(work), work.vocabulary, work.plan)
     resumable = _RESUMABLE if work.hub else ()
     journal = ShardJournal(target)
     notes: list[str] = []
@@ -378,6 +373,10 @@ def _verify(work: _Work, target: Path, n_blocks: int) -> str:
         f"verify: {len(work.plan.tensors)} tensors as planned, {n_blocks} blocks equal to their "
         f"source's, {n_tokens} tokens computed with finite logits"
     )
+
+
+def _header(work: _Work) -> bytes:
+    return gguf_header(work.network.graph, _metadata(work), work.vocabulary, work.plan)
 
 
 def _metadata(work: _Work) -> dict[str, MetadataValue]:

@@ -10,8 +10,9 @@ per token a unit of it is worth; for small errors, these losses add up.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,15 @@ from infer_os.native.ggml_types import ggml_type_named
 from infer_os.native.gguf_file import GgufHeader, GgufTensor, read_gguf_header
 from infer_os.native.quantize import quantize_rows
 from infer_os.native.scoring import WindowSettings
+from infer_os.sizes import size_text
 
+from .conversion_plan import padded
 from .errors import FileFormatError, UnsupportedError
 from .gguf_writer import complete_file, part_path
 from .mixture import CANDIDATES, Choice, Option, WeightBudget, choose_types, mixture_recipe
 from .probing import Progress, decoded, probe_groups, rounded_rows, stored_rows
 from .settings import ConvertSettings
 from .statistics import Statistics
-from .types import recipe_named
 
 #: The file in the folder of the statistics.
 FILE = "sensitivity.json"
@@ -51,39 +53,53 @@ Steps = Callable[[str], Progress | None]
 class Sensitivity:
     """What may be chosen for each matrix, and what a file has besides.
 
-    ``fixed_bytes`` are those of the tensors without a choice, ``overhead`` what a file has around
-    its tensors, ``origin`` says what statistics it is of.
+    ``fixed_bytes`` are those of the tensors without a choice, ``origin`` says what statistics it is
+    of.
     """
 
     options: Mapping[str, tuple[Option, ...]]
     sizes: Mapping[str, int]
     n_values: int
     fixed_bytes: int
-    overhead: int
     origin: str
 
-    def choose(self, budget: WeightBudget) -> Choice:
+    def choose(self, budget: WeightBudget, besides: int) -> Choice:
         """The types that lose least within a budget.
+
+        Args:
+            budget: bits per weight, or bytes of the file.
+            besides: bytes of the file apart from the matrices that there is a choice for.
 
         Raises:
             UnsupportedError: the smallest file is larger.
         """
-        room = budget.tensor_bytes(self.n_values, self.overhead) - self.fixed_bytes
-        choice = choose_types(self.options, room)
+        # a file of so many bytes has every matrix at a multiple of the alignment
+        in_file = {
+            name: tuple(replace(o, n_bytes=padded(o.n_bytes)) for o in found)
+            for name, found in self.options.items()
+        }
+        if budget.n_bytes:
+            choice = choose_types(in_file, budget.n_bytes - besides)
+        else:
+            room = int(budget.bits * self.n_values / 8) - self.fixed_bytes
+            choice = choose_types(self.options, room)
         if choice is None:
-            least = sum(min(o.n_bytes for o in found) for found in self.options.values())
-            least += self.fixed_bytes
+            bits = 8 * (self.fixed_bytes + _least(self.options)) / self.n_values
             raise UnsupportedError(
                 f"{budget.option}: the smallest file of this model has "
-                f"{8 * least / self.n_values + 0.005:.2f} bits per weight, "
-                f"{(least + self.overhead) / 1e6 + 0.05:.1f} MB"
+                f"{math.ceil(bits * 100) / 100:.2f} bits per weight, "
+                f"{size_text(besides + _least(in_file), up=True)}"
             )
         return choice
 
-    def recipe(self, budget: WeightBudget) -> tuple[Recipe, float]:
+    def recipe(self, budget: WeightBudget, besides: int) -> tuple[Recipe, float]:
         """The recipe of what is chosen, and its loss; see :meth:`choose`."""
-        choice = self.choose(budget)
+        choice = self.choose(budget, besides)
         return mixture_recipe(budget, choice, self.sizes), choice.loss
+
+
+def _least(options: Mapping[str, tuple[Option, ...]]) -> int:
+    return sum(min(option.n_bytes for option in found) for found in options.values())
 
 
 def measure_sensitivity(
@@ -134,8 +150,7 @@ def measure_sensitivity(
     chosen = sum(tensor.n_bytes for tensor in matrices)
     return Sensitivity(
         options, {t.name: int(np.prod(t.shape, dtype=np.int64)) for t in matrices},
-        header.n_params, header.weight_bytes - chosen, header.file_bytes - header.weight_bytes,
-        statistics.digest,
+        header.n_params, header.weight_bytes - chosen, statistics.digest,
     )  # fmt: skip
 
 
@@ -221,22 +236,28 @@ def _groups(matrices: list[GgufTensor]) -> Iterator[list[GgufTensor]]:
             yield [found[i] for i in group]
 
 
-def wanted_recipe(settings: ConvertSettings, statistics: Statistics | None) -> Recipe:
-    """The types to write.
+def wanted_sensitivity(
+    settings: ConvertSettings, statistics: Statistics | None
+) -> Sensitivity | None:
+    """What says which types are best within the budget; None without a budget.
 
     Raises:
-        UnsupportedError: nothing says what is best within the budget, or nothing fits into it.
+        UnsupportedError: nothing says it.
         FileFormatError: what says it cannot be read.
     """
     if settings.budget is None:
-        return recipe_named(settings.type)
-    if statistics is None:
+        return None
+    if statistics is not None:
+        return read_sensitivity(statistics, settings.budget)
+    option = settings.budget.option
+    if settings.dry_run:
         raise UnsupportedError(
-            f"{settings.budget.option}: add --calibrate TEXT, a text that shows what each "
-            "matrix loses in each type"
+            f"{option} with --dry-run: add --statistics DIR, a folder that an earlier run with "
+            "--calibrate TEXT saved; without one, drop --dry-run and add --calibrate TEXT"
         )
-    recipe, _ = read_sensitivity(statistics, settings.budget).recipe(settings.budget)
-    return recipe
+    raise UnsupportedError(
+        f"{option}: add --calibrate TEXT, a text that shows what each matrix loses in each type"
+    )
 
 
 def write_sensitivity(found: Sensitivity, folder: Path) -> None:
@@ -248,7 +269,7 @@ def write_sensitivity(found: Sensitivity, folder: Path) -> None:
     path = folder / FILE
     record = {
         "version": _VERSION, "origin": found.origin, "values": found.n_values,
-        "fixed_bytes": found.fixed_bytes, "overhead": found.overhead,
+        "fixed_bytes": found.fixed_bytes,
         "matrices": {
             name: {"values": found.sizes[name], "options": [asdict(option) for option in options]}
             for name, options in found.options.items()
@@ -298,7 +319,7 @@ def _from_json(record: Any) -> Sensitivity:
         raise ValueError
     return Sensitivity(
         options, sizes, _count(record["values"]), _count(record["fixed_bytes"]),
-        _count(record["overhead"]), str(record["origin"]),
+        str(record["origin"]),
     )  # fmt: skip
 
 

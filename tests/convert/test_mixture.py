@@ -10,6 +10,7 @@ import pytest
 from infer_os.convert import mixture as module
 from infer_os.convert.errors import UnsupportedError
 from infer_os.convert.mixture import Option, WeightBudget, choose_types, mixture_recipe
+from infer_os.sizes import read_size
 
 TYPES = ("q2_k", "q3_k", "q4_k", "q6_k")
 
@@ -63,16 +64,17 @@ def test_sizes_are_rounded_up_where_there_are_too_many(monkeypatch: pytest.Monke
         assert best <= choice.loss < 2 * best
 
 
-def test_a_file_of_so_many_bytes_has_room_for_what_is_not_a_matrix() -> None:
-    assert WeightBudget(n_bytes=1000).tensor_bytes(10_000, 300) == 700
-    assert WeightBudget(bits=3.25).tensor_bytes(1000, 300) == 406
-
-
 def test_names() -> None:
     assert (WeightBudget(bits=3.25).label, WeightBudget(bits=3.25).option) == (
         "3.25bit", "--bits 3.25",
     )  # fmt: skip
     assert WeightBudget(n_bytes=10_000_000_000).label == "10000MB"
+
+
+@pytest.mark.parametrize("text", ["2.6MB", "3MB", "2.600001MB", "0.5MB", "1234.5MB"])
+def test_a_size_is_called_as_it_was_given(text: str) -> None:
+    budget = WeightBudget(n_bytes=read_size(text) or 0)
+    assert (budget.label, budget.option) == (text, f"--size {text}")
 
 
 @pytest.mark.parametrize("bits", [0.0, -1.0, float("nan"), float("inf"), 100.0])

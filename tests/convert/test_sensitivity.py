@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -82,7 +83,7 @@ def test_sizes_are_kept_and_predictions_hold(
     report = convert(settings)
     header = read_gguf_header(target)
     assert bits - 0.1 < header.bits_per_weight <= bits
-    choice = found.choose(WeightBudget(bits))
+    choice = found.choose(WeightBudget(bits), 0)
     types = {tensor.name: tensor.type.name for tensor in header.tensors}
     assert {name: types[name] for name in choice.types} == dict(choice.types)
     assert report.type == f"{bits:g}bit"
@@ -105,11 +106,41 @@ def test_a_choice_loses_less_than_one_type(folder: Path, tmp_path: Path) -> None
     assert divergence(reference, mixed) < 0.8 * divergence(reference, one)
 
 
-def test_a_size_in_bytes_is_that_of_the_file(folder: Path, tmp_path: Path) -> None:
-    target = tmp_path / "it.gguf"
-    budget = WeightBudget(n_bytes=2_900_000)
-    convert(ConvertSettings(MODEL, target, statistics=folder / "kept", budget=budget, threads=1))
-    assert 2_800_000 < target.stat().st_size <= 2_900_000
+def test_a_file_is_never_larger_than_its_size(folder: Path, tmp_path: Path) -> None:
+    """Whatever is in the metadata, and wherever tensors begin; and the plan is exact."""
+    settings = ConvertSettings(
+        MODEL, tmp_path / "it.gguf", statistics=folder / "kept", threads=2, force=True
+    )
+
+    def planned(n_bytes: int) -> int:
+        sized = replace(settings, budget=WeightBudget(n_bytes=n_bytes), dry_run=True)
+        return convert(sized).n_bytes
+
+    some = planned(2_600_000)
+    for odd in range(0, 4000, 797):
+        assert planned(some + odd) <= some + odd
+    assert planned(some) == some
+    assert some - 1000 < planned(some - 1) < some
+    for n_bytes in (some, 2_900_001):
+        report = convert(replace(settings, budget=WeightBudget(n_bytes=n_bytes)))
+        assert n_bytes - 5000 < report.n_bytes <= n_bytes
+        assert settings.target.stat().st_size == report.n_bytes == planned(n_bytes)
+
+
+def test_a_size_holds_in_the_run_that_measures(tmp_path: Path) -> None:
+    text, source = tmp_path / "text.txt", tmp_path / "a model with quite a long name"
+    text.write_text(SHORT.read_text() * 4)
+    source.symlink_to(PARALLEL)
+    kept = tmp_path / "kept"
+    first = budgeted(
+        tmp_path / "it.gguf", WeightBudget(5), text, source, method="auto", statistics=kept
+    )
+    for n_bytes in (first.n_bytes, first.n_bytes + 31):
+        target = tmp_path / f"{n_bytes}.gguf"
+        report = budgeted(
+            target, WeightBudget(n_bytes=n_bytes), text, source, method="auto", statistics=kept
+        )
+        assert first.n_bytes - 1000 < target.stat().st_size == report.n_bytes <= n_bytes
 
 
 def test_what_a_matrix_loses_is_the_trace(found: Sensitivity, statistics: Statistics) -> None:
@@ -209,7 +240,8 @@ def test_a_damaged_measurement(folder: Path, change: object, tmp_path: Path) -> 
     ("options", "words"),
     [
         (["--bits", "4"], "--bits 4: add --calibrate TEXT"),
-        (["--size", "3MB"], "--size 3.0 MB: add --calibrate TEXT"),
+        (["--size", "3MB"], "--size 3MB: add --calibrate TEXT"),
+        (["--bits", "4", "--dry-run"], "with --dry-run: add --statistics DIR, a folder that an"),
         (["--bits", "4", "--type", "q4_0"], "--type and --bits: each decides the types"),
         (["--bits", "4", "--size", "1G"], "--bits and --size: each decides the types"),
         (["--bits", "0"], "--bits 0: expected a number from 2 to 8.5"),
