@@ -1,36 +1,25 @@
 """Files as the operating system has them: whole or not there, durable, named in errors.
 
-Knows nothing of what a file holds. Every ``OSError`` that leaves this module names its file.
+Knows nothing of what a file holds. Every ``OSError`` that leaves this module names its file. What
+has a random name, ``.infer-os-0123456789abcdef.part`` or ``.work``, is locked while its process
+lives; what is not locked was left by one that was killed, and goes when the next one begins there.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from .errors import named
+from .locks import has_name, lock_handle
 
-@contextmanager
-def named(path: Path | int) -> Iterator[None]:
-    """While inside, an ``OSError`` without a file name gets that of this path or open handle.
-
-    A failure on an open handle (a full disk, a quota, a broken device) does not say which file.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None and error.errno is not None:
-            error.filename = _name_of(path) if isinstance(path, int) else str(path)
-        raise
-
-
-def _name_of(handle: int) -> str | None:
-    try:
-        return os.readlink(f"/proc/self/fd/{handle}")
-    except OSError:
-        return None
+_PART, _WORK = "part", "work"
+_ATTEMPTS = 20
 
 
 @contextmanager
@@ -52,27 +41,111 @@ def new_file(
     Raises:
         OSError: it cannot be written; names the file.
     """
-    new = part if part is not None else path.with_name(f".{os.urandom(8).hex()}.part")
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL if part is None else os.O_TRUNC)
+    new = part
     try:
         with named(path):
             try:
-                handle = os.open(new, flags, mode)
+                if part is not None:
+                    handle = os.open(part, _FLAGS | os.O_TRUNC, mode)
+                else:
+                    remove_abandoned(path.parent)
+                    new, handle = _held(path, _PART, lambda p: os.open(p, _FLAGS | os.O_EXCL, mode))
             except OSError as error:
                 error.filename = str(path)
                 raise
+            assert new is not None
             with os.fdopen(handle, "wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            if replace:
-                take_name(new, path)
-            else:
-                with suppress(FileExistsError):
-                    os.link(new, path)
-                sync_folder(path.parent)
+                if replace:  # while it is locked: nobody removes it
+                    take_name(new, path)
+                else:
+                    with suppress(FileExistsError):
+                        os.link(new, path)
+                    sync_folder(path.parent)
     finally:
-        new.unlink(missing_ok=True)
+        if new is not None:
+            new.unlink(missing_ok=True)
+
+
+@contextmanager
+def working_folder(path: Path) -> Iterator[Path]:
+    """A folder next to ``path`` that goes at the end, with all that is in it.
+
+    Raises:
+        OSError: it cannot be made; names ``path``.
+    """
+
+    def make(folder: Path) -> int:
+        folder.mkdir(0o700)
+        return os.open(folder, _FOLDER)
+
+    remove_abandoned(path.parent)
+    try:
+        folder, handle = _held(path, _WORK, make)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def remove_abandoned(folder: Path) -> int:
+    """Remove what killed processes of this user left in a folder; returns the bytes on the disk.
+
+    What has a lock stays, and so does all on a file system without locks.
+    """
+    freed = 0
+    with suppress(OSError), os.scandir(folder) as entries:
+        for path in [folder / entry.name for entry in entries if _RANDOM.fullmatch(entry.name)]:
+            with suppress(OSError):
+                freed += _remove_if_abandoned(path)
+    return freed
+
+
+_RANDOM = re.compile(rf"\.infer-os-[0-9a-f]{{16}}\.({_PART}|{_WORK})")
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def _held(path: Path, kind: str, make: Callable[[Path], int]) -> tuple[Path, int]:
+    """A random name for ``path``, and the handle of what is made there, locked if that can be."""
+    for _ in range(_ATTEMPTS):
+        new = path.with_name(f".infer-os-{os.urandom(8).hex()}.{kind}")
+        try:
+            handle = make(new)
+        except FileNotFoundError:
+            if path.parent.is_dir() and kind == _WORK:
+                continue  # removed before it was opened
+            raise
+        try:
+            ours = lock_handle(handle) and has_name(new, handle)
+        except OSError:  # without locks nobody removes it
+            ours = True
+        if ours:
+            return new, handle
+        os.close(handle)  # removed by who looked for what is abandoned, before it was locked
+    raise FileNotFoundError(2, os.strerror(2), str(path))
+
+
+def _remove_if_abandoned(path: Path) -> int:
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if os.fstat(handle).st_uid != os.geteuid() or not lock_handle(handle):
+            return 0
+        inside = [path, *path.rglob("*")]
+        freed = sum(found.lstat().st_blocks * 512 for found in inside)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        return freed
+    finally:
+        os.close(handle)
 
 
 def write_file(path: Path, data: bytes, *, mode: int = 0o666, replace: bool = True) -> None:

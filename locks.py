@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .files import named
+from .errors import named
 
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -28,7 +28,7 @@ def try_lock(path: Path) -> int | None:
     Raises:
         OSError: the file cannot be made or locked, as in a folder that cannot be written.
     """
-    return _kept_if(_open(path), lambda handle: lock_handle(handle) and _has_name(path, handle))
+    return _kept_if(_open(path), lambda handle: lock_handle(handle) and has_name(path, handle))
 
 
 def wait_for_lock(path: Path, on_wait: Callable[[], None]) -> int | None:
@@ -45,7 +45,7 @@ def wait_for_lock(path: Path, on_wait: Callable[[], None]) -> int | None:
 
     def wait(waiting: int) -> bool:
         on_wait()
-        return lock_handle(waiting, wait=True) and _has_name(path, waiting)
+        return lock_handle(waiting, wait=True) and has_name(path, waiting)
 
     return _kept_if(_open(path), wait)
 
@@ -113,7 +113,7 @@ def _kept_if(handle: int, is_ours: Callable[[int], bool]) -> int | None:
     return None
 
 
-def _has_name(path: Path, handle: int) -> bool:
+def has_name(path: Path, handle: int) -> bool:
     """Whether a name is still that of an open file: who had it locked may have removed it."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))

@@ -18,9 +18,10 @@ def demo(
     """
     import tempfile
 
+    from ..files import working_folder
     from ..runtime.settings import EngineSettings
     from ..terminal.demo import run_demo
 
     n_threads = EngineSettings(threads=count_option("threads", threads)).threads
-    with tempfile.TemporaryDirectory(prefix="infer-os-demo-") as folder:
-        run_demo(Path(folder), n_threads, as_json=as_json)
+    with working_folder(Path(tempfile.gettempdir(), "infer-os-demo")) as folder:
+        run_demo(folder, n_threads, as_json=as_json)

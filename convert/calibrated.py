@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from infer_os.files import take_name
+from infer_os.files import take_name, working_folder
 from infer_os.models.weight_types import Recipe
 from infer_os.native.interrupt import interruptible
 from infer_os.native.model import LlamaModel
@@ -280,8 +279,8 @@ def _working_folder(target: Path) -> Iterator[Path]:
         OutputError: it cannot be made, or the disk failed.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as place:
-            yield Path(place)
+        with working_folder(target) as place:
+            yield place
     except OSError as error:
         raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
 

@@ -20,7 +20,8 @@ import numpy as np
 from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
-from infer_os.files import named, take_name
+from infer_os.errors import named
+from infer_os.files import take_name
 from infer_os.models.network import MetadataValue
 from infer_os.native import text_rules
 from infer_os.native.gguf_file import SPECIAL_NAMES

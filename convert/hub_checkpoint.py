@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infer_os.files import new_file
+from infer_os.files import new_file, working_folder
 from infer_os.models.architectures import describe
 
 from .checkpoint import CONTAINERS, index_note, read_config, read_index
@@ -248,7 +248,8 @@ def open_hub_checkpoint(
         repository = find_repository(source, cache)
         folder = home / repository.commit
         if plan_only and not (folder / _LISTING).is_file():
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="infer-os-")))
+            place = Path(tempfile.gettempdir(), "infer-os-plan")
+            folder = stack.enter_context(working_folder(place))
         if plan_only:
             checkpoint = HubCheckpoint(source, repository, folder, kept=True)
             checkpoint.read_small_files()

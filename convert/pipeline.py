@@ -142,11 +142,10 @@ def convert(
     if importance is not None:
         check_rotation(importance, settings)
     with _opened(settings) as checkpoint, ExitStack() as stack:
-        recipe = recipe or recipe_named(settings.type)
-        work = _prepare(settings, recipe, checkpoint, importance, statistics)
+        first = recipe or recipe_named(settings.type)
+        work = _prepare(settings, first, checkpoint, importance, statistics)
         if sensitivity is not None:
-            recipe, _ = _chosen(work, sensitivity)
-            work = _prepare(settings, recipe, checkpoint, importance, statistics)
+            work = _within_budget(work, sensitivity)
         if settings.adapters:
             opened = open_adapters(settings.adapters, work.network, work.plan)
             work = replace(work, adapters=stack.enter_context(opened))
@@ -163,7 +162,7 @@ def convert(
         output=target,
         architecture=network.architecture,
         graph=network.graph,
-        type=recipe.name,
+        type=work.recipe.name,
         n_params=network.n_params,
         n_bytes=n_bytes,
         classes=work.table.rows(),
@@ -195,6 +194,11 @@ def _chosen(work: _Work, sensitivity: Sensitivity) -> tuple[Recipe, float]:
     # which types there are does not change the header's length
     besides = len(_header(work)) + work.plan.padded_bytes(but=sensitivity.options)
     return sensitivity.recipe(work.settings.budget, besides)
+
+
+def _within_budget(work: _Work, sensitivity: Sensitivity) -> _Work:
+    recipe, _ = _chosen(work, sensitivity)
+    return _prepare(work.settings, recipe, work.checkpoint, work.importance, work.statistics)
 
 
 def _opened(settings: ConvertSettings) -> AbstractContextManager[Checkpoint | HubCheckpoint]:

@@ -16,6 +16,7 @@ from ..cache import cache_folder
 from ..convert.pipeline import convert
 from ..convert.settings import ConvertSettings
 from ..convert.source import HubSource, ReadySource
+from ..files import working_folder
 from ..models.bundled import DRAFT, HELD_OUT, TARGET
 from ..native.backend import exact_context, kernel_status
 from ..native.gguf_file import GgufHeader
@@ -98,8 +99,8 @@ def _bandwidth() -> float:
 
 @contextmanager
 def _temporary() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="infer-os-bench-") as folder:
-        yield Path(folder)
+    with working_folder(Path(tempfile.gettempdir(), "infer-os-bench")) as folder:
+        yield folder
 
 
 def _made(source: Path, kind: str, folder: Path) -> Path:

@@ -16,6 +16,7 @@ from ..convert.pipeline import convert
 from ..convert.settings import ConvertSettings
 from ..convert.source import HubSource, ReadySource
 from ..convert.types import recipe_named
+from ..files import working_folder
 from ..models.bundled import HELD_OUT, TARGET
 from ..models.shape import ModelShape
 from ..models.weight_types import RECIPES
@@ -101,8 +102,7 @@ def run_eval(request: EvalRequest, command: str, output: Output) -> BenchResult:
     sources = [_source(name) for name in request.models] or [TARGET]
     _check_types(request, sources)
     _check_memory(request, sources)
-    with tempfile.TemporaryDirectory(prefix="infer-os-eval-") as place:
-        folder = Path(place)
+    with working_folder(Path(tempfile.gettempdir(), "infer-os-eval")) as folder:
         reference, notes = _reference(request, sources, folder, output)
         found = []
         for candidate in _candidates(request, sources, folder, output):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +196,7 @@ def test_a_working_folder_that_cannot_be_made(
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
+    monkeypatch.setattr(module, "working_folder", full)
     with pytest.raises(OutputError, match=r"o\.gguf: cannot be written: No space left"):
         calibrated(ConvertSettings(PARALLEL, tmp_path / "o.gguf"))
 
