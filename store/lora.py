@@ -6,6 +6,7 @@ Goes in: the texts of ``--lora``. Comes out: local folders, fetched once from th
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ from ..sizes import size_text
 from .reporter import Reporter
 
 _LARGEST_SCALE = 1e3
-_LOCK = ".lock"
+#: Held by whoever downloads an adapter into its folder.
+LOCK = ".lock"
 
 
 def find_adapter(text: str, option: str = "--lora") -> tuple[HubSource | Path, float]:
@@ -101,7 +103,7 @@ def _fetch(source: HubSource, option: str, report: Reporter) -> Path:
     # the weights last: they say that everything is there
     files = [repository.files[name] for name in (ADAPTER_CONFIG, weights)]
     total, done = sum(file.size for file in files), 0
-    with locked_in_turn(folder / _LOCK, tell_wait):
+    with locked_in_turn(folder / LOCK, tell_wait):
         if _is_there(folder):
             return folder
         make_folder(folder)
@@ -117,3 +119,16 @@ def _fetch(source: HubSource, option: str, report: Reporter) -> Path:
             for file in files:
                 download(repository, file, folder / file.name, count)
     return folder
+
+
+def downloads_for(model: str) -> list[Path]:
+    """The folders of downloaded adapters that say that they were trained on a model, by hub id."""
+    found = []
+    for path in sorted((cache_folder() / "adapters").glob(f"*--*/*/{ADAPTER_CONFIG}")):
+        try:
+            base = json.loads(path.read_bytes())["base_model_name_or_path"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if isinstance(base, str) and base.lower() == model.lower():
+            found.append(path.parent)
+    return found

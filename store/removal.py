@@ -11,6 +11,7 @@ from ..convert.errors import SourceError
 from ..convert.output_locks import locked
 from ..convert.source import HubSource, ReadySource, read_hub_name
 from ..models.catalog import find_model
+from .adapter_removal import headers_of, remove_converted, remove_downloads
 from .resolve import near
 from .shelves import LOCK, READY, Shelf, disk_bytes, remove_files, shelves, tidy
 
@@ -113,6 +114,8 @@ def _ready(text: str) -> ReadySource | None:
 def remove_model(text: str, kind: str = "") -> tuple[str, int]:
     """Remove a model from the cache, or only its conversion to one type, or its file ``NAME:TYPE``.
 
+    Adapters that belong to it alone go with it.
+
     Returns its full name and the bytes freed.
 
     Raises:
@@ -128,6 +131,7 @@ def remove_model(text: str, kind: str = "") -> tuple[str, int]:
     if kind and not files:
         there = ", ".join(file.type for file in model.files) or "nothing"
         raise SourceError(f"{model.title}: {kind} is not in the cache; there is {there}")
+    headers = headers_of(files)
     with ExitStack() as stack:
         if model.shelf.is_dir():
             busy = f"{model.title}: another process converts it; try again later"
@@ -142,6 +146,10 @@ def remove_model(text: str, kind: str = "") -> tuple[str, int]:
             _remove_folders(model.downloads)
         if model.shelf.is_dir():
             tidy(model.shelf)
+    left = cached_models()
+    freed += remove_converted(headers, [file.path for other in left for file in other.files])
+    if all(other.title != model.title for other in left):
+        freed += remove_downloads(model.title)
     return model.title, freed
 
 

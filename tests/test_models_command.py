@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import PARALLEL, copy_checkpoint
+from adapter_files import random_adapter
+from helpers import PARALLEL, REFERENCES, copy_checkpoint
 from hub_fixtures import Desk, environment, make_repository
 from in_process import Cli, runner
 from on_terminal import shown
@@ -28,7 +29,9 @@ from infer_os.runtime.plan import budget
 from infer_os.runtime.settings import EngineSettings
 from infer_os.store.planning import PlanRequest, make_answer
 from infer_os.store.removal import cached_models, remove_model
+from infer_os.store.wish import ModelWish
 
+GPTJ = next(path for path in REFERENCES if path.name == "gptj")
 SMALL = EngineSettings(context=64, threads=1)
 
 
@@ -377,6 +380,40 @@ def test_rm_of_what_is_not_there(desk: Desk, run: Cli, name: str, part: str) -> 
     assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
     assert part in result.err
     assert len(list(desk.cache.rglob("*.gguf"))) == 1
+
+
+def adapters_of(cache: Path) -> list[str]:
+    return sorted(str(path.relative_to(cache)) for path in (cache / "adapters").rglob("*.*"))
+
+
+def test_rm_takes_adapters_with_the_last_file_that_they_fit(
+    desk: Desk, run: Cli, tmp_path: Path
+) -> None:
+    cache = desk.cache
+    fetch("someone/tiny", PARALLEL)
+    adapter = random_adapter(PARALLEL, tmp_path / "adapter")
+    other = random_adapter(GPTJ, tmp_path / "other")
+    for model, folder in (("someone/tiny", adapter), (GPTJ, other)):
+        load_engine(ModelWish(str(model), adapters=(str(folder),)), SMALL)[0].close()
+    made = adapters_of(cache)
+    assert len(made) == 2
+    (cache / "adapters/converted/.infer-os-0123456789abcdef.part").write_bytes(b"x")
+    for base, name in (("someone/tiny", "a--b"), ("someone/else", "a--c")):
+        place = cache / "adapters" / name / "main"
+        place.mkdir(parents=True)
+        (place / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+        (place / "adapter_model.safetensors").write_bytes(b"x" * 5000)
+    removed = json.loads(run("models", "rm", "someone/tiny", "--json").out)
+    assert removed["freed_bytes"] > 5000
+    assert adapters_of(cache) == [
+        "adapters/a--c/main/adapter_config.json", "adapters/a--c/main/adapter_model.safetensors",
+        *made,
+    ]  # fmt: skip
+    # what the other conversion of the same network used is still used by the folder's
+    remove_model(str(PARALLEL))
+    assert len(adapters_of(cache)) == 3
+    remove_model(str(GPTJ))
+    assert not (cache / "adapters/converted").exists() and (cache / "adapters/a--c").exists()
 
 
 def test_rm_refuses_what_is_in_use(desk: Desk, run: Cli) -> None:
