@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from typing import Annotated
 
@@ -24,15 +23,6 @@ app = typer.Typer(
 )
 
 _debug = False
-
-#: What versions of the command framework say of a word that is no number, and what we say.
-_NO_NUMBER = (
-    (
-        re.compile(r"(Input should be|'.*' is not) a valid integer.*"),
-        "whole number",
-    ),
-    (re.compile(r"(Input should be|'.*' is not) a valid (number|float).*"), "number"),
-)
 
 
 def _show_version(asked: bool) -> None:
@@ -97,7 +87,7 @@ def _explain(error: Exception) -> int:
     # typer's own complaints about options
     complaint = getattr(error, "format_message", None)
     if complaint is not None:
-        console.fail(_in_our_words(complaint()))
+        console.fail(complaint())
         return 2
     if isinstance(error, OSError):
         console.fail(_os_error_text(error))
@@ -121,12 +111,6 @@ def _explain(error: Exception) -> int:
         show_plan(shortage, stderr=True)
     # most errors are about the user's input; failures at run time say so themselves
     return int(getattr(error, "exit_code", 2))
-
-
-def _in_our_words(complaint: str) -> str:
-    for theirs, kind in _NO_NUMBER:
-        complaint = theirs.sub(f"expected a {kind}", complaint)
-    return complaint
 
 
 def _os_error_text(error: OSError) -> str:

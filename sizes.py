@@ -1,4 +1,4 @@
-"""Sizes and counts as people write and read them: ``600M`` is 600 million bytes.
+"""Numbers, sizes and counts as people write and read them: ``600M`` is 600 million bytes.
 
 One convention for options and output, the SI's: k, M, G and T are powers of 1000, as on disks, so
 that a printed size given back as an option means the same. Powers of 1024 have an i (IEC 80000-13):
@@ -10,13 +10,40 @@ from __future__ import annotations
 import math
 import re
 
-_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*(?:([KMGT])(i?))?B?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*(?:([KMGT])(i?))?B?", re.IGNORECASE | re.ASCII)
+_WHOLE = re.compile(r"[+-]?[0-9]+")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 #: From this many bytes on: the unit in bytes, its name, and digits behind the point.
 _UNITS = (
     (10**10, 10**9, "GB", 1), (10**9, 10**9, "GB", 2), (10**6, 10**6, "MB", 1),
     (10**3, 10**3, "kB", 1), (1, 1, "B", 0),
 )  # fmt: skip
+
+
+def read_whole(text: str) -> int:
+    """A whole number, as every program understands it.
+
+    Python's ``int`` also takes ``1_000``, spaces around it and the digits of all scripts.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not _WHOLE.fullmatch(text):
+        raise ValueError(f"{text[:60]!r} is not a whole number")
+    return int(text)
+
+
+def read_number(text: str) -> float:
+    """A number, likewise; a finite one.
+
+    Raises:
+        ValueError: it is none, such as ``nan``.
+    """
+    value = float(text) if _NUMBER.fullmatch(text) else math.inf
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:60]!r} is not a number")
+    return value
 
 
 def read_size(text: str) -> int | None:

@@ -10,6 +10,7 @@ import typer
 
 from . import completing, options
 from .loading import reporter
+from .typed_numbers import count_option, number, size_option
 
 if TYPE_CHECKING:
     from ..convert.calibrated import CalibrationSettings
@@ -51,6 +52,7 @@ Bits = Annotated[
     float | None,
     typer.Option(
         "--bits",
+        parser=number,
         metavar="N",
         help="Instead of --type: so many bits per weight on average, and for each matrix the type "
         "with which the whole loses least. Needs --calibrate, or --statistics of such a run.",
@@ -215,7 +217,7 @@ def conversion(
     is_automatic = type is not None and type.lower() == "auto"
     settings = ConvertSettings(
         find_checkpoint(source, revision), output, "q4_0" if is_automatic else type or "q4_0",
-        options.count_option("threads", threads), force, dry_run, verify, keep_source,
+        count_option("threads", threads), force, dry_run, verify, keep_source,
         None if calibrate else imatrix, None if calibrate else statistics, rotate,
         fetch_adapters(lora or (), reporter()),
         tokenizer, budget,
@@ -229,7 +231,7 @@ def conversion(
     from ..convert.calibrated import CalibrationSettings
     from ..convert.collecting import DEFAULT_MEMORY
 
-    n_bytes = options.size_option("--memory", memory) or DEFAULT_MEMORY
+    n_bytes = size_option("--memory", memory) or DEFAULT_MEMORY
     calibration = CalibrationSettings(calibrate, imatrix, method, statistics, n_bytes)
     return Conversion(settings, is_automatic, calibration)
 
@@ -251,4 +253,4 @@ def _budget(type: str | None, bits: float | None, size: str) -> WeightBudget | N
         return None
     from ..convert.mixture import WeightBudget
 
-    return WeightBudget(bits or 0.0, options.size_option("--size", size))
+    return WeightBudget(bits or 0.0, size_option("--size", size))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import options
-from .options import count_option
+from .typed_numbers import count_option
 
 
 def demo(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..terminal import console
 from . import measuring, options
-from .options import count_option, size_option
+from .typed_numbers import count_option, size_option
 
 
 def evaluate(

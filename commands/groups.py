@@ -24,9 +24,9 @@ from ..store.wish import ModelWish
 from . import options, scoring_options
 from .constraints import constraint_texts
 from .converting import Conversion, conversion
-from .options import count_option, parallel_option, size_option
 from .serving import Seats, door, seats
 from .talk import TalkSettings
+from .typed_numbers import count_option, parallel_option, size_option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

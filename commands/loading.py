@@ -98,7 +98,7 @@ def join_cluster(
     from ..runtime.batch.ray_backend import RayBatch
     from ..store.opening import open_on_node
 
-    opener = partial(open_on_node, _everywhere(model), settings, batch)
+    opener = partial(open_on_node, *_everywhere(model, settings), batch)
     return RayBatch(address, opener, *answers)
 
 
@@ -109,12 +109,27 @@ def join_scoring_cluster(
     from ..runtime.scoring.ray_scoring import RayScores
     from ..store.opening import open_scorer_on_node
 
-    return RayScores(address, partial(open_scorer_on_node, _everywhere(model), settings, scoring))
+    opener = partial(open_scorer_on_node, *_everywhere(model, settings), scoring)
+    return RayScores(address, opener)
 
 
-def _everywhere(model: ModelWish) -> ModelWish:
-    here = Path(model.text)
-    return replace(model, text=str(here.absolute())) if here.exists() else model
+def _everywhere(model: ModelWish, settings: EngineSettings) -> tuple[ModelWish, EngineSettings]:
+    """What means the same in any folder: workers have their own."""
+    from ..store.lora import absolute_words
+
+    wish = replace(
+        model,
+        text=_absolute(model.text),
+        loras=tuple(map(absolute_words, model.loras)),
+        adapters=tuple(map(absolute_words, model.adapters)),
+    )
+    is_name = settings.draft in ("none", "lookup", "auto")
+    return wish, settings if is_name else replace(settings, draft=_absolute(settings.draft))
+
+
+def _absolute(text: str) -> str:
+    here = Path(text)
+    return str(here.absolute()) if here.exists() else text
 
 
 def _wish(model: str | ModelWish) -> ModelWish:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..terminal import console
+from .typed_numbers import whole
 
 if TYPE_CHECKING:
     from ..measure.bench import BenchResult
@@ -73,12 +74,14 @@ CompareKv = Annotated[
     ),
 ]  # fmt: skip
 Repeats = Annotated[
-    int, typer.Option("--repeats", metavar="N", help="Rounds, after one to warm up.")
+    int, typer.Option("--repeats", parser=whole, metavar="N", help="Rounds, after one to warm up.")
 ]
 PromptTokens = Annotated[
-    int, typer.Option("--prompt-tokens", metavar="N", help="Tokens of a prefill.")
+    int, typer.Option("--prompt-tokens", parser=whole, metavar="N", help="Tokens of a prefill.")
 ]
-Tokens = Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens to decode one by one.")]
+Tokens = Annotated[
+    int, typer.Option("--tokens", parser=whole, metavar="N", help="Tokens to decode one by one.")
+]
 
 # ---- eval
 EvalModels = Annotated[
@@ -122,12 +125,18 @@ EvalKv = Annotated[
     ),
 ]  # fmt: skip
 Window = Annotated[
-    int, typer.Option("--window", metavar="N", help="Tokens per window; its second half is scored.")
+    int,
+    typer.Option(
+        "--window", parser=whole, metavar="N", help="Tokens per window; its second half is scored."
+    ),
 ]
 Windows = Annotated[
     int,
     typer.Option(
-        "--windows", metavar="N", help="Maximum number of windows; at most 8 for a staged cache."
+        "--windows",
+        parser=whole,
+        metavar="N",
+        help="Maximum number of windows; at most 8 for a staged cache.",
     ),
 ]
 

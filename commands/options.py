@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..runtime.settings import MOST_BYTES, SAMPLER_SETTINGS, SamplerSetting
-from ..sizes import read_size
+from ..runtime.settings import SAMPLER_SETTINGS, SamplerSetting
 from . import completing
+from .typed_numbers import number, whole
 
 #: Options that are not spelled like the record field that they set.
 _OPTIONS = {
@@ -27,48 +27,6 @@ def spelled(error: Exception) -> str:
         return str(error)
     name = f"--{error.field.replace('_', '-')}"
     return error.spelled(_OPTIONS.get(error.field, name))
-
-
-def size_option(option: str, size: str) -> int:
-    """Bytes of a size such as 12G; 0 for none.
-
-    Raises:
-        SettingsError: it is not a size.
-    """
-    if not size:
-        return 0
-    n_bytes = read_size(size)
-    if n_bytes is None or n_bytes > MOST_BYTES:
-        from ..runtime.errors import SettingsError
-
-        raise SettingsError(f"{option} {size}: expected a size such as 600M, 12GB or 12GiB")
-    return n_bytes
-
-
-def parallel_option(parallel: str) -> int:
-    """The number of sequences of ``--parallel``; 0 for auto.
-
-    Raises:
-        SettingsError: it is neither.
-    """
-    if parallel != "auto" and (not parallel.isdecimal() or int(parallel) == 0):
-        from ..runtime.errors import SettingsError
-
-        raise SettingsError(f"--parallel {parallel}: expected a number, or auto")
-    return 0 if parallel == "auto" else int(parallel)
-
-
-def count_option(field: str, count: int | None) -> int:
-    """The number of an option that may be left out: 0 then, which no one can ask for otherwise.
-
-    Raises:
-        SettingsError: 0 was given.
-    """
-    if count == 0:
-        from ..runtime.errors import SettingsError
-
-        raise SettingsError("0: expected a larger number; leave it out for the default", field)
-    return count or 0
 
 
 Model = Annotated[
@@ -137,7 +95,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 Threads = Annotated[
     int | None,
     typer.Option(
-        "--threads", metavar="N", help="Threads to compute with.",
+        "--threads", parser=whole, metavar="N", help="Threads to compute with.",
         show_default="one per usable core",
     ),
 ]  # fmt: skip
@@ -146,7 +104,7 @@ Threads = Annotated[
 Context = Annotated[
     int | None,
     typer.Option(
-        "--context", metavar="N", help="Tokens of context.",
+        "--context", parser=whole, metavar="N", help="Tokens of context.",
         show_default="what the model was trained for, at most 4096",
     ),
 ]  # fmt: skip
@@ -195,7 +153,8 @@ PlanDraft = Annotated[
 PlanParallel = Annotated[
     int | None,
     typer.Option(
-        "--parallel", metavar="N", help="Sequences of a batch, each with its own context.",
+        "--parallel", parser=whole, metavar="N",
+        help="Sequences of a batch, each with its own context.",
         show_default="one text at a time",
     ),
 ]  # fmt: skip
@@ -234,17 +193,21 @@ Draft = Annotated[
     ),
 ]  # fmt: skip
 DraftMax = Annotated[
-    int, typer.Option("--draft-max", metavar="N", help="Most guesses to verify at once.")
+    int,
+    typer.Option("--draft-max", parser=whole, metavar="N", help="Most guesses to verify at once."),
 ]
 
 
 # ---- sampling
+_PARSERS: dict[type, Any] = {int: whole, float: number}
+
+
 def _sampler_parameter(row: SamplerSetting) -> inspect.Parameter:
     is_unset = bool(row.unset)
     typed = row.type if row.is_number else str
     kind: Any = typed | None if is_unset else typed
     option = typer.Option(
-        row.option, metavar=row.metavar, help=row.help,
+        row.option, metavar=row.metavar, help=row.help, parser=_PARSERS.get(typed),
         show_default=row.default_text or not is_unset,
     )  # fmt: skip
     return inspect.Parameter(
@@ -262,7 +225,7 @@ SAMPLER_PARAMETERS = tuple(
 MaxTokens = Annotated[
     int,
     typer.Option(
-        "-n", "--max-tokens", metavar="N",
+        "-n", "--max-tokens", parser=whole, metavar="N",
         help="Most tokens to write; -1: only the context limits them.",
     ),
 ]  # fmt: skip
@@ -394,14 +357,15 @@ Parallel = Annotated[
 Beams = Annotated[
     int,
     typer.Option(
-        "--beams", metavar="N", help="Search the likeliest text, following N at once.",
+        "--beams", parser=whole, metavar="N",
+        help="Search the likeliest text, following N at once.",
         show_default="draw",
     ),
 ]  # fmt: skip
 Logprobs = Annotated[
     int,
     typer.Option(
-        "--logprobs", metavar="K",
+        "--logprobs", parser=whole, metavar="K",
         help="Report each token's log-probability, and those of the K likeliest.",
     ),
 ]  # fmt: skip

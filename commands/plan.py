@@ -8,7 +8,7 @@ import typer
 
 from ..terminal import console
 from . import options
-from .options import count_option, size_option
+from .typed_numbers import count_option, size_option
 
 
 def plan(

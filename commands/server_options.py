@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .typed_numbers import whole
+
 Host = Annotated[
     str,
     typer.Option(
@@ -14,11 +16,14 @@ Host = Annotated[
         help="Where to listen; an address that other machines reach needs a key.",
     ),
 ]  # fmt: skip
-Port = Annotated[int, typer.Option("--port", metavar="N", help="0 takes any free one.")]
+Port = Annotated[
+    int, typer.Option("--port", parser=whole, metavar="N", help="0 takes any free one.")
+]
 Queue = Annotated[
     int,
     typer.Option(
-        "--queue", metavar="N", help="Texts that may wait for their turn; more are sent away (429)."
+        "--queue", parser=whole, metavar="N",
+        help="Texts that may wait for their turn; more are sent away (429)."
     ),
 ]  # fmt: skip
 ApiKeyFile = Annotated[

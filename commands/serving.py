@@ -9,8 +9,10 @@ from pathlib import Path
 
 from ..runtime.batch.settings import BatchSettings
 from ..serve.settings import ServeSettings
+from ..sizes import read_number
 from ..store.wish import ModelWish
 from . import options, server_options
+from .typed_numbers import parallel_option
 
 #: The environment's variable for a server's key.
 API_KEY_VARIABLE = "INFER_OS_API_KEY"
@@ -29,7 +31,7 @@ def seats(
     style: options.Style = "",
 ) -> Seats:
     """The seats that these options make."""
-    return Seats(BatchSettings(options.parallel_option(parallel), system=system, style=style))
+    return Seats(BatchSettings(parallel_option(parallel), system=system, style=style))
 
 
 def door(
@@ -60,7 +62,7 @@ def idle_seconds(text: str) -> float:
         return 0.0
     number, unit = text[:-1], text[-1].lower()
     try:
-        seconds = float(number) * _UNITS[unit]
+        seconds = read_number(number) * _UNITS[unit]
     except (ValueError, KeyError):
         seconds = 0.0
     if not 0 < seconds < math.inf:

@@ -142,6 +142,6 @@ def _goes_on(spec: str, stage: str) -> bool:
     """Whether a stage continues a SPEC: the last stage there ends, and this one reaches further."""
     _, _, last = spec.rpartition(",")[2].partition(":")
     _, colon, count = stage.partition(":")
-    if not last.isdigit():
+    if not (last.isascii() and last.isdigit()):
         return False
-    return not colon or (count.isdigit() and int(count) > int(last))
+    return not colon or (count.isascii() and count.isdigit() and int(count) > int(last))

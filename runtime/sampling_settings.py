@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -18,6 +18,7 @@ from infer_os.fields import (
     whole,
     whole_where,
 )
+from infer_os.sizes import read_number, read_whole
 
 from .errors import SettingsError
 
@@ -85,7 +86,7 @@ class SamplerSetting:
             ValueError: it is no number.
             SettingsError: these are no biases.
         """
-        return read_biases(typed) if self.type is tuple else self.type(typed)
+        return _READERS.get(self.type, str)(typed)
 
     def typed(self, value: Any) -> str:
         """A value as it would be typed."""
@@ -141,12 +142,19 @@ def read_biases(given: str | Mapping[str, Any]) -> tuple[tuple[int, Any], ...]:
                 f"{str(key)[:60]!r} is no token: expected {BIASES_NOUN}", "logit_bias"
             )
         try:
-            found.append((int(token), float(value) if isinstance(value, str) else value))
+            found.append(
+                (int(token), read_number(value.strip()) if isinstance(value, str) else value)
+            )
         except ValueError:
             raise SettingsError(
                 f"{token}={value[:60]}: expected {BIASES_NOUN}", "logit_bias"
             ) from None
     return tuple(found)
+
+
+_READERS: dict[type, Callable[[str], Any]] = {
+    int: read_whole, float: read_number, tuple: read_biases
+}  # fmt: skip
 
 
 def _check_constraint(given: tuple[tuple[str, str], ...]) -> None:

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..cache import cache_folder
-from ..convert.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from ..convert.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, open_adapter
 from ..convert.errors import SourceError, UnsupportedError
 from ..convert.hub import download, list_repository
 from ..convert.output_locks import locked_in_turn, make_folder
 from ..convert.source import AdapterSource, HubSource, read_hub_name
-from ..sizes import size_text
+from ..models.network import Network
+from ..sizes import read_number, size_text
 from .reporter import Reporter
 
 _LARGEST_SCALE = 1e3
@@ -40,7 +41,7 @@ def find_adapter(text: str, option: str = "--lora") -> tuple[HubSource | Path, f
     if not colon:
         name, number = text, "1"
     try:
-        scale = float(number)
+        scale = read_number(number)
     except ValueError:
         scale = math.nan
     if not (math.isfinite(scale) and 0 < abs(scale) <= _LARGEST_SCALE):
@@ -68,6 +69,39 @@ def fetch_adapter(text: str, option: str, report: Reporter) -> AdapterSource:
     source, scale = find_adapter(text, option)
     folder = source if isinstance(source, Path) else _fetch(source, option, report)
     return AdapterSource(folder, scale, text, option)
+
+
+def absolute_words(text: str) -> str:
+    """A text of ``--lora`` or ``--adapter`` that means the same in any folder."""
+    if Path(text).exists():
+        return str(Path(text).absolute())
+    head, colon, scale = text.rpartition(":")
+    words = head if colon else text
+    if colon and Path(words).exists():
+        return f"{Path(words).absolute()}:{scale}"
+    name, equals, rest = text.partition("=")
+    return f"{name}={absolute_words(rest)}" if equals else text
+
+
+def check_adapters(texts: Sequence[str], network: Network) -> None:
+    """See that adapters fit a model, as far as they are on this machine.
+
+    Raises:
+        SourceError: no adapter, or one of another model.
+        FileFormatError: a file that is malformed.
+        UnsupportedError: an adapter that does more than LoRA, or a scale that cannot be one.
+    """
+    parts = {
+        name: part for rule in network.rules for part in rule.parts
+        for name in (part.source, *part.also)
+    }  # fmt: skip
+    for text in texts:
+        source, scale = find_adapter(text)
+        folder = source if isinstance(source, Path) else _place(source)
+        if isinstance(source, Path) or _is_there(folder):
+            given = AdapterSource(folder, scale, text, "--lora")
+            with open_adapter(given, parts, network.prefixes):
+                pass
 
 
 def are_local(texts: Sequence[str]) -> bool:

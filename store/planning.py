@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,6 +42,7 @@ from ..runtime.plan.shapes import header_shape
 from ..runtime.plan.use import Use, make_planner
 from ..runtime.settings import EngineSettings, Extra
 from ..sizes import size_text
+from .lora import check_adapters
 from .ready_files import (
     AUTO,
     ReadyModel,
@@ -168,11 +169,12 @@ def make_answer(request: PlanRequest, *, rates: bool = True) -> PlanAnswer:
         SourceError: no such model; names similar ones.
         SettingsError: options that do not go together or do not suit the model.
         UnsupportedError: an adapter's scale that cannot be one.
+        SourceError, FileFormatError: an adapter that does not fit, if it is on this machine.
     """
     source = find_source(request.model)
     if isinstance(source, ReadySource) or not (isinstance(source, HubSource) or source.is_dir()):
         ModelWish(request.model, loras=request.loras).refuse_loras(request.model)
-    shape = source_shape(source)
+    shape = source_shape(source, request.loras)
     if request.type is not None and all(o.type != request.type for o in shape.options):
         known = ", ".join(option.type for option in shape.options)
         raise SettingsError(f"--type {request.type}: {shape.name} can have {known}")
@@ -203,15 +205,15 @@ def find_shape(text: str) -> ModelShape:
     return source_shape(find_source(text))
 
 
-def source_shape(source: HubSource | ReadySource | Path) -> ModelShape:
-    """:func:`find_shape` of what the words mean."""
+def source_shape(source: HubSource | ReadySource | Path, loras: Sequence[str] = ()) -> ModelShape:
+    """:func:`find_shape` of what the words mean, with adapters that must fit."""
     if isinstance(source, ReadySource):
         return ready_shape(source, _ANY_CACHE)
     if isinstance(source, HubSource):
-        return _config_shape(source.name, source.config or _hub_config(source))
+        return _config_shape(source.name, source.config or _hub_config(source), loras)
     if source.is_file() and not is_ggml(source):
         return header_shape(read_model_header(source))
-    return _config_shape(source.resolve().name, local_config(source))
+    return _config_shape(source.resolve().name, local_config(source), loras)
 
 
 def ready_shape(source: ReadySource, settings: EngineSettings) -> ModelShape:
@@ -310,8 +312,10 @@ def finest_type(source: HubSource | Path) -> str:
     return plan.weights.type
 
 
-def _config_shape(name: str, config: dict[str, object]) -> ModelShape:
+def _config_shape(name: str, config: Mapping[str, object], loras: Sequence[str] = ()) -> ModelShape:
     network = describe(config)
+    if loras:
+        check_adapters(loras, network)
     return network_shape(name, network, weight_options(network))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..runtime.settings import CONSTRAINTS, NO_ADAPTER, SAMPLER_SETTINGS
-from ..sizes import size_text
+from ..sizes import read_whole, size_text
 from . import console, render
 from .line_editor import FILES
 
@@ -184,7 +184,7 @@ _SETTINGS: dict[str, _Setting] = {
         for row in SAMPLER_SETTINGS.values()
         if row.option
     },
-    "max_tokens": _Setting("stops", int, "a whole number", str),
+    "max_tokens": _Setting("stops", read_whole, "a whole number", str),
 }
 
 

@@ -144,7 +144,7 @@ def test_without_a_command_comes_the_help(run: Cli) -> None:
         (["generate", "m.gguf", "--bogus"], "--bogus"),
         (["generate", "m.gguf", "--top-k", "many"], "--top-k"),
         (["generate", "m.gguf", "-p", "x", "--temperature", "-1"], "--temperature -1.0"),
-        (["generate", "m.gguf", "-p", "x", "--temperature", "nan"], "--temperature nan"),
+        (["generate", "m.gguf", "--temperature", "nan"], "'--temperature': expected a number\n"),
         (["generate", "m.gguf", "-p", "x", "--top-k", "-1"], "--top-k -1"),
         (["generate", "m.gguf", "-p", "x", "--top-p", "0"], "--top-p 0"),
         (["generate", "m.gguf", "-p", "x", "--min-p", "1"], "--min-p 1"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from infer_os.commands.groups import size_option
+from infer_os.commands.typed_numbers import size_option
 from infer_os.runtime.errors import SettingsError
-from infer_os.sizes import count_text, read_size, size_text
+from infer_os.sizes import count_text, read_number, read_size, read_whole, size_text
 
 MIB = 1 << 20
 
@@ -31,7 +31,9 @@ def test_a_printed_size_can_be_given_back(n_bytes: int) -> None:
     assert n_bytes <= (read_size(text.replace(" ", "")) or 0)
 
 
-@pytest.mark.parametrize("text", ["M", "0", "0.1", "-1M", "1X", "1 2", "1e9", "1" * 40])
+@pytest.mark.parametrize(
+    "text", ["M", "0", "0.1", "-1M", "1X", "1 2", "1e9", "1" * 40, "1_0M", "٣M", "nan"]
+)
 def test_bad_sizes(text: str) -> None:
     assert read_size(text) is None
     with pytest.raises(SettingsError, match=r"--kv-budget .*expected a size such as 600M"):
@@ -61,3 +63,29 @@ def test_printed_counts() -> None:
     assert [count_text(n) for n in (5_800_000, 124_439_808, 6_050_882_784)] == [
         "5.80 M", "124 M", "6.05 B",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "value"), [("0", 0), ("-1", -1), ("+7", 7), ("007", 7)])
+def test_whole_numbers(text: str, value: int) -> None:
+    assert read_whole(text) == read_number(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0.5", 0.5), ("-.5", -0.5), ("2.", 2.0), ("1e-3", 0.001), ("3E+2", 300.0)]
+)
+def test_numbers(text: str, value: float) -> None:
+    assert read_number(text) == value
+    with pytest.raises(ValueError, match="is not a whole number"):
+        read_whole(text)
+
+
+#: What Python's int() or float() take, and nobody else does; and what neither takes.
+ODD = ("1_000", " 5", "5 ", "5\n", "٣", "nan", "inf", "-Infinity", "1e999", "", "-", ".", "e5",
+       "0x10", "5" * 5000 + ".")  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_what_is_no_number(text: str) -> None:
+    for read in (read_whole, read_number):
+        with pytest.raises(ValueError, match="number"):
+            read(text)

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from infer_os.sizes import read_number, read_whole
+
 from ..errors import SettingsError
 from .lines import LARGEST, MOST_PASSED, Input, JsonError, parse_json
 from .records import NUMBERS, BadRecord
@@ -264,7 +266,8 @@ def _typed(key: str, text: str) -> Any:
     """
     try:
         if key in NUMBERS:
-            return float(text) if float in NUMBERS[key] else int(text)
+            number = text.strip()
+            return read_number(number) if float in NUMBERS[key] else read_whole(number)
     except ValueError:
         return text
     if key not in ("stop", "messages") or not text.lstrip().startswith("["):

@@ -33,7 +33,7 @@ _LADDER = ("f16", "q8_0", "q8_0/q4_0", "q5_1", "q5_1/q4_0", "q4_0")
 #: What may come before the last stage: our own attention computes these.
 _EARLIER = ("f16", "q8_0", "q8_0/q4_0")
 
-_STAGE = re.compile(r"([a-z0-9_]+)(?:/([a-z0-9_]+))?(?::(\d{1,9}))?")
+_STAGE = re.compile(r"([a-z0-9_]+)(?:/([a-z0-9_]+))?(?::([0-9]{1,9}))?")
 
 
 @dataclass(frozen=True, slots=True)

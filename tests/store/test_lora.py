@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import TESTS, edit_json
@@ -13,6 +14,13 @@ from hub_fixtures import Desk, environment
 from in_process import Cli, runner
 
 from infer_os import load
+from infer_os.commands.loading import join_cluster, join_scoring_cluster
+from infer_os.runtime.batch import ray_backend
+from infer_os.runtime.batch.settings import BatchSettings
+from infer_os.runtime.scoring import ray_scoring
+from infer_os.runtime.scoring.settings import ScoringSettings
+from infer_os.runtime.settings import EngineSettings, SamplingSettings, StopSettings
+from infer_os.store.wish import ModelWish
 
 BASE = TESTS / "reference/gptj"
 ADAPTER = TESTS / "reference/adapters/gptj"
@@ -162,3 +170,46 @@ def test_from_the_hub_beside_the_weights(desk: Desk, run: Cli) -> None:
     desk.server.repositories.clear()
     assert run(*words, "--adapter", HUB).out == local.out
     assert len(conversions(desk)) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [("gptj", "gptj"), ("gptj:x", "the scale 'x'"), ("config.json", "not a LoRA adapter"),
+     ("no-such", "no such folder")],
+)  # fmt: skip
+def test_a_plan_with_an_adapter_that_does_not_fit(
+    desk: Desk, run: Cli, tmp_path: Path, words: str, said: str
+) -> None:
+    """Where it can be seen without a download, it is seen."""
+    other = TESTS / "reference/bloom"
+    shutil.copytree(ADAPTER, "gptj")
+    Path("config.json").write_text("{}")
+    assert said in run("plan", other, "--lora", words).user_error
+    assert run("plan", BASE, "--lora", "gptj:0.5").code == 0
+    assert run("plan", other, "--lora", HUB).code == 0
+    run("generate", "someone/tiny", "--lora", HUB, *LINE)
+    assert HUB in run("plan", other, "--lora", HUB).user_error
+
+
+def test_nodes_get_what_is_the_same_in_any_folder(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("model", "adapter", "a=b"):
+        Path(name).mkdir()
+    Path("draft.gguf").touch()
+    here = Path.cwd()
+    opened: list[Any] = []
+    monkeypatch.setattr(ray_backend, "RayBatch", lambda *given: opened.append(given[1].args))
+    monkeypatch.setattr(ray_scoring, "RayScores", lambda *given: opened.append(given[1].args))
+    wish = ModelWish(
+        "model", loras=("adapter", "adapter:0.5", "a/b:2"), adapters=("x=adapter:0.5", "a=b", HUB)
+    )
+    settings = EngineSettings(draft="draft.gguf")
+    join_cluster("auto", wish, settings, BatchSettings(), (SamplingSettings(), StopSettings()))
+    join_scoring_cluster("auto", wish, settings, ScoringSettings())
+    for found, with_draft, _ in opened:
+        assert found.text == str(here / "model")
+        assert found.loras == (f"{here}/adapter", f"{here}/adapter:0.5", "a/b:2")
+        assert found.adapters == (f"x={here}/adapter:0.5", f"{here}/a=b", HUB)
+        assert with_draft.draft == str(here / "draft.gguf")
+    assert len(opened) == 2

@@ -138,7 +138,7 @@ def test_set_alone_shows_all(chat: ChatState, capsys: Capture) -> None:
         ("/set temprature 1", "/set temprature: no such setting; did you mean temperature?"),
         ("/set temperature hot", "/set temperature hot: expected a number"),
         ("/set temperature -1", "/set temperature -1.0: expected 0"),
-        ("/set temperature nan", "/set temperature nan: expected 0"),
+        ("/set temperature nan", "/set temperature nan: expected a number"),
         ("/set temperature 0.5 0.6", "/set temperature 0.5 0.6: expected a number"),
         ("/set top_k 1.5", "/set top_k 1.5: expected a whole number"),
         ("/set top_k -1", "/set top_k -1: expected 0"),
