@@ -9,6 +9,7 @@
     ├── GrammarError      a grammar, JSON schema or regular expression that cannot be used
     │   └── ConstraintFailed  a text that cannot be held to its grammar any longer
     ├── EvaluateError     models and tokens that cannot be evaluated together
+    ├── NotFinite         a model that computes NaN or infinity
     └── DecodeError       llama_decode failed
         ├── ModelChanged  the model's file was cut or overwritten while it was in use
         ├── ContextFull   no room left in the KV cache
@@ -61,6 +62,16 @@ class ConstraintFailed(GrammarError):
 
 class EvaluateError(NativeError):
     """Too few tokens, models that cannot be compared, or values that are not finite."""
+
+
+class NotFinite(NativeError):
+    """A model that computes NaN or infinity, from which nothing can be drawn."""
+
+    def __init__(self, what: str = "probabilities") -> None:
+        super().__init__(
+            f"the model computes no finite {what}: its file, or that of an adapter, is damaged or "
+            "has values that are too large"
+        )
 
 
 class DecodeError(NativeError):

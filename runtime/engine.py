@@ -5,6 +5,7 @@ Everything above it uses the protocol :class:`~.interface.Engine`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from infer_os.locks import in_use
 from infer_os.models.catalog import style_for
 from infer_os.native.context import Context
-from infer_os.native.errors import Interrupted, StateError
+from infer_os.native.errors import Interrupted, NotFinite, StateError
 from infer_os.native.graph_check import read_model_header
 from infer_os.native.kv_state import KvFormat
 from infer_os.native.owner import Owner
@@ -230,11 +231,15 @@ class LlamaEngine(Owner):
 
     def sample(self, sampler: Sampler, row: int = -1) -> int:
         """See :meth:`Engine.sample`."""
+        self.logits(row)
         return sampler.draw(self._cache.context, row)
 
     def logits(self, row: int = -1) -> NDArray[np.float32]:
         """See :meth:`Engine.logits`."""
-        return self._cache.context.logits(row)
+        logits = self._cache.context.logits(row)
+        if not math.isfinite(logits.max()):  # NaN is the largest
+            raise NotFinite
+        return logits
 
     def _cut(self, n_tokens: int) -> None:
         # after an interrupted decode the cache may hold more than the list says

@@ -161,11 +161,19 @@ class Engine(Protocol):
         ...
 
     def sample(self, sampler: Sampler, row: int = -1) -> int:
-        """Draw a token from a row of the last batch's logits; -1 is the last."""
+        """Draw a token from a row of the last batch's logits; -1 is the last.
+
+        Raises:
+            NotFinite: they are NaN or infinite.
+        """
         ...
 
     def logits(self, row: int = -1) -> NDArray[np.float32]:
-        """A row of the last batch's logits, (n_vocab,); valid until the next token."""
+        """A row of the last batch's logits, (n_vocab,); valid until the next token.
+
+        Raises:
+            NotFinite: as :meth:`sample`.
+        """
         ...
 
     def export_rows(self, n_tokens: int) -> tuple[KvFormat, Iterator[SavedRows]]:

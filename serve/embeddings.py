@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer_os.fields import text, whole
+from infer_os.native.errors import NotFinite
 
 from ..runtime.errors import PromptError
 from ..runtime.plan.memory_plan import MemoryShortage
@@ -87,8 +88,8 @@ async def embeddings(
     Each is written when it is there: a thousand at once would hold up all other clients.
 
     Raises:
-        ApiError: no room, no memory for the computation, other dimensions than the model has, or a
-            vector that is none.
+        ApiError: no room, no memory for the computation, other dimensions than the model has, or
+            a vector that is not finite or has no length.
     """
     data: list[bytes] = []
     for i, tokens in enumerate(inputs):
@@ -98,6 +99,8 @@ async def embeddings(
             raise ApiError(f"embeddings: {error}", 503, code="no_memory") from None
         except PromptError as error:
             raise ApiError(str(error), param="input") from None
+        except NotFinite as error:
+            raise ApiError(f"embeddings: {error}", 500) from None
         if asked.dimensions not in (None, len(vector)):
             raise ApiError(
                 f"dimensions is {asked.dimensions}: this model's vectors have {len(vector)}",

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
+from infer_os.native.errors import NotFinite
 from infer_os.native.interrupt import decoding_aborted
 
 from ..runtime.batch.records import Record, Result
@@ -203,7 +204,7 @@ class EngineThread:
 
         Raises:
             ApiError: as :meth:`check_room`, or the engine has failed (500).
-            PromptError, MemoryShortage, SettingsError: ``work`` did.
+            PromptError, MemoryShortage, SettingsError, NotFinite: ``work`` did.
         """
         self.check_room(1)
         future: asyncio.Future[Made] = self._loop.create_future()
@@ -303,7 +304,7 @@ class EngineThread:
         found: Made | Exception
         try:
             found = work()
-        except (PromptError, MemoryShortage, SettingsError) as error:
+        except (PromptError, MemoryShortage, SettingsError, NotFinite) as error:
             found = error
         try:
             self._loop.call_soon_threadsafe(_settle, future, found)

@@ -108,6 +108,7 @@ class PushedEngine(Protocol):
 
         Raises:
             MemoryShortage: there is none left for what computes it.
+            NotFinite: it is NaN or infinite.
         """
         ...
 

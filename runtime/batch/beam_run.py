@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 import numpy as np
 
 from infer_os.native.batch_context import BatchContext, Rows
+from infer_os.native.errors import NotFinite
 from infer_os.native.interrupt import interruptible
 
 from ..errors import PromptError, RuntimeFailure, SettingsError
@@ -58,8 +59,12 @@ class BeamRun:
             yield self._failed(record.id, record.line, f"{record.place}: {error}")
             return
         self._parts.context.use_adapter(adapter)
-        with interruptible():
-            found = self.search(prompt, record.stops.limit, self._parts.vocab.ends())
+        try:
+            with interruptible():
+                found = self.search(prompt, record.stops.limit, self._parts.vocab.ends())
+        except NotFinite as error:
+            yield self._failed(record.id, record.line, f"{record.place}: {error}")
+            return
         self._statistics.seconds += time.perf_counter() - started
         for index in range(record.n):
             if index not in without:
@@ -76,6 +81,7 @@ class BeamRun:
         Raises:
             Interrupted: an interrupt came.
             DecodeError: llama.cpp failed.
+            NotFinite: the model computes NaN or infinity.
         """
         context, n_ctx = self._parts.context, self._parts.limits.n_ctx
         for sequence in range(self._n_beams):
@@ -88,7 +94,10 @@ class BeamRun:
         slots = [0]
         position = len(prompt)
         while True:
-            step = search.push(context.logits(len(slots)))
+            logits = context.logits(len(slots))
+            if not np.isfinite(logits.max(axis=1)).all():  # NaN is the largest
+                raise NotFinite
+            step = search.push(logits)
             if step is None:
                 break
             slots = reordered(context, slots, step, self._n_beams)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer_os.native.batch_context import BatchContext
-from infer_os.native.errors import ConstraintFailed, GrammarError
+from infer_os.native.errors import ConstraintFailed, GrammarError, NotFinite
 from infer_os.native.model import Vocab
 
 from ..errors import ModelClosed, PromptError, SettingsError, TemplateFailure
@@ -332,7 +332,7 @@ class Running:
             if not rows.n_wanted or sequence is None or not sequence.scores_prompt:
                 continue
             if not all(math.isfinite(one.logprob) for one in sequence.prompt_logprobs[1:]):
-                self._break_off(rows.slot, sequence, "the model computes no finite probabilities")
+                self._break_off(rows.slot, sequence, str(NotFinite()))
             elif rows.position + rows.n_real < len(sequence.fed):
                 pass
             elif not sequence.record.draws:
@@ -363,7 +363,7 @@ class Running:
             while True:
                 try:
                     token = self._drawn(sequence, logits, likeliest, first + n_right)
-                except ConstraintFailed as error:
+                except (ConstraintFailed, NotFinite) as error:
                     self._break_off(rows.slot, sequence, str(error))
                     ended = True
                     break
@@ -377,6 +377,8 @@ class Running:
     def _drawn(
         self, sequence: Sequence, logits: NDArray[np.float32], likeliest: list[int], row: int
     ) -> int:
+        if not math.isfinite(logits[row, likeliest[row]]):  # NaN is the largest
+            raise NotFinite
         if sequence.sampler is None:
             token = likeliest[row]
         else:

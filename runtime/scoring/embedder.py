@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer_os.native.batch_context import Rows
+from infer_os.native.errors import NotFinite
 from infer_os.native.interrupt import interruptible
 from infer_os.native.model import LlamaModel
 from infer_os.native.owner import Owner
@@ -162,6 +163,7 @@ class Embedder(Owner):
                 of them has no length.
             Interrupted: an interrupt came.
             DecodeError: llama.cpp failed.
+            NotFinite: it is NaN or infinite.
         """
         if not tokens:
             raise PromptError("the text is empty")
@@ -182,9 +184,11 @@ class Embedder(Owner):
                 context.decode(Rows(part, positions, zeros, ones))
             states = context.states(len(part)).astype(np.float64)  # (n_part, n_embd)
             total = states[-1] if self._pooling == "last" else total + states.sum(axis=0)
+        if not np.isfinite(total).all():
+            raise NotFinite("vector")
         length = float(np.linalg.norm(total))
         if not 0 < length < math.inf:
-            raise PromptError("the model computes a vector that is zero or not finite")
+            raise PromptError(f"the model computes a vector of length {length:g}")
         return np.asarray(total / length, np.float32)
 
     def run(
@@ -220,7 +224,7 @@ class Embedder(Owner):
         try:
             tokens = self.vocab.tokenize(record.text)
             return EmbedResult(record.id, record.line, self.embed(tokens), len(tokens))
-        except PromptError as error:
+        except (NotFinite, PromptError) as error:
             return EmbedResult(record.id, record.line, error=f"{record.place}: {error}")
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer_os.native.batch_context import BatchContext
+from infer_os.native.errors import NotFinite
 from infer_os.native.model import Vocab
 from infer_os.native.scoring import score_rows
 
@@ -346,8 +347,7 @@ class ScoringRun:
         self._n_open -= 1
         self._reserve(-job.n_reserved)
         if not np.isfinite(job.logprobs).all():
-            what = "the model computes probabilities that are not finite"
-            self._fail(record.id, record.line, f"{record.place}: {what}")
+            self._fail(record.id, record.line, f"{record.place}: {NotFinite()}")
             return
         self.statistics.records += 1
         self.statistics.completion_tokens += len(job.tokens)

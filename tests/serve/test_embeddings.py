@@ -94,13 +94,13 @@ def test_a_vector_that_is_none() -> None:
     engine = ScriptedEngine(lambda prompt: "abc")
 
     def embed_zeros(tokens: list[int]) -> Any:
-        raise PromptError("the model computes a vector that is zero or not finite")
+        raise PromptError("the model computes a vector of length 0")
 
     engine.embed = embed_zeros  # type: ignore[method-assign]
     with running(engine) as service:
         got = embed(service, "a")
         assert (got.status, got.error["param"]) == (400, "input")
-        assert "not finite" in got.error["message"]
+        assert "of length 0" in got.error["message"]
         assert service.complete("Hi").status == 200
 
 

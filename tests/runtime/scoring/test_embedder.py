@@ -73,9 +73,16 @@ def test_what_cannot_be_embedded(model: Path) -> None:
         Embedder(model, EngineSettings(draft="lookup"))
 
 
-@pytest.mark.parametrize("state", [np.nan, np.inf, 0.0])
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (np.nan, "the model computes no finite vector"),
+        (np.inf, "the model computes no finite vector"),
+        (0.0, "the model computes a vector of length 0"),
+    ],
+)
 def test_a_model_whose_states_have_no_direction(
-    model: Path, monkeypatch: pytest.MonkeyPatch, state: float
+    model: Path, monkeypatch: pytest.MonkeyPatch, state: float, said: str
 ) -> None:
     with Embedder(model, EngineSettings(context=32, threads=1)) as embedder:
         n_embd = embedder._engine.model.n_embd
@@ -84,7 +91,7 @@ def test_a_model_whose_states_have_no_direction(
         )
         (result,) = embedder.run([EmbedParser().parse(1, {"text": "She"})])
     assert result.embedding is None
-    assert result.error == "line 1: the model computes a vector that is zero or not finite"
+    assert str(result.error).startswith(f"line 1: {said}")
 
 
 def test_records(model: Path) -> None:
