@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Annotated
@@ -23,6 +24,8 @@ app = typer.Typer(
 )
 
 _debug = False
+#: A file's name in an error, and what is shown of a longer one.
+_LONGEST_NAME, _LONGEST_SHOWN = 1000, 80
 
 
 def _show_version(asked: bool) -> None:
@@ -91,7 +94,8 @@ def _explain(error: Exception) -> int:
         return 2
     if isinstance(error, OSError):
         console.fail(_os_error_text(error))
-        return 1
+        # a name that no file can have is the user's
+        return 2 if error.errno == errno.ENAMETOOLONG else 1
     if isinstance(error, MemoryError):
         said = str(error)
         console.fail(
@@ -118,7 +122,7 @@ def _os_error_text(error: OSError) -> str:
     reason = error.strerror or str(error)
     if error.filename is not None:
         names = [os.fsdecode(n) for n in (error.filename, error.filename2) if n is not None]
-        return f"{' -> '.join(names)}: {reason}"
+        return f"{' -> '.join(map(_shortened, names))}: {reason}"
     innermost = error.__traceback__
     while innermost is not None and innermost.tb_next is not None:
         innermost = innermost.tb_next
@@ -126,6 +130,10 @@ def _os_error_text(error: OSError) -> str:
     if module.partition(".")[0] in ("click", "typer"):
         return f"standard output: {reason}"
     return f"{reason} (--debug shows where)"
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_SHOWN]}..."
 
 
 if __name__ == "__main__":

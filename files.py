@@ -7,6 +7,7 @@ lives; what is not locked was left by one that was killed, and goes when the nex
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -166,6 +167,23 @@ def take_name(part: Path, path: Path) -> None:
     """
     os.replace(part, path)
     sync_folder(path.parent)
+
+
+def names_something(text: str) -> bool:
+    """Whether there is a file, or anything else, of that name; a text may be no path at all.
+
+    Raises:
+        OSError: that cannot be said, as of a folder that is closed to the user.
+    """
+    try:
+        os.stat(text)
+    except ValueError:  # a zero byte, or half a character
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            return False
+        raise
+    return True
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files import names_something
+
 #: Most bytes read from a file: more than any grammar may have.
 _MOST_BYTES = 4_000_000
 
@@ -67,7 +69,7 @@ def _other_json(value: str) -> str:
         found = json.loads(value)
     except (ValueError, RecursionError):
         return ""
-    if Path(value).exists():
+    if names_something(value):
         return ""
     kinds = {list: "a list", str: "a text", type(None): "null"}
     return f"this is {kinds.get(type(found), 'a number')}"

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import names_something
 from ..runtime.batch.settings import BatchSettings
 from ..serve.settings import ServeSettings
 from ..sizes import read_number
@@ -85,7 +86,7 @@ def named_models(model: ModelWish, others: list[str] | None) -> list[Named]:
     found = [(_names(model), model)]
     for text in others or ():
         name, equals, rest = text.partition("=")
-        if equals and rest and "/" not in name and not Path(text).exists():
+        if equals and rest and "/" not in name and not names_something(text):
             found.append(((name,), ModelWish(rest, model.type)))
         else:
             wish = ModelWish(text, model.type)

@@ -14,9 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import gguf
 import numpy as np
@@ -26,21 +27,26 @@ from infer_os.files import new_file
 from infer_os.models.architectures import describe
 from infer_os.models.network import Network, Part, Role, TensorRule
 from infer_os.models.rotation import ROTATION_KEY, fold_rotation
+from infer_os.native.errors import GgufError
 from infer_os.native.gguf_file import GgufHeader, GgufTensor, read_gguf_header
 from infer_os.native.lora_adapter import DIGEST_KEY, EMBEDDING, PADDED_RANK, check_adapter
 from infer_os.native.quantize import LowRank
+from infer_os.native.watched_file import WatchedFile
 
-from .adapters import OpenAdapter, Pair, adapters_digest, open_adapter
+from .adapters import OpenAdapter, Pair, adapters_digest, add_file, checked, open_adapter
 from .blocks import added_to_target, widened
-from .errors import FileFormatError, OutputError, SourceError, UnsupportedError
+from .errors import FileFormatError, OutputError, SourceChanged, SourceError, UnsupportedError
 from .gguf_writer import header_bytes
 from .origins import CONFIG_KEY
 from .source import AdapterSource
 
 #: Raised with the layout of the files, which then get other names.
-_VERSION = 1
+_VERSION = 2
 _HASHED = 16  # hexadecimal digits
 _CHUNK = 1 << 20
+#: Metadata key of a hash of the file, for which the hash itself is zeros.
+_CHECK_KEY = "inferos.adapter.check"
+_NO_CHECK = "0" * 64
 _ALIGNMENT = int(gguf.GGUF_DEFAULT_ALIGNMENT)
 #: What llama.cpp adds an adapter's products to.
 _MULTIPLIED = (Role.ATTN_QKV, Role.ATTN_OUTPUT, Role.FFN_UP, Role.FFN_DOWN, Role.HEAD)
@@ -73,9 +79,13 @@ class _Target:
     def looked_up(self) -> bool:
         return self.name == EMBEDDING
 
-    def matrices(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Both, padded."""
-        added = self.load()
+    def matrices(self, path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Both, padded. ``path`` is where they are from.
+
+        Raises:
+            FileFormatError: values that cannot be.
+        """
+        added = checked(path, self.name, self.load)
         left = np.pad(added.left, ((0, 0), (0, self.padded_rank - self.rank)))
         right = np.pad(added.right, ((0, self.padded_rank - self.rank), (0, 0)))
         return (left, np.ascontiguousarray(right.T)) if self.looked_up else (right, left)
@@ -86,10 +96,13 @@ def adapter_digest(source: AdapterSource, model: GgufHeader) -> str:
 
     Raises:
         SourceError: no adapter.
+        GgufError: a GGUF file that is no adapter of this model.
     """
     if source.folder.is_dir():
         content = adapters_digest([AdapterSource(source.folder, 1.0, "", source.option)])
     else:
+        # a look at its header, before all of what may be no adapter is read
+        check_adapter(read_gguf_header(source.folder), model)
         content = _file_digest(source)
     layout = (_VERSION, model.architecture, model.metadata.get(CONFIG_KEY),
               model.metadata.get(ROTATION_KEY), content)  # fmt: skip
@@ -109,11 +122,13 @@ def write_adapter(source: AdapterSource, model: GgufHeader, target: Path) -> Non
         FileFormatError: a file that is malformed.
         UnsupportedError: an adapter that does more than LoRA, or one that can only be merged.
         GgufError: a GGUF file that is no adapter of this model.
+        SourceChanged: it was written to meanwhile.
         OutputError: the file cannot be written.
     """
-    digest = adapter_digest(source, model)
     if not source.folder.is_dir():
-        _write(source, digest, model.architecture, _targets_of_file(source, model), target)
+        with _watched(source) as check:
+            targets = _targets_of_file(source, model)
+            _write(source, model, targets, target, check)
         return
     network = _network(source, model)
     parts = {
@@ -128,7 +143,24 @@ def write_adapter(source: AdapterSource, model: GgufHeader, target: Path) -> Non
                 f"the weights of {model.path.name}; {_merged(source)}"
             )
         targets = list(_targets(source, network, adapter))
-        _write(source, digest, model.architecture, targets, target)
+        _write(source, model, targets, target, adapter.file.check)
+
+
+def is_sound(path: Path) -> bool:
+    """Whether there is such a file, and :func:`write_adapter` wrote all of it."""
+    try:
+        header = read_gguf_header(path)
+        check = header.metadata.get(_CHECK_KEY)
+        if header.metadata.get(DIGEST_KEY) != path.stem or not isinstance(check, str):
+            return False
+        with path.open("rb") as file:
+            head = file.read(header.data_offset).replace(check.encode(), _NO_CHECK.encode())
+            digest = hashlib.sha256(head)
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except (GgufError, OSError):
+        return False
+    return digest.hexdigest() == check
 
 
 def _network(source: AdapterSource, model: GgufHeader) -> Network:
@@ -224,10 +256,13 @@ def _loader(
     header: GgufHeader, pair: tuple[GgufTensor, GgufTensor], factor: float, *, looked_up: bool
 ) -> Callable[[], LowRank]:
     def read(tensor: GgufTensor) -> NDArray[np.float32]:
-        values = np.memmap(
-            header.path, _DTYPES[tensor.type.name], "r", header.data_offset + tensor.offset,
-            tensor.shape[::-1],
-        )  # fmt: skip
+        try:
+            values = np.memmap(
+                header.path, _DTYPES[tensor.type.name], "r", header.data_offset + tensor.offset,
+                tensor.shape[::-1],
+            )  # fmt: skip
+        except (OSError, ValueError) as error:
+            raise SourceChanged(f"{header.path}: has changed while it was read: {error}") from error
         return widened(values)
 
     def load() -> LowRank:
@@ -241,44 +276,62 @@ def _loader(
 def _file_digest(source: AdapterSource) -> str:
     digest = hashlib.sha256()
     try:
-        with source.folder.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+        add_file(digest, source.folder)
     except OSError as error:
         raise SourceError(f"{source.title}: cannot be read: {error.strerror}") from error
     return digest.hexdigest()
+
+
+@contextmanager
+def _watched(source: AdapterSource) -> Iterator[Callable[[], None]]:
+    """While inside, the file is watched; yields what raises SourceChanged if it has changed."""
+    try:
+        watch = WatchedFile(source.folder)
+    except OSError as error:
+        raise SourceError(f"{source.title}: cannot be read: {error.strerror}") from error
+
+    def check() -> None:
+        if complaint := watch.complaint():
+            raise SourceChanged(complaint)
+
+    with watch:
+        yield check
 
 
 # ---- writing
 
 
 def _write(
-    source: AdapterSource, digest: str, graph: str, targets: Sequence[_Target], path: Path
+    source: AdapterSource,
+    model: GgufHeader,
+    targets: Sequence[_Target],
+    path: Path,
+    check: Callable[[], None],
 ) -> None:
+    """Write the file; ``check`` raises if what the targets read has changed meanwhile."""
+    digest = adapter_digest(source, model)
     try:
         with new_file(path) as file:
-            file.write(_header(graph, digest, targets))
+            header = _header(model.architecture, digest, _NO_CHECK, targets)
+            file.write(header)
+            hashed = hashlib.sha256(header)
             for target in targets:
-                for matrix in target.matrices():
-                    if not np.isfinite(matrix).all():
-                        raise FileFormatError(
-                            f"{source.title}: what it adds to {target.name} holds values that are "
-                            "NaN or infinite"
-                        )
-                    _write_padded(file, matrix)
+                for matrix in target.matrices(source.folder):
+                    data = matrix.astype("<f4", copy=False).tobytes()
+                    data += b"\0" * (-len(data) % _ALIGNMENT)
+                    file.write(data)
+                    hashed.update(data)
+            check()
+            file.seek(0)
+            file.write(_header(model.architecture, digest, hashed.hexdigest(), targets))
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _write_padded(file: BinaryIO, matrix: NDArray[np.float32]) -> None:
-    file.write(np.ascontiguousarray(matrix, "<f4").data.cast("B"))
-    file.write(b"\0" * (-matrix.nbytes % _ALIGNMENT))
-
-
-def _header(graph: str, digest: str, targets: Sequence[_Target]) -> bytes:
+def _header(graph: str, digest: str, check: str, targets: Sequence[_Target]) -> bytes:
     writer: Any = gguf.GGUFWriter(None, graph)
     texts: Mapping[str, str] = {
-        "general.type": "adapter", "adapter.type": "lora", DIGEST_KEY: digest,
+        "general.type": "adapter", "adapter.type": "lora", DIGEST_KEY: digest, _CHECK_KEY: check,
     }  # fmt: skip
     for key, value in texts.items():
         writer.add_string(key, value)

@@ -3,20 +3,19 @@
 Goes in: folders with ``adapter_config.json`` and ``adapter_model.safetensors`` or ``.bin``. Comes
 out: for each stored tensor, matrices whose product is added to it. The arithmetic is that of
 ``merge_and_unload`` in https://github.com/huggingface/peft, src/peft/tuners/lora/layer.py.
-
-An adapter that does more than that is refused by the setting that says so.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,20 +23,22 @@ from numpy.typing import NDArray
 from infer_os.models.network import Network, Part
 from infer_os.native.quantize import LowRank
 
+from .adapter_config import ADAPTER_CONFIG, read_adapter_config
 from .blocks import widened
 from .conversion_plan import ConversionPlan, bare_name
 from .decoded import DecodedMatrix
 from .errors import FileFormatError, SourceError, UnsupportedError
-from .plain_file import read_json
 from .safetensors_file import SafetensorsFile
 from .source import AdapterSource
 from .tensors import WEIGHT_DTYPES, TensorFile
 from .torch_file import TorchFile
 
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
 #: Metadata key of the adapters that were added to the weights, as a shell's words.
 ADAPTERS_KEY = "inferos.lora"
-#: Files of an adapter: its settings, and its weights, of which the first that exists counts.
-ADAPTER_CONFIG = "adapter_config.json"
+#: An adapter's weights, beside its settings; the first file that exists counts.
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _MODEL = "base_model.model."
 _KEY = re.compile(
@@ -46,52 +47,12 @@ _KEY = re.compile(
 )
 # PEFT saves embeddings and heads that an adapter is for, as they were
 _COPY = re.compile(r"(.+)\.base_layer\.(weight|bias)")
-# these change the base weights too, so that adding the product is not enough
-_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-#: Settings that say how an adapter was trained, or that are read here.
-_HARMLESS = frozenset({
-    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config",
-    "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
-    "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "peft_type",
-    "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config",
-    "target_modules", "task_type", "use_rslora",
-})  # fmt: skip
-_LARGEST_RANK = 1 << 14
-_LARGEST_ALPHA = 1e9
-_LONGEST_PATTERN = 200
-# what patterns are made of; no two repetitions inside each other, which could take forever
-_PATTERN = re.compile(r"(?:\\d\+|\\\.|[\w.^$|()-])*")
+_LARGEST_RANK = 1 << 12
+#: No weight is larger than float16 holds, so nothing that is added to one need be.
+_LARGEST_VALUE = float(np.finfo(np.float16).max)
+_LONGEST_SHOWN = 100
 _HASHED = 16  # hexadecimal digits
 _CHUNK = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class _Scaling:
-    """What a product is multiplied by: ``alpha / r``, or over ``sqrt(r)`` for rsLoRA."""
-
-    path: Path
-    r: int
-    alpha: float
-    rank_pattern: Mapping[str, Any]
-    alpha_pattern: Mapping[str, Any]
-    by_root: bool
-
-    def of(self, module: str, rank: int) -> float:
-        """The factor for a module whose matrices have this rank."""
-        r = self._found(module, self.rank_pattern, self.r)
-        if r != rank:
-            raise FileFormatError(
-                f"{self.path}: {module} has matrices of rank {rank}, but {ADAPTER_CONFIG} says {r}"
-            )
-        alpha = self._found(module, self.alpha_pattern, self.alpha)
-        return float(alpha) / (math.sqrt(rank) if self.by_root else rank)
-
-    @staticmethod
-    def _found(module: str, patterns: Mapping[str, Any], usual: float) -> float:
-        for pattern, value in patterns.items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return float(value)
-        return usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +124,37 @@ class Adapters:
                     f"{file.path}: {copy} is not the model's own {stored}: a tensor that was "
                     "trained as a whole is not supported, only plain LoRA"
                 )
-        pairs = [pair.load() for pair in self._pairs.get(name, ())]
+        pairs = [checked(pair.file.path, name, pair.load) for pair in self._pairs.get(name, ())]
         if not pairs:
             return None
         # the sum of products is the product of matrices side by side
         left = np.concatenate([pair.left for pair in pairs], axis=1)
         right = np.concatenate([pair.right for pair in pairs], axis=0)
         return LowRank(np.ascontiguousarray(left), np.ascontiguousarray(right))
+
+
+def checked(path: Path, name: str, load: Callable[[], LowRank]) -> LowRank:
+    """What an adapter's file adds to a tensor, loaded and seen to be something to compute with.
+
+    Raises:
+        FileFormatError: values that are not finite, or larger than those of any weight.
+    """
+    with np.errstate(all="ignore"):  # what overflows is infinite then
+        added = load()
+        left = np.abs(added.left).max(axis=0).astype(np.float64)  # (r,)
+        right = np.abs(added.right).max(axis=1).astype(np.float64)  # (r,)
+        # the product has no larger value than the last
+        largest = float(np.max([left.max(), right.max(), left @ right]))
+    if not math.isfinite(largest):
+        raise FileFormatError(
+            f"{path}: what it adds to {name} holds values that are NaN or infinite"
+        )
+    if largest > _LARGEST_VALUE:
+        raise FileFormatError(
+            f"{path}: adds values of up to {largest:.2g} to {name}; no weight is larger than "
+            f"{_LARGEST_VALUE:.0f}"
+        )
+    return added
 
 
 def _are_equal(copy: NDArray[Any], array: NDArray[Any] | DecodedMatrix) -> bool:
@@ -219,16 +204,21 @@ def open_adapter(
     Raises:
         As :func:`open_adapters`.
     """
-    config = _read_config(source)
+    check_folder(source)
+    config = read_adapter_config(source.folder / ADAPTER_CONFIG)
     with closing(_open_weights(source)) as file:
-        pairs, copies = _read_pairs(source, config, file)
+        pairs, copies = _read_pairs(source, file)
         for name, pair in pairs.items():
-            _check_fit(source, name, pair, parts.get(bare_name(name, prefixes)), config)
+            _check_fit(source, name, pair, parts.get(bare_name(name, prefixes)), config.made_for)
+            # only now: a stranger's patterns see as many names as the model has, and no others
+            factor = config.factor(name.removesuffix(".weight"), pair.rank)
+            pairs[name] = replace(pair, factor=factor * source.scale)
         yield OpenAdapter(
             file,
             {bare_name(name, prefixes): pair for name, pair in pairs.items()},
             {bare_name(name, prefixes): copy for name, copy in copies.items()},
         )
+        file.check()
 
 
 def adapters_digest(sources: Sequence[AdapterSource]) -> str:
@@ -241,14 +231,25 @@ def adapters_digest(sources: Sequence[AdapterSource]) -> str:
     for source in sources:
         for path in (source.folder / ADAPTER_CONFIG, _weights_path(source)):
             try:
-                with path.open("rb") as file:
-                    while chunk := file.read(_CHUNK):
-                        digest.update(chunk)
+                add_file(digest, path)
             except OSError as error:
                 raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
             digest.update(b"\0")
         digest.update(repr(source.scale).encode())
     return digest.hexdigest()[:_HASHED] if sources else ""
+
+
+def add_file(digest: Hash, path: Path) -> None:
+    """Add a file's bytes to a hash: as many as it has now, since some files have no end.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        left = os.fstat(file.fileno()).st_size
+        while chunk := file.read(min(left, _CHUNK)):
+            digest.update(chunk)
+            left -= len(chunk)
 
 
 def check_folder(source: AdapterSource) -> None:
@@ -279,34 +280,8 @@ def _open_weights(source: AdapterSource) -> TensorFile:
     return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
 
 
-def _read_config(source: AdapterSource) -> dict[str, Any]:
-    path = source.folder / ADAPTER_CONFIG
-    _weights_path(source)
-    config = read_json(path) or {}
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise UnsupportedError(f"{path}: a {kind} adapter; only LORA can be added to the weights")
-    if config.get("use_dora"):
-        raise UnsupportedError(f"{path}: use_dora: DoRA is not supported, only plain LoRA")
-    start = config.get("init_lora_weights", True)
-    if start not in _PLAIN_STARTS:
-        raise UnsupportedError(
-            f"{path}: init_lora_weights is {start!r}, which changed the model's own weights too; "
-            "save the adapter as plain LoRA (PEFT's path_initial_model_for_weight_conversion)"
-        )
-    if config.get("bias", "none") != "none":
-        raise UnsupportedError(f"{path}: bias is {config['bias']!r}; only 'none' is supported")
-    for key, value in config.items():
-        if value and key not in _HARMLESS and key not in ("bias", "loftq_config"):
-            raise UnsupportedError(f"{path}: {key} is {value!r}, which is not supported")
-    return config
-
-
-def _read_pairs(
-    source: AdapterSource, config: Mapping[str, Any], file: TensorFile
-) -> tuple[dict[str, Pair], dict[str, str]]:
+def _read_pairs(source: AdapterSource, file: TensorFile) -> tuple[dict[str, Pair], dict[str, str]]:
     """The pairs of matrices, and the names of copies, by the model's name of the tensor."""
-    scaling = _read_scaling(file.path.with_name(ADAPTER_CONFIG), config)
     found: dict[str, dict[str, str]] = {}
     copies: dict[str, str] = {}
     for name, tensor in file.tensors.items():
@@ -334,30 +309,12 @@ def _read_pairs(
         rank, other = file.tensors[kinds[a]].shape[0], file.tensors[kinds[b]].shape[1]
         if rank != other:
             raise FileFormatError(f"{file.path}: {module}: matrices of rank {rank} and {other}")
-        factor = scaling.of(module, rank) * source.scale
-        pairs[f"{module}.weight"] = Pair(file, kinds[b], kinds[a], embeds, factor)
+        if not 1 <= rank <= _LARGEST_RANK:
+            raise UnsupportedError(
+                f"{file.path}: {module}: matrices of rank {rank}; expected 1 to {_LARGEST_RANK}"
+            )
+        pairs[f"{module}.weight"] = Pair(file, kinds[b], kinds[a], embeds, source.scale)
     return pairs, copies
-
-
-def _read_scaling(path: Path, config: Mapping[str, Any]) -> _Scaling:
-    ranks, alphas = (config.get(key) or {} for key in ("rank_pattern", "alpha_pattern"))
-    for key, table in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
-        if not isinstance(table, dict):
-            raise FileFormatError(f"{path}: {key} is not a table")
-        for pattern, value in table.items():
-            if len(pattern) > _LONGEST_PATTERN or not _PATTERN.fullmatch(pattern):
-                raise UnsupportedError(f"{path}: {key}: the pattern {pattern[:80]!r}")
-            _check_number(path, f"{key} of {pattern!r}", value)
-    _check_number(path, "r", config.get("r"))
-    _check_number(path, "lora_alpha", config.get("lora_alpha"))
-    by_root = bool(config.get("use_rslora"))
-    return _Scaling(path, config["r"], config["lora_alpha"], ranks, alphas, by_root)
-
-
-def _check_number(path: Path, what: str, value: Any) -> None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not good or not 0 < value <= _LARGEST_ALPHA:
-        raise FileFormatError(f"{path}: {what} is {value!r}; expected a positive number")
 
 
 def _check_fit(
@@ -365,10 +322,9 @@ def _check_fit(
     name: str,
     pair: Pair,
     part: Part | None,
-    config: Mapping[str, Any],
+    made_for: str,
 ) -> None:
-    made_for = config.get("base_model_name_or_path")
-    hint = f"; it was made for {made_for}" if isinstance(made_for, str) and made_for else ""
+    hint = f"; it was made for {made_for[:_LONGEST_SHOWN]}" if made_for else ""
     if part is None:
         raise SourceError(f"{source.title}: this model has no {name}{hint}")
     wanted = part.shape[::-1] if part.transform.transposes else part.shape

@@ -6,7 +6,6 @@ text. Comes out: an :class:`~.imatrix.ImportanceMatrix` by that file's tensor na
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +30,7 @@ from infer_os.native.scoring import (
 
 from .errors import SourceError
 from .imatrix import ColumnSums, ImportanceMatrix
+from .plain_file import read_start
 
 Progress = Callable[[int, int], None]
 
@@ -138,7 +138,6 @@ def _read_text(text: Path | str, most: int) -> bytes:
     if isinstance(text, str):
         return text.encode("utf-8", "replace")[:most]
     try:
-        with text.open("rb") as file:
-            return file.read(most).removeprefix(codecs.BOM_UTF8)
+        return read_start(text, most)
     except OSError as error:
         raise SourceError(f"{text}: cannot be read: {error.strerror}") from error

@@ -28,6 +28,7 @@ from .gguf_writer import check_output, complete_file, part_path
 from .imatrix import ImportanceMatrix, write_imatrix
 from .mixture import WeightBudget
 from .pipeline import chosen_recipe, convert
+from .plain_file import read_start
 from .report import CalibrationReport, ConversionReport, PlacedQuality
 from .sensitivity import Sensitivity, measure_sensitivity, read_sensitivity, write_sensitivity
 from .settings import ConvertSettings, refuse_idle_weights
@@ -292,8 +293,7 @@ def _split(path: Path) -> tuple[str, str]:
         SourceError: it cannot be read, or too little is left to compare with.
     """
     try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST_TEXT).decode("utf-8-sig", "replace")
+        text = read_start(path, _LARGEST_TEXT).decode("utf-8", "replace")
     except OSError as error:
         raise SourceError(f"--calibrate {path}: cannot be read: {error.strerror}") from error
     cut = int(len(text) * _CALIBRATION_SHARE)

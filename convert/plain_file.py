@@ -82,6 +82,20 @@ def read_text(path: Path, largest: int) -> str | None:
     return None if data is None else decode(path, data)
 
 
+def read_start(path: Path, most: int) -> bytes:
+    """The first bytes of a long text, without a byte order mark; it may come through a pipe.
+
+    Raises:
+        OSError: it cannot be read.
+        FileFormatError: it is no text, as of a device that has no end.
+    """
+    with path.open("rb") as file:
+        data = file.read(most).removeprefix(codecs.BOM_UTF8)
+    if b"\0" in data:
+        raise FileFormatError(f"{path}: not a text: it has zero bytes")
+    return data
+
+
 def decode(path: Path, data: bytes) -> str:
     """UTF-8 as text, without a byte order mark.
 

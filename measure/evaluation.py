@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..convert.pipeline import convert
+from ..convert.plain_file import read_start
 from ..convert.settings import ConvertSettings
 from ..convert.source import HubSource, ReadySource
 from ..convert.types import recipe_named
@@ -154,8 +155,7 @@ def _text(request: EvalRequest) -> str:
             )
         path = HELD_OUT
     try:
-        with path.open("rb") as file:
-            return file.read(_LARGEST_TEXT).decode("utf-8-sig", "replace")
+        return read_start(path, _LARGEST_TEXT).decode("utf-8", "replace")
     except OSError as error:
         raise BenchError(f"--text {path}: cannot be read: {error.strerror}") from error
 

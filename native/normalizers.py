@@ -45,6 +45,8 @@ _ATOM = re.compile(
     re.VERBOSE | re.ASCII,
 )
 _REPEAT = re.compile(r"[*+?]|\{\d{1,3}(?:,\d{0,3})?\}", re.ASCII)
+#: In which the bounded repeats of a pattern may go together.
+_MOST_WAYS = 64
 _UNBOUNDED = re.compile(r"[*+]|\{\d+,\}", re.ASCII)
 
 
@@ -144,7 +146,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
         ValueError: it may mean something else there, or would match nothing.
     """
     refusal = ValueError(f"the normalizer 'Replace' of the pattern {pattern!r} cannot be expressed")
-    written, at, n_unbounded = "", 0, 0
+    written, at, n_unbounded, n_ways = "", 0, 0, 1
     while at < len(pattern):
         atom = _ATOM.match(pattern, at)
         if atom is None or len(pattern) > _LONGEST_TEXT:
@@ -161,13 +163,22 @@ def _compile(pattern: str) -> re.Pattern[str]:
             written += repeat[0]
             at = repeat.end()
             n_unbounded += bool(_UNBOUNDED.fullmatch(repeat[0]))
+            n_ways *= _ways(repeat[0])
             if _REPEAT.match(pattern, at):  # lazy and possessive ones
                 raise refusal
     try:
         found = re.compile(written)
     except (re.error, OverflowError) as error:
         raise refusal from error
-    # a single unbounded repeat cannot take exponential time
-    if n_unbounded > 1 or found.fullmatch(""):
+    # repeats can be tried in all combinations, whose number is a product
+    if n_unbounded > 1 or n_ways > _MOST_WAYS or found.fullmatch(""):
         raise refusal
     return found
+
+
+def _ways(repeat: str) -> int:
+    """How many lengths a repeat can have, if it is bounded."""
+    least, comma, most = repeat[1:-1].partition(",")
+    if repeat == "?":
+        return 2
+    return int(most) - int(least or 0) + 1 if comma and most else 1

@@ -8,7 +8,9 @@ part that was cut off would end the process with SIGBUS. A watch turns that into
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import stat
 from pathlib import Path
 
 from .library import load_library
@@ -25,11 +27,15 @@ class WatchedFile(Owner):
         """Start watching.
 
         Raises:
-            OSError: the file cannot be opened.
+            OSError: the file cannot be opened, or is a pipe or a device.
         """
         self.path = path
-        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # a pipe that nobody writes would be waited for
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         self._before = os.fstat(self._file)
+        if not stat.S_ISREG(self._before.st_mode) and not stat.S_ISDIR(self._before.st_mode):
+            os.close(self._file)
+            raise OSError(errno.EINVAL, "not a plain file", str(path))
         library = load_library()
         # without /proc, or with hundreds of files at once, only size and time are watched
         self._watch: int = library.inferos_guard_watch(self._file)

@@ -7,21 +7,24 @@ Goes in: the texts of ``--lora``. Comes out: local folders, fetched once from th
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..cache import cache_folder
-from ..convert.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, open_adapter
-from ..convert.errors import SourceError, UnsupportedError
+from ..convert.adapter_config import ADAPTER_CONFIG
+from ..convert.adapters import ADAPTER_WEIGHTS, open_adapter
+from ..convert.errors import FileFormatError, SourceError, UnsupportedError
 from ..convert.hub import download, list_repository
 from ..convert.output_locks import locked_in_turn, make_folder
+from ..convert.plain_file import check_plain
 from ..convert.source import AdapterSource, HubSource, read_hub_name
+from ..files import names_something
 from ..models.network import Network
 from ..sizes import read_number, size_text
 from .reporter import Reporter
 
 _LARGEST_SCALE = 1e3
+_LONGEST_SHOWN = 200
 #: Held by whoever downloads an adapter into its folder.
 LOCK = ".lock"
 
@@ -35,7 +38,7 @@ def find_adapter(text: str, option: str = "--lora") -> tuple[HubSource | Path, f
     """
     if not text:
         raise SourceError(f"{option} is empty; give an adapter's folder or its hub id")
-    if Path(text).exists():
+    if _is_there_as(text, option):
         return Path(text), 1.0
     name, colon, number = text.rpartition(":")
     if not colon:
@@ -43,15 +46,43 @@ def find_adapter(text: str, option: str = "--lora") -> tuple[HubSource | Path, f
     try:
         scale = read_number(number)
     except ValueError:
-        scale = math.nan
-    if not (math.isfinite(scale) and 0 < abs(scale) <= _LARGEST_SCALE):
-        raise UnsupportedError(f"{option} {text}: the scale {number!r} is not a number such as 0.5")
-    if Path(name).exists():
+        raise UnsupportedError(
+            f"{option} {_shown(text)}: the scale {_shown(number)!r} is not a number such as 0.5"
+        ) from None
+    if not 0 < abs(scale) <= _LARGEST_SCALE:
+        raise UnsupportedError(
+            f"{option} {_shown(text)}: the scale {_shown(number)!r}: expected up to "
+            f"{_LARGEST_SCALE:g}, and not 0"
+        )
+    if _is_there_as(name, option):
         return Path(name), scale
     named = read_hub_name(name)
     if not isinstance(named, HubSource):
-        raise SourceError(f"{option} {text}: no such folder, and not a hub id such as OWNER/NAME")
+        raise SourceError(
+            f"{option} {_shown(text)}: no such folder, and not a hub id such as OWNER/NAME"
+        )
     return HubSource(named.repository, named.revision or "main"), scale
+
+
+def _is_there_as(text: str, option: str) -> bool:
+    """Whether a text names a folder or a file.
+
+    Raises:
+        SourceError: it cannot be read, or may have no end.
+    """
+    try:
+        if not names_something(text):
+            return False
+        check_plain(Path(text))
+    except OSError as error:
+        raise SourceError(f"{option} {text}: cannot be opened: {error.strerror}") from error
+    except FileFormatError as error:
+        raise SourceError(f"{option} {error}") from error
+    return True
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def fetch_adapters(texts: Sequence[str], report: Reporter) -> tuple[AdapterSource, ...]:
@@ -73,11 +104,11 @@ def fetch_adapter(text: str, option: str, report: Reporter) -> AdapterSource:
 
 def absolute_words(text: str) -> str:
     """A text of ``--lora`` or ``--adapter`` that means the same in any folder."""
-    if Path(text).exists():
+    if names_something(text):
         return str(Path(text).absolute())
     head, colon, scale = text.rpartition(":")
     words = head if colon else text
-    if colon and Path(words).exists():
+    if colon and names_something(words):
         return f"{Path(words).absolute()}:{scale}"
     name, equals, rest = text.partition("=")
     return f"{name}={absolute_words(rest)}" if equals else text

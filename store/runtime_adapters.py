@@ -8,12 +8,13 @@ that decides its content.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..cache import cache_folder
 from ..convert.output_locks import make_folder
 from ..convert.source import AdapterSource, HubSource
-from ..native.errors import GgufError
+from ..files import names_something
 from ..native.gguf_file import GgufHeader, read_gguf_header
 from ..runtime.errors import SettingsError
 from ..runtime.settings import AdapterFile, check_adapter_name
@@ -67,12 +68,12 @@ def named(texts: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _adapter_file(name: str, words: str, model: GgufHeader, report: Reporter) -> AdapterFile:
-    from ..convert.adapter_file import adapter_digest, write_adapter
+    from ..convert.adapter_file import adapter_digest, is_sound, write_adapter
 
     source = fetch_adapter(words, _OPTION, report)
     folder = cache_folder() / "adapters" / "converted"
     path = folder / f"{adapter_digest(source, model)}.gguf"
-    if not _is_sound(path):
+    if not is_sound(path):
         make_folder(folder)
         write_adapter(source, model, path)
     return AdapterFile(name, path, source.scale, path.stat().st_size)
@@ -80,8 +81,9 @@ def _adapter_file(name: str, words: str, model: GgufHeader, report: Reporter) ->
 
 def _split(text: str) -> tuple[str, str]:
     """The name of an adapter, "" where none is given, and the rest."""
-    if Path(text).exists():
-        return "", text
+    with suppress(OSError):  # find_adapter says what cannot be read
+        if names_something(text):
+            return "", text
     name, equals, rest = text.partition("=")
     return (name, rest) if equals else ("", text)
 
@@ -91,10 +93,3 @@ def _usual_name(source: HubSource | Path) -> str:
     if isinstance(source, Path):
         return source.stem if source.is_file() else source.resolve().name
     return source.name
-
-
-def _is_sound(path: Path) -> bool:
-    try:
-        return path.exists() and bool(read_gguf_header(path))
-    except GgufError:
-        return False

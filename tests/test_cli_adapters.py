@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,10 @@ def test_the_text_of_the_merged_model(cli: Cli, tmp_path: Path) -> None:
     named = told(model, "--adapter", f"x={ADAPTER}:0.5", *words)
     assert named == {**expected, "adapter": "x"} and file.stat().st_mtime_ns == before
     file.write_bytes(file.read_bytes()[:100])
+    assert told(model, "--adapter", f"{ADAPTER}:0.5", *words) == expected
+    data = bytearray(file.read_bytes())
+    data[-5000:-1000] = bytes(4000)  # its header is as it was
+    file.write_bytes(data)
     assert told(model, "--adapter", f"{ADAPTER}:0.5", *words) == expected
     foreign = llama_file(ADAPTER, model, tmp_path / "gptj.gguf")
     assert told(model, "--adapter", f"{foreign}:0.5", *words) == expected
@@ -92,6 +97,16 @@ def test_a_batch_of_records(cli: Cli, tmp_path: Path) -> None:
         (["--adapter", ""], "--adapter is empty"),
         (["--adapter", "no/such/folder"], "--adapter no/such/folder: no such folder"),
         (["--adapter", f"{ADAPTER}:fast"], "the scale 'fast' is not a number"),
+        (["--adapter", f"{ADAPTER}:1_000"], "the scale '1_000' is not a number"),
+        (["--adapter", f"{ADAPTER}:nan"], "the scale 'nan' is not a number"),
+        (["--adapter", f"{ADAPTER}:1e30"], "the scale '1e30': expected up to 1000, and not 0"),
+        (["--adapter", f"{ADAPTER}:0"], "the scale '0': expected up to 1000, and not 0"),
+        (["--adapter", "x" * 5000], f"--adapter {'x' * 200}...: no such folder"),
+        (["--adapter", f"n={'x' * 300}"], f"--adapter {'x' * 200}...: no such folder"),
+        (["--lora", "x" * 5000], f"--lora {'x' * 200}...: no such folder"),
+        (["--adapter", "/dev/zero"], "--adapter /dev/zero: not a plain file"),
+        (["--adapter", "n=/dev/zero:0.5"], "--adapter /dev/zero: not a plain file"),
+        (["--lora", "/dev/zero"], "--lora /dev/zero: not a plain file"),
         (["--adapter", f"off={ADAPTER}"], "--adapter 'off': expected a name of"),
         (["--adapter", f"a b={ADAPTER}"], "--adapter 'a b': expected a name of"),
         (["--adapter", GPTJ], f"--adapter {GPTJ}: not a LoRA adapter"),
@@ -100,6 +115,36 @@ def test_a_batch_of_records(cli: Cli, tmp_path: Path) -> None:
 )
 def test_what_cannot_be(cli: Cli, words: list[object], said: str) -> None:
     assert said in cli("generate", GPTJ, *words, "-p", "x").user_error
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", GPTJ, "--adapter", "PIPE", "-p", "x"), ("pull", GPTJ, "--lora", "PIPE"),
+        ("generate", "PIPE", "-p", "x"), ("inspect", "PIPE"), ("plan", "PIPE"),
+        ("convert", "PIPE", "--dry-run"), ("generate", "/dev/zero", "-p", "x"),
+        ("plan", "/dev/zero"),
+    ],
+)  # fmt: skip
+def test_a_pipe_or_a_device_in_place_of_a_file(
+    cli: Cli, tmp_path: Path, words: tuple[object, ...]
+) -> None:
+    """Nobody writes into the pipe, and the device has no end."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    done = cli(*(pipe if word == "PIPE" else word for word in words))
+    assert "not a plain file" in done.user_error
+
+
+@pytest.mark.parametrize("words", [("eval", "MODEL", "--text"), ("convert", GPTJ, "--calibrate")])
+def test_a_device_in_place_of_a_text(cli: Cli, tmp_path: Path, words: tuple[object, ...]) -> None:
+    model = tmp_path / "m.gguf"
+    assert cli("convert", GPTJ, "-o", model, "--type", "f32").code == 0
+    words = tuple(model if word == "MODEL" else word for word in words)
+    more = () if words[0] == "eval" else ("-o", tmp_path / "o.gguf")
+    done = cli(*words, "/dev/zero", *more)
+    assert done.code == 2 and "/dev/zero: not a text: it has zero bytes" in done.err
+    assert not (tmp_path / "o.gguf").exists()
 
 
 def test_another_models_adapter(cli: Cli) -> None:

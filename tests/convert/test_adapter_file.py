@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,15 @@ from helpers import REFERENCES, TESTS, edit_json
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from infer_os.convert.adapter_file import adapter_digest
-from infer_os.convert.errors import ConvertError, FileFormatError, SourceError, UnsupportedError
+from infer_os.convert.adapter_file import adapter_digest, is_sound, write_adapter
+from infer_os.convert.adapters import checked
+from infer_os.convert.errors import (
+    ConvertError,
+    FileFormatError,
+    SourceChanged,
+    SourceError,
+    UnsupportedError,
+)
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
 from infer_os.convert.source import AdapterSource
@@ -168,6 +177,54 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
     save_file(weights, path)
     model = made(BASES["gptj"], tmp_path / "m.gguf")
     refused(adapter, model, tmp_path, FileFormatError, "NaN or infinite")
+
+
+def test_values_that_are_too_large(tmp_path: Path) -> None:
+    model = made(BASES["gptj"], tmp_path / "m.gguf")
+    parts = GgufParts.read(llama_file(GPTJ, model, tmp_path / "foreign.gguf"))
+    for value, said in ((1e30, "no weight is larger than 65504"), (np.inf, "NaN or infinite")):
+        parts.tensor("blk.0.attn_output.weight.lora_a").data = np.float32(value).tobytes()
+        bad = parts.write(tmp_path / "bad.gguf")
+        refused(bad, model, tmp_path, FileFormatError, "bad.gguf", "blk.0.attn_output", said)
+
+
+def test_a_file_is_sound_or_not(tmp_path: Path) -> None:
+    header = read_gguf_header(made(BASES["gptj"], tmp_path / "m.gguf"))
+    source = AdapterSource(GPTJ, 1.0, "")
+    path = tmp_path / f"{adapter_digest(source, header)}.gguf"
+    assert not is_sound(path)
+    write_adapter(source, header, path)
+    assert is_sound(path)
+    data = path.read_bytes()
+    start = read_gguf_header(path).data_offset
+    for at in (data.index(b"inferos.adapter.sha256") + 40, start - 40, start, len(data) - 1):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        assert not is_sound(path), at
+    for wrong in (data[:-1], data[:start], b"", data + b"\0"):
+        path.write_bytes(wrong)
+        assert not is_sound(path)
+    path.write_bytes(data)
+    assert is_sound(path)
+    path.rename(tmp_path / "other.gguf")
+    assert not is_sound(tmp_path / "other.gguf")
+
+
+@pytest.mark.parametrize("kind", ["peft", "gguf"])
+def test_a_source_that_changes_meanwhile(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = made(BASES["gptj"], tmp_path / "m.gguf")
+    adapter = shutil.copytree(GPTJ, tmp_path / "adapter")
+    weights = adapter / "adapter_model.safetensors"
+    if kind == "gguf":
+        adapter = weights = llama_file(GPTJ, model, tmp_path / "foreign.gguf")
+
+    def cut(*given: Any) -> Any:
+        os.truncate(weights, weights.stat().st_size // 2)
+        return checked(*given)
+
+    monkeypatch.setattr("infer_os.convert.adapter_file.checked", cut)
+    refused(adapter, model, tmp_path, SourceChanged, "while it was")
 
 
 def test_another_models_adapter(tmp_path: Path) -> None:

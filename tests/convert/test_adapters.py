@@ -13,11 +13,14 @@ from comparison import compare_with_adapter
 from helpers import REFERENCES, TESTS, edit_json
 from safetensors.numpy import load_file, save_file
 
-from infer_os.convert.adapters import adapters_digest
+from infer_os.convert.adapter_config import read_adapter_config
+from infer_os.convert.adapter_file import adapter_digest, is_sound, write_adapter
+from infer_os.convert.adapters import adapters_digest, open_adapter
 from infer_os.convert.errors import ConvertError, FileFormatError, SourceError, UnsupportedError
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
 from infer_os.convert.source import AdapterSource
+from infer_os.models.architectures import describe
 from infer_os.native.gguf_file import read_gguf_header
 
 ADAPTERS = sorted(path.parent for path in (TESTS / "reference/adapters").glob("*/logits.npy"))
@@ -141,7 +144,7 @@ def test_the_file_says_what_was_added(tmp_path: Path) -> None:
         ({"bias": "lora_only"}, "bias is 'lora_only'"),
         ({"layer_replication": [[0, 1], [0, 2]]}, "layer_replication is"),
         ({"a_later_invention": {"x": 1}}, "a_later_invention is"),
-        ({"alpha_pattern": {"(a+)+b": 3}}, "alpha_pattern: the pattern"),
+        ({"alpha_pattern": {"(?!a)b": 3}}, "alpha_pattern: '(?!a)b' from letter 2: not a pattern"),
     ],
 )
 def test_more_than_lora_is_refused(
@@ -159,6 +162,9 @@ def test_more_than_lora_is_refused(
         ({"lora_alpha": "8"}, "lora_alpha is '8'"),
         ({"rank_pattern": {"q_proj": -1}}, "rank_pattern of 'q_proj' is -1"),
         ({"rank_pattern": [1]}, "rank_pattern is not a table"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+        ({"lora_alpha": 1e300}, "lora_alpha is 1e+300"),
+        ({"use_rslora": "no"}, "use_rslora is 'no'; expected true or false"),
     ],
 )
 def test_numbers_that_cannot_be(
@@ -166,6 +172,71 @@ def test_numbers_that_cannot_be(
 ) -> None:
     edit_json(adapter / "adapter_config.json", lambda config: config.update(change))
     refused(tmp_path, adapter, FileFormatError, said)
+
+
+@pytest.mark.parametrize("pattern", ["(", "q_proj)", "a**", "x" * 300])
+def test_patterns_that_are_malformed(adapter: Path, tmp_path: Path, pattern: str) -> None:
+    change = {"rank_pattern": {pattern: 4}}
+    edit_json(adapter / "adapter_config.json", lambda config: config.update(change))
+    refused(tmp_path, adapter, UnsupportedError, "rank_pattern: ", "not a pattern of module names")
+
+
+@pytest.mark.parametrize("option", ["--lora", "--adapter"])
+def test_patterns_that_would_never_end(adapter: Path, tmp_path: Path, option: str) -> None:
+    """Python's ``re`` tries each of 2^38 ways to see that they do not match."""
+    change = {"alpha_pattern": {"(|.)" * 38 + "-": 4, "q_proj": 8}}
+    edit_json(adapter / "adapter_config.json", lambda config: config.update(change))
+    if option == "--lora":
+        assert data_of(tmp_path, [(adapter, 1.0)]) == data_of(tmp_path, [(GPTJ, 1.0)])
+        return
+    data_of(tmp_path, [])
+    header = read_gguf_header(tmp_path / "made.gguf")
+    source = AdapterSource(adapter, 1.0, "a", option)
+    target = tmp_path / f"{adapter_digest(source, header)}.gguf"
+    write_adapter(source, header, target)
+    assert is_sound(target)
+
+
+WRONG = [
+    None, True, 0, -1, 1.5, 1e308, float("nan"), "", "x", "\ud800", "a" * 10_000, [], [1], [[]], {},
+    {"x": 1}, {"": 1}, {"(": 1}, {"x": {"y": []}}, {"q_proj": "4"}, {"a\nb": 4},
+]  # fmt: skip
+
+
+def test_any_value_of_any_setting(adapter: Path, tmp_path: Path) -> None:
+    """It is read, or one line says what is wrong."""
+    path = adapter / "adapter_config.json"
+    usual = json.loads(path.read_text())
+    prefixes = describe(json.loads((BASES["gptj"] / "config.json").read_text())).prefixes
+    n_refused = 0
+    for key in {*usual, "rank_pattern", "alpha_pattern", "use_rslora", "loftq_config"}:
+        for value in WRONG:
+            path.write_text(json.dumps({**usual, key: value}))
+            with pytest.raises(ConvertError) as raised:
+                read_adapter_config(path).factor("transformer.h.0.attn.q_proj", 4)
+                with open_adapter(AdapterSource(adapter, 1.0, "a"), {}, prefixes):
+                    pass
+            said = str(raised.value)
+            assert "\n" not in said and len(said) < 600, (key, value)
+            n_refused += "this model has no" not in said
+    assert n_refused > 200
+
+
+def test_values_that_are_too_large(adapter: Path, tmp_path: Path) -> None:
+    path = adapter / "adapter_model.safetensors"
+    weights = load_file(path)
+    a = "base_model.model.transformer.h.0.attn.q_proj.lora_A.weight"
+    b = a.replace("lora_A", "lora_B")
+    for change in ({a: weights[a] * 1e30}, {a: weights[a] * 1e3, b: weights[b] * 1e4}):
+        save_file({**weights, **change}, path)
+        refused(tmp_path, adapter, FileFormatError, "h.0.attn.q_proj", "no weight is larger than")
+    # what one matrix makes large and the other small is large in between
+    save_file({**weights, a: weights[a] * 1e20, b: weights[b] * 1e-20}, path)
+    refused(tmp_path, adapter, FileFormatError, "no weight is larger than")
+    save_file({**weights, a: np.full_like(weights[a], np.nan)}, path)
+    refused(tmp_path, adapter, FileFormatError, "NaN or infinite")
+    save_file({**weights, a: weights[a][:0], b: weights[b][:, :0]}, path)
+    refused(tmp_path, adapter, UnsupportedError, "matrices of rank 0; expected 1 to 4096")
 
 
 def test_files_that_are_missing(adapter: Path, tmp_path: Path) -> None:

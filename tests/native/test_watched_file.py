@@ -42,6 +42,15 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(OSError, match="not a plain file"):
+            WatchedFile(path)
+        with pytest.raises(GgufError, match="cannot be read: not a plain file"):
+            read_gguf_header(path)
+
+
 READ = """
 from infer_os.native.watched_file import WatchedFile
 with WatchedFile(path) as watch, path.open("rb") as opened:
