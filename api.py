@@ -11,16 +11,23 @@ would wait for a stream of its own thread raises ModelBusy. A model may be used 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cache import cache_folder
 from .native.interrupt import is_main_thread
 from .native.owner import Owner
-from .runtime.arguments import file_path, many, path_text, prompt_text, record_or, text_named
+from .runtime.arguments import (
+    adapter_or_first,
+    many,
+    path_text,
+    prompt_text,
+    record_or,
+    text_named,
+)
+from .runtime.chat.api_chat import Chat as Chat
 from .runtime.chat.framing import choose_frame
 from .runtime.chat.session import Session
 from .runtime.errors import RuntimeFailure
@@ -34,9 +41,16 @@ from .runtime.settings import (
     SamplingSettings,
     StopSettings,
 )
-from .runtime.text import without_first_space
 from .store import opening
-from .store.hearing import LogCallback, ProgressCallback, answers, listening, log_reporter, warn
+from .store.hearing import (
+    LogCallback,
+    ProgressCallback,
+    answers,
+    heard,
+    listening,
+    log_reporter,
+    warn,
+)
 from .store.wish import ModelWish
 
 if TYPE_CHECKING:
@@ -56,6 +70,7 @@ def load(
     settings: EngineSettings | None = None,
     type: str = "",
     loras: Sequence[str] = (),
+    adapters: Sequence[str] = (),
     on_log: LogCallback | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> Model:
@@ -66,6 +81,8 @@ def load(
         settings: how; ``draft`` may also be a model's name or ``auto``.
         type: what a folder or a name is converted to; empty for the cached type, else q4_0.
         loras: LoRA adapters to add when it is converted: DIR or ID, with :SCALE behind it or not.
+        adapters: LoRA adapters to load beside the weights: DIR, ID or FILE, likewise, with NAME= in
+            front or not. Texts are written with the first one unless a call names another.
         on_log: called with log records while the model is open, even those of other models. The
             level of the logger ``infer_os`` decides which (warnings, by default).
         on_progress: called while files are downloaded, converted or prefetched.
@@ -77,7 +94,7 @@ def load(
         NativeError: a file that cannot be used.
     """
     settings = record_or(settings, EngineSettings(), "settings")
-    wish = ModelWish(path_text(model, "model"), text_named(type, "type"), loras)
+    wish = ModelWish(path_text(model, "model"), text_named(type, "type"), loras, adapters)
     with ExitStack() as stack:
         if on_log is not None:
             stack.enter_context(listening(on_log))
@@ -127,6 +144,11 @@ class Model(Owner):
         return self._engine.info.path
 
     @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that are loaded."""
+        return self._engine.info.adapters
+
+    @property
     def n_ctx(self) -> int:
         """Tokens of context: prompt and text together."""
         return self._engine.n_ctx
@@ -148,16 +170,19 @@ class Model(Owner):
         *,
         sampling: SamplingSettings | None = None,
         stops: StopSettings | None = None,
+        adapter: str | None = None,
     ) -> Completion:
-        """Continue a prompt.
+        """Continue a prompt, with the adapter of that name; ``off`` is none, None the first.
 
         Raises:
             PromptError: it is not a text, empty, or longer than the context.
+            SettingsError: no adapter of that name is loaded.
+            NotFinite: the model computes NaN or infinity.
             KeyboardInterrupt: Ctrl-C, in the main thread.
             ModelBusy, ModelClosed: see the module.
         """
         state, pieces = Generation(), list[str]()
-        with self._stream(prompt, sampling, stops, state, "generation") as chunks:
+        with self._stream(prompt, sampling, stops, adapter, state, "generation") as chunks:
             pieces.extend(chunks)
         return finished(state, "".join(pieces))
 
@@ -167,6 +192,7 @@ class Model(Owner):
         *,
         sampling: SamplingSettings | None = None,
         stops: StopSettings | None = None,
+        adapter: str | None = None,
     ) -> Stream[str]:
         """Continue a prompt, chunk by chunk; closing the stream stops it.
 
@@ -175,7 +201,7 @@ class Model(Owner):
         Raises:
             As :meth:`generate`: at once for arguments of the wrong type, else with the first chunk.
         """
-        return self._stream(prompt, sampling, stops, Generation(), "stream")
+        return self._stream(prompt, sampling, stops, adapter, Generation(), "stream")
 
     def batch(
         self,
@@ -276,6 +302,7 @@ class Model(Owner):
         style: str = "",
         sampling: SamplingSettings | None = None,
         stops: StopSettings | None = None,
+        adapter: str | None = None,
     ) -> Chat:
         """Begin a conversation. A model may have several; each recomputes what others displaced.
 
@@ -284,20 +311,22 @@ class Model(Owner):
             style: how messages are framed; by default the model's own template, else its style.
             sampling: how replies are drawn; by default with a repeat penalty of 1.1.
             stops: when they end; by default after 256 tokens.
+            adapter: the name of the adapter to write with, as for :meth:`generate`.
 
         Raises:
-            SettingsError: there is no such style, or an argument of the wrong type.
+            SettingsError: no such style or adapter, or an argument of the wrong type.
             TemplateFailure: the model's chat template was requested and cannot be used.
             PromptError: the system prompt alone fills the context.
         """
         system, style = text_named(system, "system"), text_named(style, "style")
         sampling = record_or(sampling, CHAT_SAMPLING, "sampling")
         stops = record_or(stops, CHAT_STOPS, "stops")
+        adapter_or_first(adapter, self.adapters)
         with self._turns.hold("chat"):
             frame, notes = choose_frame(self._engine, style, system)
             session = Session(self._engine, frame, system)
         warn(notes)
-        return Chat(self, session, sampling, stops)
+        return Chat(self, session, sampling, stops, adapter)
 
     def close(self) -> None:
         """End what is running, in any thread, then free the context and the weights."""
@@ -306,19 +335,25 @@ class Model(Owner):
 
     # ---- building blocks of the methods and of Chat
 
-    def using(self, what: str) -> AbstractContextManager[None]:
-        """A turn of the model, for anything but a generation."""
-        return self._turns.hold(what)
+    @contextmanager
+    def using(self, what: str, adapter: str | None = None) -> Iterator[None]:
+        """A turn of the model with an adapter, for anything but a generation."""
+        chosen = adapter_or_first(adapter, self.adapters)
+        with self._turns.hold(what):
+            self._engine.use_adapter(chosen)
+            yield
 
     def spoken(
-        self, what: str, chunks: Generator[str, None, None], generation: Callable[[], Generation]
-    ) -> Stream[str]:
+        self, what: str, chunks: Generator[str, None, None], generation: Callable[[], Generation],
+        adapter: str | None,
+    ) -> Stream[str]:  # fmt: skip
         """A stream of text in a turn of the model; ``generation`` describes it at the end."""
-        return Stream(self._turns, what, self._told(chunks, generation))
+        chosen = adapter_or_first(adapter, self.adapters)
+        return Stream(self._turns, what, self._told(chunks, generation, chosen))
 
     def _stream(
         self, prompt: str, sampling: SamplingSettings | None, stops: StopSettings | None,
-        state: Generation, what: str,
+        adapter: str | None, state: Generation, what: str,
     ) -> Stream[str]:  # fmt: skip
         prompt = prompt_text(prompt)
         how = record_or(sampling, SamplingSettings(), "sampling")
@@ -330,121 +365,20 @@ class Model(Owner):
             with closing(stream_text(engine, tokens, how, end, state)) as text:
                 yield from text
 
-        return self.spoken(what, chunks(), lambda: state)
+        return self.spoken(what, chunks(), lambda: state, adapter)
 
     def _told(
-        self, chunks: Generator[str, None, None], generation: Callable[[], Generation]
+        self,
+        chunks: Generator[str, None, None],
+        generation: Callable[[], Generation],
+        adapter: str,
     ) -> Generator[str, None, None]:
-        pieces: list[str] = []
-        try:
-            for chunk in chunks:
-                pieces.append(chunk)
-                yield chunk
-        except GeneratorExit:
-            # what it has drawn can still be queried
-            chunks.close()
-            self.last = finished(generation(), "".join(pieces))
-            raise
-        finally:
-            chunks.close()
-            warn(self._engine.take_notes())
-        self.last = finished(generation(), "".join(pieces))
-        if self.last.finish_reason is FinishReason.INTERRUPT and is_main_thread():
+        def end(text: str) -> None:
+            self.last = finished(generation(), text)
+
+        self._engine.use_adapter(adapter)
+        yield from heard(chunks, self._engine.take_notes, end)
+        ended = self.last.finish_reason if self.last is not None else None
+        if ended is FinishReason.INTERRUPT and is_main_thread():
             # the engine ends a text cleanly on Ctrl-C; the program must still see it
             raise KeyboardInterrupt
-
-
-class Chat:
-    """A conversation with a model: messages in, replies out. Lives as long as its model.
-
-    Only what is new is computed; when the context is full, the oldest turns are dropped.
-    """
-
-    def __init__(
-        self, model: Model, session: Session, sampling: SamplingSettings, stops: StopSettings
-    ) -> None:
-        """Made by :meth:`Model.chat`. ``sampling`` and ``stops`` may be replaced at any time."""
-        self._model, self._session = model, session
-        self.sampling, self.stops = sampling, stops
-
-    @property
-    def system(self) -> str:
-        """The system prompt."""
-        return self._session.system
-
-    @property
-    def style(self) -> str:
-        """The name of the frame around the messages."""
-        return self._session.style.name
-
-    @property
-    def n_turns(self) -> int:
-        """Turns that the model still sees."""
-        return self._session.n_turns
-
-    @property
-    def dropped_turns(self) -> int:
-        """Turns that the latest message pushed out of the context."""
-        return self._session.dropped_turns
-
-    def say(self, text: str) -> str:
-        """The reply to a message.
-
-        Raises:
-            PromptError: the message alone does not fit in the context.
-            KeyboardInterrupt: Ctrl-C, in the main thread; the turn stays, as far as it got.
-            ModelBusy, ModelClosed: see the module.
-        """
-        with self.stream(text) as chunks:
-            return "".join(chunks)
-
-    def stream(self, text: str) -> Stream[str]:
-        """The reply to a message, chunk by chunk; closed early, the turn stays as far as it got.
-
-        Raises:
-            As :meth:`say`, with the first chunk.
-        """
-        session, text = self._session, prompt_text(text, "message")
-        sampling = record_or(self.sampling, CHAT_SAMPLING, "sampling")
-        stops = record_or(self.stops, CHAT_STOPS, "stops")
-
-        def chunks() -> Generator[str, None, None]:
-            with closing(session.reply(text, sampling, stops)) as reply:
-                yield from without_first_space(reply)
-
-        return self._model.spoken("reply", chunks(), lambda: session.last)
-
-    def undo(self) -> str | None:
-        """Forget the last turn; returns its message, None if there is none."""
-        with self._model.using("undo"):
-            turn = self._session.undo()
-        return turn.message if turn else None
-
-    def reset(self) -> None:
-        """Forget every turn; the system prompt stays."""
-        with self._model.using("reset"):
-            self._session.reset()
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Save it to a file, with what the model has computed for it.
-
-        Raises:
-            SessionError: the file cannot be written, or is not a session file.
-        """
-        from .runtime.chat.session_file import save_session
-
-        file = file_path(path, "path")
-        with self._model.using("save"):
-            save_session(file, self._session, self._model.path, cache_folder())
-
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Continue a conversation saved by :meth:`save` or ``infer-os chat``.
-
-        Raises:
-            SessionError: not a session of this user, model and llama.cpp.
-        """
-        from .runtime.chat.session_file import load_session
-
-        file = file_path(path, "path")
-        with self._model.using("load"):
-            load_session(file, self._session, self._model.path, cache_folder())

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import PromptError, SettingsError
+from .interface import chosen_adapter
+from .settings import NO_ADAPTER
 
 _Record = TypeVar("_Record")
 
@@ -57,10 +59,10 @@ def path_text(value: object, name: str) -> str:
     """A path or a name as a text.
 
     Raises:
-        SettingsError: it is something else.
+        SettingsError: it is something else, or has a zero byte, which no path can have.
     """
-    if isinstance(value, (str, bytes, os.PathLike)):
-        return os.fsdecode(value)
+    if isinstance(value, (str, bytes, os.PathLike)) and "\0" not in (text := os.fsdecode(value)):
+        return text
     raise SettingsError(f"{_shown(value)}: expected a text or a path", name)
 
 
@@ -84,6 +86,16 @@ def many(value: Any, name: str) -> Iterable[Any]:
     if not isinstance(value, Iterable):
         raise PromptError(f"{name} {_shown(value)}: expected a list, or another iterable")
     return value
+
+
+def adapter_or_first(value: object, loaded: Sequence[str]) -> str:
+    """The adapter to write with: the first for None, and "" for ``off``, which is none.
+
+    Raises:
+        SettingsError: none of that name is loaded.
+    """
+    name = None if value is None else text_named(value, "adapter")
+    return chosen_adapter("" if name == NO_ADAPTER else name, loaded)
 
 
 def _shown(value: object) -> str:

@@ -45,6 +45,31 @@ def answers(
                 yield result
 
 
+def heard(
+    chunks: Generator[str, None, None],
+    take_notes: Callable[[], Iterable[str]],
+    end: Callable[[str], None],
+) -> Generator[str, None, None]:
+    """A text, chunk by chunk; ``end`` gets all of it, or what there is if it is closed early.
+
+    The notes of what writes it are logged.
+    """
+    pieces: list[str] = []
+    try:
+        for chunk in chunks:
+            pieces.append(chunk)
+            yield chunk
+    except GeneratorExit:
+        # what it has drawn can still be queried
+        chunks.close()
+        end("".join(pieces))
+        raise
+    finally:
+        chunks.close()
+        warn(take_notes())
+    end("".join(pieces))
+
+
 def log_reporter(on_progress: ProgressCallback | None) -> Reporter:
     """Where the store tells what it does: the log, and a callback for bytes."""
 
