@@ -8,6 +8,7 @@ them. For other graphs only what all share is checked here; :mod:`.trial` loads 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -37,9 +38,22 @@ _Rule = tuple[str, Callable[[Any], bool]]
 def read_model_header(path: Path) -> GgufHeader:
     """Read the header of a model's file and check it as :func:`check_graph` does.
 
+    A start asks several times, to plan and to load; an unchanged file is read once.
+
     Raises:
         GgufError: no such file, not a GGUF, or a header that llama.cpp must not see.
     """
+    try:
+        stat = path.stat()
+    except OSError:
+        return _read_checked.__wrapped__(path, ())
+    # whoever sets a file's time of writing back cannot do so with that of its change
+    version = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return _read_checked(path, version)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_checked(path: Path, _version: tuple[int, ...]) -> GgufHeader:
     header = read_gguf_header(path)
     check_graph(header)
     return header

@@ -18,7 +18,7 @@ from .attention_windows import DISTANCES
 from .backend import computed_windows, exact_context, file_layouts, kernel_status
 from .errors import GgufError, ModelChanged, ModelLoadError
 from .gguf_file import SPECIAL_NAMES, GgufHeader, read_gguf_header
-from .graph_check import check_graph, is_own
+from .graph_check import check_graph, is_own, read_model_header
 from .logs import forget_complaints, last_complaint, route_last_words, route_logs
 from .lora_adapter import LoraAdapter
 from .overrides import key_overrides
@@ -295,6 +295,14 @@ def _start_backend() -> None:
     llama_cpp.llama_backend_init()
 
 
+def _read_header(path: Path, vocab_only: bool) -> GgufHeader:
+    if not vocab_only:
+        return read_model_header(path)
+    header = read_gguf_header(path)
+    check_graph(header, vocab_only=True)
+    return header
+
+
 class LlamaModel(Owner):
     """A loaded model. A context manager; close its contexts first."""
 
@@ -331,8 +339,7 @@ class LlamaModel(Owner):
         except OSError as error:
             raise GgufError(f"{path}: cannot be read: {error.strerror}") from None
         try:
-            self.header: GgufHeader = read_gguf_header(path)
-            check_graph(self.header, vocab_only=vocab_only)
+            self.header = _read_header(path, vocab_only)
             check_unigram(self.header)
             rules = read_text_rules(self.header)
             if not is_own(self.header):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +12,10 @@ import pytest
 from gguf_parts import GgufParts, Key, Tensor
 from helpers import REFERENCES, Converter
 
+from infer_os.native import graph_check
 from infer_os.native.errors import GgufError, ModelLoadError
-from infer_os.native.gguf_file import read_gguf_header
-from infer_os.native.graph_check import check_graph
+from infer_os.native.gguf_file import GgufHeader, read_gguf_header
+from infer_os.native.graph_check import check_graph, read_model_header
 from infer_os.native.logs import forget_complaints, last_complaint
 from infer_os.native.model import LlamaModel
 
@@ -206,3 +209,41 @@ def test_an_unknown_normalizer_is_refused(converted: Converter, tmp_path: Path) 
     path.write_bytes(data[:at] + b"XYZ" + data[at + 3 :])
     with pytest.raises(GgufError, match="'XYZ'"):
         LlamaModel(path)
+
+
+def test_an_unchanged_file_is_read_once(
+    converted: Converter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.gguf"
+    shutil.copy(converted(REFERENCES[0]), path)
+    reads = []
+
+    def counted(path: Path) -> GgufHeader:
+        reads.append(path)
+        return read_gguf_header(path)
+
+    monkeypatch.setattr(graph_check, "read_gguf_header", counted)
+    header = read_model_header(path)
+    with LlamaModel(path) as model:
+        assert model.header is header
+    assert reads == [path]
+
+
+def test_a_changed_file_is_read_again_even_if_its_time_is_set_back(
+    converted: Converter, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.gguf"
+    shutil.copy(converted(REFERENCES[0]), path)
+    before = path.stat()
+    assert read_model_header(path).file_bytes == before.st_size
+    data = bytearray(path.read_bytes())
+    at = data.index(b"general.architecture") + len(b"general.architecture") + 4 + 8
+    data[at : at + 2] = b"xx"
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert read_model_header(path).architecture.startswith("xx")
+    path.unlink()
+    with pytest.raises(GgufError, match="no such file"):
+        read_model_header(path)
