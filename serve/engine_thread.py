@@ -282,6 +282,7 @@ class EngineThread:
         """End the thread and close the engine, which has nothing to do."""
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join)
+        self._outbox.close()
 
     async def close(self) -> None:
         """End the thread and close the engine; a step that is under way is broken off."""
@@ -289,6 +290,7 @@ class EngineThread:
         self._commands.put(None)
         with decoding_aborted():
             await asyncio.to_thread(self._thread.join)
+        self._outbox.close()
 
     # ---- in the engine's own thread
 
@@ -359,11 +361,9 @@ class EngineThread:
     def _waiting_commands(self, *, block: bool) -> list[_Command]:
         """All that wait; with ``block`` at least one."""
         found = [self._commands.get()] if block else []
-        while True:
-            try:
-                found.append(self._commands.get_nowait())
-            except queue.Empty:
-                return found
+        while not self._commands.empty():  # nobody else takes any
+            found.append(self._commands.get())
+        return found
 
 
 def _settle(future: asyncio.Future[Any], found: Any) -> None:

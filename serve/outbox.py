@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from infer_os.native.wakeup import Wakeup
+
 Item = TypeVar("Item")
 
 #: The share of a processor that the event loop may take to send text while there is more to come.
@@ -34,7 +36,12 @@ class Outbox(Generic[Item]):
         """
         self._deliver, self._flush = deliver, flush
         self._loop = asyncio.get_running_loop()
+        # the engine's thread goes on to its step, and the loop works beside it
+        self._wakeup = Wakeup()
+        self._loop.add_reader(self._wakeup.fileno(), self._awake)
         self._items: deque[Item] = deque()
+        #: Whether that of which the loop was told is urgent, each time that it was.
+        self._told: deque[bool] = deque()
         #: Whether something urgent was put in that the loop does not know of.
         self._is_urgent = False
         #: Whether the loop knows that there is something; set in one thread, cleared in the other.
@@ -52,10 +59,22 @@ class Outbox(Generic[Item]):
         """Tell the loop of what was put in, unless it knows already; for the engine's thread."""
         if self._is_urgent or (self._items and not self._is_awaited):
             urgent, self._is_urgent, self._is_awaited = self._is_urgent, False, True
-            try:
-                self._loop.call_soon_threadsafe(self._take, urgent)
-            except RuntimeError:  # the loop is closed: nobody is left
-                pass
+            self._told.append(urgent)
+            self._wakeup.wake()
+
+    def close(self) -> None:
+        """Deliver nothing more, once the engine's thread has ended; called in the event loop."""
+        self._loop.remove_reader(self._wakeup.fileno())
+        self._wakeup.close()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _awake(self) -> None:
+        self._wakeup.clear()
+        urgent = False
+        while self._told:
+            urgent |= self._told.popleft()
+        self._take(urgent)
 
     def _take(self, urgent: bool) -> None:
         now = time.monotonic()

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
@@ -28,6 +29,9 @@ from .settings import ServeSettings
 DRAIN_S = 25
 #: Seconds until a connection is closed over which nothing comes behind an answer.
 KEEP_ALIVE_S = 5
+#: Seconds for which the event loop may keep Python from an engine whose step is done: less than a
+#: step of a small model takes. Python's own 5 ms are several of those.
+_SWITCH_S = 0.0005
 _NO_BOUND = 1 << 62
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -95,8 +99,13 @@ class HttpServer:
         Raises:
             EngineDied: the engine failed.
         """
-        with self._door:
-            failure = asyncio.run(self._serve())
+        usual_s = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_S)
+        try:
+            with self._door:
+                failure = asyncio.run(self._serve())
+        finally:
+            sys.setswitchinterval(usual_s)
         if failure is not None:
             raise failure
         if self._uvicorn is not None and self._uvicorn.signal is not None:

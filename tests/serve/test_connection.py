@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -206,6 +207,13 @@ def tokenizing(n_bytes: int) -> bytes:
     return b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (
         len(body), body
     )  # fmt: skip
+
+
+def test_an_engine_gets_python_soon() -> None:
+    usual_s = sys.getswitchinterval()
+    with running(ScriptedEngine(lambda prompt: "yes")):
+        assert sys.getswitchinterval() < 0.001 < usual_s
+    assert sys.getswitchinterval() == usual_s
 
 
 def test_the_end_does_not_wait_for_half_a_request() -> None:

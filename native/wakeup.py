@@ -1,0 +1,46 @@
+"""Wake another thread that waits for a file, without giving it Python at once.
+
+Python lets other threads run whenever it makes a call of the system. A thread that wakes another
+one that way is often made to wait until that one has done its work. Here the call is made with
+Python held: whoever is woken begins when the caller lets go of it anyway.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from .owner import Owner
+
+_write = ctypes.PyDLL(None).write
+_write.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
+_write.restype = ctypes.c_ssize_t
+
+
+class Wakeup(Owner):
+    """A pipe: one thread calls :meth:`wake`, another waits for :meth:`fileno` to be readable."""
+
+    def __init__(self) -> None:
+        """Open it."""
+        self._reads, self._writes = os.pipe()
+        os.set_blocking(self._reads, False)
+        os.set_blocking(self._writes, False)
+
+    def fileno(self) -> int:
+        """What is readable once :meth:`wake` was called, until :meth:`clear`."""
+        return self._reads
+
+    def wake(self) -> None:
+        """Make it readable; for any thread, before it is closed."""
+        _write(self._writes, b"\0", 1)  # a full pipe is readable too
+
+    def clear(self) -> None:
+        """Let it be readable no more; for the thread that waits, when it was woken."""
+        os.read(self._reads, 1 << 20)  # more than a pipe holds
+
+    def close(self) -> None:
+        """Close the pipe, once nobody wakes or waits any more."""
+        if self._reads >= 0:
+            os.close(self._reads)
+            os.close(self._writes)
+        self._reads = self._writes = -1
