@@ -187,9 +187,10 @@ Draft = Annotated[
     str,
     typer.Option(
         "--draft", metavar="MODEL|auto|lookup|none",
-        help="Guess tokens and verify them in one batch: with a small model of the same "
-        "vocabulary, and by looking up repetitions in the text (lookup). The output stays the "
-        "same; guessing stops when it does not pay.",
+        help="Guess the next tokens and verify them in one batch; the output stays the same, and "
+        "guessing stops when it does not pay. lookup: by what the text repeats. MODEL: also with "
+        "a small model of the same vocabulary. auto: with the one that the catalog names for "
+        "it, if any. none: not at all.",
     ),
 ]  # fmt: skip
 DraftMax = Annotated[
@@ -351,7 +352,7 @@ Parallel = Annotated[
     str,
     typer.Option(
         "--parallel", metavar="N|auto",
-        help="Sequences at once; auto: as many as fit and still add throughput.",
+        help="Sequences at once; auto: as many as fit in memory and still add speed.",
     ),
 ]  # fmt: skip
 Beams = Annotated[

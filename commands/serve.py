@@ -35,8 +35,9 @@ def serve(
 ) -> None:
     """Answer requests over HTTP as OpenAI's API does, with a page to chat on.
 
-    What a request does not say itself, such as its temperature, is as the options say. Without a
-    model's name it gets MODEL; others of --models are loaded when they are first asked for.
+    The options of sampling set what a request gets if it does not ask for something else. A
+    request that names no model is answered by MODEL. Those of --models are loaded when a request
+    first names them.
 
     Example: infer-os serve model.gguf --port 8080
     """  # fmt: skip

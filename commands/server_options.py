@@ -13,24 +13,27 @@ Host = Annotated[
     str,
     typer.Option(
         "--host", metavar="ADDRESS",
-        help="Where to listen; an address that other machines reach needs a key.",
+        help="Address to listen at; one that other machines can reach needs a key.",
     ),
 ]  # fmt: skip
 Port = Annotated[
-    int, typer.Option("--port", parser=whole, metavar="N", help="0 takes any free one.")
+    int,
+    typer.Option(
+        "--port", parser=whole, metavar="N", help="Port to listen at; 0 takes a free one."
+    ),
 ]
 Queue = Annotated[
     int,
     typer.Option(
         "--queue", parser=whole, metavar="N",
-        help="Texts that may wait for their turn; more are sent away (429)."
+        help="Texts that may wait for their turn; further ones get 429."
     ),
 ]  # fmt: skip
 ApiKeyFile = Annotated[
     Path | None,
     typer.Option(
         "--api-key-file", metavar="FILE",
-        help="A key that requests must have: Authorization: Bearer KEY.",
+        help="File with the key that requests must send (Authorization: Bearer KEY).",
         show_default="INFER_OS_API_KEY of the environment, else no key",
     ),
 ]  # fmt: skip
@@ -38,7 +41,7 @@ Cors = Annotated[
     list[str] | None,
     typer.Option(
         "--cors", metavar="ORIGIN",
-        help="Web pages of this origin may ask as well; may be given several times.",
+        help="Let web pages of this origin send requests; may be given several times.",
         show_default=False,
     ),
 ]  # fmt: skip
@@ -55,9 +58,9 @@ Idle = Annotated[
     str,
     typer.Option(
         "--idle", metavar="TIME",
-        help="Unload a model that nobody has used for so long, such as 90s, 10m or 2h.",
+        help="Unload a model that nobody has used for this long, such as 90s, 10m or 2h.",
         show_default="only when another one needs its memory",
     ),
 ]  # fmt: skip
 
-Server = Annotated[str, typer.Option("--server", metavar="URL", help="The server that is asked.")]
+Server = Annotated[str, typer.Option("--server", metavar="URL", help="The server to ask.")]
