@@ -145,6 +145,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """An answer was written; called by whoever wrote it."""
+        # now, and not when the answers that others get at this moment are written too
+        self.transport.flush()  # type: ignore[attr-defined]
         super().on_response_complete()
         if self._refusal is not None and self._running is None:
             self._unset_keepalive_if_required()
@@ -271,23 +273,24 @@ class _Gathered:
     def write(self, data: bytes) -> None:
         """See :class:`asyncio.Transport`."""
         if not self._written:
-            self._loop.call_soon(self._send)
+            self._loop.call_soon(self.flush)
         self._written.append(data)
 
-    def _send(self) -> None:
+    def flush(self) -> None:
+        """Send what was written."""
         data, self._written = b"".join(self._written), []
         if data:
             self._transport.write(data)
 
     def close(self) -> None:
         """See :class:`asyncio.Transport`."""
-        self._send()
+        self.flush()
         self._transport.close()
         self._closing()
 
     def write_eof(self) -> None:
         """See :class:`asyncio.Transport`."""
-        self._send()
+        self.flush()
         self._transport.write_eof()
 
     def __getattr__(self, name: str) -> Any:

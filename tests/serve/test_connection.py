@@ -209,6 +209,21 @@ def tokenizing(n_bytes: int) -> bytes:
     )  # fmt: skip
 
 
+def test_an_answer_is_sent_when_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not wait for the loop, which may have the answers of others to write first."""
+
+    def keep(self: connection._Gathered, data: bytes) -> None:
+        self._written.append(data)
+
+    monkeypatch.setattr(connection._Gathered, "write", keep)
+    with running(ScriptedEngine(lambda prompt: "yes")) as service, service.connect() as link:
+        link.settimeout(10)
+        link.sendall(request())
+        assert b'"text":"yes"' in link.recv(1 << 16)
+        link.sendall(request(stream=True))
+        assert link.recv(1 << 16).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
 def test_an_engine_gets_python_soon() -> None:
     usual_s = sys.getswitchinterval()
     with running(ScriptedEngine(lambda prompt: "yes")):
