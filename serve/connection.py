@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import httptools
@@ -291,7 +292,8 @@ class _Gathered:
     def write_eof(self) -> None:
         """See :class:`asyncio.Transport`."""
         self.flush()
-        self._transport.write_eof()
+        with suppress(OSError):  # the client is gone, of which the loop has yet to hear
+            self._transport.write_eof()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import socket
@@ -222,6 +223,21 @@ def test_an_answer_is_sent_when_it_is_written(monkeypatch: pytest.MonkeyPatch) -
         assert b'"text":"yes"' in link.recv(1 << 16)
         link.sendall(request(stream=True))
         assert link.recv(1 << 16).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+def test_a_client_that_is_gone_when_its_rubbish_is_refused(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its system says so before the loop does."""
+
+    def gone(self: object) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write_eof", gone)
+    monkeypatch.setattr(connection, "_PASSING_S", 0.1)
+    assert statuses(service.raw(request() + b"rubbish\r\n\r\n")) == [200, 400]
+    assert statuses(service.raw(b"rubbish\r\n\r\n")) == [400]
+    assert not caplog.records
 
 
 def test_an_engine_gets_python_soon() -> None:
