@@ -32,6 +32,7 @@ from infer_os.runtime.errors import (
     RuntimeFailure,
     SettingsError,
 )
+from infer_os.runtime.exclusive import Turns
 from infer_os.runtime.fake import FakeEngine, saying
 from infer_os.runtime.generate import FinishReason, complete
 from infer_os.runtime.plan.memory_plan import MemoryShortage
@@ -324,6 +325,14 @@ def test_a_thread_that_would_wait_for_itself_is_told() -> None:
             call()
     assert "".join(stream) == "bc"
     assert model.generate("y").text == "abc"
+
+
+@pytest.mark.parametrize(("what", "said"), [("embed", "an embed"), ("batch", "a batch")])
+def test_who_holds_a_model_has_its_article(what: str, said: str) -> None:
+    turns = Turns()
+    found = pytest.raises(ModelBusy, match=f"this thread has {said} of ")
+    with turns.hold(what), found, turns.hold("generate"):
+        pass
 
 
 def test_a_dropped_stream_lets_others_in() -> None:
