@@ -113,6 +113,9 @@ def cases() -> list[Case]:
     for n in ("1", "4", "8", "9", "16", "32", "4 --draft DRAFT", "4 --draft lookup",
               "8 --kv q8_0", "8 --no-native"):  # fmt: skip
         found.append(Case(AUSTEN, f"{batch} {n}"))
+    for n in ("1", "4", "8", "32"):
+        found.append(Case(AUSTEN, f"{batch} {n} --adapter LORA", records="adapted"))
+    found.append(Case(AUSTEN, f"{NARROW} --adapter LORA"))
     for n in ("2", "4", "8", "4 --kv q8_0", "4 --no-native"):
         found.append(Case(AUSTEN, f"{batch.replace('--parallel', '--temperature 0 --beams')} {n}"))
     found.append(Case(AUSTEN, f"{NARROW} --temperature 0 --beams 4"))
@@ -227,6 +230,11 @@ def write_records(path: Path, words: int) -> None:
     elif path.stem == "messages":
         talks = [[{"role": "user", "content": text}] for text in texts]
         lines = [json.dumps({"id": i, "messages": talk}) for i, talk in enumerate(talks)]
+    elif path.stem == "adapted":  # which take turns
+        lines = [
+            json.dumps({"prompt": text, "adapter": name})
+            for text in texts[:12] for name in ("adapter", "off")
+        ]  # fmt: skip
     elif path.suffix == ".jsonl":
         lines = [json.dumps({"id": i, "prompt": text}) for i, text in enumerate(texts)]
     else:
@@ -270,7 +278,7 @@ def measure(case: Case, folder: Path, threads: str) -> dict[str, object]:
     model = case.model.make(folder)
     prompt, records = folder / "prompt.txt", folder / f"records.{case.records}"
     answers = case.records
-    if case.records in ("messages", "pairs", "texts", "lines"):
+    if case.records in ("messages", "pairs", "texts", "lines", "adapted"):
         records, answers = folder / f"{case.records}.jsonl", "jsonl"
     text = "the sea " * case.model.words
     prompt.write_text(text)

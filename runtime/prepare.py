@@ -8,6 +8,7 @@ from pathlib import Path
 from infer_os.models.shape import ModelShape
 from infer_os.native.backend import exact_context, kernel_status, layout_notes
 from infer_os.native.gguf_file import GgufHeader
+from infer_os.native.large_blocks import return_large_blocks
 from infer_os.native.lora_adapter import load_adapter
 from infer_os.native.model import LOAD_MODES, LlamaModel
 
@@ -95,6 +96,8 @@ def load_model(
         check_lockable(n_bytes)
     if settings.prefetch:
         prefetch(path, warmed)
+    if settings.adapters:  # with another adapter, a context makes its buffers again
+        return_large_blocks()
     before = locked_bytes() if locked else 0
     model = LlamaModel(path, load=settings.load, native=settings.native, progress=progress)
     try:

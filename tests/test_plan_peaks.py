@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from adapter_files import random_adapter
 
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
@@ -36,6 +37,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "prompt.txt").write_text(_TEXT)
     records = [json.dumps({"id": i, "prompt": f"{i} {_TEXT}"}) for i in range(12)]
     (folder / "records.jsonl").write_text("\n".join(records))
+    random_adapter(TARGET, folder / "lora", rank=16)
+    adapted = [
+        {"prompt": f"{i}{name} {_TEXT}", "adapter": name}
+        for i in range(6) for name in ("lora", "off")
+    ]  # fmt: skip
+    (folder / "adapted.jsonl").write_text("\n".join(map(json.dumps, adapted)))
     pairs = [
         {"context": f"{i} {_TEXT[:1200]}", "continuation": f" {answer}"}
         for i in range(12) for answer in ("yes", "no", _TEXT[:400])
@@ -70,6 +77,8 @@ def peak_of(place: Path, words: list[str], stdin: str) -> tuple[int, int, str]:
         "batch model.gguf -i records.jsonl -n 2 --context 1024 --parallel 1",
         "batch model.gguf -i records.jsonl -n 2 --context 1024 --parallel 8",
         "batch model.gguf -i records.jsonl -n 2 --context 1024 --parallel 9",
+        "batch model.gguf -i adapted.jsonl -n 2 --context 1024 --parallel 4 --adapter lora",
+        "batch model.gguf -i adapted.jsonl -n 2 --context 1024 --parallel 16 --adapter lora",
         "score model.gguf -i pairs.jsonl --context 1024 --parallel 1",
         "score model.gguf -i pairs.jsonl --context 1024 --parallel 8",
         "score model.gguf -i texts.jsonl --context 1024 --parallel 8",

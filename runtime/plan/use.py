@@ -39,6 +39,8 @@ N_BATCH = 512
 BATCH_BYTES, SEQUENCE_BYTES, _TOKEN_DRAWN = 4_000_000, 250_000, 40
 #: Guessing: filters, counts and what verifies them. A draft model's context has a graph of its own.
 GUESSING_BYTES, DRAFT_BYTES = 2_500_000, 2_000_000
+#: What bringing adapters into a model's layout leaves behind: mostly modules of ``convert``.
+ADAPTERS_READ = 5_000_000
 #: What a second engine adds to its plan: a graph, and its part of the vocabulary.
 ENGINE_BYTES = 4_000_000
 
@@ -111,6 +113,7 @@ def beside(shape: ModelShape, use: Use, budget: Budget) -> Beside:
         parts.append(("guessing", GUESSING_BYTES + DRAFT_BYTES * use.n_drafts))
     if use.settings.adapters:
         parts.append(("adapters", sum(adapter.n_bytes for adapter in use.settings.adapters)))
+        parts.append(("reading adapters", ADAPTERS_READ))
     passing = 0
     largest = max(option.n_bytes for option in shape.options)
     for extra in sorted(use.settings.extras, key=lambda extra: extra.name):
