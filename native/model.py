@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -38,6 +39,8 @@ _INT32_MIN = -(1 << 31)
 # texts of up to this many characters per token, plus these, are tokenized whole
 _USUAL_LENGTH = 16
 _SHORT_TEXT = 4096
+#: The models whose files this process maps.
+_MAPPED: weakref.WeakSet[LlamaModel] = weakref.WeakSet()
 # characters that a Unicode normal form may merge into one: a letter with three marks
 _MOST_COMPOSED = 4
 
@@ -64,6 +67,11 @@ LOAD_MODES: dict[str, LoadMode] = {
     "locked": LoadMode(llama_cpp.LLAMA_LOAD_MODE_MMAP_MLOCK, repack=False),
     "direct": LoadMode(llama_cpp.LLAMA_LOAD_MODE_DIRECT_IO, repack=True),
 }
+
+
+def mapped_models() -> frozenset[Path]:
+    """The files of models that this process maps now."""
+    return frozenset(model.path.resolve() for model in list(_MAPPED))
 
 
 class Vocab:
@@ -355,6 +363,8 @@ class LlamaModel(Owner):
             self.vocab = Vocab(pointer, self.header, rules)
             if mode.copies or vocab_only:
                 self._file.close()
+            else:
+                _MAPPED.add(self)
         except BaseException:
             self.close()
             raise
@@ -442,4 +452,5 @@ class LlamaModel(Owner):
         if self._pointer:
             llama_cpp.llama_model_free(self._pointer)
             self._pointer = None
+            _MAPPED.discard(self)
         self._file.close()

@@ -6,9 +6,10 @@ import sys
 from dataclasses import replace
 
 from infer_os.native.backend import kernel_status, repacking
+from infer_os.native.model import mapped_models
 
 from .bandwidth import Bandwidth
-from .machine import mapped_bytes_of, mapped_file_bytes, read_memory
+from .machine import mapped_bytes_at, mapped_bytes_of, mapped_file_bytes, read_memory
 from .memory_plan import Budget, program_bytes
 
 
@@ -33,10 +34,13 @@ def some_budget(
 def own_budget(limit: int | None = None, *, native: bool = True) -> Budget:
     """The budget of a plan that this process will carry out; as :func:`some_budget`.
 
-    It counts the pages of its own libraries, and not the most that they ever take.
+    It counts the pages of its own libraries, and not the most that they ever take; those of models
+    that are open in it are none of them.
     """
     budget = some_budget(limit, native=native)  # loads the libraries
     mapped = mapped_file_bytes()
+    if mapped is not None and (models := mapped_models()):
+        mapped -= mapped_bytes_at(models) or 0
     tables = mapped_bytes_of("pyarrow") if "pyarrow" in sys.modules else None
     if mapped is None or tables is None:
         return replace(budget, program=program_bytes(mapped))

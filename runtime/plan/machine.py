@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,6 +125,13 @@ def mapped_bytes_of(package: str) -> int | None:
     """Resident bytes of a package's files among them; None where the system does not say."""
     maps = getattr(psutil.Process(), "memory_maps", None)
     return sum(part.rss for part in maps() if f"/{package}/" in part.path) if maps else None
+
+
+def mapped_bytes_at(files: Collection[Path]) -> int | None:
+    """Resident bytes of such files among them, likewise."""
+    maps = getattr(psutil.Process(), "memory_maps", None)
+    paths = {str(path) for path in files}
+    return sum(part.rss for part in maps() if part.path in paths) if maps else None
 
 
 def _groups(root: Path) -> Iterator[ControlGroup]:

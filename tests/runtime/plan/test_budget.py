@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+from infer_os.convert.pipeline import convert
+from infer_os.convert.settings import ConvertSettings
+from infer_os.models.bundled import TARGET
 from infer_os.runtime.plan import budget
 from infer_os.runtime.plan.budget import own_budget, some_budget
 from infer_os.runtime.plan.memory_plan import (
@@ -59,3 +66,34 @@ def test_the_system_says_what_is_mapped() -> None:
 
     mapped = mapped_file_bytes()
     assert mapped is None or 5_000_000 < mapped < 5_000_000_000
+
+
+def test_pages_of_an_open_model_are_not_of_the_program(tmp_path: Path) -> None:
+    """Until the last one is closed; the file has 6 MB."""
+    code = """
+import sys
+from pathlib import Path
+from infer_os.native.model import LlamaModel, mapped_models
+from infer_os.runtime.plan.budget import own_budget
+path = Path(sys.argv[1])
+own_budget(1)
+LlamaModel(path, load="fast").close()
+alone = own_budget(1).program
+models = [LlamaModel(path) for _ in range(2)]
+beside = own_budget(1).program
+assert mapped_models() == {path.resolve()}
+models[0].close()
+assert mapped_models() == {path.resolve()}
+models[1].close()
+assert mapped_models() == frozenset()
+copies = LlamaModel(path, load="fast")
+assert mapped_models() == frozenset()
+print(alone, beside)
+"""
+    path = tmp_path / "model.gguf"
+    convert(ConvertSettings(TARGET, path, "q8_0"))
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
+    alone, beside = map(int, done.stdout.split())
+    assert abs(beside - alone) < 1_000_000
