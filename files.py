@@ -159,6 +159,31 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o666, replace: bool = Tr
         file.write(data)
 
 
+def append(path: Path, data: bytes) -> None:
+    """Add to the end of a file, made if need be: all, or nothing if that fails.
+
+    Raises:
+        OSError: it cannot be written; names the file.
+    """
+    is_new = not os.path.lexists(path)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    try:
+        before = os.fstat(handle).st_size
+        left = memoryview(data)
+        try:
+            with named(path):
+                while left:
+                    left = left[os.write(handle, left) :]
+        except OSError:
+            with suppress(OSError):  # a device has no size
+                os.ftruncate(handle, before)
+                if is_new:
+                    path.unlink()
+            raise
+    finally:
+        os.close(handle)
+
+
 def take_name(part: Path, path: Path) -> None:
     """Give a complete and synced sibling the name of the file that it is to be, durably.
 

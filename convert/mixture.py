@@ -36,7 +36,7 @@ class WeightBudget:
     n_bytes: int = 0
 
     def __post_init__(self) -> None:
-        if not self.n_bytes and not (math.isfinite(self.bits) and 0 < self.bits <= 32):
+        if not self.n_bytes and not (math.isfinite(self.bits) and 0 < self.bits <= 8.5):
             raise UnsupportedError(f"--bits {self.bits:g}: expected a number from 2 to 8.5")
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from infer_os.files import write_file
+from infer_os.files import append, write_file
 from infer_os.runtime.errors import BenchError
 
 from .rows import Place, Row, json_lines
@@ -58,14 +58,13 @@ def check_outputs(rows: Path | None, report: Path | None) -> None:
 
 
 def write_rows(path: Path, rows: Sequence[Row], place: Place) -> None:
-    """Append rows to a file of JSON lines.
+    """Append rows to a file of JSON lines, all or none.
 
     Raises:
         BenchError: it cannot be written.
     """
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json_lines(rows, place))
+        append(path, json_lines(rows, place).encode())
     except OSError as error:
         raise BenchError(f"--rows {path}: cannot be written: {error.strerror}") from error
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from infer_os import files
-from infer_os.files import new_file, remove_abandoned, take_name, working_folder, write_file
+from infer_os.files import append, new_file, remove_abandoned, take_name, working_folder, write_file
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -66,12 +68,47 @@ def test_an_error_names_the_file_and_not_its_part(tmp_path: Path) -> None:
     assert caught.value.filename == str(tmp_path / "no" / "file")
 
 
+@contextmanager
+def largest_file(n_bytes: int) -> Iterator[None]:
+    """While inside, no file of this process can become larger, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_what_is_appended_is_there_or_not(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    with largest_file(5000):
+        with pytest.raises(OSError, match="too large") as caught:
+            append(path, b"x" * 6000)
+        assert caught.value.filename == str(path) and not path.exists()
+        append(path, b"one\n")
+        with pytest.raises(OSError, match="too large"):
+            append(path, b"x" * 6000)
+        append(path, b"two\n")
+    assert path.read_bytes() == b"one\ntwo\n"
+    with pytest.raises(OSError, match="No space left"):
+        append(Path("/dev/full"), b"x")
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    write_file(tmp_path / "file", b"old")
+    with largest_file(5000), pytest.raises(OSError, match="too large"):
+        write_file(tmp_path / "file", b"x" * 6000)
+    assert (os.listdir(tmp_path), (tmp_path / "file").read_bytes()) == (["file"], b"old")
+
+
 # ---- what killed processes leave
 
 WRITES = """
 import sys, time
 from pathlib import Path
-from infer_os.files import new_file, working_folder
+from infer_os.files import append, new_file, working_folder
 path = Path(sys.argv[1])
 with working_folder(path) as folder, new_file(path) as file:
     (folder / "sub").mkdir()

@@ -77,7 +77,7 @@ def test_a_size_is_called_as_it_was_given(text: str) -> None:
     assert (budget.label, budget.option) == (text, f"--size {text}")
 
 
-@pytest.mark.parametrize("bits", [0.0, -1.0, float("nan"), float("inf"), 100.0])
+@pytest.mark.parametrize("bits", [0.0, -1.0, float("nan"), float("inf"), 8.6, 32.0, 100.0])
 def test_numbers_that_are_no_bits(bits: float) -> None:
     with pytest.raises(UnsupportedError, match=r"--bits .*expected a number from 2 to 8.5"):
         WeightBudget(bits=bits)
