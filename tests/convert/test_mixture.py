@@ -10,6 +10,7 @@ import pytest
 from infer_os.convert import mixture as module
 from infer_os.convert.errors import UnsupportedError
 from infer_os.convert.mixture import Option, WeightBudget, choose_types, mixture_recipe
+from infer_os.convert.sensitivity import Sensitivity
 from infer_os.sizes import read_size
 
 TYPES = ("q2_k", "q3_k", "q4_k", "q6_k")
@@ -91,3 +92,17 @@ def test_the_file_is_named_after_most_of_its_values() -> None:
     assert (recipe.name, recipe.file_type, dict(recipe.types)) == (
         "3bit", 10, {"a": "q4_k", "b": "q2_k"},
     )  # fmt: skip
+
+
+def test_a_size_counts_every_matrix_at_its_place() -> None:
+    """A file has tensors at multiples of 32 bytes; bits per weight are of the tensors alone."""
+    options = {name: (Option("q8_0", 34, 0.0), Option("q4_0", 18, 1.0)) for name in ("a", "b")}
+    found = Sensitivity(options, {"a": 32, "b": 32}, 64, 0, "")
+    assert found.choose(WeightBudget(n_bytes=100 + 64 + 64), 100).types["a"] == "q8_0"
+    mixed = found.choose(WeightBudget(n_bytes=100 + 64 + 63), 100)
+    assert sorted(mixed.types.values()) == ["q4_0", "q8_0"] and mixed.n_bytes == 96
+    least = found.choose(WeightBudget(n_bytes=100 + 64), 100)
+    assert set(least.types.values()) == {"q4_0"}
+    with pytest.raises(UnsupportedError, match=r"4\.50 bits per weight, 164 B"):
+        found.choose(WeightBudget(n_bytes=100 + 63), 100)
+    assert set(found.choose(WeightBudget(bits=8.5), 10**9).types.values()) == {"q8_0"}
