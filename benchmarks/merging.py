@@ -12,37 +12,17 @@ memory of both, and the ratio of the seconds with its range over the rounds. The
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 from conversion_memory import convert_and_watch
 from random_model import GEOMETRIES, make_folder
-from safetensors.numpy import save_file
 
-from infer_os.models.architectures import describe
-from infer_os.models.network import Role
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-_ROLES = (Role.ATTN_QKV, Role.ATTN_OUTPUT, Role.FFN_UP, Role.FFN_DOWN)
-
-
-def make_adapter(checkpoint: Path, folder: Path, rank: int) -> int:
-    """Write a random adapter for all matrices of a checkpoint's layers; returns their number."""
-    network = describe(json.loads((checkpoint / "config.json").read_text()))
-    chance = np.random.default_rng(1)
-    matrices = {}
-    for part in (p for rule in network.rules if rule.role in _ROLES for p in rule.parts):
-        rows, columns = part.shape[::-1] if part.transform.transposes else part.shape
-        module = f"base_model.model.{network.prefixes[0]}{part.source.removesuffix('.weight')}"
-        for name, shape in (("lora_A", (rank, columns)), ("lora_B", (rows, rank))):
-            values = chance.standard_normal(shape, np.float32) * np.float32(0.02)
-            matrices[f"{module}.{name}.weight"] = values
-    folder.mkdir()
-    save_file(matrices, folder / "adapter_model.safetensors")
-    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": rank}
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
-    return len(matrices) // 2
+from random_adapter import random_adapter
 
 
 def main() -> None:
@@ -60,9 +40,9 @@ def main() -> None:
     target = given.place / "made.gguf"
     try:
         make_folder(given.geometry, source, layers=given.layers)
-        n = make_adapter(source, adapter, given.rank)
+        random_adapter(source, adapter, rank=given.rank, deviation=0.02)
         total = sum(file.stat().st_size for file in source.glob("*.safetensors"))
-        print(f"{given.geometry}: {total / 1e9:.2f} GB of float16; rank {given.rank}, {n} matrices")
+        print(f"{given.geometry}: {total / 1e9:.2f} GB of float16; rank {given.rank}")
         plain, merged = [], []
         for _ in range(given.rounds):
             plain.append(convert_and_watch(source, given.type, target))

@@ -18,7 +18,6 @@ import json
 import os
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
@@ -250,26 +249,10 @@ def write_records(path: Path, words: int) -> None:
 
 
 def write_adapter(folder: Path, base: Path) -> Path:
-    """A LoRA adapter of rank 16 for a GPT-NeoX, as PEFT writes it; its values are all 1/64."""
-    config = json.loads((base / "config.json").read_text())
-    width, rank = config["hidden_size"], 16
-    target = "gpt_neox.layers.{}.attention.query_key_value"
-    entries: dict[str, object] = {}
-    size = 0
-    for layer in range(config["num_hidden_layers"]):
-        for part, shape in (("A", [rank, width]), ("B", [3 * width, rank])):
-            name = f"base_model.model.{target.format(layer)}.lora_{part}.weight"
-            end = size + 4 * shape[0] * shape[1]
-            entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [size, end]}
-            size = end
-    header = json.dumps(entries).encode()
-    folder.mkdir(exist_ok=True)
-    data = struct.pack("<Q", len(header)) + header + struct.pack("<f", 1 / 64) * (size // 4)
-    (folder / "adapter_model.safetensors").write_bytes(data)
-    (folder / "adapter_config.json").write_text(json.dumps({
-        "peft_type": "LORA", "r": rank, "lora_alpha": rank, "bias": "none",
-        "target_modules": ["query_key_value"], "task_type": "CAUSAL_LM",
-    }))  # fmt: skip
+    """A LoRA adapter of rank 16 for a bundled model, made in another process."""
+    shutil.rmtree(folder, ignore_errors=True)
+    script = HERE.parent / "tests" / "random_adapter.py"
+    subprocess.run([sys.executable, str(script), str(base), str(folder)], check=True)
     return folder
 
 

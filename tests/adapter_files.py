@@ -9,12 +9,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 from helpers import REFERENCES, TESTS
-from safetensors.numpy import save_file
+from random_adapter import random_adapter as random_adapter
 
 from infer_os.convert.adapter_file import write_adapter
 from infer_os.convert.source import AdapterSource
-from infer_os.models.architectures import describe
-from infer_os.models.network import Role
 from infer_os.native.gguf_file import read_gguf_header
 from infer_os.runtime.settings import AdapterFile
 from infer_os.store.reporter import Reporter
@@ -30,28 +28,6 @@ def base_of(adapter: Path) -> Path:
     """The checkpoint that a stored adapter is for."""
     config = json.loads((adapter / "adapter_config.json").read_text())
     return _BASES[config["base_model_name_or_path"].rpartition("/")[2]]
-
-
-def random_adapter(
-    base: Path, folder: Path, *, rank: int = 5, seed: int = 3, roles: tuple[Role, ...] = ()
-) -> Path:
-    """An adapter of a checkpoint's matrices, strong enough to change every text."""
-    roles = roles or (Role.ATTN_QKV, Role.ATTN_OUTPUT, Role.FFN_UP, Role.FFN_DOWN)
-    network = describe(json.loads((base / "config.json").read_text()))
-    chance = np.random.default_rng(seed)
-    matrices = {}
-    for part in (p for rule in network.rules if rule.role in roles for p in rule.parts):
-        rows, columns = part.shape[::-1] if part.transform.transposes else part.shape
-        name = f"base_model.model.{network.prefixes[0]}{part.source.removesuffix('.weight')}"
-        shapes = {"lora_A": (rank, columns), "lora_B": (rows, rank)}
-        for kind, shape in shapes.items():
-            values = chance.standard_normal(shape, np.float32) * np.float32(0.3)
-            matrices[f"{name}.{kind}.weight"] = values
-    folder.mkdir()
-    save_file(matrices, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
 
 
 def loadable(model: Path, *texts: str) -> tuple[AdapterFile, ...]:
