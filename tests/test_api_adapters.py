@@ -105,6 +105,10 @@ def test_conversations(model: Model, file: Path, texts: list[str]) -> None:
     ]
     got = [[chat.say(message) for chat in chats] for message in ("hello", "more")]
     assert [list(pair) for pair in zip(*got, strict=True)] == expected
+    held = len(model._engine.tokens)
+    chats[2].undo()
+    chats[2].reset()
+    assert len(model._engine.tokens) == held > 0  # what is computed stays
     chats[0].adapter = "b"
     chats[0].undo()
     again = model.chat(style="plain", sampling=GREEDY, stops=SHORT, adapter="a")

@@ -108,13 +108,13 @@ class Chat:
 
     def undo(self) -> str | None:
         """Forget the last turn; returns its message, None if there is none."""
-        with self._model.using("undo"):
+        with self._model.using("undo", self.adapter):
             turn = self._session.undo()
         return turn.message if turn else None
 
     def reset(self) -> None:
         """Forget every turn; the system prompt stays."""
-        with self._model.using("reset"):
+        with self._model.using("reset", self.adapter):
             self._session.reset()
 
     def save(self, path: str | os.PathLike[str]) -> None:
