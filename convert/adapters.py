@@ -116,6 +116,8 @@ class Adapters:
 
         Raises:
             UnsupportedError: an adapter was trained on other values of it.
+            FileFormatError: it adds values that cannot be.
+            SourceChanged: its file was written to meanwhile.
         """
         name = bare_name(stored, self._prefixes)
         for file, copy in self._copies.get(name, ()):
@@ -127,6 +129,8 @@ class Adapters:
         pairs = [checked(pair.file.path, name, pair.load) for pair in self._pairs.get(name, ())]
         if not pairs:
             return None
+        for pair in self._pairs[name]:
+            pair.file.check()
         # the sum of products is the product of matrices side by side
         left = np.concatenate([pair.left for pair in pairs], axis=1)
         right = np.concatenate([pair.right for pair in pairs], axis=0)
@@ -218,7 +222,6 @@ def open_adapter(
             {bare_name(name, prefixes): pair for name, pair in pairs.items()},
             {bare_name(name, prefixes): copy for name, copy in copies.items()},
         )
-        file.check()
 
 
 def adapters_digest(sources: Sequence[AdapterSource]) -> str:

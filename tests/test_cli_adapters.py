@@ -136,6 +136,11 @@ def test_a_pipe_or_a_device_in_place_of_a_file(
     assert "not a plain file" in done.user_error
 
 
+def test_a_cache_that_no_folder_can_be(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFER_OS_CACHE", "x" * 300)
+    assert "File name too long" in cli("models").user_error
+
+
 @pytest.mark.parametrize("words", [("eval", "MODEL", "--text"), ("convert", GPTJ, "--calibrate")])
 def test_a_device_in_place_of_a_text(cli: Cli, tmp_path: Path, words: tuple[object, ...]) -> None:
     model = tmp_path / "m.gguf"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,14 @@ from safetensors.numpy import load_file, save_file
 
 from infer_os.convert.adapter_config import read_adapter_config
 from infer_os.convert.adapter_file import adapter_digest, is_sound, write_adapter
-from infer_os.convert.adapters import adapters_digest, open_adapter
-from infer_os.convert.errors import ConvertError, FileFormatError, SourceError, UnsupportedError
+from infer_os.convert.adapters import adapters_digest, checked, open_adapter
+from infer_os.convert.errors import (
+    ConvertError,
+    FileFormatError,
+    SourceChanged,
+    SourceError,
+    UnsupportedError,
+)
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
 from infer_os.convert.source import AdapterSource
@@ -237,6 +244,19 @@ def test_values_that_are_too_large(adapter: Path, tmp_path: Path) -> None:
     refused(tmp_path, adapter, FileFormatError, "NaN or infinite")
     save_file({**weights, a: weights[a][:0], b: weights[b][:, :0]}, path)
     refused(tmp_path, adapter, UnsupportedError, "matrices of rank 0; expected 1 to 4096")
+
+
+def test_a_source_that_changes_meanwhile(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = adapter / "adapter_model.safetensors"
+
+    def cut(*given: Any) -> Any:
+        os.truncate(path, path.stat().st_size // 2)
+        return checked(*given)
+
+    monkeypatch.setattr("infer_os.convert.adapters.checked", cut)
+    refused(tmp_path, adapter, SourceChanged, "was cut short while it was in use")
 
 
 def test_files_that_are_missing(adapter: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from http_server import Service, eventually, running
 
+from infer_os.native.errors import NotFinite
 from infer_os.runtime.errors import PromptError
 from infer_os.runtime.plan.memory_plan import MemoryShortage
 from infer_os.serve.scripted_engine import ScriptedEngine
@@ -128,3 +129,16 @@ def test_it_waits_in_the_queue() -> None:
         asker.join(60)
         assert service.get("/status").json["running"] == 0
         assert embed(service, "a").status == 200
+
+
+def test_a_vector_that_is_not_finite(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error for this text alone: the server goes on."""
+
+    def broken(engine: ScriptedEngine, tokens: list[int]) -> Any:
+        raise NotFinite("vector")
+
+    monkeypatch.setattr(ScriptedEngine, "embed", broken)
+    got = embed(service, "AB")
+    assert got.status == 500 and "no finite vector" in got.json["error"]["message"]
+    monkeypatch.undo()
+    assert len(vectors(service, "AB")) == 1
