@@ -23,6 +23,7 @@ from infer_os.native.gguf_file import GgufArray, GgufHeader, read_gguf_header, t
 from infer_os.native.watched_file import WatchedFile
 
 from .errors import FileFormatError, SourceError
+from .plain_file import check_plain
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _DATASETS, _CHUNKS, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
@@ -245,6 +246,7 @@ def _rotation(path: Path, metadata: Mapping[str, Any]) -> str:
 def _refuse_legacy(path: Path) -> None:
     """Recognise the format that llama-imatrix wrote before GGUF: a count, then length and name."""
     try:
+        check_plain(path)
         with path.open("rb") as file:
             start = file.read(72)
     except OSError:

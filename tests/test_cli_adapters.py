@@ -122,7 +122,8 @@ def test_what_cannot_be(cli: Cli, words: list[object], said: str) -> None:
     [
         ("generate", GPTJ, "--adapter", "PIPE", "-p", "x"), ("pull", GPTJ, "--lora", "PIPE"),
         ("generate", "PIPE", "-p", "x"), ("inspect", "PIPE"), ("plan", "PIPE"),
-        ("convert", "PIPE", "--dry-run"), ("generate", "/dev/zero", "-p", "x"),
+        ("convert", "PIPE", "--dry-run"), ("convert", GPTJ, "--dry-run", "--imatrix", "PIPE"),
+        ("generate", "/dev/zero", "-p", "x"),
         ("plan", "/dev/zero"),
     ],
 )  # fmt: skip
