@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 @grouped()
 def batch(
     *,
-    model: options.Model,
-    lora: options.Lora = None,
-    adapter: options.Adapter = None,
+    model: ModelWish,
     input: options.Records = recording.STREAM,
     output: options.Answers = recording.STREAM,
     resume: options.Resume = False,
@@ -43,8 +41,8 @@ def batch(
     batch_settings: BatchSettings,
     prompt_cache: PromptCache = None,
     ray: options.Ray = "",
-    sampling: SamplingSettings,
     stops: StopSettings,
+    sampling: SamplingSettings,
     settings: EngineSettings,
     as_json: options.Statistics = False,
 ) -> None:
@@ -60,7 +58,6 @@ def batch(
     from ..runtime.batch.records import RecordParser
     from ..runtime.batch.stopping import Stop
 
-    wish = ModelWish(model, loras=tuple(lora or ()), adapters=tuple(adapter or ()))
     recording.check_places(input, output, resume=resume, force=force)
     settings = recording.with_tables(settings, input, output)
     if batch_settings.style in ("", TEMPLATE):  # for conversations; what comes is not known yet
@@ -79,10 +76,10 @@ def batch(
         engine: BatchEngine | RayBatch
         run: Callable[..., Generator[Result, None, None]]
         if ray:  # all is read before anything runs
-            engine = loading.join_cluster(ray, wish, settings, batch_settings, (sampling, stops))
+            engine = loading.join_cluster(ray, model, settings, batch_settings, (sampling, stops))
             run = engine.run
         else:
-            engine = loading.load_batch_engine(wish, settings, batch_settings, prompt_cache)
+            engine = loading.load_batch_engine(model, settings, batch_settings, prompt_cache)
             run = recording.reading_ahead(engine.run, stop)
         stack.enter_context(closing(engine))
         kinds: set[bool] = set()

@@ -18,8 +18,8 @@ def chat(
     invocation: typer.Context,
     model: ModelWish,
     talk: TalkSettings,
-    sampling: SamplingSettings,
     stops: StopSettings,
+    sampling: SamplingSettings,
     settings: EngineSettings,
     server: AskedServer = None,
 ) -> None:

@@ -43,8 +43,8 @@ ConvertType = Annotated[
         "--type",
         metavar="T",
         help="f32, f16, q8_0, q4_0, ... (a wrong one lists all); auto: the finest that fits "
-        "into this machine's memory.",
-        show_default="q4_0",
+        "into this machine's memory.  [default: q4_0]",
+        show_default=False,
         autocompletion=completing.type_names,
     ),
 ]
@@ -54,8 +54,8 @@ Bits = Annotated[
         "--bits",
         parser=number,
         metavar="N",
-        help="Instead of --type: so many bits per weight on average, and for each matrix the type "
-        "with which the whole loses least. Needs --calibrate, or --statistics of such a run.",
+        help="Instead of --type: choose a type for each matrix so that the file has at most N bits "
+        "per weight and loses the least. Needs --calibrate, or the --statistics of such a run.",
         show_default=False,
     ),
 ]
@@ -64,8 +64,7 @@ Size = Annotated[
     typer.Option(
         "--size",
         metavar="SIZE",
-        help="Instead of --type: the largest that the file may be, such as 10GB; otherwise as "
-        "--bits.",
+        help="Like --bits, but with the largest size that the file may have, such as 10GB.",
         show_default=False,
     ),
 ]
@@ -103,9 +102,9 @@ StatisticsMemory = Annotated[
     typer.Option(
         "--memory",
         metavar="SIZE",
-        help="With --calibrate: memory for statistics. Less takes more passes over the text and "
-        "gives the same file.",
-        show_default="2GB",
+        help="With --calibrate: memory for statistics. With less, the text is read more often, "
+        "and the file is the same.  [default: 2GB]",
+        show_default=False,
     ),
 ]
 Imatrix = Annotated[

@@ -22,7 +22,7 @@ _Texts = Annotated[
     Path,
     typer.Option(
         "-i", "--input", metavar="FILE",
-        help="Texts: .jsonl, .csv, .parquet, or .txt with a text a line; - is stdin.",
+        help="Texts: .jsonl, .csv, .parquet, or .txt with one text per line; - is stdin.",
     ),
 ]  # fmt: skip
 _Vectors = Annotated[
@@ -35,16 +35,15 @@ _Vectors = Annotated[
 _Pooling = Annotated[
     str,
     typer.Option(
-        "--pooling", metavar="mean|last", help="The mean of a text's tokens, or its last token."
+        "--pooling", metavar="mean|last", help="Average over a text's tokens, or take its last one."
     ),
 ]
 
 
-@grouped("draft", "draft_max")
+@grouped("adapter", "draft", "draft_max")
 def embed(
     *,
-    model: options.Model,
-    lora: options.Lora = None,
+    model: ModelWish,
     input: _Texts = recording.STREAM,
     output: _Vectors = recording.STREAM,
     pooling: _Pooling = "mean",
@@ -53,20 +52,19 @@ def embed(
     settings: EngineSettings,
     as_json: options.Statistics = False,
 ) -> None:
-    """Make a vector of length 1 of each text, from the model's last layer.
+    """Turn each text into a vector (an embedding), taken from the model's last layer.
 
-    A line of input is {"id": 1, "text": "..."}.
+    Vectors have length 1. An input line is {"id": 1, "text": "..."}.
 
     Example: infer-os embed model.gguf -i texts.jsonl -o vectors.jsonl
     """  # fmt: skip
     from ..runtime.scoring.embedder import EMBEDDINGS, EmbedParser
 
-    wish = ModelWish(model, loras=tuple(lora or ()))
     recording.check_places(input, output, resume=resume, force=force)
     settings = recording.with_tables(settings, input, output)
     recording.answer_texts(
         recording.Places(input, output, resume, force),
-        lambda: loading.load_embedder(wish, settings, pooling),
+        lambda: loading.load_embedder(model, settings, pooling),
         EmbedParser(), EMBEDDINGS, partial(_show_statistics, as_json=as_json),
     )  # fmt: skip
 

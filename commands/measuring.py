@@ -60,8 +60,8 @@ Depths = Annotated[
 Batches = Annotated[
     str,
     typer.Option(
-        "--batch", metavar="N,N,...", help="Sequences to decode together.",
-        show_default="1,2,4,8,16,32",
+        "--batch", metavar="N,N,...",
+        help="Sequences to decode together.  [default: 1,2,4,8,16,32]", show_default=False,
     ),
 ]  # fmt: skip
 CompareKv = Annotated[
@@ -111,8 +111,9 @@ Reference = Annotated[
 Types = Annotated[
     str,
     typer.Option(
-        "--types", metavar="T,T,...", help="Types to convert a folder or a name to, or all.",
-        show_default="q8_0,q4_k_m,q4_0",
+        "--types", metavar="T,T,...",
+        help="Types to convert a folder or a name to, or all.  [default: q8_0,q4_k_m,q4_0]",
+        show_default=False,
     ),
 ]  # fmt: skip
 EvalKv = Annotated[
@@ -120,8 +121,8 @@ EvalKv = Annotated[
     typer.Option(
         "--kv", metavar="SPEC,SPEC,...",
         help="KV caches (syntax of generate's --kv); may be given several times. A staged one is "
-        "evaluated token by token.",
-        show_default="f16",
+        "evaluated token by token.  [default: f16]",
+        show_default=False,
     ),
 ]  # fmt: skip
 Window = Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..runtime.settings import SAMPLER_SETTINGS, SamplerSetting
+from ..runtime.settings import CONSTRAINTS, SAMPLER_SETTINGS, SamplerSetting
 from . import completing
 from .typed_numbers import number, whole
 
@@ -53,7 +53,7 @@ Lora = Annotated[
     typer.Option(
         "--lora", metavar="DIR|ID[:SCALE]",
         help="A LoRA adapter (PEFT's format) to add to the weights when they are converted; may be "
-        "repeated.",
+        "given several times.",
         show_default=False,
     ),
 ]  # fmt: skip
@@ -62,7 +62,8 @@ Adapter = Annotated[
     typer.Option(
         "--adapter", metavar="[NAME=]DIR|ID|FILE[:SCALE]",
         help="A LoRA adapter (PEFT's format, or llama.cpp's GGUF) to load beside the weights, "
-        "which stay as they are; may be repeated. The first is used where none is named.",
+        "which stay as they are; may be given several times. The first is used where none is "
+        "named.",
         show_default=False,
     ),
 ]  # fmt: skip
@@ -143,35 +144,14 @@ NoNative = Annotated[
     bool,
     typer.Option("--no-native", help="Use only llama.cpp's own kernels."),
 ]
-PlanDraft = Annotated[
-    str,
-    typer.Option(
-        "--draft", metavar="MODEL|auto|lookup|none",
-        help="A draft model next to it; auto: the catalog's.",
-    ),
-]  # fmt: skip
-PlanParallel = Annotated[
-    int | None,
-    typer.Option(
-        "--parallel", parser=whole, metavar="N",
-        help="Sequences of a batch, each with its own context.",
-        show_default="one text at a time",
-    ),
-]  # fmt: skip
 Kv = Annotated[
     str,
     typer.Option(
         "--kv", metavar="SPEC|auto",
         help="Types of the KV cache: TYPE, or TYPE:N,TYPE:N,... up to N tokens each, such as "
-        "f16:512,q8_0:2048; K/V may differ (q8_0/q4_0). auto: chosen to fit the memory.",
-        show_default="f16",
-    ),
-]  # fmt: skip
-PlanKv = Annotated[
-    str,
-    typer.Option(
-        "--kv", metavar="SPEC|auto", help="Types of the KV cache, see generate; auto: the finest "
-        "that fits.",
+        "f16:512,q8_0:2048; K/V may differ (q8_0/q4_0). auto: chosen to fit the memory.  "
+        "[default: f16]",
+        show_default=False,
     ),
 ]  # fmt: skip
 KvBudget = Annotated[
@@ -187,10 +167,9 @@ Draft = Annotated[
     str,
     typer.Option(
         "--draft", metavar="MODEL|auto|lookup|none",
-        help="Guess the next tokens and verify them in one batch; the output stays the same, and "
-        "guessing stops when it does not pay. lookup: by what the text repeats. MODEL: also with "
-        "a small model of the same vocabulary. auto: with the one that the catalog names for "
-        "it, if any. none: not at all.",
+        help="Guess tokens and verify several at once; the text stays the same, and guessing stops "
+        "when it does not pay. lookup: what the text repeats. MODEL: also a small model of the "
+        "same vocabulary. auto: the one that the catalog names, if any. none: no guesses.",
     ),
 ]  # fmt: skip
 DraftMax = Annotated[
@@ -219,15 +198,21 @@ def _sampler_parameter(row: SamplerSetting) -> inspect.Parameter:
     )
 
 
+#: What people use most stands first in the help; the other settings follow in their order.
+_FIRST_SHOWN = frozenset({
+    "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", *CONSTRAINTS,
+})  # fmt: skip
 #: An option for each setting of the sampler that has one, as a parameter of a command.
 SAMPLER_PARAMETERS = tuple(
-    _sampler_parameter(row) for row in SAMPLER_SETTINGS.values() if row.option
+    _sampler_parameter(row)
+    for row in sorted(SAMPLER_SETTINGS.values(), key=lambda row: row.name not in _FIRST_SHOWN)
+    if row.option
 )
 MaxTokens = Annotated[
     int,
     typer.Option(
         "-n", "--max-tokens", parser=whole, metavar="N",
-        help="Most tokens to write; -1: only the context limits them.",
+        help="Write at most N tokens; -1: as many as the context holds.",
     ),
 ]  # fmt: skip
 Stop = Annotated[
@@ -346,7 +331,7 @@ Answers = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished output.")]
 Replace = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Ordered = Annotated[
-    bool, typer.Option("--ordered", help="Write answers in the order of the input.")
+    bool, typer.Option("--ordered", help="Write the output in the order of the input.")
 ]
 Parallel = Annotated[
     str,
@@ -359,8 +344,8 @@ Beams = Annotated[
     int,
     typer.Option(
         "--beams", parser=whole, metavar="N",
-        help="Search the likeliest text, following N at once.",
-        show_default="draw",
+        help="Search for the likeliest text by following N candidates at once.",
+        show_default="draw tokens",
     ),
 ]  # fmt: skip
 Logprobs = Annotated[

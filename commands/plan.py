@@ -7,8 +7,40 @@ from typing import Annotated
 import typer
 
 from ..terminal import console
-from . import options
-from .typed_numbers import count_option, size_option
+from . import completing, options
+from .typed_numbers import count_option, size_option, whole
+
+_PlanDraft = Annotated[
+    str,
+    typer.Option(
+        "--draft", metavar="MODEL|auto|lookup|none",
+        help="Plan for this draft model as well; auto: the catalog's. lookup and none need no "
+        "second model.",
+    ),
+]  # fmt: skip
+_PlanParallel = Annotated[
+    int | None,
+    typer.Option(
+        "--parallel", parser=whole, metavar="N",
+        help="Sequences of a batch, each with its own context.",
+        show_default="one text at a time",
+    ),
+]  # fmt: skip
+_PlanKv = Annotated[
+    str,
+    typer.Option(
+        "--kv", metavar="SPEC|auto", help="Types of the KV cache, as for generate; auto: the "
+        "finest that fits.",
+    ),
+]  # fmt: skip
+_PlanLoad = Annotated[
+    str,
+    typer.Option(
+        "--load", metavar="mmap|fast|locked|direct",
+        help="How the weights are loaded, as for generate.", show_default="chosen",
+        autocompletion=completing.load_modes,
+    ),
+]  # fmt: skip
 
 
 def plan(
@@ -20,11 +52,11 @@ def plan(
         str | None,
         typer.Option("--type", metavar="T", help="Type of the weights.", show_default="chosen"),
     ] = None,
-    kv: options.PlanKv = "auto",
+    kv: _PlanKv = "auto",
     kv_budget: options.KvBudget = "",
-    load: options.Load = "",
-    draft: options.PlanDraft = "none",
-    parallel: options.PlanParallel = None,
+    load: _PlanLoad = "",
+    draft: _PlanDraft = "none",
+    parallel: _PlanParallel = None,
     threads: options.Threads = None,
     no_native: options.NoNative = False,
     as_json: options.Json = False,

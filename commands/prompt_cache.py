@@ -20,8 +20,8 @@ PromptCache = Annotated[
     Path | None,
     typer.Option(
         "--prompt-cache", metavar="FILE",
-        help="Keep what is computed of the prompt, or of what all prompts begin with; one that "
-        "begins alike starts behind it.",
+        help="Keep the computed prompt (in a batch: what all prompts begin with) in FILE; a later "
+        "prompt with the same beginning need not compute it again.",
         show_default=False,
     ),
 ]  # fmt: skip

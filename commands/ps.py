@@ -16,7 +16,7 @@ def ps(
     api_key_file: server_options.ApiKeyFile = None,
     as_json: options.Json = False,
 ) -> None:
-    """Say what a server holds and does.
+    """Show which models a server has loaded, and what it is doing.
 
     Example: infer-os ps --server http://127.0.0.1:8080
     """  # fmt: skip

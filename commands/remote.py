@@ -15,8 +15,8 @@ AskedServer = Annotated[
     str | None,
     typer.Option(
         "--server", metavar="URL",
-        help="Let a server that runs answer (infer-os serve), which has MODEL loaded; its key is "
-        "INFER_OS_API_KEY of the environment.",
+        help="Ask a running server (infer-os serve) that has MODEL instead of loading it here; if "
+        "it needs a key, put it into INFER_OS_API_KEY.",
         show_default=False,
     ),
 ]  # fmt: skip

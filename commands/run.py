@@ -29,8 +29,8 @@ def run(
     interactive: options.Interactive = False,
     prompt_option: options.MessageAgain = None,
     talk: TalkSettings,
-    sampling: SamplingSettings,
     stops: StopSettings,
+    sampling: SamplingSettings,
     settings: EngineSettings,
     server: AskedServer = None,
 ) -> None:

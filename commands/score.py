@@ -21,11 +21,10 @@ if TYPE_CHECKING:
     from ..runtime.scoring.scorer import Scorer
 
 
-@grouped("draft", "draft_max")
+@grouped("adapter", "draft", "draft_max")
 def score(
     *,
-    model: options.Model,
-    lora: options.Lora = None,
+    model: ModelWish,
     input: scoring_options.ScoreRecords = recording.STREAM,
     output: scoring_options.Scores = recording.STREAM,
     resume: options.Resume = False,
@@ -36,22 +35,22 @@ def score(
     settings: EngineSettings,
     as_json: options.Statistics = False,
 ) -> None:
-    """Tell how likely the model finds texts; a line of log-probabilities for each.
+    """Compute how likely texts are: one line of log-probabilities for each.
 
-    A line of input is {"id": 1, "context": "...", "continuation": "..."}, of which the continuation
-    is scored, or {"id": 1, "text": "..."}. Contexts that records have in common are computed once.
+    An input line is {"id": 1, "context": "...", "continuation": "..."}, of which only the
+    continuation is scored, or {"id": 1, "text": "..."}. A context that several lines share is
+    computed once.
 
     Example: infer-os score model.gguf -i records.jsonl -o scores.jsonl --resume
     """  # fmt: skip
     from ..runtime.scoring.score_records import SCORES, ScoreParser
 
-    wish = ModelWish(model, loras=tuple(lora or ()))
     recording.check_places(input, output, resume=resume, force=force)
     settings = recording.with_tables(settings, input, output)
     load: Callable[[], Scorer | RayScores] = (
-        partial(loading.join_scoring_cluster, ray, wish, settings, scoring)
+        partial(loading.join_scoring_cluster, ray, model, settings, scoring)
         if ray
-        else partial(loading.load_scorer, wish, settings, scoring)
+        else partial(loading.load_scorer, model, settings, scoring)
     )
     recording.answer_texts(
         recording.Places(input, output, resume, force), load, ScoreParser(), SCORES,

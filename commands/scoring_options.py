@@ -11,7 +11,7 @@ ScoreRecords = Annotated[
     Path,
     typer.Option(
         "-i", "--input", metavar="FILE",
-        help="Records: .jsonl, .csv, .parquet, or .txt with a text a line; - is stdin.",
+        help="Records: .jsonl, .csv, .parquet, or .txt with one text per line; - is stdin.",
     ),
 ]  # fmt: skip
 Scores = Annotated[
@@ -28,5 +28,5 @@ ScoreParallel = Annotated[
     ),
 ]
 Totals = Annotated[
-    bool, typer.Option("--totals", help="Write sums alone, without a list of the tokens.")
+    bool, typer.Option("--totals", help="Write only the sums, without the list of tokens.")
 ]

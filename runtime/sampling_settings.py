@@ -186,7 +186,7 @@ class SamplingSettings:
     # llama.cpp computes in float32 and counts in int32: what those cannot hold is refused
     temperature: float = _setting(
         0.8, number(lambda t: t == 0 or 1e-3 <= t <= 1e3, "0 (the likeliest), or 0.001 to 1000"),
-        "T", "0 takes the likeliest token; higher: bolder.",
+        "T", "0 always takes the likeliest token; higher values vary more.",
     )  # fmt: skip
     top_k: int = _setting(
         40, whole(0, MOST_INT32, f"0 (off) to {MOST_INT32}"),
@@ -210,11 +210,11 @@ class SamplingSettings:
     )  # fmt: skip
     presence_penalty: float = _setting(
         0.0, _from_to(-100, 100, "-100 to 100; 0 is off"),
-        "X", "Subtract from the logits of recent tokens; 0 is off.",
+        "X", "Subtract from the logit of every recent token; 0 is off.",
     )  # fmt: skip
     frequency_penalty: float = _setting(
         0.0, _from_to(-100, 100, "-100 to 100; 0 is off"),
-        "X", "Subtract as often as a token came recently; 0 is off.",
+        "X", "Subtract from a recent token's logit for each time it occurred; 0 is off.",
     )  # fmt: skip
     dry_multiplier: float = _setting(
         0.0, _from_to(0, 100, "0 (off) to 100"),
@@ -236,7 +236,7 @@ class SamplingSettings:
     )  # fmt: skip
     min_tokens: int = _setting(
         0, whole(0, MOST_INT32, f"0 (off) to {MOST_INT32}"),
-        "N", "No end of text before N tokens; 0 is off.",
+        "N", "Do not end the text before N tokens; 0 is off.",
     )  # fmt: skip
     top_n_sigma: float = _setting(
         0.0, _from_to(0, 1000, "0 (off) to 1000"),

@@ -78,6 +78,26 @@ def test_help(run: Cli, command: list[str]) -> None:
         assert "Usage:" in result.out
 
 
+@pytest.mark.parametrize("command", ["run", "chat", "generate", "batch"])
+def test_help_begins_with_what_people_use_first(run: Cli, command: str) -> None:
+    help_text = run(command, "--help").out
+    places = [
+        help_text.index(option)
+        for option in (
+            "--max-tokens N", "--temperature T", "--seed S", "--regex TEXT", "--dry-base X"
+        )
+    ]  # fmt: skip
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("command", ["batch", "score", "embed", "generate"])
+def test_a_type_is_for_models_that_are_converted(run: Cli, command: str) -> None:
+    result = run(command, "no-such-model", "--type", "q9_9")
+    assert result.code == 2
+    assert "q9_9" in result.err
+    assert "q4_0" in result.err  # what would work
+
+
 def test_help_imports_nothing_heavy() -> None:
     script = (
         "import sys; sys.argv = ['infer-os', *sys.argv[1:]]\n"
