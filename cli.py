@@ -90,7 +90,7 @@ def _explain(error: Exception) -> int:
     # typer's own complaints about options
     complaint = getattr(error, "format_message", None)
     if complaint is not None:
-        console.fail(complaint())
+        console.fail(_with_a_next_step(complaint()))
         return 2
     if isinstance(error, OSError):
         console.fail(_os_error_text(error))
@@ -115,6 +115,12 @@ def _explain(error: Exception) -> int:
         show_plan(shortage, stderr=True)
     # most errors are about the user's input; failures at run time say so themselves
     return int(getattr(error, "exit_code", 2))
+
+
+def _with_a_next_step(complaint: str) -> str:
+    if complaint.startswith("No such command") and "Did you mean" not in complaint:
+        return complaint.rstrip(".") + "; --help lists them"
+    return complaint
 
 
 def _os_error_text(error: OSError) -> str:

@@ -131,7 +131,9 @@ def _answered(
             yield answer
     except (OSError, http.client.HTTPException, UnicodeError) as error:
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ServerFailure(f"{url}: no server answers: {said}") from None
+        raise ServerFailure(
+            f"{url}: no server answers: {said}; infer-os serve MODEL starts one"
+        ) from None
     finally:
         link.close()
 

@@ -159,7 +159,7 @@ def test_without_a_command_comes_the_help(run: Cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["nope"], "No such command 'nope'"),
+        (["nope"], "No such command 'nope'; --help lists them"),
         (["generate"], "MODEL"),
         (["generate", "m.gguf", "--bogus"], "--bogus"),
         (["generate", "m.gguf", "--top-k", "many"], "--top-k"),

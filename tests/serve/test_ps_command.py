@@ -83,7 +83,7 @@ def test_where_nobody_answers(cli: Cli) -> None:
         port = door.getsockname()[1]
     done = cli("ps", "--server", f"http://127.0.0.1:{port}")
     assert done.code == 1
-    assert "no server answers" in done.error
+    assert "no server answers" in done.error and "infer-os serve MODEL starts one" in done.error
 
 
 def test_a_server_of_several_models(cli: Cli) -> None:
