@@ -14,7 +14,7 @@ from infer_os.models.rotation import orthonormal
 from infer_os.models.transforms import Fold, Scale
 from infer_os.native.compensation import Feedback, compensate_rows
 from infer_os.native.ggml_types import GgmlType, ggml_type_named
-from infer_os.native.quantize import LowRank, QuantizeStats, quantize_rows
+from infer_os.native.quantize import LowRank, QuantizeStats, needed_importance, quantize_rows
 
 from .decoded import DecodedMatrix
 
@@ -57,7 +57,8 @@ def quantized_blocks(
             which is not to be transposed.
         target: type to write.
         n_threads: threads of the quantizer.
-        importance: (row length,) weight of each column's error.
+        importance: (row length,) weight of each column's error; None counts all alike where the
+            type needs weights.
         feedback: of the layer's inputs, to compensate errors with; the importance then has no use.
         added: what is added first to the matrix whose rows the transform reorders.
         ends_only: yield only the first and the last block, to compare with what was written.
@@ -82,6 +83,7 @@ def quantized_blocks(
     if order is not None:
         n_rows = len(order)
     row_bytes = width * value_bytes
+    importance = needed_importance(importance, target, width)
     # what is multiplied is held in float32
     step = max(1, _BLOCK_BYTES // (width * (4 if folds or scales else held_bytes)))
     if folds:

@@ -19,13 +19,13 @@ from infer_os.models.weight_types import RECIPES, Recipe
 from .errors import UnsupportedError
 
 #: What a matrix may become, the coarsest first.
-CANDIDATES = ("iq2_s", "q2_k", "iq3_s", "q3_k", "iq4_xs", "iq4_nl", "q4_0", "q4_k", "q5_0", "q5_k",
-              "q6_k", "q8_0")  # fmt: skip
+CANDIDATES = ("iq2_xxs", "iq2_xs", "iq2_s", "q2_k", "iq3_xxs", "iq3_s", "q3_k", "iq4_xs", "iq4_nl",
+              "q4_0", "q4_k", "q5_0", "q5_k", "q6_k", "q8_0")  # fmt: skip
 
 # states of the dynamic program at most; sizes are rounded up to fit into so many
 _MOST_STATES = 200_000
 # llama.cpp's LLAMA_FTYPE numbers of the types that no recipe is named after
-_FILE_TYPES = {"q2_k": 10, "iq2_s": 28, "iq4_xs": 30}
+_FILE_TYPES = {"q2_k": 10, "iq2_xxs": 19, "iq2_xs": 20, "iq3_xxs": 23, "iq2_s": 28, "iq4_xs": 30}
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from infer_os.models.weight_types import TENSOR_TYPES, Recipe
 from infer_os.native.compensation import compensate_rows
 from infer_os.native.ggml_types import ggml_type_named
 from infer_os.native.gguf_file import GgufHeader, GgufTensor, read_gguf_header
-from infer_os.native.quantize import quantize_rows
+from infer_os.native.quantize import needed_importance, quantize_rows
 from infer_os.native.scoring import WindowSettings
 from infer_os.sizes import size_text
 
@@ -191,7 +191,8 @@ def _losses(
             continue
         feedback = statistics.feedback_of(tensor.name, n_columns, target, n_threads)
         if feedback is None:
-            data, _ = quantize_rows(values, target, n_threads=n_threads, importance=importance)
+            weights = needed_importance(importance, target, n_columns)
+            data, _ = quantize_rows(values, target, n_threads=n_threads, importance=weights)
         else:
             data, _ = compensate_rows(values, target, feedback, n_threads=n_threads)
         found[kind] = loss(values - decoded(data, kind))

@@ -77,8 +77,11 @@ TENSOR_TYPES: dict[str, TensorType] = {
         _row("iq4_nl", 32, "f16", _AVX2, _NEON, weighted=True, alike=False),
         _row("iq4_xs", 256, "iq4_nl", _AMX, weighted=True, alike=False),
         _row("iq3_s", 256, "iq4_nl", weighted=True, alike=True),
+        _row("iq3_xxs", 256, "iq4_nl", weighted=True, alike=False),
         _row("q2_k", 256, "iq4_nl", weighted=True, alike=False),
         _row("iq2_s", 256, "iq4_nl", weighted=True, alike=False),
+        _row("iq2_xs", 256, "iq4_nl", weighted=True, alike=False),
+        _row("iq2_xxs", 256, "iq4_nl", weighted=True, alike=False),
     )
 }
 

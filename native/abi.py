@@ -266,6 +266,7 @@ GGML_FUNCTIONS: Final[dict[str, _Types]] = {
     "ggml_blck_size": (c_int64, (c_int,)),
     "ggml_type_size": (c_size_t, (c_int,)),
     "ggml_is_quantized": (c_bool, (c_int,)),
+    "ggml_quantize_requires_imatrix": (c_bool, (c_int,)),
 }
 
 

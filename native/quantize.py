@@ -68,6 +68,15 @@ def best_kernel() -> str:
     return KERNELS[load_library().inferos_best_kernel()]
 
 
+def needed_importance(
+    importance: NDArray[np.float32] | None, target: GgmlType, n_columns: int
+) -> NDArray[np.float32] | None:
+    """The weights; without any, equal ones for a type that cannot be written without."""
+    if importance is None and load_library().ggml_quantize_requires_imatrix(target.id):
+        return np.ones(n_columns, np.float32)
+    return importance
+
+
 def _source_type(rows: NDArray[Any]) -> GgmlType:
     names = {"float32": "f32", "float16": "f16", "uint16": "bf16"}
     try:

@@ -21,7 +21,9 @@ from infer_os.native.ggml_types import GgmlType, ggml_type_named
 from infer_os.native.quantize import quantize_rows
 
 SCALAR = ["q4_0", "q8_0", "iq4_nl", "iq4_xs", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
-VECTOR = ["iq2_s", "iq3_s"]  # codes stand for several columns
+# codes stand for several columns; of the first ones, an even number of 8 columns is negative
+EVEN = ["iq2_xxs", "iq2_xs", "iq3_xxs"]
+VECTOR = ["iq2_s", "iq3_s", *EVEN]
 TYPES = [*SCALAR, *VECTOR]
 Matrix = NDArray[np.float64]
 
@@ -117,7 +119,7 @@ def vector_gptq(
 
     The one whose columns leave the least error behind, in the paper's units, is taken.
     """
-    quants = gguf.quants.IQ3_S if target.name == "iq3_s" else gguf.quants.IQ2_S
+    quants = getattr(gguf.quants, target.name.upper())
     quants.init_grid()
     assert quants.grid is not None
     book = quants.grid[0, 0].astype(np.float64)  # (vectors, columns), through gguf's own table
@@ -132,26 +134,52 @@ def vector_gptq(
             values = np.ascontiguousarray(left[:, block].astype(np.float32))
             data, _ = quantize_rows(values, target, n_threads=1, importance=importance[block])
             scales = vector_scales(data, target, quants)  # (n_rows, block)
-        tried = np.repeat(left[:, None, start : start + n], len(book), axis=1)
         scale = scales[:, start % target.block : start % target.block + n, None]
-        chosen, lost = np.empty_like(tried), np.zeros(tried.shape[:2])
-        for i in range(n):
-            chosen[..., i] = np.copysign(scale[:, i] * book[None, :, i], tried[..., i])
-            move = (tried[..., i] - chosen[..., i]) / factor[start + i, start + i]
-            lost += move**2
-            tried[..., i:] -= move[..., None] * factor[start + i, start + i : start + n]
-        result[:, start : start + n] = chosen[np.arange(len(left)), lost.argmin(1)]
+        corner = factor[start : start + n, start : start + n]
+        is_last = target.name in EVEN and (start + n) % 8 == 0
+        best = np.full(len(left), np.inf)
+        for flip in range(-1, n if is_last else 0):
+            chosen, lost = vector_losses(left[:, start : start + n], book, scale, corner, flip)
+            if is_last:
+                before = np.signbit(result[:, start + n - 8 : start]).sum(1)
+                lost[(np.signbit(chosen).sum(2) + before[:, None]) % 2 == 1] = np.inf
+            least = lost.argmin(1)
+            taken = chosen[np.arange(len(left)), least]
+            better = lost[np.arange(len(left)), least] < best
+            best = np.minimum(best, lost.min(1))
+            result[better, start : start + n] = taken[better]
         for column in range(start, start + n):
             move = (left[:, column] - result[:, column]) / factor[column, column]
             left[:, column:] -= move[:, None] * factor[column, column:]
     return result
 
 
+def vector_losses(
+    wanted: Matrix, book: Matrix, scale: Matrix, corner: Matrix, flip: int
+) -> tuple[Matrix, Matrix]:
+    """(n_rows, vectors, columns) values with every vector, column ``flip`` negated; their losses."""
+    tried = np.repeat(wanted[:, None], len(book), axis=1)
+    chosen, lost = np.empty_like(tried), np.zeros(tried.shape[:2])
+    for i in range(book.shape[1]):
+        chosen[..., i] = np.copysign(scale[:, i] * book[None, :, i], tried[..., i])
+        chosen[..., i] *= -1 if i == flip else 1
+        move = (tried[..., i] - chosen[..., i]) / corner[i, i]
+        lost += move**2
+        tried[..., i:] -= move[..., None] * corner[i, i:]
+    return chosen, lost
+
+
 def vector_scales(data: NDArray[np.uint8], target: GgmlType, quants: Any) -> Matrix:
     """What the magnitudes of a block's vectors are multiplied by, of each of its columns."""
     changed = data.copy()
-    end = 106 if target.name == "iq3_s" else 74  # what lies behind are scales
-    changed[:, 2:end] = 0
+    if target.name in ("iq2_xxs", "iq3_xxs"):
+        # scales are the high 4 bits of every second, or of the last, words of 32 bits
+        changed[:, 2:] = 0
+        high = np.arange(9, 66, 8) if target.name == "iq2_xxs" else np.arange(69, 98, 4)
+        changed[:, high] = data[:, high] & 0xF0
+    else:
+        end = {"iq3_s": 106, "iq2_s": 74, "iq2_xs": 66}[target.name]  # what lies behind are scales
+        changed[:, 2:end] = 0
     first = quants.grid.reshape(-1, quants.grid.shape[-1])[0].astype(np.float64)
     return decoded(changed, target) / np.tile(first, target.block // len(first))
 
@@ -165,12 +193,25 @@ def feedback_of(moments: NDArray[np.float32], n_threads: int = 1) -> Feedback:
 @pytest.mark.parametrize("name", VECTOR)
 def test_the_best_vector_is_taken(name: str) -> None:
     target = ggml_type_named(name)
-    moments, weights = inputs_and_weights(512, n_rows=40)
+    n_columns, n_rows = (256, 24) if name in EVEN else (512, 40)
+    moments, weights = inputs_and_weights(n_columns, n_rows)
     data, _ = compensate_rows(weights, target, feedback_of(moments), n_threads=2)
     ours, papers = decoded(data, target), vector_gptq(weights, moments, target)
     assert loss(weights, ours, moments) == pytest.approx(loss(weights, papers, moments), rel=0.03)
     same = np.isclose(ours, papers, rtol=1e-5, atol=1e-9)
     assert same[:, :64].mean() > 0.97
+
+
+@pytest.mark.parametrize("name", EVEN)
+def test_every_sign_is_what_the_sweep_counted_with(name: str) -> None:
+    """A wrong number of negatives would come back with the sign of a column changed."""
+    target = ggml_type_named(name)
+    moments, weights = inputs_and_weights(512, n_rows=200, seed=5)
+    data, stats = compensate_rows(weights, target, feedback_of(moments), n_threads=2)
+    values = decoded(data, target)
+    assert (np.signbit(values).reshape(-1, 8).sum(1) % 2 == 0).all()
+    assert stats.sum_squared_error == pytest.approx(((weights - values) ** 2).sum(), rel=1e-6)
+    assert stats.max_abs_error == pytest.approx(np.abs(weights - values).max(), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", SCALAR)
@@ -194,7 +235,8 @@ def test_it_loses_less_than_rounding(name: str) -> None:
     data, _ = compensate_rows(weights, target, feedback_of(moments), n_threads=2)
     ours = loss(weights, decoded(data, target), moments)
     diagonal = np.ascontiguousarray(np.diag(moments) / np.diag(moments).mean())
-    for importance in (None, diagonal):
+    needs = name in ("iq2_xxs", "iq2_xs")
+    for importance in (diagonal,) if needs else (None, diagonal):
         rounded, _ = quantize_rows(weights, target, n_threads=1, importance=importance)
         assert ours < 0.7 * loss(weights, decoded(rounded, target), moments)
 

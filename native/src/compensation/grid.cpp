@@ -208,9 +208,84 @@ void write_iq2_s(const int16_t * codes, uint8_t * bytes) {
     write_signs(codes, bytes + 34);
 }
 
+// Types whose vectors have even signs keep those of 8 columns in 7 bits.
+uint32_t seven_signs(const int16_t * codes) {
+    uint32_t signs = 0;
+    for (int i = 0; i < 7; i++) {
+        signs |= uint32_t(codes[i] & 1) << i;
+    }
+    return signs;
+}
+
+// four times the signs of 8 columns, below the 4 bits of the sub-block's scale
+void write_signs_below_scale(const int16_t * codes, uint8_t * bytes) {
+    uint32_t word;
+    memcpy(&word, bytes, sizeof word);
+    word &= 0xf0000000u;
+    for (int l = 0; l < 4; l++) {
+        word |= seven_signs(codes + 8 * l) << (7 * l);
+    }
+    memcpy(bytes, &word, sizeof word);
+}
+
+// ---- iq3_xxs: vectors of 4 columns, one of 256; 8 sub-blocks of 32 with a scale of 4 bits ----
+
+void read_iq3_xxs(const uint8_t * bytes, Grid & grid) {
+    const float scale = half_at(bytes);
+    for (int j = 0; j < 8; j++) {
+        fill(grid, 32 * j, 32, scale * (0.5f + float(bytes[69 + 4 * j] >> 4)) * 0.5f, 0.0f);
+    }
+}
+
+void write_iq3_xxs(const int16_t * codes, uint8_t * bytes) {
+    for (int g = 0; g < 64; g++) {
+        bytes[2 + g] = uint8_t(codes[4 * g] >> 1);
+    }
+    for (int j = 0; j < 8; j++) {
+        write_signs_below_scale(codes + 32 * j, bytes + 66 + 4 * j);
+    }
+}
+
+// ---- iq2_xs: vectors of 8 columns, one of 512; 16 sub-blocks of 16 with a scale of 4 bits ----
+
+void read_iq2_xs(const uint8_t * bytes, Grid & grid) {
+    const float scale = half_at(bytes);
+    for (int j = 0; j < 16; j++) {
+        const int bits = (bytes[66 + j / 2] >> (4 * (j % 2))) & 15;
+        fill(grid, 16 * j, 16, scale * (0.5f + float(bits)) * 0.25f, 0.0f);
+    }
+}
+
+void write_iq2_xs(const int16_t * codes, uint8_t * bytes) {
+    for (int g = 0; g < 32; g++) {
+        const uint32_t word  = uint32_t(codes[8 * g] >> 1) | seven_signs(codes + 8 * g) << 9;
+        bytes[2 + 2 * g]     = uint8_t(word & 255);
+        bytes[2 + 2 * g + 1] = uint8_t(word >> 8);
+    }
+}
+
+// ---- iq2_xxs: vectors of 8 columns, one of 256; 8 sub-blocks of 32 with a scale of 4 bits ----
+
+void read_iq2_xxs(const uint8_t * bytes, Grid & grid) {
+    const float scale = half_at(bytes);
+    for (int j = 0; j < 8; j++) {
+        fill(grid, 32 * j, 32, scale * (0.5f + float(bytes[9 + 8 * j] >> 4)) * 0.25f, 0.0f);
+    }
+}
+
+void write_iq2_xxs(const int16_t * codes, uint8_t * bytes) {
+    for (int j = 0; j < 8; j++) {
+        for (int l = 0; l < 4; l++) {
+            bytes[2 + 8 * j + l] = uint8_t(codes[32 * j + 8 * l] >> 1);
+        }
+        write_signs_below_scale(codes + 32 * j, bytes + 6 + 8 * j);
+    }
+}
+
 // The vectors that ggml knows, read from blocks that consist of them.
-Codebook read_codebook(const GridType & type, int n, int columns) {
-    Codebook          book       = {n, columns, {}};
+Codebook read_codebook(int32_t ggml_type, int n, int columns, bool even_signs) {
+    const GridType &  type              = *grid_type(ggml_type);
+    Codebook          book       = {n, columns, even_signs, {}};
     uint8_t           bytes[256] = {};
     float             values[kMostBlock];
     int16_t           codes[kMostBlock] = {};
@@ -221,7 +296,7 @@ Codebook read_codebook(const GridType & type, int n, int columns) {
     for (int entry = 0; entry < n; entry++) {
         codes[0] = int16_t(entry << 1);
         type.write(codes, bytes);
-        ggml_get_type_traits(ggml_type(type.type))->to_float(bytes, values, type.block);
+        ggml_get_type_traits(static_cast<enum ggml_type>(ggml_type))->to_float(bytes, values, type.block);
         for (int i = 0; i < columns; i++) {
             book.levels[i][entry] = values[i] / grid.scale[i];
         }
@@ -230,12 +305,27 @@ Codebook read_codebook(const GridType & type, int n, int columns) {
 }
 
 const Codebook * iq3_s_codebook() {
-    static const Codebook book = read_codebook(*grid_type(GGML_TYPE_IQ3_S), 512, 4);
+    static const Codebook book = read_codebook(GGML_TYPE_IQ3_S, 512, 4, false);
     return &book;
 }
 
 const Codebook * iq2_s_codebook() {
-    static const Codebook book = read_codebook(*grid_type(GGML_TYPE_IQ2_S), 1024, 8);
+    static const Codebook book = read_codebook(GGML_TYPE_IQ2_S, 1024, 8, false);
+    return &book;
+}
+
+const Codebook * iq3_xxs_codebook() {
+    static const Codebook book = read_codebook(GGML_TYPE_IQ3_XXS, 256, 4, true);
+    return &book;
+}
+
+const Codebook * iq2_xs_codebook() {
+    static const Codebook book = read_codebook(GGML_TYPE_IQ2_XS, 512, 8, true);
+    return &book;
+}
+
+const Codebook * iq2_xxs_codebook() {
+    static const Codebook book = read_codebook(GGML_TYPE_IQ2_XXS, 256, 8, true);
     return &book;
 }
 
@@ -251,6 +341,9 @@ const GridType kTypes[] = {
     {GGML_TYPE_IQ4_XS, 256, 0, 15, kNonlinear, read_iq4_xs, write_iq4_xs, nullptr},
     {GGML_TYPE_IQ3_S, 256, 0, 0, nullptr, read_iq3_s, write_iq3_s, iq3_s_codebook},
     {GGML_TYPE_IQ2_S, 256, 0, 0, nullptr, read_iq2_s, write_iq2_s, iq2_s_codebook},
+    {GGML_TYPE_IQ3_XXS, 256, 0, 0, nullptr, read_iq3_xxs, write_iq3_xxs, iq3_xxs_codebook},
+    {GGML_TYPE_IQ2_XS, 256, 0, 0, nullptr, read_iq2_xs, write_iq2_xs, iq2_xs_codebook},
+    {GGML_TYPE_IQ2_XXS, 256, 0, 0, nullptr, read_iq2_xxs, write_iq2_xxs, iq2_xxs_codebook},
 };
 
 }  // namespace

@@ -14,9 +14,11 @@ constexpr int kMostBlock = 256;
 constexpr int kMostColumns = 8;
 constexpr int kMostVectors = 1024;
 
+// With ``even_signs``, an even number of every 8 columns is negative: 7 bits keep their signs.
 struct Codebook {
     int   n;
     int   columns;
+    bool  even_signs;
     float levels[kMostColumns][kMostVectors];
 };
 

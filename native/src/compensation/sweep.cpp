@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstring>
 #include <exception>
+#include <numeric>
 #include <vector>
 
 #include "compensation/grid.h"
@@ -32,6 +33,9 @@ constexpr int64_t kRows = 64;
 // columns after which the rest of a group hears of their errors
 constexpr int64_t kStep = 32;
 
+// Columns that may take the other sign where an even number is to be negative.
+constexpr int kFlips = 3;
+
 // A sum with it and its difference again is rounded to a whole number, halves to even.
 constexpr float kRounding = 12582912.0f;
 
@@ -53,10 +57,15 @@ struct Vector {
     float scale[inferos::kMostColumns];
     float unit[inferos::kMostColumns];  // one by the diagonal
     float onto[inferos::kMostColumns][inferos::kMostColumns];
+    // the sign bit where a column is to have the other sign than it would take
+    int32_t flip[inferos::kMostColumns];
+    // the sign bit if an odd number is to be negative, and if it matters
+    int32_t odd, odd_matters;
 };
 
 // The squared errors of every vector of a codebook, in units of the feedback: what is lost after the
-// columns behind have made up for it. A column takes the sign of what it should be by then.
+// columns behind have made up for it; infinity where the number of negatives is wrong. A column takes
+// the sign of what it should be by then, or the other if it is flipped.
 template <int Bytes, int Columns>
 [[gnu::always_inline]] inline void fill_losses(const Codebook & book, const Vector & vector,
                                                float * losses) {
@@ -65,13 +74,15 @@ template <int Bytes, int Columns>
     constexpr int   kLanes = Bytes / int(sizeof(float));
     for (int e = 0; e < book.n; e += kLanes) {
         Floats left[Columns], loss = {};
+        Bits   odd = {};
         for (int i = 0; i < Columns; i++) {
             left[i] = Floats{} + vector.wanted[i];
         }
         for (int i = 0; i < Columns; i++) {
             Floats level;
             memcpy(&level, book.levels[i] + e, sizeof level);
-            const Bits   sign  = Bits(left[i]) & INT32_MIN;
+            const Bits   sign  = (Bits(left[i]) & INT32_MIN) ^ vector.flip[i];
+            odd ^= sign;
             const Floats value = Floats(Bits(level * vector.scale[i]) | sign);
             const Floats move  = (left[i] - value) * vector.unit[i];
             loss += move * move;
@@ -79,6 +90,8 @@ template <int Bytes, int Columns>
                 left[j] -= move * vector.onto[i][j];
             }
         }
+        const Bits wrong = ((odd ^ vector.odd) & vector.odd_matters) >> 31;
+        loss             = Floats((Bits(loss) & ~wrong) | (Bits(Floats{} + INFINITY) & wrong));
         memcpy(losses + e, &loss, sizeof loss);
     }
 }
@@ -238,7 +251,10 @@ class Chunk {
             if (codebook_) {
                 code  = codes_[r * kGroup + k] & ~1;
                 level = codebook_->levels[k % codebook_->columns][code >> 1];
-                if (std::signbit(wanted[k]) != std::signbit(scale)) {
+                const bool negative = codebook_->even_signs
+                                          ? codes_[r * kGroup + k] & 1
+                                          : std::signbit(wanted[k]) != std::signbit(scale);
+                if (negative) {
                     code |= 1;
                     level = -level;
                 }
@@ -261,11 +277,12 @@ class Chunk {
         }
     }
 
-    // Sets the codes of the columns that one vector of the codebook stands for, but for their signs.
+    // Sets the codes of the columns that one vector of the codebook stands for; their signs only if
+    // these depend on each other.
     void choose_vector(const float * wanted, const Grid & grid, int in_block, const float * corner,
                        int64_t width, int16_t * codes) const {
-        const int n = codebook_->columns;
-        Vector    vector;
+        const int n      = codebook_->columns;
+        Vector    vector = {};
         for (int i = 0; i < n; i++) {
             vector.wanted[i] = wanted[i];
             vector.scale[i]  = std::fabs(grid.scale[in_block + i]);
@@ -274,10 +291,90 @@ class Chunk {
                 vector.onto[i][j] = corner[i * width + j];
             }
         }
-        float losses[inferos::kMostVectors];
+        int64_t best;
+        if (codebook_->even_signs && (in_block + n) % 8 == 0) {
+            // the last of those whose signs depend on each other
+            best = choose_even(vector, count_negative(codes - (8 - n), 8 - n) % 2 != 0);
+        } else {
+            float losses[inferos::kMostVectors];
+            best = best_vector(vector, losses) - losses;
+        }
+        if (codebook_->even_signs) {
+            set_signs(vector, best, codes);
+        }
+        for (int i = 0; i < n; i++) {
+            codes[i] = int16_t(best << 1 | (codebook_->even_signs ? codes[i] & 1 : 0));
+        }
+    }
+
+    const float * best_vector(const Vector & vector, float * losses) const {
         vector_losses(*codebook_, vector, losses);
-        const auto best = std::min_element(losses, losses + codebook_->n) - losses;
-        std::fill_n(codes, n, int16_t(best << 1));
+        return std::min_element(losses, losses + codebook_->n);
+    }
+
+    // The best vector of those with an odd or even number of negatives; sets which column to flip:
+    // none, or one of those to which the other sign matters least.
+    int64_t choose_even(Vector & vector, bool odd) const {
+        const int n = codebook_->columns;
+        int       order[inferos::kMostColumns];
+        std::iota(order, order + n, 0);
+        std::stable_sort(order, order + n, [&](int a, int b) {
+            return std::fabs(vector.wanted[a]) * vector.unit[a] <
+                   std::fabs(vector.wanted[b]) * vector.unit[b];
+        });
+        vector.odd         = odd ? INT32_MIN : 0;
+        vector.odd_matters = INT32_MIN;
+        float   losses[inferos::kMostVectors];
+        float   least   = INFINITY;
+        int64_t best    = 0;
+        int     flipped = -1;
+        for (int i = -1; i < kFlips; i++) {
+            const int column = i < 0 ? -1 : order[i];
+            set_flip(vector, column);
+            if (const float * found = best_vector(vector, losses); *found < least) {
+                least   = *found;
+                best    = found - losses;
+                flipped = column;
+            }
+        }
+        set_flip(vector, flipped);
+        return best;
+    }
+
+    static void set_flip(Vector & vector, int column) {
+        std::fill_n(vector.flip, inferos::kMostColumns, 0);
+        if (column >= 0) {
+            vector.flip[column] = INT32_MIN;
+        }
+    }
+
+    // Sets the low bits of the codes to the signs that the columns take with this vector. What lies
+    // between two signs may have been rounded otherwise when the losses were compared: the last
+    // column then makes their number right.
+    void set_signs(const Vector & vector, int64_t entry, int16_t * codes) const {
+        const int n = codebook_->columns;
+        float     left[inferos::kMostColumns];
+        std::copy_n(vector.wanted, n, left);
+        for (int i = 0; i < n; i++) {
+            const bool  negative = std::signbit(left[i]) != (vector.flip[i] != 0);
+            const float size     = codebook_->levels[i][entry] * vector.scale[i];
+            const float move     = (left[i] - (negative ? -size : size)) * vector.unit[i];
+            for (int j = i + 1; j < n; j++) {
+                left[j] -= move * vector.onto[i][j];
+            }
+            codes[i] = negative;
+        }
+        if (vector.odd_matters && (count_negative(codes, n) % 2 != 0) != (vector.odd != 0)) {
+            codes[n - 1] ^= 1;
+        }
+    }
+
+    static int count_negative(const int16_t * codes, int n) {
+        int count = 0;
+        for (int i = 0; i < n; i++) {
+            count += codes[i] & 1;
+        }
+        return count;
     }
 
     void write_blocks(int64_t column, int64_t s) {
