@@ -157,7 +157,7 @@ def vector_gptq(
 def vector_losses(
     wanted: Matrix, book: Matrix, scale: Matrix, corner: Matrix, flip: int
 ) -> tuple[Matrix, Matrix]:
-    """(n_rows, vectors, columns) values with every vector, column ``flip`` negated; their losses."""
+    """(n_rows, vectors, columns) values with every vector, column ``flip`` negated; losses."""
     tried = np.repeat(wanted[:, None], len(book), axis=1)
     chosen, lost = np.empty_like(tried), np.zeros(tried.shape[:2])
     for i in range(book.shape[1]):

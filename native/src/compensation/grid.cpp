@@ -284,7 +284,7 @@ void write_iq2_xxs(const int16_t * codes, uint8_t * bytes) {
 
 // The vectors that ggml knows, read from blocks that consist of them.
 Codebook read_codebook(int32_t ggml_type, int n, int columns, bool even_signs) {
-    const GridType &  type              = *grid_type(ggml_type);
+    const GridType &  type       = *grid_type(ggml_type);
     Codebook          book       = {n, columns, even_signs, {}};
     uint8_t           bytes[256] = {};
     float             values[kMostBlock];
@@ -296,7 +296,8 @@ Codebook read_codebook(int32_t ggml_type, int n, int columns, bool even_signs) {
     for (int entry = 0; entry < n; entry++) {
         codes[0] = int16_t(entry << 1);
         type.write(codes, bytes);
-        ggml_get_type_traits(static_cast<enum ggml_type>(ggml_type))->to_float(bytes, values, type.block);
+        ggml_get_type_traits(static_cast<enum ggml_type>(ggml_type))
+            ->to_float(bytes, values, type.block);
         for (int i = 0; i < columns; i++) {
             book.levels[i][entry] = values[i] / grid.scale[i];
         }

@@ -81,7 +81,7 @@ template <int Bytes, int Columns>
         for (int i = 0; i < Columns; i++) {
             Floats level;
             memcpy(&level, book.levels[i] + e, sizeof level);
-            const Bits   sign  = (Bits(left[i]) & INT32_MIN) ^ vector.flip[i];
+            const Bits sign = (Bits(left[i]) & INT32_MIN) ^ vector.flip[i];
             odd ^= sign;
             const Floats value = Floats(Bits(level * vector.scale[i]) | sign);
             const Floats move  = (left[i] - value) * vector.unit[i];
@@ -249,8 +249,8 @@ class Chunk {
             int   code;
             float level;
             if (codebook_) {
-                code  = codes_[r * kGroup + k] & ~1;
-                level = codebook_->levels[k % codebook_->columns][code >> 1];
+                code                = codes_[r * kGroup + k] & ~1;
+                level               = codebook_->levels[k % codebook_->columns][code >> 1];
                 const bool negative = codebook_->even_signs
                                           ? codes_[r * kGroup + k] & 1
                                           : std::signbit(wanted[k]) != std::signbit(scale);
