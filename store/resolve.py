@@ -107,10 +107,12 @@ def find_source(
         revision, text = given, text.partition("@")[0]
     known = find_model(text)
     if known is None and (named is None or path.suffix.lower() == ".gguf"):
+        advice = near(text)
         # a path has characters that no name has
         if not any(mark in text for mark in "/.~"):
             nothing += ", and no name in the catalog; hub ids look like EleutherAI/gpt-j-6B"
-        raise SourceError(f"{text}: {nothing}{near(text)}")
+            advice = advice or "; infer-os models lists the names"
+        raise SourceError(f"{text}: {nothing}{advice}")
     if revision is not None:
         if not is_revision(revision):
             raise UnsupportedError(f"--revision {revision!r}: expected a branch, a tag or a commit")

@@ -170,7 +170,7 @@ def _whole_steps(report: SystemReport) -> str:
     if not report.own_types:
         return "none; llama.cpp computes everything"
     kinds = " ".join(sorted(report.own_types))
-    return f"of models in {kinds}; of others llama.cpp computes a part"
+    return f"of models in {kinds}; llama.cpp computes a part of others"
 
 
 def show_system(report: SystemReport) -> None:
@@ -187,7 +187,7 @@ def show_system(report: SystemReport) -> None:
             f"{cpu.threads} threads, {cpu.usable} of the cores usable",
         ),
         ("llama.cpp uses", " ".join(report.extensions.used)),
-        ("leaves unused", " ".join(report.extensions.unused) or "nothing that it knows"),
+        ("leaves unused", " ".join(report.extensions.unused) or "nothing that it could use"),
         ("own kernels", kernels_text(report.kernels)),
         ("AMX int8 tiles", report.kernels.amx.text),
         ("whole steps", _whole_steps(report)),

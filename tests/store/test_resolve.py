@@ -144,6 +144,19 @@ def test_every_command_gives_the_same_advice(
         assert "and no name in the catalog; hub ids look like EleutherAI/gpt-j-6B" in error
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("qwertyuiop", "; infer-os models lists the names"),
+        ("qwertyuiop.gguf", "no such file or folder"),
+    ],
+)
+def test_a_name_like_no_other_is_answered_with_where_the_names_are(
+    run: Cli, name: str, advice: str
+) -> None:
+    assert run("inspect", name).user_error.rstrip().endswith(advice)
+
+
 def test_what_the_hub_does_not_have_is_named_nearly_so() -> None:
     keep(HubSource("me/own-model"))
     for asked, advice in (
