@@ -29,15 +29,9 @@ from .hub import HubFile, Repository, download, has_content, is_offline, list_re
 from .output_locks import locked, make_folder
 from .plain_file import read_json
 from .safetensors_file import SafetensorsFile, header_end, read_entries
-from .source import HubSource
+from .source import SMALL_FILES, HubSource
 from .tensors import StoredTensor, TensorFile
 
-#: Files taken in addition to the weights, if the repository has them; none of other frameworks.
-SMALL_FILES = (
-    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model",
-    "sentencepiece.bpe.model", "chat_template.jinja", "generation_config.json",
-)  # fmt: skip
 # the largest tokenizer.json of these families has 14.5 MB
 _LARGEST_SMALL_FILE = 256 << 20
 _LISTING = "source.json"

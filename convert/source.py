@@ -8,6 +8,12 @@ from pathlib import Path
 
 from infer_os.models.catalog import CatalogModel
 
+#: Files taken in addition to the weights, if the repository has them; none of other frameworks.
+SMALL_FILES = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model",
+    "sentencepiece.bpe.model", "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
 # the hub's own rule, https://huggingface.co/docs/huggingface_hub: 96 letters, digits, - _ .
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 _REVISION = re.compile(r"[\w./-]{1,200}", re.ASCII)

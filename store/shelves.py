@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..cache import cache_folder
 from ..convert.errors import OutputError, SourceError
-from ..convert.source import HubSource, ReadySource
+from ..convert.source import SMALL_FILES, HubSource, ReadySource
 from ..locks import try_unused
 from ..models.catalog import find_model
 
@@ -137,8 +137,6 @@ def states(folder: Path) -> list[str]:
 
 def _state_of(folder: Path) -> str:
     """A hash of the names, sizes and times of the files that a conversion may read."""
-    from ..convert.hub_checkpoint import SMALL_FILES
-
     facts = []
     try:
         for path in sorted(folder.iterdir()):
