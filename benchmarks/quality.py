@@ -25,8 +25,8 @@ _HEAD = """# Types, sizes and quality
 
 `python benchmarks/quality.py` makes this page: the bundled model (5.8 M parameters) on its held-out
 text, against its own weights as F32 with an F16 cache. Each window has {window} tokens, of which
-the second half is scored. KL divergence is in nats per token: the mean, and the value that 99 of
-100 tokens stay below. *Same top* is the share of tokens whose likeliest token is the reference's.
+the second half is scored. KL divergence is given in nats per token: its mean and its 99th
+percentile. *Same top* is the share of tokens whose likeliest token is the reference's.
 
 What `--calibrate` gains at each type is in [gptq.md](gptq.md).
 

@@ -34,10 +34,11 @@ from infer_os.convert.statistics import read_statistics
 from infer_os.native.gguf_file import read_gguf_header
 
 _ROOT = Path(__file__).parent.parent
-_BITS = (2.7, 2.85, 3.0, 3.25, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.6)
+_BITS = (2.6, 2.7, 2.85, 3.0, 3.25, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.6)
 # llama.cpp's names and LLAMA_FTYPE numbers
 _LLAMA = {
-    "IQ2_XXS": 19, "IQ2_XS": 20, "IQ2_S": 28, "IQ2_M": 29, "Q2_K_S": 21, "Q2_K": 10,
+    "IQ1_S": 24, "IQ1_M": 31, "IQ2_XXS": 19, "IQ2_XS": 20, "IQ2_S": 28, "IQ2_M": 29,
+    "Q2_K_S": 21, "Q2_K": 10,
     "IQ3_XXS": 23, "IQ3_XS": 22, "IQ3_S": 26, "IQ3_M": 27, "Q3_K_S": 11, "Q3_K_M": 12,
     "Q3_K_L": 13, "IQ4_XS": 30, "IQ4_NL": 25, "Q4_0": 2, "Q4_K_S": 14, "Q4_K_M": 15,
     "Q5_0": 8, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18,

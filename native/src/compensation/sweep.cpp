@@ -293,17 +293,14 @@ class Chunk {
         }
         int64_t best;
         if (codebook_->even_signs && (in_block + n) % 8 == 0) {
-            // the last of those whose signs depend on each other
             best = choose_even(vector, count_negative(codes - (8 - n), 8 - n) % 2 != 0);
         } else {
             float losses[inferos::kMostVectors];
             best = best_vector(vector, losses) - losses;
         }
+        std::fill_n(codes, n, int16_t(best << 1));
         if (codebook_->even_signs) {
             set_signs(vector, best, codes);
-        }
-        for (int i = 0; i < n; i++) {
-            codes[i] = int16_t(best << 1 | (codebook_->even_signs ? codes[i] & 1 : 0));
         }
     }
 
@@ -342,9 +339,8 @@ class Chunk {
     }
 
     static void set_flip(Vector & vector, int column) {
-        std::fill_n(vector.flip, inferos::kMostColumns, 0);
-        if (column >= 0) {
-            vector.flip[column] = INT32_MIN;
+        for (int i = 0; i < inferos::kMostColumns; i++) {
+            vector.flip[i] = i == column ? INT32_MIN : 0;
         }
     }
 
@@ -362,7 +358,7 @@ class Chunk {
             for (int j = i + 1; j < n; j++) {
                 left[j] -= move * vector.onto[i][j];
             }
-            codes[i] = negative;
+            codes[i] |= negative;
         }
         if (vector.odd_matters && (count_negative(codes, n) % 2 != 0) != (vector.odd != 0)) {
             codes[n - 1] ^= 1;
@@ -370,11 +366,7 @@ class Chunk {
     }
 
     static int count_negative(const int16_t * codes, int n) {
-        int count = 0;
-        for (int i = 0; i < n; i++) {
-            count += codes[i] & 1;
-        }
-        return count;
+        return int(std::count_if(codes, codes + n, [](int16_t code) { return code & 1; }));
     }
 
     void write_blocks(int64_t column, int64_t s) {
