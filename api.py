@@ -172,7 +172,7 @@ class Model(Owner):
         stops: StopSettings | None = None,
         adapter: str | None = None,
     ) -> Completion:
-        """Continue a prompt, with the adapter of that name; ``off`` is none, None the first.
+        """Continue a prompt with the adapter of that name; ``off``: no adapter, None: the first.
 
         Raises:
             PromptError: it is not a text, empty, or longer than the context.

@@ -165,19 +165,21 @@ def append(path: Path, data: bytes) -> None:
     Raises:
         OSError: it cannot be written; names the file.
     """
-    is_new = not os.path.lexists(path)
+    was_there = os.path.lexists(path)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     try:
+        with suppress(OSError):  # a file system without locks
+            lock_handle(handle, wait=True)
         before = os.fstat(handle).st_size
         left = memoryview(data)
         try:
             with named(path):
                 while left:
                     left = left[os.write(handle, left) :]
-        except OSError:
+        except BaseException:
             with suppress(OSError):  # a device has no size
                 os.ftruncate(handle, before)
-                if is_new:
+                if not was_there and not before:
                     path.unlink()
             raise
     finally:

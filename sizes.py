@@ -27,7 +27,7 @@ def read_whole(text: str) -> int:
     Python's ``int`` also takes ``1_000``, spaces around it and the digits of all scripts.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     if not _WHOLE.fullmatch(text):
         raise ValueError(f"{text[:60]!r} is not a whole number")
@@ -38,7 +38,7 @@ def read_number(text: str) -> float:
     """A number, likewise; a finite one.
 
     Raises:
-        ValueError: it is none, such as ``nan``.
+        ValueError: it is not one, such as ``nan``.
     """
     value = float(text) if _NUMBER.fullmatch(text) else math.inf
     if not math.isfinite(value):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..cache import cache_folder
+from ..files import names_something
 from ..store.wish import ModelWish
 from ..terminal import console
 
@@ -128,8 +129,7 @@ def _everywhere(model: ModelWish, settings: EngineSettings) -> tuple[ModelWish, 
 
 
 def _absolute(text: str) -> str:
-    here = Path(text)
-    return str(here.absolute()) if here.exists() else text
+    return str(Path(text).absolute()) if names_something(text) else text
 
 
 def _wish(model: str | ModelWish) -> ModelWish:

@@ -35,7 +35,7 @@ def serve(
 ) -> None:
     """Answer requests over HTTP as OpenAI's API does, with a page to chat on.
 
-    The options of sampling set what a request gets if it does not ask for something else. A
+    The sampling options are the defaults for whatever a request leaves out. A
     request that names no model is answered by MODEL. Those of --models are loaded when a request
     first names them.
 

@@ -79,9 +79,7 @@ class _ByModule:
         try:
             self._patterns = ModulePatterns(tuple(self._numbers))
         except ValueError as error:
-            raise UnsupportedError(
-                f"{path}: {table}: {error}: not a pattern of module names, such as 'q_proj'"
-            ) from None
+            raise UnsupportedError(f"{path}: {table}: {error}") from None
         _check_number(path, usual, config.get(usual))
         self._usual = config[usual]
 

@@ -33,7 +33,7 @@ from infer_os.native.lora_adapter import DIGEST_KEY, EMBEDDING, PADDED_RANK, che
 from infer_os.native.quantize import LowRank
 from infer_os.native.watched_file import WatchedFile
 
-from .adapters import OpenAdapter, Pair, adapters_digest, add_file, checked, open_adapter
+from .adapters import OpenAdapter, Pair, adapters_digest, add_file, checked, open_adapter, parts_of
 from .blocks import added_to_target, widened
 from .errors import FileFormatError, OutputError, SourceChanged, SourceError, UnsupportedError
 from .gguf_writer import header_bytes
@@ -131,10 +131,7 @@ def write_adapter(source: AdapterSource, model: GgufHeader, target: Path) -> Non
             _write(source, model, targets, target, check)
         return
     network = _network(source, model)
-    parts = {
-        name: part for rule in network.rules for part in rule.parts
-        for name in (part.source, *part.also)
-    }  # fmt: skip
+    parts = parts_of(network)
     unscaled = replace(source, scale=1.0)
     with open_adapter(unscaled, parts, network.prefixes) as adapter:
         for copy in adapter.copies:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer_os.models.network import Network, Part
+from infer_os.native.lora_adapter import LARGEST_RANK
 from infer_os.native.quantize import LowRank
 
 from .adapter_config import ADAPTER_CONFIG, read_adapter_config
@@ -47,7 +48,6 @@ _KEY = re.compile(
 )
 # PEFT saves embeddings and heads that an adapter is for, as they were
 _COPY = re.compile(r"(.+)\.base_layer\.(weight|bias)")
-_LARGEST_RANK = 1 << 12
 #: No weight is larger than float16 holds, so nothing that is added to one need be.
 _LARGEST_VALUE = float(np.finfo(np.float16).max)
 _LONGEST_SHOWN = 100
@@ -170,6 +170,14 @@ def _are_equal(copy: NDArray[Any], array: NDArray[Any] | DecodedMatrix) -> bool:
         np.array_equal(widened(copy[at : at + step]), widened(array[at : at + step]))
         for at in range(0, len(copy), step)
     )
+
+
+def parts_of(network: Network) -> dict[str, Part]:
+    """The parts of a network, by every name that they may have in a checkpoint."""
+    return {
+        name: part for rule in network.rules for part in rule.parts
+        for name in (part.source, *part.also)
+    }  # fmt: skip
 
 
 @contextmanager
@@ -312,9 +320,9 @@ def _read_pairs(source: AdapterSource, file: TensorFile) -> tuple[dict[str, Pair
         rank, other = file.tensors[kinds[a]].shape[0], file.tensors[kinds[b]].shape[1]
         if rank != other:
             raise FileFormatError(f"{file.path}: {module}: matrices of rank {rank} and {other}")
-        if not 1 <= rank <= _LARGEST_RANK:
+        if not 1 <= rank <= LARGEST_RANK:
             raise UnsupportedError(
-                f"{file.path}: {module}: matrices of rank {rank}; expected 1 to {_LARGEST_RANK}"
+                f"{file.path}: {module}: matrices of rank {rank}; expected 1 to {LARGEST_RANK}"
             )
         pairs[f"{module}.weight"] = Pair(file, kinds[b], kinds[a], embeds, source.scale)
     return pairs, copies

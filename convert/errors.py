@@ -44,7 +44,7 @@ class UnknownModel(SourceError):
 
 
 class SourceChanged(SourceError):
-    """A shard has changed since it was opened; nothing of the conversion is kept."""
+    """A shard or an adapter has changed since it was opened; nothing made from it is kept."""
 
     exit_code: ClassVar[int] = 1
 

@@ -208,4 +208,7 @@ class _Reader:
         return taken
 
     def _error(self) -> ValueError:
-        return ValueError(f"{self._pattern!r} from letter {self._at + 1}")
+        return ValueError(
+            f"{self._pattern!r} from letter {self._at + 1}: not a pattern of module names, such as "
+            "'q_proj'"
+        )

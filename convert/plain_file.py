@@ -92,7 +92,7 @@ def read_start(path: Path, most: int) -> bytes:
     with path.open("rb") as file:
         data = file.read(most).removeprefix(codecs.BOM_UTF8)
     if b"\0" in data:
-        raise FileFormatError(f"{path}: not a text: it has zero bytes")
+        raise FileFormatError(f"{path}: not a text: it contains NUL bytes")
     return data
 
 

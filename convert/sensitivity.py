@@ -51,7 +51,7 @@ Steps = Callable[[str], Progress | None]
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """What may be chosen for each matrix, and what a file has besides.
+    """What may be chosen for each matrix, and how large the other tensors are.
 
     ``fixed_bytes`` are those of the tensors without a choice, ``origin`` says what statistics it is
     of.

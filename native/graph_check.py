@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ _MOST_LAYERS = 512  # LLAMA_MAX_LAYERS
 _LONGEST_CONTEXT = 1 << 24
 _LARGEST_SIZE = 1 << 24
 
+# how long a file's times may stay as they are while it is written
+_SETTLED_NS = 2_000_000_000
+
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 
 #: A setting of the graph: what it must be, in words, and a test for it.
@@ -47,8 +51,11 @@ def read_model_header(path: Path) -> GgufHeader:
         stat = path.stat()
     except OSError:
         return _read_checked.__wrapped__(path, ())
-    # whoever sets a file's time of writing back cannot do so with that of its change
+    # a program can set the time of writing back, but not the time of change
     version = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    # another change within the same tick of the file system's clock would not show
+    if time.time_ns() - stat.st_ctime_ns < _SETTLED_NS:
+        return _read_checked.__wrapped__(path, version)
     return _read_checked(path, version)
 
 

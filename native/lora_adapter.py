@@ -33,7 +33,8 @@ _MULTIPLIED = re.compile(
     r"blk\.\d+\.(attn_(qkv|q|k|v|output)|ffn_(up|down))\.weight|output\.weight"
 )
 _TYPES = ("f32", "f16", "bf16")
-_LARGEST_RANK = 1 << 14
+#: Columns of its matrices that an adapter may have.
+LARGEST_RANK = 1 << 12
 _KINDS = (".lora_a", ".lora_b")
 
 
@@ -148,7 +149,7 @@ def _check_pair(
     n_in, n_out = target.shape
     rank = b[0]
     wanted = ((rank, n_out), (rank, n_in)) if name == EMBEDDING else ((n_in, rank), (rank, n_out))
-    if (a, b) != wanted or rank > _LARGEST_RANK:
+    if (a, b) != wanted or rank > LARGEST_RANK:
         raise _bad(
             adapter,
             f"matrices of shape {a} and {b} for {name!r}, which has {target.shape}; expected "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +21,7 @@ from .gguf_file import SPECIAL_NAMES, GgufHeader, read_gguf_header
 from .graph_check import check_graph, is_own, read_model_header
 from .logs import forget_complaints, last_complaint, route_last_words, route_logs
 from .lora_adapter import LoraAdapter
+from .mapped_files import forget_mapped, note_mapped
 from .overrides import key_overrides
 from .owner import Owner
 from .text_rules import TextRules, read_text_rules
@@ -39,8 +39,6 @@ _INT32_MIN = -(1 << 31)
 # texts of up to this many characters per token, plus these, are tokenized whole
 _USUAL_LENGTH = 16
 _SHORT_TEXT = 4096
-#: The models whose files this process maps.
-_MAPPED: weakref.WeakSet[LlamaModel] = weakref.WeakSet()
 # characters that a Unicode normal form may merge into one: a letter with three marks
 _MOST_COMPOSED = 4
 
@@ -67,11 +65,6 @@ LOAD_MODES: dict[str, LoadMode] = {
     "locked": LoadMode(llama_cpp.LLAMA_LOAD_MODE_MMAP_MLOCK, repack=False),
     "direct": LoadMode(llama_cpp.LLAMA_LOAD_MODE_DIRECT_IO, repack=True),
 }
-
-
-def mapped_models() -> frozenset[Path]:
-    """The files of models that this process maps now."""
-    return frozenset(model.path.resolve() for model in list(_MAPPED))
 
 
 class Vocab:
@@ -364,7 +357,7 @@ class LlamaModel(Owner):
             if mode.copies or vocab_only:
                 self._file.close()
             else:
-                _MAPPED.add(self)
+                note_mapped(self, path)
         except BaseException:
             self.close()
             raise
@@ -452,5 +445,5 @@ class LlamaModel(Owner):
         if self._pointer:
             llama_cpp.llama_model_free(self._pointer)
             self._pointer = None
-            _MAPPED.discard(self)
+            forget_mapped(self)
         self._file.close()

@@ -45,7 +45,7 @@ _ATOM = re.compile(
     re.VERBOSE | re.ASCII,
 )
 _REPEAT = re.compile(r"[*+?]|\{\d{1,3}(?:,\d{0,3})?\}", re.ASCII)
-#: In which the bounded repeats of a pattern may go together.
+#: Most combinations of lengths that a pattern's bounded repeats may have.
 _MOST_WAYS = 64
 _UNBOUNDED = re.compile(r"[*+]|\{\d+,\}", re.ASCII)
 
@@ -181,4 +181,4 @@ def _ways(repeat: str) -> int:
     least, comma, most = repeat[1:-1].partition(",")
     if repeat == "?":
         return 2
-    return int(most) - int(least or 0) + 1 if comma and most else 1
+    return int(most) - int(least) + 1 if comma and most else 1

@@ -1,8 +1,8 @@
 """Wake another thread that waits for a file, without giving it Python at once.
 
-Python lets other threads run whenever it makes a call of the system. A thread that wakes another
-one that way is often made to wait until that one has done its work. Here the call is made with
-Python held: whoever is woken begins when the caller lets go of it anyway.
+Python releases its lock for every system call, and a thread that wakes another one often has to
+wait until that one has done its work. This call keeps the lock: the other thread begins when the
+caller releases it anyway.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Wakeup(Owner):
         _write(self._writes, b"\0", 1)  # a full pipe is readable too
 
     def clear(self) -> None:
-        """Let it be readable no more; for the thread that waits, when it was woken."""
+        """Empty the pipe, so that it is no longer readable; for the thread that was woken."""
         os.read(self._reads, 1 << 20)  # more than a pipe holds
 
     def close(self) -> None:

@@ -89,7 +89,7 @@ def many(value: Any, name: str) -> Iterable[Any]:
 
 
 def adapter_or_first(value: object, loaded: Sequence[str]) -> str:
-    """The adapter to write with: the first for None, and "" for ``off``, which is none.
+    """The adapter to write with: the first for None, "" (no adapter) for ``off``.
 
     Raises:
         SettingsError: none of that name is loaded.

@@ -119,7 +119,7 @@ class BoundedConnection(HttpToolsProtocol):
         """Called by the parser, as are the next two: a head is there."""
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MOST_HEAD:
             raise ApiError(_NO_HTTP)
-        # spaces behind a value are none of it (RFC 9112, 5.1), which the parser leaves there
+        # blanks after a value do not belong to it (RFC 9112, 5.1), but the parser keeps them
         self.headers[:] = [(name, value.rstrip(b" \t")) for name, value in self.headers]
         method, version = self.parser.get_method(), self.parser.get_http_version()
         self.url = checked_target(method, self.url, version, self.headers)

@@ -34,7 +34,7 @@ def checked_target(
     if version not in ("1.0", "1.1"):
         raise ApiError("this server speaks HTTP/1.1", 505)
     if method == b"CONNECT":
-        raise ApiError("this server is no proxy: CONNECT is not answered", 501)
+        raise ApiError("this server is not a proxy: CONNECT is not supported", 501)
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) > 1 or (not hosts and version == "1.1"):
         raise ApiError(f"a request has one Host line, and this one has {len(hosts)}")

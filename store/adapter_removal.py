@@ -2,7 +2,8 @@
 
 Goes in: the headers of the model's files, read before they were removed. What goes are files made
 for a loaded model that fit no other cached one, and downloads that name the model as their base.
-Another process may use what is removed: it has read it, or makes it again.
+A process that has loaded what is removed goes on; one that is about to fails with one line, and its
+next call makes it again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from ..cache import cache_folder
 from ..files import remove_abandoned
-from ..locks import try_lock, try_unused
+from ..locks import try_lock
 from ..native.errors import GgufError
 from ..native.gguf_file import GgufHeader, read_gguf_header
 from ..native.lora_adapter import check_adapter
@@ -46,7 +47,6 @@ def remove_converted(removed: Sequence[GgufHeader], kept: Iterable[Path]) -> int
         for adapter in fitting:
             if not _fits_one(adapter, left):
                 freed += _remove_file(adapter.path)
-    _remove_empty(folder)
     return freed
 
 
@@ -62,9 +62,9 @@ def remove_downloads(model: str) -> int:
             if handle is None:
                 continue
             try:
-                for path in folder.iterdir():
-                    freed += disk_bytes(path)
-                    path.unlink()
+                # the weights first, which say that all is there; the lock last
+                for path in sorted(folder.iterdir(), reverse=True):
+                    freed += _remove_file(path)
             finally:
                 os.close(handle)
         _remove_empty(folder)
@@ -81,16 +81,11 @@ def _fits_one(adapter: GgufHeader, models: Iterable[GgufHeader]) -> bool:
 
 def _remove_file(path: Path) -> int:
     n_bytes = disk_bytes(path)
-    with suppress(OSError):
-        handle = try_unused(path)
-        if handle is None:
-            return 0
-        try:
-            path.unlink()
-        finally:
-            os.close(handle)
-        return n_bytes
-    return 0
+    try:
+        path.unlink()
+    except OSError:
+        return 0
+    return n_bytes
 
 
 def _remove_empty(folder: Path) -> None:

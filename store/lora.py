@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..cache import cache_folder
 from ..convert.adapter_config import ADAPTER_CONFIG
-from ..convert.adapters import ADAPTER_WEIGHTS, open_adapter
+from ..convert.adapters import ADAPTER_WEIGHTS, open_adapter, parts_of
 from ..convert.errors import FileFormatError, SourceError, UnsupportedError
 from ..convert.hub import download, list_repository
 from ..convert.output_locks import locked_in_turn, make_folder
@@ -104,12 +105,12 @@ def fetch_adapter(text: str, option: str, report: Reporter) -> AdapterSource:
 
 def absolute_words(text: str) -> str:
     """A text of ``--lora`` or ``--adapter`` that means the same in any folder."""
-    if names_something(text):
-        return str(Path(text).absolute())
-    head, colon, scale = text.rpartition(":")
-    words = head if colon else text
-    if colon and names_something(words):
-        return f"{Path(words).absolute()}:{scale}"
+    with suppress(OSError):  # closed to the user; whoever opens it says so
+        if names_something(text):
+            return str(Path(text).absolute())
+        head, colon, scale = text.rpartition(":")
+        if colon and names_something(head):
+            return f"{Path(head).absolute()}:{scale}"
     name, equals, rest = text.partition("=")
     return f"{name}={absolute_words(rest)}" if equals else text
 
@@ -122,10 +123,7 @@ def check_adapters(texts: Sequence[str], network: Network) -> None:
         FileFormatError: a file that is malformed.
         UnsupportedError: an adapter that does more than LoRA, or a scale that cannot be one.
     """
-    parts = {
-        name: part for rule in network.rules for part in rule.parts
-        for name in (part.source, *part.also)
-    }  # fmt: skip
+    parts = parts_of(network)
     for text in texts:
         source, scale = find_adapter(text)
         folder = source if isinstance(source, Path) else _place(source)

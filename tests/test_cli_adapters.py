@@ -149,7 +149,7 @@ def test_a_device_in_place_of_a_text(cli: Cli, tmp_path: Path, words: tuple[obje
     words = tuple(model if word == "MODEL" else word for word in words)
     more = () if words[0] == "eval" else ("-o", tmp_path / "o.gguf")
     done = cli(*words, "/dev/zero", *more)
-    assert done.code == 2 and "/dev/zero: not a text: it has zero bytes" in done.err
+    assert done.code == 2 and "/dev/zero: not a text: it contains NUL bytes" in done.err
     assert not (tmp_path / "o.gguf").exists()
 
 

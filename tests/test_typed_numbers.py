@@ -30,14 +30,15 @@ def commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield from commands(command.commands[each], f"{name} {each}")
 
 
+#: Read as texts, by what :func:`test_texts_with_numbers` calls.
+TEXTS = ("--parallel", "--revision")
 NUMBERED = [
     pytest.param(command, option, id=f"{name} {option.opts[-1]}")
     for name, command in commands(typer.main.get_command(app), "infer-os")
     for option in command.params
-    if option.metavar in ("N", "P", "R", "X", "K", "T") and option.opts[-1] != "--type"
+    if option.metavar in ("N", "P", "R", "X", "K", "T")
+    and option.opts[-1] not in ("--type", *TEXTS)
 ]
-#: Read as texts, by what :func:`test_texts_with_numbers` calls.
-TEXTS = ("--parallel", "--revision")
 
 
 def test_there_are_options_with_numbers() -> None:
@@ -46,8 +47,6 @@ def test_there_are_options_with_numbers() -> None:
 
 @pytest.mark.parametrize(("command", "option"), NUMBERED)
 def test_an_option_takes_numbers_alone(command: Any, option: Any) -> None:
-    if option.opts[-1] in TEXTS:
-        return
     for text in (*ODD, " 5"):
         with pytest.raises(Exception, match=r"expected a (whole )?number"):
             command.make_context("x", [option.opts[-1], text])

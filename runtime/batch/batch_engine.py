@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from infer_os.locks import in_use
 from infer_os.models.catalog import style_for
 from infer_os.models.rotation import ROTATION_KEY
 from infer_os.native.batch_context import BatchContext, BatchContextParams, Rows
@@ -105,6 +106,7 @@ class BatchEngine(Owner):
         self.planned_bytes = plan.total
         self.curve: tuple[CurvePoint, ...] = ()
         with ExitStack() as stack:
+            stack.enter_context(in_use(path))
             self._model = model or stack.enter_context(
                 load_model(path, settings, plan, warmed=warmed)
             )

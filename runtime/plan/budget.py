@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 
 from infer_os.native.backend import kernel_status, repacking
-from infer_os.native.model import mapped_models
+from infer_os.native.mapped_files import mapped_files
 
 from .bandwidth import Bandwidth
 from .machine import mapped_bytes_at, mapped_bytes_of, mapped_file_bytes, read_memory
@@ -34,12 +34,12 @@ def some_budget(
 def own_budget(limit: int | None = None, *, native: bool = True) -> Budget:
     """The budget of a plan that this process will carry out; as :func:`some_budget`.
 
-    It counts the pages of its own libraries, and not the most that they ever take; those of models
-    that are open in it are none of them.
+    It counts the pages of its own libraries instead of the most that they ever take, and leaves out
+    those of open models.
     """
     budget = some_budget(limit, native=native)  # loads the libraries
     mapped = mapped_file_bytes()
-    if mapped is not None and (models := mapped_models()):
+    if mapped is not None and (models := mapped_files()):
         mapped -= mapped_bytes_at(models) or 0
     tables = mapped_bytes_of("pyarrow") if "pyarrow" in sys.modules else None
     if mapped is None or tables is None:

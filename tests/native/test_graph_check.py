@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -223,6 +224,7 @@ def test_an_unchanged_file_is_read_once(
         return read_gguf_header(path)
 
     monkeypatch.setattr(graph_check, "read_gguf_header", counted)
+    monkeypatch.setattr(graph_check, "_SETTLED_NS", 0)
     header = read_model_header(path)
     with LlamaModel(path) as model:
         assert model.header is header
@@ -230,8 +232,9 @@ def test_an_unchanged_file_is_read_once(
 
 
 def test_a_changed_file_is_read_again_even_if_its_time_is_set_back(
-    converted: Converter, tmp_path: Path
+    converted: Converter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(graph_check, "_SETTLED_NS", 0)
     path = tmp_path / "model.gguf"
     shutil.copy(converted(REFERENCES[0]), path)
     before = path.stat()
@@ -239,6 +242,7 @@ def test_a_changed_file_is_read_again_even_if_its_time_is_set_back(
     data = bytearray(path.read_bytes())
     at = data.index(b"general.architecture") + len(b"general.architecture") + 4 + 8
     data[at : at + 2] = b"xx"
+    time.sleep(0.02)  # the file system's clock has coarse ticks
     path.write_bytes(data)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     after = path.stat()

@@ -73,7 +73,8 @@ def test_pages_of_an_open_model_are_not_of_the_program(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from infer_os.native.model import LlamaModel, mapped_models
+from infer_os.native.mapped_files import mapped_files
+from infer_os.native.model import LlamaModel
 from infer_os.runtime.plan.budget import own_budget
 path = Path(sys.argv[1])
 own_budget(1)
@@ -81,13 +82,13 @@ LlamaModel(path, load="fast").close()
 alone = own_budget(1).program
 models = [LlamaModel(path) for _ in range(2)]
 beside = own_budget(1).program
-assert mapped_models() == {path.resolve()}
+assert mapped_files() == {path.resolve()}
 models[0].close()
-assert mapped_models() == {path.resolve()}
+assert mapped_files() == {path.resolve()}
 models[1].close()
-assert mapped_models() == frozenset()
+assert mapped_files() == frozenset()
 copies = LlamaModel(path, load="fast")
-assert mapped_models() == frozenset()
+assert mapped_files() == frozenset()
 print(alone, beside)
 """
     path = tmp_path / "model.gguf"
