@@ -126,7 +126,10 @@ class _Reader:
             ValueError: see :class:`ModulePatterns`.
         """
         if len(self._pattern) > _LONGEST:
-            raise ValueError(f"{self._pattern[:40]!r}...: more than {_LONGEST} letters")
+            raise ValueError(
+                f"{self._pattern[:40]!r}...: not a pattern of module names: more than "
+                f"{_LONGEST} letters"
+            )
         whole = self._choice()
         if self._at < len(self._pattern):
             raise self._error()

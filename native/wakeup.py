@@ -12,9 +12,9 @@ import os
 
 from .owner import Owner
 
-_write = ctypes.PyDLL(None).write
-_write.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
-_write.restype = ctypes.c_ssize_t
+_write = ctypes.PYFUNCTYPE(ctypes.c_ssize_t, ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)(
+    ("write", ctypes.PyDLL(None))
+)
 
 
 class Wakeup(Owner):
