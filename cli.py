@@ -11,6 +11,7 @@ import typer
 
 from . import __version__
 from .commands.index import MANNERS, Program
+from .errors import shortened
 from .terminal import console
 from .terminal.signals import ending_in_order, open_streams
 
@@ -139,7 +140,7 @@ def _os_error_text(error: OSError) -> str:
 
 
 def _shortened(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_SHOWN]}..."
+    return name if len(name) <= _LONGEST_NAME else shortened(name, _LONGEST_SHOWN)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,11 @@ class Error(Exception):
     """Anything that Infer-OS refuses, or that fails at run time. The message is one line."""
 
 
+def shortened(text: str, most: int) -> str:
+    """A text for an error: of a longer one, so many characters."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 @contextmanager
 def named(path: Path | int) -> Iterator[None]:
     """While inside, an ``OSError`` without a file name gets that of this path or open handle.

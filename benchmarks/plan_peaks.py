@@ -156,19 +156,25 @@ def cases() -> list[Case]:
         Model("bloom-560m", "q4_0", 6), Model("gpt-j-6B", "q4_0", 2),
         Model("gpt-neox-20b", "q4_0", 2), Model("gpt2-large", "q4_k_m", 8),
     ):  # fmt: skip
+        found += _usual_cases(model, batch, score, embed)
+    return found
+
+
+def _usual_cases(model: Model, batch: str, score: str, embed: str) -> list[Case]:
+    """What is measured of every model."""
+    found = [
+        Case(model, NARROW),
+        Case(model, f"{NARROW} --load fast --kv q8_0"),
+        Case(model, f"{batch} 8"),
+        Case(model, f"{score} 8", records="pairs"),
+        Case(model, f"{batch.replace('--parallel', '--temperature 0 --beams')} 4"),
+        Case(model, embed, records="lines"),
+    ]
+    if model.source in ("bloom-560m", "pythia-160m"):  # large vocabularies
         found += [
-            Case(model, NARROW),
-            Case(model, f"{NARROW} --load fast --kv q8_0"),
-            Case(model, f"{batch} 8"),
-            Case(model, f"{score} 8", records="pairs"),
-            Case(model, f"{batch.replace('--parallel', '--temperature 0 --beams')} 4"),
-            Case(model, embed, records="lines"),
+            Case(model, f"{NARROW} --json-schema SCHEMA"),
+            Case(model, "eval MODEL --text PROMPT --window 256 --windows 1"),
         ]
-        if model.source in ("bloom-560m", "pythia-160m"):  # large vocabularies
-            found += [
-                Case(model, f"{NARROW} --json-schema SCHEMA"),
-                Case(model, "eval MODEL --text PROMPT --window 256 --windows 1"),
-            ]
     return found
 
 

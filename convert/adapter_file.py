@@ -28,7 +28,7 @@ from infer_os.models.architectures import describe
 from infer_os.models.network import Network, Part, Role, TensorRule
 from infer_os.models.rotation import ROTATION_KEY, fold_rotation
 from infer_os.native.errors import GgufError
-from infer_os.native.gguf_file import GgufHeader, GgufTensor, read_gguf_header
+from infer_os.native.gguf_file import GgufHeader, GgufTensor, padded, read_gguf_header
 from infer_os.native.lora_adapter import DIGEST_KEY, EMBEDDING, PADDED_RANK, check_adapter
 from infer_os.native.quantize import LowRank
 from infer_os.native.watched_file import WatchedFile
@@ -47,7 +47,6 @@ _CHUNK = 1 << 20
 #: Metadata key of a hash of the file, for which the hash itself is zeros.
 _CHECK_KEY = "inferos.adapter.check"
 _NO_CHECK = "0" * 64
-_ALIGNMENT = int(gguf.GGUF_DEFAULT_ALIGNMENT)
 #: What llama.cpp adds an adapter's products to.
 _MULTIPLIED = (Role.ATTN_QKV, Role.ATTN_OUTPUT, Role.FFN_UP, Role.FFN_DOWN, Role.HEAD)
 _DTYPES = {"f32": "<f4", "f16": "<f2", "bf16": "<u2"}
@@ -315,7 +314,7 @@ def _write(
             for target in targets:
                 for matrix in target.matrices(source.folder):
                     data = matrix.astype("<f4", copy=False).tobytes()
-                    data += b"\0" * (-len(data) % _ALIGNMENT)
+                    data += bytes(padded(len(data)) - len(data))
                     file.write(data)
                     hashed.update(data)
             check()

@@ -15,6 +15,7 @@ from pathlib import Path
 from infer_os.models.network import Network, Part, Role, TensorRule
 from infer_os.models.weight_types import Recipe
 from infer_os.native.ggml_types import GgmlType, ggml_type_named
+from infer_os.native.gguf_file import padded
 
 from .errors import PlanError
 from .ggml_blocks import OLD_TYPES
@@ -25,8 +26,6 @@ from .types import fitting_type, wanted_type
 _MOST_GAPS_SHOWN = 8
 
 
-#: A tensor's data begins at a multiple of so many bytes (GGUF_DEFAULT_ALIGNMENT of gguf.h).
-_ALIGNMENT = 32
 #: Types of matrices whose rows are decoded one by one; their bytes are counted as one a value.
 _DECODED = frozenset((ROWS8, BLOCKS8, JOINED, *(old.name for old in OLD_TYPES.values())))
 
@@ -116,11 +115,6 @@ class ConversionPlan:
             f"{'its' if n == 1 else 'their'} length do not divide into {wanted} blocks"
             for (wanted, fitted), n in counts.items()
         )
-
-
-def padded(n_bytes: int) -> int:
-    """What so many bytes of a tensor take in the file."""
-    return -(-n_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def make_plan(

@@ -24,11 +24,11 @@ from infer_os.errors import named
 from infer_os.files import take_name
 from infer_os.models.network import MetadataValue
 from infer_os.native import text_rules
-from infer_os.native.gguf_file import SPECIAL_NAMES
+from infer_os.native.gguf_file import SPECIAL_NAMES, padded
 from infer_os.sizes import size_text
 
 from .added import StatedTokens, stated_tokens
-from .conversion_plan import ConversionPlan, PlannedTensor, padded
+from .conversion_plan import ConversionPlan, PlannedTensor
 from .errors import OutputError
 from .output_locks import locked
 from .tokenizer import GgufVocabulary, TokenType

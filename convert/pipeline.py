@@ -50,7 +50,7 @@ from .tokenizer import read_vocabulary
 from .types import recipe_named
 from .verify import verify_header, verify_job, verify_logits
 from .vocabulary import GgufVocabulary
-from .weight_checks import check_rotation, importance_notes
+from .weight_checks import check_rotation, weight_notes
 
 Progress = Callable[[int, int], None]
 
@@ -72,9 +72,15 @@ class _Work:
     plan: ConversionPlan
     vocabulary: GgufVocabulary
     table: ClassTable
+    weight_notes: tuple[str, ...]
     importance: ImportanceMatrix | None = None
     statistics: Statistics | None = None
     adapters: Adapters | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        read = (*self.checkpoint.notes, *self.network.notes, *self.vocabulary.notes)
+        return (*read, *self.weight_notes, *self.plan.notes)
 
     @property
     def hub(self) -> HubCheckpoint | None:
@@ -157,7 +163,7 @@ def convert(
                 target, n_bytes, force=settings.force, besides=room, source=settings.folder
             )
             notes = _write(work, header, target, progress)
-    plan, network = work.plan, work.network
+    network = work.network
     return ConversionReport(
         output=target,
         architecture=network.architecture,
@@ -166,7 +172,7 @@ def convert(
         n_params=network.n_params,
         n_bytes=n_bytes,
         classes=work.table.rows(),
-        notes=(*work.checkpoint.notes, *network.notes, *work.vocabulary.notes, *plan.notes, *notes),
+        notes=(*work.notes, *notes),
         seconds=time.monotonic() - started,
         peak_rss_bytes=peak_rss_bytes(),
         written=not settings.dry_run,
@@ -198,7 +204,9 @@ def _chosen(work: _Work, sensitivity: Sensitivity) -> tuple[Recipe, float]:
 
 def _within_budget(work: _Work, sensitivity: Sensitivity) -> _Work:
     recipe, _ = _chosen(work, sensitivity)
-    return _prepare(work.settings, recipe, work.checkpoint, work.importance, work.statistics)
+    plan = make_plan(work.network, work.checkpoint.tensors, recipe)
+    notes = weight_notes(plan, work.importance, work.statistics)
+    return replace(work, recipe=recipe, plan=plan, table=ClassTable(plan), weight_notes=notes)
 
 
 def _opened(settings: ConvertSettings) -> AbstractContextManager[Checkpoint | HubCheckpoint]:
@@ -221,14 +229,9 @@ def _prepare(
         network = fold_rotation(network)
     plan = make_plan(network, checkpoint.tensors, recipe)
     vocabulary = read_vocabulary(checkpoint.folder, checkpoint.config, network.vocab_rows)
-    if importance is not None:
-        found = importance_notes(plan, importance)
-        if statistics is not None:
-            found = statistics.notes(plan)
-        vocabulary = replace(vocabulary, notes=(*vocabulary.notes, *found))
     return _Work(
-        settings, checkpoint, network, recipe, plan, vocabulary, ClassTable(plan), importance,
-        statistics,
+        settings, checkpoint, network, recipe, plan, vocabulary, ClassTable(plan),
+        weight_notes(plan, importance, statistics), importance, statistics,
     )  # fmt: skip
 
 

@@ -22,12 +22,11 @@ from numpy.typing import NDArray
 from infer_os.models.weight_types import TENSOR_TYPES, Recipe
 from infer_os.native.compensation import compensate_rows
 from infer_os.native.ggml_types import ggml_type_named
-from infer_os.native.gguf_file import GgufHeader, GgufTensor, read_gguf_header
+from infer_os.native.gguf_file import GgufHeader, GgufTensor, padded, read_gguf_header
 from infer_os.native.quantize import needed_importance, quantize_rows
 from infer_os.native.scoring import WindowSettings
 from infer_os.sizes import size_text
 
-from .conversion_plan import padded
 from .errors import FileFormatError, UnsupportedError
 from .gguf_writer import complete_file, part_path
 from .mixture import CANDIDATES, Choice, Option, WeightBudget, choose_types, mixture_recipe

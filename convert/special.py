@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from infer_os.errors import shortened
+
 from .errors import FileFormatError, UnsupportedError
 from .plain_file import read_json, read_text
 from .vocabulary import MOST_TOKENS, AddedToken, GgufVocabulary, TokenType
@@ -183,8 +185,7 @@ def _special_ids(
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+    return shortened(repr(value), _LONGEST_SHOWN)
 
 
 def with_end(vocabulary: GgufVocabulary) -> GgufVocabulary:

@@ -9,6 +9,7 @@ from .conversion_plan import ConversionPlan
 from .errors import UnsupportedError
 from .imatrix import ImportanceMatrix
 from .settings import ConvertSettings
+from .statistics import Statistics
 
 # rows that are looked up are not multiplied: no weights are expected
 _LOOKED_UP = "token_embd.weight"
@@ -32,14 +33,20 @@ def check_rotation(importance: ImportanceMatrix, settings: ConvertSettings) -> N
         )
 
 
-def importance_notes(plan: ConversionPlan, importance: ImportanceMatrix) -> tuple[str, ...]:
-    """Which quantized matrices have no weights.
+def weight_notes(
+    plan: ConversionPlan, importance: ImportanceMatrix | None, statistics: Statistics | None
+) -> tuple[str, ...]:
+    """Which quantized matrices have no weights, or too little text.
 
     Raises:
-        SourceError: the matrix was made for another model.
+        SourceError: the weights were made for another model.
     """
+    if importance is None:
+        return ()
     widths = {t.rule.target: t.rule.shape[-1] for t in plan.tensors if t.type.quantized}
     missing = [name for name in importance.missing(widths) if name != _LOOKED_UP]
+    if statistics is not None:
+        return statistics.notes(plan)
     if not missing:
         return ()
     return (f"imatrix: no weights for {len(missing)} matrices, such as {missing[0]}",)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import compress
@@ -32,6 +33,8 @@ _MOST_KEYS = 1 << 16
 _LONGEST_KEY = 1 << 16
 _LONGEST_NAME = 63  # GGML_MAX_NAME - 1
 _MOST_DIMENSIONS = 4  # GGML_MAX_DIMS
+#: That of files that state none (GGUF_DEFAULT_ALIGNMENT of gguf.h).
+_USUAL_ALIGNMENT = 32
 _LARGEST_ALIGNMENT = 1 << 16
 _LARGEST_DIMENSION = 1 << 48
 # of a file that is elsewhere: what is read first, and at most (BLOOM's tokens need 10 MB)
@@ -57,6 +60,11 @@ class GgufTensor:
     type: GgmlType
     offset: int
     n_bytes: int
+
+
+def padded(n_bytes: int) -> int:
+    """What so many bytes take in a file that states no alignment of its own."""
+    return -(-n_bytes // _USUAL_ALIGNMENT) * _USUAL_ALIGNMENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,14 +228,16 @@ def _read_watched(path: Path) -> GgufHeader:
         raise GgufError(f"{path}: cannot be read: {error.strerror}") from None
     with mapped:
         stat = path.stat()
+        # a program can set the time of writing back, but not the time of change
         identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        known = _large.get(path)
+        known = _kept.get(path)
         if known is not None and known[0] == identity:
             return known[1]
         header = _HeaderReader(path, mapped, len(mapped)).read()
-        if header.data_offset >= _WORTH_KEEPING:
-            _large.clear()
-            _large[path] = (identity, header)
+        # another change within the same tick of the file system's clock would not show
+        if time.time_ns() - stat.st_ctime_ns >= _SETTLED_NS:
+            _kept.clear()
+            _kept[path] = (identity, header)
         return header
 
 
@@ -254,9 +264,10 @@ def tensor_array(header: GgufHeader, tensor: GgufTensor) -> NDArray[Any]:
 
 
 #: Reading a header with BLOOM's 250 thousand tokens takes a good part of a second, and every layer
-#: of a command reads it: the last one this large is kept.
-_WORTH_KEEPING = 1 << 20
-_large: dict[Path, tuple[tuple[int, ...], GgufHeader]] = {}
+#: of a command reads it: the last one is kept.
+_kept: dict[Path, tuple[tuple[int, ...], GgufHeader]] = {}
+# how long a file's times may stay as they are while it is written
+_SETTLED_NS = 2_000_000_000
 
 
 #: "ggml", "ggmf" and "ggjt" as little-endian numbers.
@@ -299,7 +310,7 @@ class _HeaderReader:
                 raise self._error(f"the metadata key {key!r} occurs twice")
             metadata[key] = self._value(self._unpack(_U32), key)
             self.spans[key] = (start, self._at)
-        alignment = metadata.get("general.alignment", 32)
+        alignment = metadata.get("general.alignment", _USUAL_ALIGNMENT)
         if (
             not isinstance(alignment, int)
             or not 8 <= alignment <= _LARGEST_ALIGNMENT

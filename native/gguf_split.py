@@ -12,11 +12,10 @@ from dataclasses import replace
 from typing import BinaryIO
 
 from .errors import GgufError
-from .gguf_file import GgufHeader, GgufTensor, read_raw_keys
+from .gguf_file import GgufHeader, GgufTensor, padded, read_raw_keys
 
 _PREFIX = "split."
 _CHUNK = 8 << 20
-_ALIGNMENT = 32
 
 
 def whole_header(parts: Sequence[GgufHeader]) -> GgufHeader:
@@ -71,7 +70,7 @@ def write_whole(
     for part in parts:
         for tensor in part.tensors:
             placed.append((part, tensor, end))
-            end += -(-tensor.n_bytes // _ALIGNMENT) * _ALIGNMENT
+            end += padded(tensor.n_bytes)
     output.write(b"GGUF" + struct.pack("<IQQ", 3, len(placed), len(keys)))
     output.write(b"".join(keys))
     output.write(b"".join(_entry(tensor, at) for _, tensor, at in placed))
@@ -108,4 +107,5 @@ def _entry(tensor: GgufTensor, offset: int) -> bytes:
 
 
 def _pad(output: BinaryIO) -> None:
-    output.write(bytes(-output.tell() % _ALIGNMENT))
+    at = output.tell()
+    output.write(bytes(padded(at) - at))

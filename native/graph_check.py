@@ -8,9 +8,7 @@ them. For other graphs only what all share is checked here; :mod:`.trial` loads 
 
 from __future__ import annotations
 
-import functools
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,8 +28,8 @@ _MOST_LAYERS = 512  # LLAMA_MAX_LAYERS
 _LONGEST_CONTEXT = 1 << 24
 _LARGEST_SIZE = 1 << 24
 
-# how long a file's times may stay as they are while it is written
-_SETTLED_NS = 2_000_000_000
+#: The last header that was read and passed.
+_passed: GgufHeader | None = None
 
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 
@@ -42,27 +40,16 @@ _Rule = tuple[str, Callable[[Any], bool]]
 def read_model_header(path: Path) -> GgufHeader:
     """Read the header of a model's file and check it as :func:`check_graph` does.
 
-    A start asks several times, to plan and to load; an unchanged file is read once.
+    A start asks several times, to plan and to load; an unchanged file is checked once.
 
     Raises:
         GgufError: no such file, not a GGUF, or a header that llama.cpp must not see.
     """
-    try:
-        stat = path.stat()
-    except OSError:
-        return _read_checked.__wrapped__(path, ())
-    # a program can set the time of writing back, but not the time of change
-    version = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    # another change within the same tick of the file system's clock would not show
-    if time.time_ns() - stat.st_ctime_ns < _SETTLED_NS:
-        return _read_checked.__wrapped__(path, version)
-    return _read_checked(path, version)
-
-
-@functools.lru_cache(maxsize=1)
-def _read_checked(path: Path, _version: tuple[int, ...]) -> GgufHeader:
+    global _passed
     header = read_gguf_header(path)
-    check_graph(header)
+    if header is not _passed:
+        check_graph(header)
+        _passed = header
     return header
 
 

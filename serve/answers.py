@@ -139,7 +139,7 @@ class Writer:
             # of the first token of a prompt nothing is known
             is_known = not math.isnan(one.logprob)
             found["token_logprobs"].append(_finite(one.logprob) if is_known else None)
-            # two tokens may look alike; the likelier one is told
+            # two tokens may look alike; the likelier one is given
             top: dict[str, float] = {}
             for token, logprob in one.top:
                 top.setdefault(self._text(token), _finite(logprob))

@@ -17,8 +17,9 @@ from ..convert.adapters import ADAPTER_WEIGHTS, open_adapter, parts_of
 from ..convert.errors import FileFormatError, SourceError, UnsupportedError
 from ..convert.hub import download, list_repository
 from ..convert.output_locks import locked_in_turn, make_folder
-from ..convert.plain_file import check_plain
+from ..convert.plain_file import is_there
 from ..convert.source import AdapterSource, HubSource, read_hub_name
+from ..errors import shortened
 from ..files import names_something
 from ..models.network import Network
 from ..sizes import read_number, size_text
@@ -72,18 +73,15 @@ def _is_there_as(text: str, option: str) -> bool:
         SourceError: it cannot be read, or may have no end.
     """
     try:
-        if not names_something(text):
-            return False
-        check_plain(Path(text))
+        return is_there(text)
     except OSError as error:
         raise SourceError(f"{option} {text}: cannot be opened: {error.strerror}") from error
     except FileFormatError as error:
         raise SourceError(f"{option} {error}") from error
-    return True
 
 
 def _shown(text: str) -> str:
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+    return shortened(text, _LONGEST_SHOWN)
 
 
 def fetch_adapters(texts: Sequence[str], report: Reporter) -> tuple[AdapterSource, ...]:

@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.pop("PYTHONUNBUFFERED", None)
 
 from helpers import PARALLEL, Converter, copy_checkpoint
+from in_process import Cli, runner
 
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
@@ -90,3 +91,12 @@ def engine(converted: Converter) -> Iterator[LlamaEngine]:
     """A fresh engine on a tiny random model."""
     with LlamaEngine(converted(), EngineSettings(context=128, threads=1)) as loaded:
         yield loaded
+
+
+@pytest.fixture
+def cli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> Cli:
+    """The command line in this process, with a cache of its own."""
+    monkeypatch.setenv("INFER_OS_CACHE", str(tmp_path / "cache"))
+    return runner(monkeypatch, capfdbinary)

@@ -9,19 +9,11 @@ from pathlib import Path
 import pytest
 from adapter_files import llama_file, random_adapter
 from helpers import TESTS
-from in_process import Cli, runner
+from in_process import Cli
 
 GPTJ = TESTS / "reference/gptj"
 ADAPTER = TESTS / "reference/adapters/gptj"
 PROMPT = ["-p", "the quick brown fox", "-n", 16, "--temperature", 0, "--type", "f32"]
-
-
-@pytest.fixture
-def cli(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
-) -> Cli:
-    monkeypatch.setenv("INFER_OS_CACHE", str(tmp_path / "cache"))
-    return runner(monkeypatch, capfdbinary)
 
 
 def test_the_text_of_the_merged_model(cli: Cli, tmp_path: Path) -> None:

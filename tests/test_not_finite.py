@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gguf_parts import GgufParts
 from helpers import TESTS, Converter
-from in_process import Cli, runner
+from in_process import Cli
 
 from infer_os import load
 from infer_os.native.errors import NotFinite
@@ -24,14 +24,6 @@ def broken(converted: Converter, tmp_path: Path, request: pytest.FixtureRequest)
     norm = parts.tensor("output_norm.weight")
     norm.data = np.float32(request.param).tobytes() + norm.data[4:]
     return parts.write(tmp_path / "broken.gguf")
-
-
-@pytest.fixture
-def cli(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
-) -> Cli:
-    monkeypatch.setenv("INFER_OS_CACHE", str(tmp_path / "cache"))
-    return runner(monkeypatch, capfdbinary)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from helpers import (
     u64,
 )
 
+from infer_os.native import gguf_file
 from infer_os.native.errors import GgufError
 from infer_os.native.gguf_file import GgufArray, GgufHeader, read_gguf_header
 
@@ -358,7 +359,10 @@ def test_a_small_header_never_makes_the_reader_allocate_much(tmp_path: Path) -> 
             tracemalloc.stop()
 
 
-def test_a_large_header_is_read_once_and_again_when_the_file_changes(tmp_path: Path) -> None:
+def test_a_large_header_is_read_once_and_again_when_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_file, "_SETTLED_NS", 0)
     path = tmp_path / "large.gguf"
 
     def write(first: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from gguf_parts import GgufParts, Key, Tensor
 from helpers import REFERENCES, Converter
 
-from infer_os.native import graph_check
+from infer_os.native import gguf_file, graph_check
 from infer_os.native.errors import GgufError, ModelLoadError
 from infer_os.native.gguf_file import GgufHeader, read_gguf_header
 from infer_os.native.graph_check import check_graph, read_model_header
@@ -217,24 +217,30 @@ def test_an_unchanged_file_is_read_once(
 ) -> None:
     path = tmp_path / "model.gguf"
     shutil.copy(converted(REFERENCES[0]), path)
-    reads = []
+    reads, checks = [], []
+    read, check = gguf_file._HeaderReader.read, graph_check.check_graph
 
-    def counted(path: Path) -> GgufHeader:
+    def counted_read(reader: gguf_file._HeaderReader) -> GgufHeader:
         reads.append(path)
-        return read_gguf_header(path)
+        return read(reader)
 
-    monkeypatch.setattr(graph_check, "read_gguf_header", counted)
-    monkeypatch.setattr(graph_check, "_SETTLED_NS", 0)
+    def counted_check(header: GgufHeader) -> None:
+        checks.append(header.path)
+        check(header)
+
+    monkeypatch.setattr(gguf_file._HeaderReader, "read", counted_read)
+    monkeypatch.setattr(graph_check, "check_graph", counted_check)
+    monkeypatch.setattr(gguf_file, "_SETTLED_NS", 0)
     header = read_model_header(path)
     with LlamaModel(path) as model:
         assert model.header is header
-    assert reads == [path]
+    assert reads == checks == [path]
 
 
 def test_a_changed_file_is_read_again_even_if_its_time_is_set_back(
     converted: Converter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(graph_check, "_SETTLED_NS", 0)
+    monkeypatch.setattr(gguf_file, "_SETTLED_NS", 0)
     path = tmp_path / "model.gguf"
     shutil.copy(converted(REFERENCES[0]), path)
     before = path.stat()

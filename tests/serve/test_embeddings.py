@@ -77,14 +77,19 @@ def test_fields_that_ask_for_nothing_else(service: Service) -> None:
     assert embed(service, "a", dimensions=4, user="me", encoding_format=None).status == 200
 
 
-def test_no_memory_for_it() -> None:
+def engine_that_raises(error: Exception) -> ScriptedEngine:
+    """Whenever it is to embed."""
     engine = ScriptedEngine(lambda prompt: "abc")
 
     def embed_nothing(tokens: list[int]) -> Any:
-        raise MemoryShortage("takes 5 GB, raise --memory")
+        raise error
 
     engine.embed = embed_nothing  # type: ignore[method-assign]
-    with running(engine) as service:
+    return engine
+
+
+def test_no_memory_for_it() -> None:
+    with running(engine_that_raises(MemoryShortage("takes 5 GB, raise --memory"))) as service:
         got = embed(service, "a")
         assert (got.status, got.error["code"]) == (503, "no_memory")
         assert "takes 5 GB" in got.error["message"]
@@ -92,13 +97,8 @@ def test_no_memory_for_it() -> None:
 
 
 def test_a_vector_that_is_none() -> None:
-    engine = ScriptedEngine(lambda prompt: "abc")
-
-    def embed_zeros(tokens: list[int]) -> Any:
-        raise PromptError("the model computes a vector of length 0")
-
-    engine.embed = embed_zeros  # type: ignore[method-assign]
-    with running(engine) as service:
+    error = PromptError("the model computes a vector of length 0")
+    with running(engine_that_raises(error)) as service:
         got = embed(service, "a")
         assert (got.status, got.error["param"]) == (400, "input")
         assert "of length 0" in got.error["message"]
@@ -106,12 +106,7 @@ def test_a_vector_that_is_none() -> None:
 
 
 def test_an_engine_that_dies() -> None:
-    engine = ScriptedEngine(lambda prompt: "abc")
-
-    def fail(tokens: list[int]) -> Any:
-        raise RuntimeError("out of luck")
-
-    engine.embed = fail  # type: ignore[method-assign]
+    engine = engine_that_raises(RuntimeError("out of luck"))
     with pytest.raises(Exception, match="out of luck"), running(engine) as service:
         got = embed(service, "a")
         assert (got.status, got.error["code"]) == (500, "engine_failed")

@@ -305,28 +305,8 @@ Codebook read_codebook(int32_t ggml_type, int n, int columns, bool even_signs) {
     return book;
 }
 
-const Codebook * iq3_s_codebook() {
-    static const Codebook book = read_codebook(GGML_TYPE_IQ3_S, 512, 4, false);
-    return &book;
-}
-
-const Codebook * iq2_s_codebook() {
-    static const Codebook book = read_codebook(GGML_TYPE_IQ2_S, 1024, 8, false);
-    return &book;
-}
-
-const Codebook * iq3_xxs_codebook() {
-    static const Codebook book = read_codebook(GGML_TYPE_IQ3_XXS, 256, 4, true);
-    return &book;
-}
-
-const Codebook * iq2_xs_codebook() {
-    static const Codebook book = read_codebook(GGML_TYPE_IQ2_XS, 512, 8, true);
-    return &book;
-}
-
-const Codebook * iq2_xxs_codebook() {
-    static const Codebook book = read_codebook(GGML_TYPE_IQ2_XXS, 256, 8, true);
+template <int32_t Type, int Vectors, int Columns, bool EvenSigns> const Codebook * codebook() {
+    static const Codebook book = read_codebook(Type, Vectors, Columns, EvenSigns);
     return &book;
 }
 
@@ -340,11 +320,16 @@ const GridType kTypes[] = {
     {GGML_TYPE_Q3_K, 256, -4, 3, nullptr, read_q3_k, write_q3_k, nullptr},
     {GGML_TYPE_Q2_K, 256, 0, 3, nullptr, read_q2_k, write_q2_k, nullptr},
     {GGML_TYPE_IQ4_XS, 256, 0, 15, kNonlinear, read_iq4_xs, write_iq4_xs, nullptr},
-    {GGML_TYPE_IQ3_S, 256, 0, 0, nullptr, read_iq3_s, write_iq3_s, iq3_s_codebook},
-    {GGML_TYPE_IQ2_S, 256, 0, 0, nullptr, read_iq2_s, write_iq2_s, iq2_s_codebook},
-    {GGML_TYPE_IQ3_XXS, 256, 0, 0, nullptr, read_iq3_xxs, write_iq3_xxs, iq3_xxs_codebook},
-    {GGML_TYPE_IQ2_XS, 256, 0, 0, nullptr, read_iq2_xs, write_iq2_xs, iq2_xs_codebook},
-    {GGML_TYPE_IQ2_XXS, 256, 0, 0, nullptr, read_iq2_xxs, write_iq2_xxs, iq2_xxs_codebook},
+    {GGML_TYPE_IQ3_S, 256, 0, 0, nullptr, read_iq3_s, write_iq3_s,
+     codebook<GGML_TYPE_IQ3_S, 512, 4, false>},
+    {GGML_TYPE_IQ2_S, 256, 0, 0, nullptr, read_iq2_s, write_iq2_s,
+     codebook<GGML_TYPE_IQ2_S, 1024, 8, false>},
+    {GGML_TYPE_IQ3_XXS, 256, 0, 0, nullptr, read_iq3_xxs, write_iq3_xxs,
+     codebook<GGML_TYPE_IQ3_XXS, 256, 4, true>},
+    {GGML_TYPE_IQ2_XS, 256, 0, 0, nullptr, read_iq2_xs, write_iq2_xs,
+     codebook<GGML_TYPE_IQ2_XS, 512, 8, true>},
+    {GGML_TYPE_IQ2_XXS, 256, 0, 0, nullptr, read_iq2_xxs, write_iq2_xxs,
+     codebook<GGML_TYPE_IQ2_XXS, 256, 8, true>},
 };
 
 }  // namespace
