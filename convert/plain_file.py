@@ -13,7 +13,6 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from infer_os.files import names_something
 from infer_os.json_text import json_fault
 
 from .errors import FileFormatError
@@ -34,19 +33,6 @@ def check_plain(path: Path) -> None:
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a folder will say so
         raise FileFormatError(f"{path}: not a plain file")
-
-
-def is_there(text: str) -> bool:
-    """Whether a text names a folder or a plain file; it may be no path at all.
-
-    Raises:
-        OSError: that cannot be said.
-        FileFormatError: what is there may have no end.
-    """
-    if not names_something(text):
-        return False
-    check_plain(Path(text))
-    return True
 
 
 def refuse_pointer(path: Path, start: bytes) -> None:

@@ -17,7 +17,7 @@ from ..convert.adapters import ADAPTER_WEIGHTS, open_adapter, parts_of
 from ..convert.errors import FileFormatError, SourceError, UnsupportedError
 from ..convert.hub import download, list_repository
 from ..convert.output_locks import locked_in_turn, make_folder
-from ..convert.plain_file import is_there
+from ..convert.plain_file import check_plain
 from ..convert.source import AdapterSource, HubSource, read_hub_name
 from ..errors import shortened
 from ..files import names_something
@@ -73,11 +73,14 @@ def _is_there_as(text: str, option: str) -> bool:
         SourceError: it cannot be read, or may have no end.
     """
     try:
-        return is_there(text)
+        if not names_something(text):
+            return False
+        check_plain(Path(text))
     except OSError as error:
         raise SourceError(f"{option} {text}: cannot be opened: {error.strerror}") from error
     except FileFormatError as error:
         raise SourceError(f"{option} {error}") from error
+    return True
 
 
 def _shown(text: str) -> str:

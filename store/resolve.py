@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..convert.errors import SourceError, UnknownModel, UnsupportedError
-from ..convert.plain_file import is_there
+from ..convert.plain_file import check_plain
 from ..convert.source import HubSource, ReadySource, is_revision, read_hub_name
 from ..models.catalog import find_model, near_names
 from .shelves import shelf_of, titles
@@ -84,7 +84,9 @@ def find_source(
         raise SourceError(f"{what} is empty; give {file}a folder, a catalog name or a hub id")
     path = Path(text)
     try:
-        exists = is_there(text)
+        exists = path.exists()
+        if exists:
+            check_plain(path)
     except OSError as error:
         raise SourceError(f"{text}: cannot be opened: {error.strerror}") from error
     if exists:

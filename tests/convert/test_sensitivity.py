@@ -219,7 +219,7 @@ def test_too_small(folder: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda record: record | {"version": 2},
+        lambda record: record | {"version": 1},
         lambda record: record | {"values": -1},
         lambda record: record | {"matrices": {}},
         lambda record: record | {"matrices": {"a": {"values": 32, "options": []}}},
