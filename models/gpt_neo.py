@@ -93,10 +93,11 @@ def _layer_kinds(read: ConfigReader, n_layer: int) -> list[str]:
     kinds = read.find("attention_layers")
     if kinds is None:
         kinds = []
-        for entry in read.find("attention_types") or [[[_GLOBAL, _LOCAL], (n_layer + 1) // 2]]:
+        entries = read.find("attention_types") or [[[_GLOBAL, _LOCAL], (n_layer + 1) // 2]]
+        for entry in entries if isinstance(entries, list) else [entries]:
             match entry:
                 case [list(names), int(times)] if 0 < times <= MOST_LAYERS:
-                    kinds += names * times
+                    kinds += names[:n_layer] * times
                 case _:
                     raise ConfigError(f"config.json: attention_types has {entry!r}")
         kinds = kinds[:n_layer]

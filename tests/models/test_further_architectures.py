@@ -51,6 +51,9 @@ def rule_named(network: Network, target: str) -> TensorRule:
         ("gpt-neo-125m", {"attention_types": [[["sparse"], 12]]}, "attention is 'sparse'"),
         ("gpt-neo-125m", {"attention_types": [[["global"], 5]]}, "not a list of 12 kinds"),
         ("gpt-neo-125m", {"attention_types": [["global", 12]]}, "attention_types has"),
+        ("gpt-neo-125m", {"attention_types": 12}, "attention_types has 12"),
+        ("gpt-neo-125m", {"attention_types": True}, "attention_types has True"),
+        ("gpt-neo-125m", {"attention_types": "global"}, "attention_types has 'global'"),
         ("gpt-neo-125m", {"attention_types": [[["global"], 10**9]]}, "attention_types has"),
         ("gpt-neo-125m", {"window_size": 0}, "'window_size' is 0"),
         (
