@@ -23,7 +23,7 @@ from .abi import Status
 from .amx import NO_AMX, Amx, has_amx, use_amx
 from .attention_windows import read_windows
 from .cpu import repacked_types, used_features
-from .ggml_types import ggml_types
+from .ggml_types import ggml_type_named, ggml_types
 from .gguf_file import GgufHeader
 from .kv_state import OWN_CACHES, KvGeometry, kv_geometry
 from .layouts import Repacking, llama_layouts
@@ -31,7 +31,7 @@ from .library import build_complaint, build_info, load_library
 from .logs import route_logs
 
 # takes_attention of native/src/kernels/attention_op.cpp
-_BLOCK, _MOST_HEAD = 32, 256
+_MOST_HEAD = 256
 _TOKENS, _POSITIONS, _HEAD = "token_embd.weight", "position_embd.weight", "output.weight"
 #: what ``inferos_kernels_switch`` takes
 _NOTHING, _KERNELS, _KERNELS_AND_COLUMNS, _WHOLE_GRAPH, _WHOLE_GRAPH_ERF = range(5)
@@ -115,11 +115,15 @@ def own_kernels(status: KernelStatus, geometry: KvGeometry) -> OwnKernels | None
     """What our kernels compute of a model with heads of this geometry; None: nothing."""
     if not status.in_use:
         return None
-    good = all(head % _BLOCK == 0 and head <= _MOST_HEAD
-               for head in (geometry.head_k, geometry.head_v))  # fmt: skip
+    heads = geometry.head_k, geometry.head_v
     return OwnKernels(
         taken_types(status),
-        OWN_CACHES if good else frozenset(),
+        frozenset(
+            name
+            for name in OWN_CACHES
+            if max(heads) <= _MOST_HEAD
+            and all(head % ggml_type_named(name).block == 0 for head in heads)
+        ),
         _types_of(load_library().inferos_kernels_takes_columns),
         load_library().inferos_kernels_most_columns(),
     )

@@ -208,7 +208,7 @@ def check_types(spec: str, stages: tuple[KvStage, ...], model: KvModel) -> None:
             if head % kind.block:
                 raise SettingsError(
                     f"{spec}: {name} stores blocks of {kind.block} values, which do not divide "
-                    f"this model's {which} heads of {head}; take f16 or bf16"
+                    f"this model's {which} heads of {head}; take f16"
                 )
             if which == "V" and kind.quantized and not model.flash_attention:
                 raise SettingsError(

@@ -30,6 +30,9 @@ CASES = [
       for k in ("q8_0", "q4_0", "f16") for v in ("q8_0", "q4_0", "f16") for n in (1, 9)),
     *(Case(keys=kind, values=kind, head=head, n_tokens=5, n_positions=77)
       for kind in ("q8_0", "q4_0", "f16") for head in (32, 64, 96, 128, 256)),
+    # float16 alone may be cut within a block
+    *(Case(keys="f16", values="f16", head=head, n_tokens=n, n_positions=300)
+      for head in (1, 4, 8, 16, 40, 48, 250) for n in (1, 9)),
     *(Case(n_tokens=n, n_positions=600, mask=mask)
       for n in (1, 3, 8, 17, 33) for mask in ("none", "causal", "holes", "rare", "blind")),
     *(Case(keys="q4_0", n_heads=n, n_kv_heads=n, n_tokens=3, n_positions=520, max_bias=8.0)

@@ -100,15 +100,18 @@ def attend(case: Case, layer: int, threads: int = 2) -> NDArray[np.float32]:
 
 
 @needs_kernels
-@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [("f16", 64), ("q8_0", 64), ("q4_0", 64), *(("f16", head) for head in (4, 8, 16, 48))],
+)
 @pytest.mark.parametrize("window", [1, 24, 256, 300, 0], ids=str)
 @pytest.mark.parametrize("n_tokens", [1, 5, 70])
 def test_a_window_counts_positions_wherever_their_cells_are(
-    window: int, kind: str, n_tokens: int
+    window: int, kind: str, head: int, n_tokens: int
 ) -> None:
     sizes: dict[str, Any] = {
         "keys": kind, "values": kind, "n_tokens": n_tokens, "n_positions": 600, "n_sequences": 2,
-        "n_heads": 4, "n_kv_heads": 4, "max_bias": 1.0,
+        "n_heads": 4, "n_kv_heads": 4, "max_bias": 1.0, "head": head,
     }  # fmt: skip
     wanted = Windowed(**{**sizes, "max_bias": 0.0}, window=window)
     with windows(0, window):
@@ -245,9 +248,9 @@ def test_heads_that_our_kernels_do_not_take(converted: Converter) -> None:
     header = read_gguf_header(converted(NEO))
     assert (exact_context(start_kernels(), header), WINDOW) == (128, 24)
     assert exact_context(SWITCHED_OFF, header) == WINDOW
-    small = replace(header, metadata={**header.metadata, "mpt.attention.head_count": 4})
-    assert computed_windows(start_kernels(), small) is None
-    assert exact_context(start_kernels(), small) == WINDOW
+    wide = replace(header, metadata={**header.metadata, "mpt.attention.key_length": 320})
+    assert computed_windows(start_kernels(), wide) is None
+    assert exact_context(start_kernels(), wide) == WINDOW
 
 
 def changed(header: GgufHeader, **values: object) -> GgufHeader:

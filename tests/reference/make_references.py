@@ -314,6 +314,11 @@ REFERENCES = (
         ),
         n_tokens=2048, stored=False,
     ),
+    # TinyStories' heads have 4, 8, 16, 32 and 48 values
+    Reference("gpt-neo-heads-of-4", _neo(num_heads=16), n_tokens=2 * N_FULL, stored=False),
+    Reference(
+        "gpt-neo-heads-of-48", _neo(hidden_size=96), n_tokens=2 * N_FULL, stored=False,
+    ),
     Reference(
         "gpt-neo-global", _neo(attention_types=[[["global"], 2]]), n_tokens=2 * N_FULL,
         stored=False,

@@ -58,7 +58,7 @@ float alibi_slope(float max_bias, int64_t head, int64_t n_head) {
 struct Desk {
     alignas(64) uint8_t tile[kTile * kMostHead * sizeof(float)];
     alignas(64) float scores[kTile][kPart];
-    alignas(64) uint8_t rows[kMostRows * kMostHead * sizeof(uint16_t)];  // of a partial panel
+    alignas(64) uint8_t rows[kMostRows * kMostHead * sizeof(uint16_t)];  // of a copied panel
     Seen    seen[kTile];
     Seen    part[kTile];
     Reading readings[2];  // that under way, and the next
@@ -90,7 +90,7 @@ class Attention {
     }
 
     void read_queries(const Tile & tile, Desk & desk) const {
-        const int64_t n = q_->ne[0];
+        const int64_t n = q_->ne[0], n_padded = blocks_of(k_) * kBlock;
         for (int32_t c = 0; c < tile.width; c++) {
             const auto * query =
                 reinterpret_cast<const float *>(static_cast<const uint8_t *>(q_->data) +
@@ -101,8 +101,8 @@ class Attention {
                 variant_.quantize(query, n / kBlock, k_type_.offset, false, tile.width, c,
                                   desk.tile);
             } else {
-                std::memcpy(desk.tile + static_cast<size_t>(c * n) * sizeof(float), query,
-                            static_cast<size_t>(n) * sizeof(float));
+                auto * read = reinterpret_cast<float *>(desk.tile) + c * n_padded;
+                std::fill(std::copy_n(query, n, read), read + n_padded, 0.0f);
             }
         }
     }
@@ -126,7 +126,7 @@ class Attention {
             reading.fetch(i + ahead, next);
             const int64_t row   = reading.panels[i];
             const Panel   panel = panel_at(reading.keys, row, desk);
-            k_type_.scores[tile.width - 1](panel.start, panel.stride, k_->ne[0] / kBlock, desk.tile,
+            k_type_.scores[tile.width - 1](panel.start, panel.stride, blocks_of(k_), desk.tile,
                                            &desk.scores[0][row], kPart, nullptr);
         }
         const float slope =
@@ -134,21 +134,21 @@ class Attention {
         for (int32_t c = 0; c < tile.width; c++) {
             kernels_.softmax(desk.scores[c], reading.n_positions, parameters_.scale,
                              reading.masks[c], slope, &seen[c]);
-            std::fill_n(seen[c].values, v_->ne[0], 0.0f);
+            std::fill_n(seen[c].values, blocks_of(v_) * kBlock, 0.0f);
         }
         for (int64_t i = 0; i < reading.n_panels; i++) {
             reading.fetch(reading.n_panels + i + ahead, next);
             const int64_t row   = reading.panels[i];
             const Panel   panel = panel_at(reading.values, row, desk);
             v_type_.values[tile.width - 1](panel.start, panel.stride,
-                                           static_cast<int32_t>(v_->ne[0] / kBlock),
+                                           static_cast<int32_t>(blocks_of(v_)),
                                            &desk.scores[0][row], kPart, seen);
         }
     }
 
     void merge(const Tile & tile, Seen * into, const Seen * later) const {
         for (int32_t c = 0; c < tile.width; c++) {
-            kernels_.merge(&into[c], &later[c], static_cast<int32_t>(v_->ne[0] / kBlock));
+            kernels_.merge(&into[c], &later[c], static_cast<int32_t>(blocks_of(v_)));
         }
     }
 
@@ -179,17 +179,19 @@ class Attention {
         size_t          stride;
     };
 
-    // The panel at a row; the last one is copied if rows are missing.
+    // The panel at a row; copied if rows are missing, as from the last one, or parts of blocks.
     Panel panel_at(const Rows & rows, int64_t row, Desk & desk) const {
-        if (row + variant_.rows <= rows.n) {
+        const int64_t end = std::min(row + variant_.rows, rows.n);
+        if (row + variant_.rows == end && rows.n_bytes == rows.n_padded_bytes) {
             return {rows.at(row), rows.stride};
         }
-        const auto bytes = static_cast<size_t>(rows.n_bytes);
-        std::memset(desk.rows, 0, bytes * static_cast<size_t>(variant_.rows));
-        for (int64_t i = row; i < rows.n; i++) {
-            std::memcpy(desk.rows + static_cast<size_t>(i - row) * bytes, rows.at(i), bytes);
+        const auto stride = static_cast<size_t>(rows.n_padded_bytes);
+        std::memset(desk.rows, 0, stride * static_cast<size_t>(variant_.rows));
+        for (int64_t i = row; i < end; i++) {
+            std::memcpy(desk.rows + static_cast<size_t>(i - row) * stride, rows.at(i),
+                        static_cast<size_t>(rows.n_bytes));
         }
-        return {desk.rows, bytes};
+        return {desk.rows, stride};
     }
 
     const Variant &          variant_;
@@ -208,8 +210,8 @@ class Attention {
 
 bool is_cache(const Variant & variant, const ggml_tensor * cache) {
     const CacheType * type = cache_type_of(variant, cache->type);
-    return type != nullptr && cache->ne[0] % kBlock == 0 && cache->ne[0] > 0 &&
-           cache->ne[0] <= kMostHead && cache->ne[1] > 0 &&
+    return type != nullptr && (!type->quantized || cache->ne[0] % kBlock == 0) &&
+           cache->ne[0] > 0 && cache->ne[0] <= kMostHead && cache->ne[1] > 0 &&
            cache->nb[0] * static_cast<size_t>(kBlock) ==
                static_cast<size_t>(type->block_bytes) *
                    static_cast<size_t>(type->quantized ? kBlock : 1);

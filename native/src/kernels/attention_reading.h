@@ -32,12 +32,19 @@ struct Tile {
     int32_t width;
 };
 
+// Blocks of a head's values; the last one of float16 may be a part of one, which is read as if zeros
+// followed.
+inline int64_t blocks_of(const ggml_tensor * cache) {
+    return (cache->ne[0] + kBlock - 1) / kBlock;
+}
+
 // A head's rows of a part, in the cache.
 struct Rows {
     const uint8_t * start;
     size_t          stride;
     int64_t         n;
-    int64_t         n_bytes;  // of a row
+    int64_t         n_bytes;         // of a row
+    int64_t         n_padded_bytes;  // of a row of whole blocks
 
     // `tile` is of n_heads heads, which may be more than the cache's.
     Rows(const ggml_tensor * cache, int32_t block_bytes, const Tile & tile, int64_t n_heads,
@@ -47,7 +54,8 @@ struct Rows {
                 static_cast<size_t>(tile.sequence) * cache->nb[3] +
                 static_cast<size_t>(first) * cache->nb[1]),
           stride(cache->nb[1]), n(std::min(kPart, cache->ne[1] - first)),
-          n_bytes(cache->ne[0] / kBlock * block_bytes) {}
+          n_bytes(cache->ne[0] * block_bytes / kBlock),
+          n_padded_bytes(blocks_of(cache) * block_bytes) {}
     Rows() = default;
 
     const uint8_t * at(int64_t row) const { return start + static_cast<size_t>(row) * stride; }

@@ -106,10 +106,14 @@ def test_what_is_not_ours_keeps_its_limits(model: Converter, foreign: Path) -> N
         assert engine.rows_alike() == 8
     with LlamaEngine(model("q8_0"), EngineSettings(context=512, kv="q5_1")) as engine:
         assert engine.rows_alike() == 7
-    for geometry in (KvGeometry(1, 1, 40, 64), KvGeometry(1, 1, 64, 320)):
+    for geometry, caches in (
+        (KvGeometry(1, 1, 64, 64), {"f16", "q8_0", "q4_0"}),
+        (KvGeometry(1, 1, 40, 64), {"f16"}),
+        (KvGeometry(1, 1, 64, 320), set()),
+    ):
         own = own_kernels(start_kernels(), geometry)
         assert own is not None
-        assert not own.caches
+        assert own.caches == caches
     assert own_kernels(SWITCHED_OFF, KvGeometry(1, 1, 64, 64)) is None
 
 
