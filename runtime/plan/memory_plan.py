@@ -21,7 +21,7 @@ from ..kv.schedule import KvModel, KvSchedule, KvStage, migration_bytes
 
 #: Interpreter, libraries and graphs, and what llama.cpp and we keep of each token of a vocabulary;
 #: measured with vocabularies of 50 k and 250 k tokens (docs/memory.md).
-PROCESS_BYTES = 75_000_000
+PROCESS_BYTES = 73_000_000
 VOCABULARY_BYTES = 325
 
 #: Of that, pages of program files once llama.cpp is loaded, if the kernel maps them in large
