@@ -70,8 +70,9 @@ def obey_one_of(commands: Sequence[Command[Chat]], chat: Chat, line: str) -> str
     argument = rest[0].strip() if rest else ""
     command = next((c for c in commands if c.name == name), None)
     if command is None:
-        near = difflib.get_close_matches(name, [c.name for c in commands], n=1)
-        hint = f"did you mean {near[0]}?" if near else "/help lists them"
+        # without the slash, which all have in common
+        near = difflib.get_close_matches(name[1:], [c.name[1:] for c in commands], n=1)
+        hint = f"did you mean /{near[0]}?" if near else "/help lists them"
         console.note(f"{name}: no such command; {hint}")
         return None
     optional = not command.argument or command.argument.startswith("[")

@@ -61,6 +61,7 @@ def test_the_guide_has_every_command_setting_and_style() -> None:
     ("line", "answer"),
     [
         ("/nonsense x", "/nonsense: no such command; /help lists them\n"),
+        ("/nope", "/nope: no such command; /help lists them\n"),
         ("/rest", "/rest: no such command; did you mean /reset?\n"),
         ("/", "/: no such command; /help lists them\n"),
         ("/reset now", "/reset: expected /reset alone\n"),
