@@ -5,11 +5,13 @@ All clients share one thread and plain sockets: while the clock runs, what arriv
 together with its time, and is read as HTTP, events and JSON afterwards. On a machine of few cores
 a client that parses each event as it comes would take a good part of the time that it measures.
 Whoever is sent away (429) asks again after the seconds of Retry-After; an answer's times count from
-the request that was taken.
+the request that was taken. Where a server closes a connection behind an answer, the next request
+opens another.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import selectors
@@ -76,6 +78,8 @@ class Clients:
         self._port, self._n = port, n
         #: Requests that were sent away, and those of them that wait to be sent again.
         self.n_sent_away = 0
+        #: Connections that the server had closed when the next request came, and new ones took.
+        self.n_reopened = 0
         self._again: list[tuple[float, int]] = []
 
     def ask(
@@ -98,7 +102,14 @@ class Clients:
                 for key, _ in selector.select(0.001 if drops or self._again else None):
                     door, exchange = key.fileobj, key.data
                     assert isinstance(door, socket.socket)
-                    data = door.recv(1 << 20)
+                    data = _received(door)
+                    if not data and not exchange.pieces:
+                        selector.unregister(door)
+                        door.close()
+                        self.n_reopened += 1
+                        again = iter((exchange.number,))
+                        self._next(selector, None, again, requests, moments)
+                        continue
                     assert data, f"request {exchange.number} was cut off"
                     if exchange.take(data):
                         selector.unregister(door)
@@ -137,9 +148,18 @@ class Clients:
             door = socket.create_connection(("127.0.0.1", self._port))
             door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         now, moment = time.perf_counter(), moments[number]
-        door.sendall(requests[number])
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            door.sendall(requests[number])  # or its end is read next
         gone = None if moment is None else now + moment
         selector.register(door, selectors.EVENT_READ, _Exchange(number, now, gone))
+
+
+def _received(door: socket.socket) -> bytes:
+    """What has come; nothing where the server closed the connection."""
+    try:
+        return door.recv(1 << 20)
+    except ConnectionResetError:
+        return b""
 
 
 def random_drops(n: int, share: float, longest: float, chance: random.Random) -> list[float | None]:

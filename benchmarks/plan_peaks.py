@@ -5,7 +5,7 @@
 A row is a command in a separate process, with a prompt that fills its buffers: the plan is what it
 says it needs when allowed one byte (``--memory 1``), the peak its largest resident set, plus that
 of the process that renders chat templates. Models are the bundled one in several types, and
-random weights of published geometries, cut in layers. Rows of Parquet need pyarrow (the extra parquet).
+random weights of published geometries, cut in layers. Rows of Parquet need the extra ``parquet``.
 Exits with 1 if a peak is above its plan, or a plan more than 5 % and 10 MB above its peak.
 ``--docs`` writes the table into the page, between two marks.
 """

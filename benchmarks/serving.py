@@ -162,6 +162,7 @@ class Round:
     client_s: float = 0.0
     events: float = 0.0
     n_sent_away: int = 0
+    n_reopened: int = 0
 
 
 def batch_round(engine: BatchEngine, prompts: list[str], n_tokens: int) -> Round:
@@ -196,6 +197,7 @@ def server_round(server: Server, n_clients: int, bodies: list[dict[str, Any]]) -
         n_tokens / seconds, [answer.text for answer in answers], server_s / n_tokens,
         [answer.first_s for answer in answers], client_s / n_tokens,
         sum(answer.n_events for answer in answers) / n_tokens, clients.n_sent_away,
+        clients.n_reopened,
     )  # fmt: skip
 
 
@@ -268,7 +270,8 @@ def show(name: str, rounds: list[Round], batches: list[Round]) -> None:
     print(
         f"    {what}: p50 {percents[49]:.3f} s, p99 {percents[98]:.3f} s; processor time per "
         f"token: server {1e6 * server_s:.0f} us, clients {1e6 * client_s:.0f} us; "
-        f"{events:.2f} events per token; sent away {sum(done.n_sent_away for done in rounds)} times"
+        f"{events:.2f} events per token; sent away {sum(done.n_sent_away for done in rounds)} "
+        f"times, connected again {sum(done.n_reopened for done in rounds)} times"
     )
 
 
