@@ -2,16 +2,19 @@
 
     python benchmarks/serving.py [--models bundled,pythia-160m] [--clients 1,8,32,128] [--type q8_0]
         [--tokens 64] [--prompt 40] [--rounds 5] [--least 32] [--threads N] [--drop 0.3]
-        [--requests 2000] [--parallel N] [--queue 256] [--llama-python VENV/bin/python]
+        [--equal] [--requests 2000] [--parallel N] [--queue 256] [--llama-python VENV/bin/python]
         [--llama-server FILE] [--work DIR]
 
 Clients on loopback ask for greedy completions of prompts of ``--prompt`` words, each its next one
-when the last one has ended: in a round all streamed, in another one all whole. For each number of
-clients, ``serve`` computes as many texts at once as there are clients, and so does the batch
-engine, which gets the same prompts in this process; they take turns, each round with the same
-prompts, two for each client and at least ``--least``. Prints drawn tokens per second of each as the
-median with the least and the most, serve over batch of each round, the time to the first token (p50
-and p99), and the processor time that the server and the clients (:mod:`.load_clients`) took.
+when the last one has ended: in a round all streamed, in another one all whole. An answer has at
+most half to one and a half times ``--tokens``, drawn for each; with ``--equal`` all have as many,
+so that batch ends and begins all its texts in the same step, as no server's clients do. For each
+number of clients, ``serve`` computes as many texts at once as there are clients, and so does the
+batch engine, which gets the same prompts in this process; they take turns, each round with the
+same prompts, two for each client and at least ``--least``. Prints drawn tokens per second of each
+as the median with the least and the most, serve over batch of each round, the time to the first
+token (p50 and p99), and the processor time that the server and the clients (:mod:`.load_clients`)
+took.
 
 Then, with ``--drop``, this share of the clients goes away at a random moment: those that stay must
 each get the text that batch has, once, and nothing may be left running. With ``--requests``, so
@@ -165,10 +168,17 @@ class Round:
     n_reopened: int = 0
 
 
-def batch_round(engine: BatchEngine, prompts: list[str], n_tokens: int) -> Round:
+#: A prompt, and the most tokens of its answer.
+Request = tuple[str, int]
+
+
+def batch_round(engine: BatchEngine, requests: list[Request]) -> Round:
     """All prompts once."""
     greedy = SamplingSettings(temperature=0)
-    records = [Record(i, i, greedy, StopSettings(n_tokens), p) for i, p in enumerate(prompts)]
+    records = [
+        Record(i, i, greedy, StopSettings(n_tokens), prompt)
+        for i, (prompt, n_tokens) in enumerate(requests)
+    ]
     started, cpu_s = time.perf_counter(), time.process_time()
     answers = sorted(engine.run(records), key=lambda answer: answer.line)
     seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_s
@@ -176,12 +186,13 @@ def batch_round(engine: BatchEngine, prompts: list[str], n_tokens: int) -> Round
     return Round(n / seconds, [answer.text for answer in answers], cpu_s / n)
 
 
-def bodies_of(prompts: list[str], n_tokens: int, *, stream: bool) -> list[dict[str, Any]]:
-    """Requests for greedy completions."""
-    settings: dict[str, Any] = {"max_tokens": n_tokens, "temperature": 0}
+def body_of(request: Request, *, stream: bool) -> dict[str, Any]:
+    """A request for a greedy completion."""
+    prompt, n_tokens = request
+    body: dict[str, Any] = {"prompt": prompt, "max_tokens": n_tokens, "temperature": 0}
     if stream:
-        settings |= {"stream": True, "stream_options": {"include_usage": True}}
-    return [{"prompt": prompt, **settings} for prompt in prompts]
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    return body
 
 
 def server_round(server: Server, n_clients: int, bodies: list[dict[str, Any]]) -> Round:
@@ -209,10 +220,13 @@ def spread(name: str, values: list[float], unit: str = "") -> str:
     )
 
 
-def make_prompts(chance: random.Random, n: int, n_words: int) -> list[str]:
-    """Prompts that begin differently."""
-    starts = [chance.randrange(len(_WORDS) - n_words) for _ in range(n)]
-    return [" ".join(_WORDS[at : at + n_words]) for at in starts]
+def make_requests(chance: random.Random, n: int, given: argparse.Namespace) -> list[Request]:
+    """Prompts that begin differently, with answers of various lengths."""
+    least, most = (given.tokens,) * 2 if given.equal else (given.tokens // 2, given.tokens * 3 // 2)
+    starts = [chance.randrange(len(_WORDS) - given.prompt) for _ in range(n)]
+    return [
+        (" ".join(_WORDS[at : at + given.prompt]), chance.randint(least, most)) for at in starts
+    ]
 
 
 def compare(model: Path, n_clients: int, given: argparse.Namespace) -> None:
@@ -234,17 +248,17 @@ def compare(model: Path, n_clients: int, given: argparse.Namespace) -> None:
         found: dict[str, list[Round]] = {name: [] for name in ways}
         n = max(given.least, 2 * n_clients)
         for number in range(given.rounds + 1):  # the first one warms up
-            prompts = make_prompts(chance, n, given.prompt)
-            batch = batch_round(engine, prompts, given.tokens)
+            requests = make_requests(chance, n, given)
+            batch = batch_round(engine, requests)
             batches += [batch] * bool(number)
             for name, (asked, stream) in ways.items():
-                bodies = bodies_of(prompts, given.tokens, stream=stream)
+                bodies = [body_of(request, stream=stream) for request in requests]
                 done = server_round(asked, n_clients, bodies)
                 assert asked is not server or done.texts == batch.texts, "other texts than batch's"
                 found[name] += [done] * bool(number)
         print(
             f"{n_clients} clients, {n_seq} texts at once, {n} requests a round, {given.tokens} "
-            "tokens at most each:"
+            f"tokens at most {'each' if given.equal else 'on average'}:"
         )
         print(spread("batch, tokens/s", [batch.speed for batch in batches]))
         for name, rounds in found.items():
@@ -281,15 +295,12 @@ def check_drops(
     """Clients go away at random; the others get their texts, once, and nothing is left."""
     chance = random.Random(7)
     n = max(given.least, 4 * n_clients)
-    prompts = make_prompts(chance, n, given.prompt)
+    requests = make_requests(chance, n, given)
     started = time.perf_counter()
-    expected = batch_round(engine, prompts, given.tokens).texts
+    expected = batch_round(engine, requests).texts
     # about as long as an answer takes
     longest = (time.perf_counter() - started) * n_clients / n
-    bodies = [
-        body for prompt in prompts
-        for body in bodies_of([prompt], given.tokens, stream=chance.random() < 0.5)
-    ]  # fmt: skip
+    bodies = [body_of(request, stream=chance.random() < 0.5) for request in requests]
     drops = random_drops(n, given.drop, longest, chance)
     _, answers = Clients(server.port, n_clients).ask(bodies, drops)
     for answer, text in zip(answers, expected, strict=True):
@@ -301,14 +312,15 @@ def check_drops(
 
 def watch_memory(model: Path, given: argparse.Namespace) -> None:
     """Memory of the server over many short requests; prints it at every tenth of them."""
+    short = argparse.Namespace(prompt=8, tokens=4, equal=True)
     with serving(model, 8, given) as server:
         sizes: list[tuple[float, float]] = []
         n_gone, tenth = 0, max(1, given.requests // 10)
         chance = random.Random(1)
         for _ in range(10):
             bodies = [
-                bodies_of([prompt], 4, stream=chance.random() < 0.5)[0]
-                for prompt in make_prompts(chance, tenth, 8)
+                body_of(request, stream=chance.random() < 0.5)
+                for request in make_requests(chance, tenth, short)
             ]
             drops = random_drops(tenth, given.drop / 10, 0.02, chance)
             _, answers = Clients(server.port, 16).ask(bodies, drops)
@@ -362,6 +374,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--drop", type=float, default=0.3)
     parser.add_argument("--least", type=int, default=_LEAST_REQUESTS)
+    parser.add_argument("--equal", action="store_true")
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--parallel", type=int, default=0)
     parser.add_argument("--queue", type=int, default=256)
