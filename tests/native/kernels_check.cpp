@@ -365,16 +365,21 @@ void check_attendance() {
     constexpr int64_t ms = 1'000'000;
     Attendance        attendance;
     int64_t           now             = 0;
-    const auto        calls_until_out = [&](int64_t waited) {
+    const auto        calls_until_out = [&](int64_t waited, int n_members) {
         int n = 0;
         for (; attendance.is_called(now) && n < 10'000; n++) {
             now += ms;
-            attendance.note(now, ms, waited);
+            attendance.note(now, ms, waited, n_members);
         }
         return n;
     };
-    check(calls_until_out(ms / 10) == 10'000, "attendance", "a tenth", 0, 0, 0);
-    check(calls_until_out(ms / 2) < 20, "attendance", "half", 0, 0, 0);
+    check(calls_until_out(ms / 10, 2) == 10'000, "attendance", "a tenth", 0, 0, 0);
+    check(calls_until_out(ms / 3, 2) == 10'000, "attendance", "a third of two", 0, 0, 0);
+    check(calls_until_out(ms / 2, 2) < 200, "attendance", "half", 0, 0, 0);
+    while (!attendance.is_called(now)) {
+        now += ms;
+    }
+    check(calls_until_out(ms / 3, 4) < 100, "attendance", "a third of four", 0, 0, 0);
     int64_t pauses[3] = {};
     for (auto & pause : pauses) {  // it comes back, and goes for longer each time
         const int64_t left = now;
@@ -382,7 +387,7 @@ void check_attendance() {
             now += ms;
         }
         pause = now - left;
-        calls_until_out(ms / 2);
+        calls_until_out(ms / 2, 2);
     }
     check(pauses[0] < pauses[1] && pauses[1] < pauses[2], "attendance", "pauses", pauses[0],
           pauses[1], pauses[2]);

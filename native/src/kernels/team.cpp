@@ -25,9 +25,10 @@ namespace {
 constexpr int64_t kMicrosecond = 1000;
 // How long a thread looks for work, or for pieces, before it sleeps: waking one takes about as long.
 constexpr int64_t kSpin = 50 * kMicrosecond;
-// A thread is left out when the caller waits for it this share of the time, seen over a window.
-constexpr double  kMostWaited  = 0.2;
-constexpr int64_t kWindow      = 10'000 * kMicrosecond;
+// What the caller waits for a thread is averaged over about this long.
+constexpr int64_t kWindow = 50'000 * kMicrosecond;
+// A thread is left out at this part of the share at which the others are as fast without it.
+constexpr double  kOfEqual     = 0.8;
 constexpr int64_t kShortestOut = 10'000 * kMicrosecond;
 constexpr int64_t kLongestOut  = 2'000'000 * kMicrosecond;
 
@@ -145,14 +146,16 @@ void Signal::sleep(uint32_t seen) {
 
 // ---- who is called
 
-void Attendance::note(int64_t now, int64_t elapsed, int64_t waited) {
+void Attendance::note(int64_t now, int64_t elapsed, int64_t waited, int n_members) {
     if (elapsed <= 0) {
         return;
     }
-    const double weight = elapsed >= kWindow ? 1.0 : static_cast<double>(elapsed) / kWindow;
+    const double weight = static_cast<double>(elapsed) / static_cast<double>(elapsed + kWindow);
     const double share  = static_cast<double>(waited) / static_cast<double>(elapsed);
     waited_share_ += weight * (share - waited_share_);
-    if (waited_share_ > kMostWaited) {
+    // n members of whom one is waited for a share s of the time compute n (1 - s) times what one
+    // does, the others alone n - 1 times: equal at s = 1 / n
+    if (waited_share_ > kOfEqual / n_members) {
         pause_ = pause_ == 0 ? kShortestOut : pause_ < kLongestOut / 2 ? 2 * pause_ : kLongestOut;
         out_until_    = now + pause_;
         in_since_     = out_until_;
@@ -299,7 +302,7 @@ void Team::call_own(int n_members, Work work, const void * context) {
     n_calls.fetch_add(n_most, std::memory_order_relaxed);
     for (int i = 1; i <= n_most; i++) {
         if (is_called[i]) {
-            places_[i].attendance.note(end, end - start, places_[i].waited);
+            places_[i].attendance.note(end, end - start, places_[i].waited, n_members);
         } else {
             n_left_out.fetch_add(1, std::memory_order_relaxed);
         }

@@ -55,8 +55,9 @@ class Signal {
 class Attendance {
   public:
     bool is_called(int64_t now) const { return now >= out_until_; }
-    // After a call of `elapsed` in which the caller waited for this thread for `waited`.
-    void note(int64_t now, int64_t elapsed, int64_t waited);
+    // After a call of n_members that took `elapsed`, in which the caller waited for this thread for
+    // `waited`.
+    void note(int64_t now, int64_t elapsed, int64_t waited, int n_members);
 
   private:
     double  waited_share_ = 0;
