@@ -3,14 +3,16 @@
     python benchmarks/scoring.py --python VENV/bin/python [--geometry pythia-160m] [--layers N]
         [--types f16,q8_0,q4_0] [--dtypes float32,bfloat16] [--records 2000] [--choices 4]
         [--context 60] [--answer 10] [--one-token] [--parallel 8] [--batch 8] [--rounds 3]
-        [--work DIR]
+        [--llama-perplexity FILE] [--work DIR]
 
-A checkpoint of random weights and real geometry is made once, and converted to each type. Questions
-have about ``--context`` tokens and ``--choices`` answers of up to ``--answer`` tokens (with
-``--one-token`` one each). Ours reads texts, which it cuts into tokens itself; transformers (in the
-Python that --python names, with torch) gets tokens, and does with them what ``hf`` of
+A checkpoint of random weights and real geometry is made once, and converted to each type.
+Questions have about ``--context`` tokens and ``--choices`` answers of up to ``--answer`` tokens
+(with ``--one-token`` one each). Ours reads texts, which it cuts into tokens itself; transformers
+(in the Python that --python names, with torch) gets tokens, and does with them what ``hf`` of
 lm-evaluation-harness does (scoring_worker.py). All have as many threads as there are cores; ours
-uses fewer while other programs have them.
+uses fewer while other programs have them. ``--llama-perplexity`` is llama.cpp's program of that
+name, whose multiple choice computes a question once, too; its clock starts behind loading and
+tokenizing.
 
 Prints records per second of each side, and ours over theirs, as medians with the least and the most
 over the rounds; and how far the scores are apart: largest difference of a sum, and questions for
@@ -25,6 +27,7 @@ import json
 import os
 import random
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -87,6 +90,45 @@ def their_round(worker: subprocess.Popen[str]) -> tuple[float, list[float]]:
     return answer["seconds"], answer["sums"]
 
 
+def write_tasks(records: list[ScoreRecord], n_choices: int, path: Path) -> None:
+    """Questions as llama-perplexity reads them (``multiple_choice_task`` of its perplexity.cpp)."""
+
+    def framed(text: str) -> bytes:
+        return struct.pack("<I", len(text.encode())) + text.encode()
+
+    tasks = []
+    for at in range(0, len(records), n_choices):
+        answers = [record.text.strip() for record in records[at : at + n_choices]]
+        labels = struct.pack(f"<{n_choices}i", 1, *[0] * (n_choices - 1))
+        listed = struct.pack("<I", n_choices) + b"".join(map(framed, answers)) + labels
+        tasks.append(framed(records[at].context or "") + listed + struct.pack("<I", 0))
+    positions = struct.pack(
+        f"<{len(tasks)}I", *[0] * len(tasks)
+    )  # read for a choice of tasks alone
+    path.write_bytes(struct.pack("<I", len(tasks)) + positions + b"".join(tasks))
+
+
+def perplexity_round(program: Path, model: Path, tasks: Path, threads: int) -> float:
+    """Seconds of llama-perplexity from its first batch to its last task."""
+    command = [program, "-m", model, "-bf", tasks, "--multiple-choice", "-c", 2048, "-b", 2048,
+               "-t", threads]  # fmt: skip
+    n_tasks = struct.unpack("<I", tasks.read_bytes()[:4])[0]
+    started = ended = 0.0
+    n_done = 0
+    with subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "acc_norm" in line:
+                started = time.perf_counter()
+            elif started and line[:1].isdigit() and "\t" in line:
+                n_done, ended = n_done + 1, time.perf_counter()
+    if n_done != n_tasks:
+        raise SystemExit(f"{program}: {n_done} of {n_tasks} tasks")
+    return ended - started
+
+
 def choices(sums: list[float], n: int) -> list[int]:
     """The answer that each question's sums choose."""
     parts = [sums[at : at + n] for at in range(0, len(sums), n)]
@@ -105,6 +147,7 @@ def main() -> int:
                           ("parallel", 8), ("batch", 8), ("rounds", 3)):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--one-token", action="store_true")
+    parser.add_argument("--llama-perplexity", type=Path)
     parser.add_argument("--work", type=Path, help="where models are made, and kept")
     arguments = parser.parse_args()
     threads, n_ctx = usable_cores(), 512
@@ -114,11 +157,15 @@ def main() -> int:
         if not (folder / "config.json").exists():
             make_folder(arguments.geometry, folder, layers=arguments.layers)
         records = make_records(arguments)
+        tasks = work / "tasks.bin"
+        write_tasks(records, arguments.choices, tasks)
+        files: dict[str, Path] = {}
         scorers: dict[str, Scorer] = {}
         for kind in arguments.types.split(","):
             file = work / f"{folder.name}-{kind}.gguf"
             if not file.exists():
                 convert(ConvertSettings(folder, file, kind))
+            files[kind] = file
             settings = EngineSettings(context=n_ctx)
             scoring = ScoringSettings(arguments.parallel, totals=True)
             scorers[f"infer-os {kind}"] = stack.enter_context(Scorer(file, settings, scoring))
@@ -151,6 +198,9 @@ def main() -> int:
             for name, scorer in scorers.items():
                 taken, sums[name] = our_round(scorer, records)
                 seconds.setdefault(name, []).append(taken)
+            for kind, file in files.items() if arguments.llama_perplexity else ():
+                taken = perplexity_round(arguments.llama_perplexity, file, tasks, threads)
+                seconds.setdefault(f"llama-perplexity {kind}", []).append(taken)
             for name, worker in workers.items():
                 taken, sums[name] = their_round(worker)
                 seconds.setdefault(name, []).append(taken)
@@ -169,11 +219,17 @@ def show(
         rates = sorted(n_records / one for one in taken)
         print(f"{name:24} {statistics.median(rates):8.1f} records/s "
               f"({rates[0]:.1f} to {rates[-1]:.1f})")  # fmt: skip
-    theirs = [name for name in seconds if name.startswith("transformers")]
     for name in seconds:
-        for other in theirs if name not in theirs else ():
+        for other in seconds if name.startswith("infer-os") else ():
+            kind = other.partition("llama-perplexity")[2]
+            if other.startswith("infer-os") or (kind and not name.endswith(kind)):
+                continue
             pairs = zip(seconds[name], seconds[other], strict=True)
             times = sorted(their / our for our, their in pairs)
+            if kind:
+                print(f"{name} over {other}: {statistics.median(times):.2f} times "
+                      f"({times[0]:.2f} to {times[-1]:.2f})")  # fmt: skip
+                continue
             apart = max(abs(a - b) for a, b in zip(sums[name], sums[other], strict=True))
             mine, others = choices(sums[name], n_choices), choices(sums[other], n_choices)
             same = [one == their for one, their in zip(mine, others, strict=True)]
