@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from infer_os.native.backend import start_kernels
 from infer_os.native.ggml_types import ggml_type_named
 from infer_os.native.library import load_library
-from infer_os.native.quantize import quantize_rows
+from infer_os.native.quantize import needed_importance, quantize_rows
 
 _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "ggml_new_tensor": (
@@ -179,4 +179,6 @@ def encoded(values: NDArray[np.float32], kind: str) -> NDArray[Any]:
     if kind == "f16":
         return values.astype(np.float16)
     rows = values.reshape(-1, values.shape[-1])
-    return quantize_rows(rows, ggml_type_named(kind), n_threads=1)[0]
+    target = ggml_type_named(kind)
+    importance = needed_importance(None, target, rows.shape[1])
+    return quantize_rows(rows, target, n_threads=1, importance=importance)[0]

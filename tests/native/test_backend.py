@@ -180,7 +180,7 @@ def test_switched_off_is_as_if_it_were_not_there(converted: Converter, tmp_path:
 def test_what_ours_take_needs_no_other_layout() -> None:
     assert taken_types(start_kernels()) == {
         "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k",
-        "q5_k", "q6_k", "iq4_nl", "iq4_xs", "iq3_s",
+        "q5_k", "q6_k", "iq4_nl", "iq4_xs", "iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs",
     }  # fmt: skip
     for name in taken_types(start_kernels()):
         assert name.upper() in GGMLQuantizationType.__members__

@@ -18,14 +18,15 @@ from infer_os.native.library import load_library
 
 TYPES = (
     "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl",
-    "iq4_xs", "iq3_s",
+    "iq4_xs", "iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs",
 )  # fmt: skip
 VARIANTS = ("avx2", "avxvnni", "avx512vnni", "avx512vbmi", "neon")
 #: Bytes of a block of each type that hold float16 numbers.
 HALVES = {
     "q4_0": (0,), "q8_0": (0,), "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,),
     "iq4_nl": (0,), "iq4_xs": (0,), "q4_1": (0, 2), "q5_0": (0,), "q5_1": (0, 2),
-    "q2_k": (80, 82), "iq3_s": (0,),
+    "q2_k": (80, 82), "iq3_s": (0,), "iq3_xxs": (0,), "iq2_s": (0,), "iq2_xs": (0,),
+    "iq2_xxs": (0,),
 }  # fmt: skip
 
 

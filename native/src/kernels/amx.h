@@ -186,8 +186,10 @@ template <class Isa, class Layer, class W> WeightType widened(const Variant & na
         many_wide<Isa, Layer, other, 14>, many_wide<Isa, Layer, other, 15>,
         many_wide<Isa, Layer, other, 16>,
     };
-    WeightType type    = *find_type(narrow, W::type);
-    type.unpack_signed = unpack_panel<Isa, W, true>;
+    WeightType type = *find_type(narrow, W::type);
+    if (type.unpack_signed == nullptr) {
+        type.unpack_signed = unpack_panel<Isa, W, true>;
+    }
     __builtin_memcpy(type.many_wide, wide, sizeof(wide));
     return type;
 }

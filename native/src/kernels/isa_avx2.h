@@ -93,12 +93,22 @@ struct Avx2 {
     }
     // byte j of a lane: `value` if bit 4 i + j of the lane is set, else 0
     template <int i> static Int bytes_where(Int bits, uint8_t value) {
+        return and_bytes(bytes_at<i>(bits), value);
+    }
+    // byte j of a lane: total less the byte if bit 4 i + j of the lane of bits is set, else the byte
+    template <int i> static Int taken_from(Int v, Int bits, uint8_t total) {
+        const Int where = bytes_at<i>(bits);  // -1 - v, and total + 1
+        return _mm256_add_epi8(_mm256_xor_si256(v, where),
+                               and_bytes(where, static_cast<uint8_t>(total + 1)));
+    }
+    // byte j of a lane: all ones if bit 4 i + j of the lane is set, else 0
+    template <int i> static Int bytes_at(Int bits) {
         const __m128i from =
             _mm_set_epi32(0x0c0c0c0c + i / 2 * 0x01010101, 0x08080808 + i / 2 * 0x01010101,
                           0x04040404 + i / 2 * 0x01010101, i / 2 * 0x01010101);
         const Int byte = _mm256_shuffle_epi8(bits, _mm256_broadcastsi128_si256(from));
         const Int bit  = _mm256_set1_epi32(static_cast<int>(0x08040201u << i % 2 * 4));
-        return and_bytes(_mm256_cmpeq_epi8(_mm256_and_si256(byte, bit), bit), value);
+        return _mm256_cmpeq_epi8(_mm256_and_si256(byte, bit), bit);
     }
     static Int bits_or(Int a, Int b) { return _mm256_or_si256(a, b); }
     static Int bits_xor(Int a, Int b) { return _mm256_xor_si256(a, b); }
@@ -107,7 +117,7 @@ struct Avx2 {
     template <int n> static Int right_signed(Int v) { return _mm256_srai_epi32(v, n); }
 
     // sum + the four products of bytes of w and signed bytes of a, in every lane. Without VNNI,
-    // pairs are added in 16 bits: weights of up to 6 bits fit unsigned; wide ones are signed, and
+    // pairs are added in 16 bits: weights of up to 7 bits fit unsigned; wide ones are signed, and
     // give their sign to a.
     template <bool wide> static Int dot(Int sum, Int w, Int a) {
 #if defined(__AVXVNNI__)

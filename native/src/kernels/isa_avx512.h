@@ -96,6 +96,11 @@ struct Avx512 {
     template <int i> static Int bytes_where(Int bits, uint8_t value) {
         return _mm512_maskz_mov_epi8(bits_at<i>(bits), _mm512_set1_epi8(static_cast<char>(value)));
     }
+    // byte j of a lane: total less the byte if bit 4 i + j of the lane of bits is set, else the byte
+    template <int i> static Int taken_from(Int v, Int bits, uint8_t total) {
+        return _mm512_mask_sub_epi8(v, bits_at<i>(bits), _mm512_set1_epi8(static_cast<char>(total)),
+                                    v);
+    }
     // a mask's bit 4 t + j: that of lane t's bit 4 i + j
     template <int i> static __mmask64 bits_at(Int bits) {
         const Int byte = _mm512_shuffle_epi8(

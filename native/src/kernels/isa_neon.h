@@ -79,13 +79,21 @@ struct Neon {
     }
     // byte j of a lane: `value` if bit 4 i + j of the lane is set, else 0
     template <int i> static Int bytes_where(Int bits, uint8_t value) {
+        return vreinterpretq_s32_u8(vandq_u8(bytes_where_set<i>(bits), vdupq_n_u8(value)));
+    }
+    // byte j of a lane: total less the byte if bit 4 i + j of the lane of bits is set, else the byte
+    template <int i> static Int taken_from(Int v, Int bits, uint8_t total) {
+        const uint8x16_t bytes = vreinterpretq_u8_s32(v);
+        return vreinterpretq_s32_u8(
+            vbslq_u8(bytes_where_set<i>(bits), vsubq_u8(vdupq_n_u8(total), bytes), bytes));
+    }
+    // byte j of a lane: all ones if bit 4 i + j of the lane is set, else 0
+    template <int i> static uint8x16_t bytes_where_set(Int bits) {
         const uint32x4_t from = {i / 2 * 0x01010101u, 0x04040404u + i / 2 * 0x01010101u,
                                  0x08080808u + i / 2 * 0x01010101u,
                                  0x0c0c0c0cu + i / 2 * 0x01010101u};
         const uint8x16_t byte = vqtbl1q_u8(vreinterpretq_u8_s32(bits), vreinterpretq_u8_u32(from));
-        const uint8x16_t is_set =
-            vtstq_u8(byte, vreinterpretq_u8_u32(vdupq_n_u32(0x08040201u << i % 2 * 4)));
-        return vreinterpretq_s32_u8(vandq_u8(is_set, vdupq_n_u8(value)));
+        return vtstq_u8(byte, vreinterpretq_u8_u32(vdupq_n_u32(0x08040201u << i % 2 * 4)));
     }
     static Int bits_or(Int a, Int b) { return vorrq_s32(a, b); }
     static Int bits_xor(Int a, Int b) { return veorq_s32(a, b); }

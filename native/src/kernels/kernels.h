@@ -67,6 +67,10 @@ struct Fetch {
 using ManyKernel = void (*)(const uint8_t * unpacked, int64_t n_blocks, const uint8_t * tile,
                             float * out, size_t out_stride, bool first, Fetch * fetch);
 
+// A block of 32 floats into its place in a tile; `block` is the tile's block.
+using QuantizeKernel = void (*)(const float * x, int64_t n_blocks, int32_t offset, bool split,
+                                int32_t width, int32_t column, uint8_t * tile);
+
 // A type of weights. A unit is its own block: 32 or 256 values of a row.
 struct WeightType {
     int32_t      type;  // ggml_type
@@ -78,6 +82,8 @@ struct WeightType {
     UnpackKernel unpack;
     ManyKernel   many[kTile];
     size_t       unpacked_bytes;  // per block of a panel
+    // Columns for these weights; null: the variant's own.
+    QuantizeKernel quantize;
     // The same with instructions for matrices, for tiles of kTile to kWideTile columns; null where
     // there are none. Their weights are unpacked signed.
     UnpackKernel unpack_signed;
@@ -100,10 +106,6 @@ struct FloatType {
     FloatKernel product[kFloatTile];  // of `tile` rows; [columns - 1]
     FloatKernel of_a_row[kFloatTile];
 };
-
-// A block of 32 floats into its place in a tile; `block` is the tile's block.
-using QuantizeKernel = void (*)(const float * x, int64_t n_blocks, int32_t offset, bool split,
-                                int32_t width, int32_t column, uint8_t * tile);
 
 // What a query has seen of the positions so far: of its scores the largest, of their exponentials
 // the sum, and the values, weighted by them. A largest of -infinity: nothing yet.

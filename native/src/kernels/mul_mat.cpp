@@ -22,11 +22,13 @@ void quantize_piece(const ProductPlan & plan, int64_t piece) {
     const int64_t first = plan.n_blocks * part / plan.parts_of_tile;
     const int64_t end   = plan.n_blocks * (part + 1) / plan.parts_of_tile;
     const int32_t width = plan.tiles.width(t);
+    const auto    quantize =
+        plan.type.quantize != nullptr ? plan.type.quantize : plan.variant.quantize;
     for (int32_t c = 0; c < width; c++) {
         const auto column = static_cast<size_t>(plan.tiles.first(t) + c);
-        plan.variant.quantize(plan.job.x + column * plan.job.x_stride + first * kBlock, end - first,
-                              plan.type.offset, plan.type.split, width, c,
-                              plan.tile(t) + static_cast<size_t>(first * width) * kColumnBytes);
+        quantize(plan.job.x + column * plan.job.x_stride + first * kBlock, end - first,
+                 plan.type.offset, plan.type.split, width, c,
+                 plan.tile(t) + static_cast<size_t>(first * width) * kColumnBytes);
     }
 }
 
@@ -176,7 +178,7 @@ void run_many(const ProductPlan & plan, Pieces & groups, const Member & me, uint
 ProductPlan::ProductPlan(const Variant & its_variant, const WeightType & its_type,
                          const MulMat & its_job, int n_members)
     : variant(its_variant), type(its_type), job(its_job),
-      is_wide(type.unpack_signed != nullptr && job.n_columns >= kWideFrom),
+      is_wide(type.many_wide[0] != nullptr && job.n_columns >= kWideFrom),
       tiles(job.n_columns, is_wide ? kWideTile : kTile), n_blocks(job.n_per_row / kBlock),
       n_units(job.n_per_row / type.unit_values),
       n_panels((job.n_rows + variant.rows - 1) / variant.rows),

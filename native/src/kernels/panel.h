@@ -1,7 +1,7 @@
 // A panel of rows against a tile of columns, for any instruction set and type of weights.
 #pragma once
 
-#include "unpack_grid.h"
+#include "unpack_grid2.h"
 
 namespace {
 
@@ -175,6 +175,7 @@ template <class Isa, class W> constexpr WeightType weight_type() {
          many<Isa, W, 6>, many<Isa, W, 7>, many<Isa, W, 8>},
         sizeof(UnpackedAs<Isa, W::other>),
         nullptr,
+        nullptr,
         {},
     };
 }
@@ -182,8 +183,8 @@ template <class Isa, class W> constexpr WeightType weight_type() {
 template <class... Types> struct TypeList {};
 
 // All that have kernels.
-using WeightTypes =
-    TypeList<Q4_0, Q8_0, Q4_K, Q5_K, Q6_K, Q3_K, Q2_K, IQ4_NL, IQ4_XS, Q5_0, Q4_1, Q5_1, IQ3_S>;
+using WeightTypes = TypeList<Q4_0, Q8_0, Q4_K, Q5_K, Q6_K, Q3_K, Q2_K, IQ4_NL, IQ4_XS, Q5_0, Q4_1,
+                             Q5_1, IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS>;
 
 template <class Isa, class List> struct WeightTable;
 template <class Isa, class... Types> struct WeightTable<Isa, TypeList<Types...>> {

@@ -74,6 +74,73 @@ void read_listed(const uint8_t * places, Weights & w) {
     }
 }
 
+// Seven signs and the eighth, so that an even number of them are set: that of value j.
+bool even_sign(uint32_t seven, int j) {
+    return (j < 7 ? seven >> j & 1u : static_cast<uint32_t>(__builtin_popcount(seven)) & 1u) != 0;
+}
+
+uint32_t word_at(const uint8_t * p) {
+    return static_cast<uint32_t>(p[0] | p[1] << 8 | p[2] << 16) | static_cast<uint32_t>(p[3]) << 24;
+}
+
+// A value of iq2_xxs, iq2_xs or iq2_s: number j of the eight at an entry of the list.
+int of_eight(uint16_t entry, int j, bool sign) {
+    const int value = kSizesIq2[entry >> 2 * j & 3];
+    return sign ? -value : value;
+}
+
+// Block i of a row of a type whose signs belong to places in a list; false: an unknown type.
+bool read_listed_signs(int32_t type, const uint8_t * row, int64_t i, Weights & w) {
+    const int     sub  = static_cast<int>(i % 8);
+    const int64_t unit = i / 8;
+    switch (type) {
+        case GGML_TYPE_IQ3_XXS: {
+            const uint8_t * p    = row + 98 * unit;
+            const uint32_t  word = word_at(p + 66 + 4 * sub);
+            for (int j = 0; j < 32; j++) {
+                const int value =
+                    kSizesIq3Xxs[kGridIq3Xxs[p[2 + 8 * sub + j / 4]] >> (3 * (j % 4)) & 7];
+                w.quants[j] = even_sign(word >> (7 * (j / 8)) & 127, j % 8) ? -value : value;
+            }
+            w.scale[0] = half_at(p) * (0.5f + static_cast<float>(word >> 28)) * 0.5f;
+            return true;
+        }
+        case GGML_TYPE_IQ2_XXS: {
+            const uint8_t * p    = row + 66 * unit + 2 + 8 * sub;
+            const uint32_t  word = word_at(p + 4);
+            for (int j = 0; j < 32; j++) {
+                const bool sign = even_sign(word >> (7 * (j / 8)) & 127, j % 8);
+                w.quants[j]     = of_eight(kGridIq2Xxs[p[j / 8]], j % 8, sign);
+            }
+            w.scale[0] = half_at(row + 66 * unit) * (0.5f + static_cast<float>(word >> 28)) * 0.25f;
+            return true;
+        }
+        case GGML_TYPE_IQ2_XS:
+        case GGML_TYPE_IQ2_S: {
+            const bool      seven = type == GGML_TYPE_IQ2_XS;
+            const uint8_t * p     = row + (seven ? 74 : 82) * unit;
+            for (int j = 0; j < 32; j++) {
+                const int k = 4 * sub + j / 8;  // of 32 places
+                if (seven) {
+                    const uint32_t both = word_at(p + 2 + 2 * k) & 0xffff;
+                    w.quants[j] =
+                        of_eight(kGridIq2Xs[both & 511], j % 8, even_sign(both >> 9, j % 8));
+                } else {
+                    const int place = p[2 + k] | (p[66 + sub] >> (2 * (j / 8)) & 3) << 8;
+                    w.quants[j] = of_eight(kGridIq2S[place], j % 8, (p[34 + k] >> j % 8 & 1) != 0);
+                }
+            }
+            for (int j = 0; j < 2; j++) {
+                const int four = p[(seven ? 66 : 74) + sub] >> (4 * j) & 15;
+                w.scale[j]     = half_at(p) * (0.5f + static_cast<float>(four)) * 0.25f;
+            }
+            w.n_scales = 2;
+            return true;
+        }
+        default: return false;
+    }
+}
+
 // Block i of a row; false: an unknown type.
 bool read_weights(int32_t type, const uint8_t * row, int64_t i, Weights & w) {
     w          = {};
@@ -198,7 +265,7 @@ bool read_weights(int32_t type, const uint8_t * row, int64_t i, Weights & w) {
             const uint8_t * p   = row + 110 * (i / 8);
             for (int j = 0; j < 32; j++) {
                 const int place = p[2 + 8 * sub + j / 4] | (p[66 + sub] >> (j / 4) & 1) << 8;
-                const int value = 2 * (kGridIq3S[place] >> (3 * (j % 4)) & 7) + 1;
+                const int value = kSizesIq3S[kGridIq3S[place] >> (3 * (j % 4)) & 7];
                 const int sign  = p[74 + 4 * sub + j / 8] >> (j % 8) & 1;
                 w.quants[j]     = sign != 0 ? -value : value;
             }
@@ -206,7 +273,7 @@ bool read_weights(int32_t type, const uint8_t * row, int64_t i, Weights & w) {
             w.scale[0]     = half_at(p) * static_cast<float>(2 * four + 1);
             return true;
         }
-        default: return false;
+        default: return read_listed_signs(type, row, i, w);
     }
 }
 

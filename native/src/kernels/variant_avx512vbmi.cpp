@@ -4,52 +4,145 @@
 
 #include "isa_avx512.h"
 #include "panel.h"
+#include "quantize_columns.h"
 
 namespace {
+
+using inferos::kernels::UnpackKernel;
+
+// Seven signs and the eighth, by the seven.
+struct EvenSigns {
+    alignas(64) uint8_t bytes[128];
+
+    constexpr EvenSigns() : bytes() {
+        for (unsigned i = 0; i < 128; i++) {
+            bytes[i] = static_cast<uint8_t>(i | (__builtin_popcount(i) & 1u) << 7);
+        }
+    }
+};
+constexpr EvenSigns kEvenSigns;
 
 struct Avx512Vbmi : Avx512 {
     static constexpr bool has_byte_tables = true;
 
-    // As in unpack_grid.h, four places of all lanes at once: two tables of 512 bytes give the octal
-    // digits of two values each, which are then moved to bytes of their own.
-    template <int half>
-    static void look_up_places(const uint8_t (&halves)[2][512], Int places, Int ninths,
+    // As in unpack_grid.h.
+    template <int first, int step> INLINE Int spread(Int v) {
+        return _mm512_multishift_epi64_epi8(begins_at(first, step), v);
+    }
+    INLINE Int eight_signs(Int sevens) {
+        return _mm512_permutex2var_epi8(load(kEvenSigns.bytes), sevens,
+                                        load(kEvenSigns.bytes + 64));
+    }
+    // Their values in the order of TransposedBlock.
+    template <int half, int n, int offset>
+    INLINE void look_up_fours(const Grid<n, 4, offset> & grid, Int places, Int ninths, Int signs,
+                              Int * found) {
+        const __mmask64 bits[] = {_mm512_movepi8_mask(places), bits_at<half>(ninths)};
+        const Int       first  = look_up<n>(grid.halves[0], places, bits);
+        const Int       last   = look_up<n>(grid.halves[1], places, bits);
+        found[0]               = _mm512_permutexvar_epi8(first, load(grid.sizes[0]));
+        found[1]               = _mm512_permutexvar_epi8(first, load(grid.sizes[1]));
+        found[2]               = _mm512_permutexvar_epi8(last, load(grid.sizes[0]));
+        found[3]               = _mm512_permutexvar_epi8(last, load(grid.sizes[1]));
+        set_signs<half>(found, signs, 2 * offset);
+    }
+    template <int n, int offset>
+    INLINE void look_up_eights(const Grid<n, 8, offset> & grid, Int low, Int high, Int signs,
                                Int * found) {
-        const __mmask64 ninth = bits_at<half>(ninths), eighth = _mm512_movepi8_mask(places);
-        // a quarter of a table is two registers: whose places are in it
-        const __mmask64 quarters[] = {_knot_mask64(_kor_mask64(ninth, eighth)),
-                                      _kandn_mask64(ninth, eighth), _kandn_mask64(eighth, ninth),
-                                      _kand_mask64(ninth, eighth)};
-        const auto      look_up    = [&](const uint8_t * table) ALWAYS {
-            Int bytes = places;
-            for (int i = 0; i < 4; i++) {
-                bytes = _mm512_mask2_permutex2var_epi8(load(table + 128 * i), bytes, quarters[i],
-                                                       load(table + 128 * i + 64));
-            }
-            return bytes;
+        const __mmask64 bits[] = {_mm512_movepi8_mask(low),
+                                  _mm512_test_epi8_mask(high, _mm512_set1_epi8(1)),
+                                  _mm512_test_epi8_mask(high, _mm512_set1_epi8(2))};
+        const Int       first  = look_up<n>(grid.halves[0], low, bits);
+        const Int       last   = look_up<n>(grid.halves[1], low, bits);
+        look_up_digits(grid.sizes, bytes_of(first, last, {0, 64, 1, 65}), found);
+        look_up_digits(grid.sizes, bytes_of(first, last, {2, 66, 3, 67}), found + 4);
+        set_signs<0>(found, signs, 2 * offset);
+        set_signs<1>(found + 4, signs, 2 * offset);
+    }
+    // bytes 0 and 2 (1 and 3) of a lane of a, then of b
+    INLINE Int even_bytes(Int a, Int b) { return bytes_of(a, b, {0, 2, 64, 66}); }
+    INLINE Int odd_bytes(Int a, Int b) { return bytes_of(a, b, {1, 3, 65, 67}); }
+
+  private:
+    // The bits of two lanes at which their bytes begin, for multishift.
+    INLINE Int begins_at(int first, int step) {
+        const auto at = [=](int lane) {
+            const int begin = 32 * lane + first;
+            return begin | (begin + step) << 8 | (begin + 2 * step) << 16 |
+                   (begin + 3 * step) << 24;
         };
-        const Int first = look_up(halves[0]), last = look_up(halves[1]);
-        // a row's four places, 16 bits each: rows 0 and 1 of four, then 2 and 3
-        const Int low = _mm512_unpacklo_epi8(first, last), high = _mm512_unpackhi_epi8(first, last);
-        const Int front = _mm512_set1_epi64(0x1b1813100b080300);  // bits that bytes begin at
-        const Int back  = _mm512_set1_epi64(0x3b3833302b282320);
-        const auto pick = [](Int a, Int b, auto which) ALWAYS {
-            const Int words = _mm512_castps_si512(
-                _mm512_shuffle_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), which.value));
-            return _mm512_or_si512(and_bytes(words, 0x0e), _mm512_set1_epi8(0x11));
+        return _mm512_set4_epi32(at(1), at(0), at(1), at(0));
+    }
+    // The bytes of every lane of a, and from 64 on of b.
+    struct Bytes {
+        int at[4];
+    };
+    INLINE Int bytes_of(Int a, Int b, Bytes bytes) {
+        const auto at = [=](int lane) {
+            return (bytes.at[0] + lane * 4) | (bytes.at[1] + lane * 4) << 8 |
+                   (bytes.at[2] + lane * 4) << 16 | (bytes.at[3] + lane * 4) << 24;
         };
-        const std::integral_constant<int, 0x88> even;
-        const std::integral_constant<int, 0xdd> odd;
-        const Int                               a = _mm512_multishift_epi64_epi8(front, low);
-        const Int                               b = _mm512_multishift_epi64_epi8(front, high);
-        const Int                               c = _mm512_multishift_epi64_epi8(back, low);
-        const Int                               d = _mm512_multishift_epi64_epi8(back, high);
-        found[0]                                  = pick(a, b, even);
-        found[1]                                  = pick(a, b, odd);
-        found[2]                                  = pick(c, d, even);
-        found[3]                                  = pick(c, d, odd);
+        const Int from =
+            _mm512_set_epi32(at(15), at(14), at(13), at(12), at(11), at(10), at(9), at(8), at(7),
+                             at(6), at(5), at(4), at(3), at(2), at(1), at(0));
+        return _mm512_permutex2var_epi8(a, from, b);
+    }
+    // table[place] of every byte; bits: the eighth bit of each place, the ninth and so on
+    template <int n> INLINE Int look_up(const uint8_t * table, Int places, const __mmask64 * bits) {
+        if constexpr (n == 128) {
+            return _mm512_permutex2var_epi8(load(table), places, load(table + 64));
+        } else {
+            constexpr int bit = n == 256 ? 0 : n == 512 ? 1 : 2;
+            return _mm512_mask_blend_epi8(bits[bit], look_up<n / 2>(table, places, bits),
+                                          look_up<n / 2>(table + n / 2, places, bits));
+        }
+    }
+    // the sizes at the four digits of two bits of every byte
+    INLINE void look_up_digits(const uint8_t (&sizes)[3][64], Int digits, Int * found) {
+        found[0] = _mm512_permutexvar_epi8(digits, load(sizes[0]));
+        found[1] = _mm512_permutexvar_epi8(digits, load(sizes[1]));
+        found[2] = _mm512_permutexvar_epi8(digits, load(sizes[2]));
+        found[3] = _mm512_permutexvar_epi8(right<2>(digits), load(sizes[2]));
+    }
+    // total less the byte where it has a sign: byte j of found[k] that of bit 16 half + 4 j + k of a lane
+    template <int half> INLINE void set_signs(Int * found, Int signs, uint8_t total) {
+        constexpr int at   = 0x01010000 + 2 * half * 0x01010101;
+        const Int     here = _mm512_shuffle_epi8(
+            signs, _mm512_set4_epi32(at + 0x0c0c0c0c, at + 0x08080808, at + 0x04040404, at));
+        const Int most = _mm512_set1_epi8(static_cast<char>(total));
+        for (int k = 0; k < 4; k++) {
+            const __mmask64 where = _mm512_test_epi8_mask(here, _mm512_set1_epi16(0x1001 << k));
+            found[k]              = _mm512_mask_sub_epi8(found[k], where, most, found[k]);
+        }
     }
 };
+
+// 32 activations, each half with its values in the order 0, 4, 8, 12, 1, 5 and so on: a word meets one
+// value of each of four places.
+class TransposedBlock : public Avx2Block {
+  public:
+    using Avx2Block::Avx2Block;
+
+    void quantize(float inverse, uint8_t * quants, int32_t * sums) const {
+        Avx2Block::quantize(inverse, quants, sums);
+        const __m256i from = _mm256_set_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400,
+                                              0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400);
+        auto * const  at   = reinterpret_cast<__m256i *>(quants);
+        _mm256_storeu_si256(at, _mm256_shuffle_epi8(_mm256_loadu_si256(at), from));
+    }
+};
+
+// One that looks places up in tables of bytes, if the type is one of these.
+template <class... Types> void replace(WeightType & type) {
+    const auto replace_by = [&](const WeightType & made, UnpackKernel unpack_signed) {
+        if (type.type == made.type) {
+            type               = made;
+            type.quantize      = quantize_columns<TransposedBlock>;
+            type.unpack_signed = unpack_signed;
+        }
+    };
+    (replace_by(weight_type<Avx512Vbmi, Types>(), unpack_panel<Avx512Vbmi, Types, true>), ...);
+}
 
 }  // namespace
 
@@ -61,7 +154,7 @@ const Variant * variant_avx512vbmi() {
     static const Variant   variant = [] {
         std::copy_n(other.types, other.n_types, types);
         for (WeightType & type : types) {
-            type = type.type == IQ3_S::type ? weight_type<Avx512Vbmi, IQ3_S>() : type;
+            replace<IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS>(type);
         }
         Variant made = other;
         made.name    = "avx512vbmi";

@@ -12,9 +12,11 @@
 using namespace inferos::kernels;
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
-    Input             in      = {data, size};
-    constexpr int32_t types[] = {GGML_TYPE_Q4_0, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K,
-                                 GGML_TYPE_Q6_K, GGML_TYPE_Q2_K, GGML_TYPE_IQ3_S};
+    Input                  in      = {data, size};
+    constexpr int32_t      types[] = {GGML_TYPE_Q4_0,   GGML_TYPE_Q8_0,    GGML_TYPE_Q4_K,
+                                      GGML_TYPE_Q5_K,   GGML_TYPE_Q6_K,    GGML_TYPE_Q2_K,
+                                      GGML_TYPE_IQ3_S,  GGML_TYPE_IQ3_XXS, GGML_TYPE_IQ2_S,
+                                      GGML_TYPE_IQ2_XS, GGML_TYPE_IQ2_XXS};
     constexpr const char * names[] = {"avx512vbmi", "avx512vnni",   "avxvnni",
                                       "avx2",       "amx-emulated", "neon"};
     const int32_t          type_id = in.pick(types);
