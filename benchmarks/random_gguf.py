@@ -2,6 +2,9 @@
 
     python benchmarks/random_gguf.py gpt-j-6B q4_0 OUT.gguf [--layers 4]
 
+The type is one of ``convert --type``, any other that ``--bits`` may choose, or several in the form
+``iq2_s+iq3_xxs+q4_k``, which the layers' matrices get in turn.
+
 Tensors, types, sizes and the size of the vocabulary are those that ``convert`` would write; the
 values are one random block row, repeated. For measuring memory and speed at real size.
 """
@@ -22,16 +25,27 @@ from infer_os.convert.types import fitting_type, recipe_named, wanted_type
 from infer_os.models.architectures import describe
 from infer_os.models.catalog import find_model
 from infer_os.models.network import Network, Role
+from infer_os.models.weight_types import RECIPES, Recipe
 from infer_os.native.ggml_types import ggml_type_named
-from infer_os.native.quantize import quantize_rows
+from infer_os.native.quantize import needed_importance, quantize_rows
 
 _PIECE = 64 << 20
 _LAYER_KEYS = ("num_hidden_layers", "n_layer")
 
 
+def recipe_of(network: Network, kind: str) -> Recipe:
+    """The recipe of a ``--type``; of other types, one that gives them to the layers in turn."""
+    if kind in RECIPES:
+        return recipe_named(kind)
+    turns = kind.split("+")
+    matrices = [r.target for r in network.rules if r.layer is not None and len(r.shape) == 2]
+    types = {name: turns[i % len(turns)] for i, name in enumerate(matrices)}
+    return Recipe(kind, turns[0], 0, "q6_k", is_chosen=False, types=types)
+
+
 def planned(network: Network, kind: str) -> ConversionPlan:
-    """What ``convert --type`` would write for a checkpoint of this network."""
-    recipe = recipe_named(kind)
+    """What ``convert`` would write for a checkpoint of this network."""
+    recipe = recipe_of(network, kind)
     tied = all(rule.role is not Role.HEAD for rule in network.rules)
     tensors = []
     for rule in network.rules:
@@ -68,7 +82,11 @@ def write_random_gguf(name: str, kind: str, path: Path, seed: int = 1, *, layers
             key = tensor.type.name, width
             if key not in rows:
                 values = random.standard_normal((max(1, (1 << 20) // width), width), np.float32)
-                rows[key] = quantize_rows(values * 0.02, tensor.type, n_threads=1)[0].ravel()
+                importance = needed_importance(None, tensor.type, width)
+                quantized, _ = quantize_rows(
+                    values * 0.02, tensor.type, n_threads=1, importance=importance
+                )
+                rows[key] = quantized.ravel()
             _repeat(output, tensor, rows[key])
 
 
@@ -82,7 +100,7 @@ def main() -> None:
     """Parse and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", help="a name of the catalog")
-    parser.add_argument("type", help="a type, as for infer-os convert --type")
+    parser.add_argument("type", help="a type, or several joined by +")
     parser.add_argument("output", type=Path)
     parser.add_argument("--layers", type=int, default=0, help="fewer layers than the model has")
     arguments = parser.parse_args()
