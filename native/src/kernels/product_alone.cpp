@@ -80,8 +80,8 @@ bool is_right(const Variant & variant, const WeightType & type) {
     const size_t       row  = ggml_row_size(static_cast<ggml_type>(type.type), kTriedPerRow);
     const auto         rows = some_rows(row * kTriedRows);
     std::vector<float> wanted(kTriedRows * kTriedColumns), got(wanted.size());
-    MulMat job = {rows.data(),  row,           kTriedRows, kTriedPerRow, x.data(),
-                  kTriedPerRow, wanted.data(), kTriedRows, kTriedColumns};
+    MulMat             job = {rows.data(),  row,           kTriedRows, kTriedPerRow, x.data(),
+                              kTriedPerRow, wanted.data(), kTriedRows, kTriedColumns};
     if (!mul_mat_portable(type.type, job)) {
         return false;
     }
