@@ -87,6 +87,7 @@ struct Avx2 {
         return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), bytes);
     }
     static constexpr bool has_byte_tables = false;  // of 128 bytes
+    static constexpr bool has_gathers     = true;
     // table[lane] for every lane
     static Int look_up_words(const uint32_t * table, Int places) {
         return _mm256_i32gather_epi32(reinterpret_cast<const int *>(table), places, 4);

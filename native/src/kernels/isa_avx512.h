@@ -88,6 +88,7 @@ struct Avx512 {
         return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(values), bytes);
     }
     static constexpr bool has_byte_tables = false;  // of 128 bytes
+    static constexpr bool has_gathers     = true;
     // table[lane] for every lane
     static Int look_up_words(const uint32_t * table, Int places) {
         return _mm512_i32gather_epi32(places, table, 4);

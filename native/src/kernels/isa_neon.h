@@ -70,6 +70,7 @@ struct Neon {
         return vreinterpretq_s32_s8(vqtbl1q_s8(vld1q_s8(table), vreinterpretq_u8_s32(bytes)));
     }
     static constexpr bool has_byte_tables = false;  // of 128 bytes
+    static constexpr bool has_gathers     = false;
     // table[lane] for every lane
     static Int look_up_words(const uint32_t * table, Int places) {
         const uint32x4_t found = {

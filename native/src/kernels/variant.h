@@ -1,6 +1,8 @@
 // Included last by the file of each instruction set: its table of kernels.
 #pragma once
 
+#include <type_traits>
+
 #include "attention.h"
 #include "floats.h"
 #include "panel.h"
@@ -65,7 +67,8 @@ template <class Isa> int32_t multiply_blocks(int64_t n_rounds) {
 }
 
 template <class Isa> const inferos::kernels::Variant * variant_table(const char * name) {
-    constexpr auto &           types         = WeightTable<Isa, WeightTypes>::types;
+    using Types = std::conditional_t<Isa::has_gathers, WeightTypes, FewLookUps>;
+    constexpr auto &           types         = WeightTable<Isa, Types>::types;
     static constexpr FloatType float_types[] = {
         float_type<Isa, F32>(),
         float_type<Isa, F16>(),
