@@ -25,7 +25,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 #: The start of the SHA-256 of the header that this file was written for.
-HEADER_HASH: Final = "424f2737048c8d61"
+HEADER_HASH: Final = "50d1cdc77a0c8fbf"
 
 
 class Status(IntEnum):
@@ -117,12 +117,14 @@ class inferos_compensate_job(ctypes.Structure):
         ("feedback", c_void_p),
         ("importance", c_void_p),
         ("widths", c_void_p),
+        ("moments", c_void_p),
         ("dst", c_void_p),
         ("n_blocks", c_int64),
         ("n_rows", c_int64),
         ("n_per_row", c_int64),
         ("dst_type", c_int32),
         ("n_threads", c_int32),
+        ("refinements", c_int32),
     )
 
 

@@ -23,6 +23,8 @@ from .quantize import QuantizeStats
 
 #: Share of the diagonal's mean that is added to the diagonal, as GPTQ's authors do.
 DAMPING = 0.01
+#: How often scales and codes are chosen again after the sweep, unless asked otherwise.
+REFINEMENTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +33,19 @@ class Feedback:
 
     ``values`` has a square of every block of ``widths`` columns, one after another; ``importance``
     (n_columns,) weighs each column when scales are chosen. ``damping`` is the largest that a block
-    took.
+    took. ``moments`` is what was factored, with its damping, in the order of ``values``.
     """
 
     widths: NDArray[np.int64]
     values: NDArray[np.float32]
     importance: NDArray[np.float32]
     damping: float
+    moments: NDArray[np.float32]
 
     @property
     def n_bytes(self) -> int:
         """Bytes of the arrays."""
-        return self.values.nbytes + self.importance.nbytes
+        return self.values.nbytes + self.importance.nbytes + self.moments.nbytes
 
 
 def can_compensate(target: GgmlType) -> bool:
@@ -68,6 +71,7 @@ def make_feedback(
     """
     widths = np.array([len(block) for block in moments], np.int64)
     values = np.empty(int((widths**2).sum()), np.float32)
+    damped = np.empty_like(values)
     importance = np.empty(int(widths.sum()), np.float32)
     at = column = 0
     largest = damping
@@ -88,12 +92,28 @@ def make_feedback(
         if status != Status.OK:
             raise QuantizeError("not enough memory to factor the second moments")
         largest = max(largest, took.value)
+        damped[at : at + width * width] = _damped(square, took.value).reshape(-1)
         at, column = at + width * width, column + width
-    return Feedback(widths, values, importance, largest)
+    return Feedback(widths, values, importance, largest, damped)
+
+
+def _damped(moments: NDArray[np.float32], damping: float) -> NDArray[np.float32]:
+    """What feedback.cpp factors: symmetric, no zeros on the diagonal, and more of it."""
+    diagonal = np.diagonal(moments)
+    mean = diagonal.mean(dtype=np.float64)
+    full = np.triu(moments, 1)
+    full += full.T
+    np.fill_diagonal(full, np.where(diagonal > 0, diagonal, mean) + damping * mean)
+    return full
 
 
 def compensate_rows(
-    rows: NDArray[np.float32], target: GgmlType, feedback: Feedback, *, n_threads: int
+    rows: NDArray[np.float32],
+    target: GgmlType,
+    feedback: Feedback,
+    *,
+    n_threads: int,
+    refinements: int = REFINEMENTS,
 ) -> tuple[NDArray[np.uint8], QuantizeStats]:
     """Quantize rows with compensation.
 
@@ -102,6 +122,7 @@ def compensate_rows(
         target: type to write; see :func:`can_compensate`.
         feedback: of the layer's inputs.
         n_threads: threads; they share the rows, and the bytes do not depend on them.
+        refinements: how often scales and codes are chosen again after the sweep.
 
     Returns:
         (n_rows, bytes per row) uint8, and the errors of the weights.
@@ -119,8 +140,8 @@ def compensate_rows(
     result = np.empty((n_rows, target.row_bytes(width)), np.uint8)
     job = inferos_compensate_job(
         rows.ctypes.data, feedback.values.ctypes.data, feedback.importance.ctypes.data,
-        feedback.widths.ctypes.data, result.ctypes.data, len(feedback.widths), n_rows, width,
-        target.id, n_threads,
+        feedback.widths.ctypes.data, feedback.moments.ctypes.data if refinements else None,
+        result.ctypes.data, len(feedback.widths), n_rows, width, target.id, n_threads, refinements,
     )  # fmt: skip
     error = inferos_quantize_error()
     status = load_library().inferos_compensate_rows(ctypes.byref(job), ctypes.byref(error))

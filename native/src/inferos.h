@@ -173,12 +173,14 @@ struct inferos_compensate_job {
     const float *   feedback;    // of inferos_feedback, block after block
     const float *   importance;  // (n_per_row,) weights for the choice of scales
     const int64_t * widths;      // (n_blocks,) columns of each block
+    const float *   moments;     // damped, (width, width) of each block; null: nothing is refined
     void *          dst;         // (n_rows, ggml_row_size(dst_type, n_per_row))
     int64_t         n_blocks;
     int64_t         n_rows;
     int64_t         n_per_row;
     int32_t         dst_type;
     int32_t         n_threads;
+    int32_t         refinements;  // how often scales and codes are chosen again
 };
 
 // Whether a ggml type can be written so.

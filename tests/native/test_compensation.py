@@ -190,12 +190,19 @@ def feedback_of(moments: NDArray[np.float32], n_threads: int = 1) -> Feedback:
     return feedback
 
 
+def swept(
+    weights: NDArray[np.float32], target: GgmlType, moments: NDArray[np.float32]
+) -> NDArray[np.uint8]:
+    """The sweep alone."""
+    return compensate_rows(weights, target, feedback_of(moments), n_threads=2, refinements=0)[0]
+
+
 @pytest.mark.parametrize("name", VECTOR)
 def test_the_best_vector_is_taken(name: str) -> None:
     target = ggml_type_named(name)
     n_columns, n_rows = (256, 24) if name in EVEN else (512, 40)
     moments, weights = inputs_and_weights(n_columns, n_rows)
-    data, _ = compensate_rows(weights, target, feedback_of(moments), n_threads=2)
+    data = swept(weights, target, moments)
     ours, papers = decoded(data, target), vector_gptq(weights, moments, target)
     assert loss(weights, ours, moments) == pytest.approx(loss(weights, papers, moments), rel=0.03)
     same = np.isclose(ours, papers, rtol=1e-5, atol=1e-9)
@@ -218,7 +225,7 @@ def test_every_sign_is_what_the_sweep_counted_with(name: str) -> None:
 def test_it_is_the_papers_algorithm(name: str) -> None:
     target = ggml_type_named(name)
     moments, weights = inputs_and_weights(512)
-    data, stats = compensate_rows(weights, target, feedback_of(moments), n_threads=2)
+    data, stats = compensate_rows(weights, target, feedback_of(moments), n_threads=2, refinements=0)
     ours, papers = decoded(data, target), plain_gptq(weights, moments, target)
     # a value between two codes goes either way in float32, and moves those behind it
     assert loss(weights, ours, moments) == pytest.approx(loss(weights, papers, moments), rel=0.02)
@@ -252,6 +259,123 @@ def test_bytes_do_not_depend_on_threads_or_on_other_rows(name: str) -> None:
     assert whole.tobytes() == shared.tobytes()
     part, _ = compensate_rows(np.ascontiguousarray(weights[101:177]), target, one, n_threads=2)
     assert part.tobytes() == whole[101:177].tobytes()
+
+
+#: Where the halves lie that all scales, and all minima, of a block contain.
+HALVES = {
+    "q4_0": (0,), "q8_0": (0,), "iq4_nl": (0,), "iq4_xs": (0,), "q2_k": (80, 82), "q3_k": (108,),
+    "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,), "iq2_xxs": (0,), "iq2_xs": (0,),
+    "iq2_s": (0,), "iq3_xxs": (0,), "iq3_s": (0,),
+}  # fmt: skip
+
+
+def plain_descent(
+    weights: NDArray[np.float32], moments: NDArray[np.float32], target: GgmlType, times: int
+) -> Matrix:
+    """What refinements of a swept result are: block by block, scales and then codes in order.
+
+    A scale becomes the one of least squares, in half precision, if that is better; a column takes
+    the allowed value next to the one that is best for all others.
+    """
+    data, metric = swept(weights, target, moments), damped(moments)
+    size, n_rows = target.block, len(weights)
+    results = decoded(data, target)
+    blocks = data.reshape(n_rows, -1, target.bytes)
+    for _ in range(times):
+        for number in range(blocks.shape[1]):
+            columns = slice(number * size, (number + 1) * size)
+            block, corner = np.ascontiguousarray(blocks[:, number]), metric[columns, columns]
+            for at in HALVES[target.name]:
+                # code 0 stands for what is in proportion to the minimum
+                has_minima = len(HALVES[target.name]) == 2
+                lowest = allowed_values(block, target)[:, :, 0] if has_minima else 0.0
+                is_minimum = at == HALVES[target.name][-1] and has_minima
+                parts = lowest if is_minimum else results[:, columns] - lowest
+                gradient = ((weights - results) @ metric)[:, columns]
+                along, across = (parts * gradient).sum(1), ((parts @ corner) * parts).sum(1)
+                was = block[:, at : at + 2].copy().view(np.float16)[:, 0].astype(np.float64)
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    fitted = (was * (1 + along / across)).astype(np.float16).astype(np.float64)
+                    factor = np.nan_to_num(fitted / was - 1)
+                better = (factor**2 * across < 2 * factor * along) & (across > 0)
+                factor = np.where(better, factor, 0.0)
+                results[:, columns] += factor[:, None] * parts
+                block = with_halves(block, at, was * (1 + factor))
+            blocks[:, number] = block
+            grids = allowed_values(block, target)
+            for column in range(columns.start, columns.stop):
+                gradient = (weights - results) @ metric[:, column]
+                wanted = results[:, column] + gradient / metric[column, column]
+                grid = grids[:, column - columns.start]
+                nearest = np.abs(grid - wanted[:, None]).argmin(1)
+                results[:, column] = grid[np.arange(n_rows), nearest]
+    return results
+
+
+def with_halves(block: NDArray[np.uint8], at: int, values: Matrix) -> NDArray[np.uint8]:
+    """Blocks whose half ``at`` so many bytes from their start is another."""
+    changed = block.copy()
+    changed[:, at : at + 2] = values.astype(np.float16)[:, None].view(np.uint8)
+    return changed
+
+
+@pytest.mark.parametrize("name", SCALAR)
+def test_refinements_are_a_descent_along_columns_and_scales(name: str) -> None:
+    target = ggml_type_named(name)
+    moments, weights = inputs_and_weights(512, n_rows=24, seed=4)
+    feedback = feedback_of(moments)
+    data, stats = compensate_rows(weights, target, feedback, n_threads=2, refinements=2)
+    ours, plain = decoded(data, target), plain_descent(weights, moments, target, 2)
+    # a value between two codes goes either way in float32, and moves others
+    assert loss(weights, ours, moments) == pytest.approx(loss(weights, plain, moments), rel=0.02)
+    assert np.isclose(ours, plain, rtol=1e-4, atol=1e-9).mean() > 0.9
+    assert stats.sum_squared_error == pytest.approx(((weights - ours) ** 2).sum(), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_each_refinement_loses_less(name: str) -> None:
+    target = ggml_type_named(name)
+    moments, weights = inputs_and_weights(768, n_rows=40, seed=6)
+    feedback, metric = feedback_of(moments), damped(moments).astype(np.float32)
+    losses = []
+    for refinements in (0, 1, 2, 5):
+        data, _ = compensate_rows(weights, target, feedback, n_threads=2, refinements=refinements)
+        losses.append(loss(weights, decoded(data, target), metric))
+    assert losses[0] > losses[1] > losses[2] > losses[3]
+    # of few codes, more are chosen again
+    assert losses[2] < {"q8_0": 0.995, "q6_k": 0.98}.get(name, 0.95) * losses[0]
+
+
+@pytest.mark.parametrize("name", VECTOR)
+def test_no_other_vector_is_much_better_in_the_end(name: str) -> None:
+    """After many refinements, every vector of the codebook is tried in some places."""
+    target = ggml_type_named(name)
+    quants = getattr(gguf.quants, target.name.upper())
+    moments, weights = inputs_and_weights(256, n_rows=12, seed=7)
+    data, _ = compensate_rows(weights, target, feedback_of(moments), n_threads=1, refinements=30)
+    ours, metric = decoded(data, target), damped(moments)
+    quants.init_grid()
+    book = quants.grid[0, 0].astype(np.float64)
+    n = book.shape[1]
+    signs = np.array(list(np.ndindex(*(2,) * n))) * -2.0 + 1
+    scales = vector_scales(data, target, quants)
+    gains, total = [], np.einsum("ri,ij,rj->r", weights - ours, metric, weights - ours)
+    for row in range(len(weights)):
+        start = (row * 40) % 256 // n * n
+        place = slice(start, start + n)
+        tried = (scales[row, place] * book)[:, None] * signs  # (vectors, signs, columns)
+        if name in EVEN:
+            eight = slice(start // 8 * 8, start // 8 * 8 + 8)
+            others = np.signbit(ours[row, eight]).sum() - np.signbit(ours[row, place]).sum()
+            tried = tried[:, (np.signbit(signs).sum(1) + others) % 2 == 0]
+        change = tried.reshape(-1, n) - ours[row, place]
+        gradient = (metric @ (weights[row] - ours[row]))[place]
+        gain = 2 * change @ gradient - np.einsum(
+            "vi,ij,vj->v", change, metric[place, place], change
+        )
+        gains.append(gain.max() / total[row])
+    assert np.median(gains) < 1e-6
+    assert max(gains) < 0.01
 
 
 def test_blocks_of_columns_are_swept_alone() -> None:

@@ -1,5 +1,6 @@
 #include "grid.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "ggml.h"
@@ -9,6 +10,9 @@ namespace {
 
 const int8_t kNonlinear[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                1,    13,   25,  38,  53,  69,  89,  113};
+
+// A sum with it and its difference again is rounded to a whole number, halves to even.
+constexpr float kRounding = 12582912.0f;
 
 float half_at(const uint8_t * bytes) {
     ggml_fp16_t half;
@@ -311,28 +315,40 @@ template <int32_t Type, int Vectors, int Columns, bool EvenSigns> const Codebook
 }
 
 const GridType kTypes[] = {
-    {GGML_TYPE_Q4_0, 32, -8, 7, nullptr, read_one_scale, write_nibbles<-8>, nullptr},
-    {GGML_TYPE_Q8_0, 32, -127, 127, nullptr, read_one_scale, write_bytes, nullptr},
-    {GGML_TYPE_IQ4_NL, 32, 0, 15, kNonlinear, read_one_scale, write_nibbles<0>, nullptr},
-    {GGML_TYPE_Q4_K, 256, 0, 15, nullptr, read_affine, write_q4_k, nullptr},
-    {GGML_TYPE_Q5_K, 256, 0, 31, nullptr, read_affine, write_q5_k, nullptr},
-    {GGML_TYPE_Q6_K, 256, -32, 31, nullptr, read_q6_k, write_q6_k, nullptr},
-    {GGML_TYPE_Q3_K, 256, -4, 3, nullptr, read_q3_k, write_q3_k, nullptr},
-    {GGML_TYPE_Q2_K, 256, 0, 3, nullptr, read_q2_k, write_q2_k, nullptr},
-    {GGML_TYPE_IQ4_XS, 256, 0, 15, kNonlinear, read_iq4_xs, write_iq4_xs, nullptr},
+    {GGML_TYPE_Q4_0, 32, -8, 7, nullptr, read_one_scale, write_nibbles<-8>, nullptr, 0},
+    {GGML_TYPE_Q8_0, 32, -127, 127, nullptr, read_one_scale, write_bytes, nullptr, 0},
+    {GGML_TYPE_IQ4_NL, 32, 0, 15, kNonlinear, read_one_scale, write_nibbles<0>, nullptr, 0},
+    {GGML_TYPE_Q4_K, 256, 0, 15, nullptr, read_affine, write_q4_k, nullptr, 0, 2},
+    {GGML_TYPE_Q5_K, 256, 0, 31, nullptr, read_affine, write_q5_k, nullptr, 0, 2},
+    {GGML_TYPE_Q6_K, 256, -32, 31, nullptr, read_q6_k, write_q6_k, nullptr, 208},
+    {GGML_TYPE_Q3_K, 256, -4, 3, nullptr, read_q3_k, write_q3_k, nullptr, 108},
+    {GGML_TYPE_Q2_K, 256, 0, 3, nullptr, read_q2_k, write_q2_k, nullptr, 80, 82},
+    {GGML_TYPE_IQ4_XS, 256, 0, 15, kNonlinear, read_iq4_xs, write_iq4_xs, nullptr, 0},
     {GGML_TYPE_IQ3_S, 256, 0, 0, nullptr, read_iq3_s, write_iq3_s,
-     codebook<GGML_TYPE_IQ3_S, 512, 4, false>},
+     codebook<GGML_TYPE_IQ3_S, 512, 4, false>, 0},
     {GGML_TYPE_IQ2_S, 256, 0, 0, nullptr, read_iq2_s, write_iq2_s,
-     codebook<GGML_TYPE_IQ2_S, 1024, 8, false>},
+     codebook<GGML_TYPE_IQ2_S, 1024, 8, false>, 0},
     {GGML_TYPE_IQ3_XXS, 256, 0, 0, nullptr, read_iq3_xxs, write_iq3_xxs,
-     codebook<GGML_TYPE_IQ3_XXS, 256, 4, true>},
+     codebook<GGML_TYPE_IQ3_XXS, 256, 4, true>, 0},
     {GGML_TYPE_IQ2_XS, 256, 0, 0, nullptr, read_iq2_xs, write_iq2_xs,
-     codebook<GGML_TYPE_IQ2_XS, 512, 8, true>},
+     codebook<GGML_TYPE_IQ2_XS, 512, 8, true>, 0},
     {GGML_TYPE_IQ2_XXS, 256, 0, 0, nullptr, read_iq2_xxs, write_iq2_xxs,
-     codebook<GGML_TYPE_IQ2_XXS, 256, 8, true>},
+     codebook<GGML_TYPE_IQ2_XXS, 256, 8, true>, 0},
 };
 
 }  // namespace
+
+int nearest_code(const GridType & type, float x) {
+    if (type.table) {
+        int code = 0;
+        for (int i = 0; i < 15; i++) {
+            code += x > 0.5f * float(type.table[i] + type.table[i + 1]);
+        }
+        return code;
+    }
+    const float within = std::min(std::max(x, float(type.low)), float(type.high));
+    return int(within + kRounding - kRounding);
+}
 
 const GridType * grid_type(int32_t ggml_type) {
     for (const GridType & row : kTypes) {

@@ -37,7 +37,12 @@ struct GridType {
     void (*read)(const uint8_t * bytes, Grid & grid);  // from a block's scales
     void (*write)(const int16_t * codes, uint8_t * bytes);  // codes, leaving the scales
     const Codebook * (*codebook)();                         // null, or makes it at the first call
+    int scale_at;         // bytes of a block before the half that all its scales contain
+    int minimum_at = -1;  // and that all its offsets do, if it has some
 };
+
+// The code whose level is next to x, of a type without a codebook.
+int nearest_code(const GridType & type, float x);
 
 // Null: no sweep writes that type.
 const GridType * grid_type(int32_t ggml_type);
