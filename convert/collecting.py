@@ -21,9 +21,11 @@ from infer_os.native.moments import MomentCollector, moment_bytes
 from infer_os.native.scoring import Subject, WindowSettings
 
 from .calibrate import decode_observed, open_windows
+from .embedding_reading import EMBEDDING, embedding_moments
 from .errors import FileFormatError, OutputError, SourceError
 from .gguf_writer import check_output
 from .statistics import (
+    READING,
     Origin,
     Statistics,
     layer_path,
@@ -39,7 +41,7 @@ Progress = Callable[[int, int], None]
 DEFAULT_MEMORY = 2_000_000_000
 
 _HASHED_BYTES = 1 << 20
-_HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
+_HEAD = "output.weight"
 # these have the same input in every graph
 _SAME_INPUT = ("attn_q.", "attn_k.", "attn_v.")
 
@@ -95,6 +97,7 @@ def collect_statistics(
                 _collect_group(Subject(loaded), windows, settings, group, folder, origin, whole)
             except EvaluateError as error:
                 raise SourceError(f"calibration with {dataset}: {error}") from error
+        _keep_embedding(header, folder, origin)
     return read_statistics(folder)
 
 
@@ -102,7 +105,7 @@ def _layers(header: GgufHeader) -> dict[str, dict[str, int]]:
     """The matrices of each layer, and their columns; a head that is the embedding counts."""
     found: dict[str, dict[str, int]] = {}
     names = {tensor.name for tensor in header.tensors}
-    head = _HEAD if _HEAD in names else _EMBEDDING
+    head = _HEAD if _HEAD in names else EMBEDDING
     for tensor in header.tensors:
         name = tensor.name
         if len(tensor.shape) != 2 or not name.endswith(".weight"):
@@ -157,6 +160,13 @@ def _collect_group(
             moments = {name: collector.moments(name) for name in dict.fromkeys(of_layer.values())}
             if moments:
                 write_layer(layer_path(folder, layer), origin, of_layer, moments)
+
+
+def _keep_embedding(header: GgufHeader, folder: Path, origin: Origin) -> None:
+    """Write what the first layer reads of the embedding, next to the layers."""
+    path = layer_path(folder, READING)
+    if not _is_there(path, origin) and (found := embedding_moments(header)) is not None:
+        write_layer(path, origin, {EMBEDDING: EMBEDDING}, {EMBEDDING: found})
 
 
 def _is_there(path: Path, origin: Origin) -> bool:

@@ -43,7 +43,7 @@ _SAMPLED_ROWS = 256
 _MOST_LAYER_GROUPS = 6
 _PROBED_WINDOWS = 8
 _LARGEST_FILE = 64 << 20
-_VERSION = 2
+_VERSION = 3
 
 Steps = Callable[[str], Progress | None]
 

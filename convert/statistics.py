@@ -3,7 +3,8 @@
 In and out: a folder with a GGUF file per layer, named after it. The ``general.type`` of each is
 ``inferos.moments``; the tensor ``LEADER.K`` is diagonal block K of the inputs of the matrix LEADER,
 ``LEADER.sums`` the diagonal, which is all that is read until a matrix is quantized, and two arrays
-of names say which matrices have whose inputs. What comes out of it is an importance matrix and,
+of names say which matrices have whose inputs. Another file has the moments of the token embedding,
+see :mod:`.embedding_reading`. What comes out of it is an importance matrix and,
 per matrix, the feedback that a compensated quantization needs.
 """
 
@@ -42,7 +43,9 @@ _KIND = "inferos.moments"
 _FINGERPRINT, _MATRICES, _LEADERS = f"{_KIND}.fingerprint", f"{_KIND}.matrices", f"{_KIND}.leaders"
 _ROWS, _CHUNKS, _CHUNK_SIZE = f"{_KIND}.rows", f"{_KIND}.chunk_count", f"{_KIND}.chunk_size"
 _DATASET = f"{_KIND}.dataset"
-# the embedding has statistics where it is the head too
+#: In the name of the file that says what the first layer reads of the embedding.
+READING = "embedding"
+# the embedding has inputs where it is the head too
 _LOOKED_UP = "token_embd.weight"
 _SUFFIX, _SUMS = ".moments.gguf", ".sums"
 # a folder of a few hundred layers; more is not one of ours
@@ -198,6 +201,8 @@ class Statistics:
     origin: Origin
     importance: ImportanceMatrix
     _layers: Mapping[str, _Layer]
+    # of the token embedding, if the first layer's reading of it is known
+    _reading: _Layer | None = None
     # the last matrices' feedback, since those of one input come one after the other
     _last: tuple[str, Feedback | None] = ("", None)
     #: what compensation could not do as asked, found while it worked
@@ -219,18 +224,25 @@ class Statistics:
         """Whether the text was long enough for any matrix."""
         return self.n_tokens >= self.fewest_tokens
 
+    def _layer_of(self, name: str) -> _Layer | None:
+        """The file of a matrix."""
+        reading = self._reading if name == _LOOKED_UP else None
+        return self._layers.get(name) or reading
+
     def gap(self, tensor: PlannedTensor) -> str:
         """Why a tensor is not compensated; empty if it is."""
         return self._gap(tensor.rule.target, tensor.rule.shape[-1], tensor.type)
 
     def _gap(self, name: str, n_columns: int, target: GgmlType) -> str:
-        layer = self._layers.get(name)
+        layer = self._layer_of(name)
         if layer is None:
             return "there are no statistics"
-        if name == _LOOKED_UP:
-            return "its rows are looked up as well"
         if not can_compensate(target):
             return f"{target.name} has no compensated form"
+        if layer is self._reading:
+            return ""  # of no text
+        if name == _LOOKED_UP:
+            return "its rows are looked up as well"
         width = block_widths(n_columns)[0]
         if layer.n_rows < FEWEST_TOKENS * width:
             return f"only {layer.n_rows} tokens for {width} columns"
@@ -250,7 +262,8 @@ class Statistics:
         """The same for a tensor by its name, row length and type."""
         if self._gap(name, n_columns, target):
             return None
-        layer = self._layers[name]
+        layer = self._layer_of(name)
+        assert layer is not None
         leader = layer.leaders[name]
         if self._last[0] != leader:
             self._last = ("", None)  # freed before the next is made
@@ -273,7 +286,7 @@ class Statistics:
         Raises:
             FileFormatError: its file is damaged.
         """
-        layer = self._layers.get(name)
+        layer = self._layer_of(name)
         if layer is None:
             return ()
         found = layer.moments(name)
@@ -298,7 +311,8 @@ class Statistics:
     @property
     def digest(self) -> str:
         """SHA-256 of what the statistics are of, in hexadecimal digits."""
-        return hashlib.sha256(f"{self.origin}".encode()).hexdigest()
+        reading = f" {READING}" if self._reading else ""
+        return hashlib.sha256(f"{self.origin}{reading}".encode()).hexdigest()
 
 
 def read_statistics(folder: Path) -> Statistics:
@@ -308,16 +322,20 @@ def read_statistics(folder: Path) -> Statistics:
         FileFormatError: there is none, a file is damaged, or the files are of different runs.
     """
     paths = statistics_files(folder)
-    if not paths or len(paths) > _MOST_FILES:
+    if not paths or len(paths) > _MOST_FILES or paths == [layer_path(folder, READING)]:
         raise FileFormatError(
             f"--statistics {folder}: no statistics there; --calibrate TEXT collects them"
         )
     layers: dict[str, _Layer] = {}
     entries: dict[str, ColumnSums] = {}
     origins = set()
+    reading = None
     for path in paths:
         layer = read_layer(path)
         origins.add(layer.origin)
+        if path == layer_path(folder, READING):
+            reading = layer
+            continue
         for name, leader in layer.leaders.items():
             layers[name] = layer
             entries[name] = entries[leader] if leader in entries else layer.sums(name)
@@ -329,7 +347,7 @@ def read_statistics(folder: Path) -> Statistics:
     matrix = ImportanceMatrix(
         entries, (origin.dataset,), origin.chunk_count, origin.chunk_size, origin.rotation
     )
-    return Statistics(folder, origin, matrix, layers)
+    return Statistics(folder, origin, matrix, layers, reading)
 
 
 def is_compensated(kind: str) -> bool:
