@@ -343,7 +343,7 @@ def test_each_refinement_loses_less(name: str) -> None:
         losses.append(loss(weights, decoded(data, target), metric))
     assert losses[0] > losses[1] > losses[2] > losses[3]
     # of few codes, more are chosen again
-    assert losses[2] < {"q8_0": 0.995, "q6_k": 0.98}.get(name, 0.95) * losses[0]
+    assert losses[2] < {"q8_0": 0.995, "q6_k": 0.98}.get(name, 0.97) * losses[0]
 
 
 @pytest.mark.parametrize("name", VECTOR)
