@@ -56,12 +56,15 @@ $(VENV)/.installed: $(BIN)/python $(BUILD_INPUTS)
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
+# the extras beside the installation, which another editable one would compile again
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(BIN)/python packaging/requirements_of.py test >build/test.txt
+	$(BIN)/python -m pip install --quiet --requirement build/test.txt
 	touch $@
 
 $(VENV)/.installed-lint: $(VENV)/.installed-test
-	$(BIN)/python -m pip install --quiet --editable ".[test,lint]"
+	$(BIN)/python packaging/requirements_of.py lint >build/lint.txt
+	$(BIN)/python -m pip install --quiet --requirement build/lint.txt
 	touch $@
 
 lint: $(VENV)/.installed-lint
