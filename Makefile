@@ -58,13 +58,10 @@ $(VENV)/.installed: $(BIN)/python $(BUILD_INPUTS)
 
 # the extras beside the installation, which another editable one would compile again
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python packaging/requirements_of.py test >build/test.txt
-	$(BIN)/python -m pip install --quiet --requirement build/test.txt
-	touch $@
-
 $(VENV)/.installed-lint: $(VENV)/.installed-test
-	$(BIN)/python packaging/requirements_of.py lint >build/lint.txt
-	$(BIN)/python -m pip install --quiet --requirement build/lint.txt
+$(VENV)/.installed-test $(VENV)/.installed-lint: $(VENV)/.installed-%:
+	$(BIN)/python packaging/requirements_of.py $* >build/$*.txt
+	$(BIN)/python -m pip install --quiet --requirement build/$*.txt
 	touch $@
 
 lint: $(VENV)/.installed-lint

@@ -32,7 +32,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from random_model import GEOMETRIES, make_folder
@@ -47,6 +49,9 @@ from infer_os.runtime.scoring.score_records import ScoreRecord
 from infer_os.runtime.scoring.scorer import Scorer
 from infer_os.runtime.scoring.settings import ScoringSettings
 from infer_os.runtime.settings import EngineSettings
+
+#: Seconds, and the sums in the order of the records.
+Taken = tuple[float, list[float]]
 
 _WORKER = str(Path(__file__).with_name("scoring_worker.py"))
 
@@ -71,7 +76,7 @@ def make_records(arguments: argparse.Namespace) -> list[ScoreRecord]:
     return records[: arguments.records]
 
 
-def our_round(scorer: Scorer, records: list[ScoreRecord]) -> tuple[float, list[float]]:
+def our_round(scorer: Scorer, records: list[ScoreRecord]) -> Taken:
     """Seconds of a run over all records, and the sums in their order."""
     sums = [0.0] * len(records)
     started = time.perf_counter()
@@ -81,7 +86,7 @@ def our_round(scorer: Scorer, records: list[ScoreRecord]) -> tuple[float, list[f
     return time.perf_counter() - started, sums
 
 
-def their_round(worker: subprocess.Popen[str]) -> tuple[float, list[float]]:
+def their_round(worker: subprocess.Popen[str]) -> Taken:
     """Likewise, of a worker."""
     assert worker.stdin is not None and worker.stdout is not None
     worker.stdin.write("go\n")
@@ -102,14 +107,13 @@ def write_tasks(records: list[ScoreRecord], n_choices: int, path: Path) -> None:
         labels = struct.pack(f"<{n_choices}i", 1, *[0] * (n_choices - 1))
         listed = struct.pack("<I", n_choices) + b"".join(map(framed, answers)) + labels
         tasks.append(framed(records[at].context or "") + listed + struct.pack("<I", 0))
-    positions = struct.pack(
-        f"<{len(tasks)}I", *[0] * len(tasks)
-    )  # read for a choice of tasks alone
+    # read for a choice of tasks alone
+    positions = struct.pack(f"<{len(tasks)}I", *[0] * len(tasks))
     path.write_bytes(struct.pack("<I", len(tasks)) + positions + b"".join(tasks))
 
 
-def perplexity_round(program: Path, model: Path, tasks: Path, threads: int) -> float:
-    """Seconds of llama-perplexity from its first batch to its last task."""
+def perplexity_round(program: Path, model: Path, tasks: Path, threads: int) -> Taken:
+    """Seconds of llama-perplexity from its first batch to its last task; it tells no sums."""
     command = [program, "-m", model, "-bf", tasks, "--multiple-choice", "-c", 2048, "-b", 2048,
                "-t", threads]  # fmt: skip
     n_tasks = struct.unpack("<I", tasks.read_bytes()[:4])[0]
@@ -126,7 +130,7 @@ def perplexity_round(program: Path, model: Path, tasks: Path, threads: int) -> f
                 n_done, ended = n_done + 1, time.perf_counter()
     if n_done != n_tasks:
         raise SystemExit(f"{program}: {n_done} of {n_tasks} tasks")
-    return ended - started
+    return ended - started, []
 
 
 def choices(sums: list[float], n: int) -> list[int]:
@@ -135,8 +139,8 @@ def choices(sums: list[float], n: int) -> list[int]:
     return [part.index(max(part)) for part in parts]
 
 
-def main() -> int:
-    """Make, measure, print."""
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", help="a Python with torch and transformers")
     parser.add_argument("--geometry", default="pythia-160m", choices=sorted(GEOMETRIES))
@@ -149,7 +153,12 @@ def main() -> int:
     parser.add_argument("--one-token", action="store_true")
     parser.add_argument("--llama-perplexity", type=Path)
     parser.add_argument("--work", type=Path, help="where models are made, and kept")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Make, measure, print."""
+    arguments = parse()
     threads, n_ctx = usable_cores(), 512
     with ExitStack() as stack:
         work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -157,8 +166,6 @@ def main() -> int:
         if not (folder / "config.json").exists():
             make_folder(arguments.geometry, folder, layers=arguments.layers)
         records = make_records(arguments)
-        tasks = work / "tasks.bin"
-        write_tasks(records, arguments.choices, tasks)
         files: dict[str, Path] = {}
         scorers: dict[str, Scorer] = {}
         for kind in arguments.types.split(","):
@@ -191,19 +198,24 @@ def main() -> int:
             assert worker.stdout is not None
             print(f"transformers {dtype}: {worker.stdout.readline().strip()}")
             workers[f"transformers {dtype}"] = worker
-        seconds: dict[str, list[float]] = {}
+        rounds: dict[str, Callable[[], Taken]] = {}
+        for name, scorer in scorers.items():
+            rounds[name] = partial(our_round, scorer, records)
+        if program := arguments.llama_perplexity:
+            tasks = work / "tasks.bin"
+            write_tasks(records, arguments.choices, tasks)
+            for kind, file in files.items():
+                name = f"llama-perplexity {kind}"
+                rounds[name] = partial(perplexity_round, program, file, tasks, threads)
+        for name, worker in workers.items():
+            rounds[name] = partial(their_round, worker)
+        seconds: dict[str, list[float]] = {name: [] for name in rounds}
         sums: dict[str, list[float]] = {}
         for turn in range(arguments.rounds):
             print(f"round {turn + 1}, load {os.getloadavg()[0]:.1f}", flush=True)
-            for name, scorer in scorers.items():
-                taken, sums[name] = our_round(scorer, records)
-                seconds.setdefault(name, []).append(taken)
-            for kind, file in files.items() if arguments.llama_perplexity else ():
-                taken = perplexity_round(arguments.llama_perplexity, file, tasks, threads)
-                seconds.setdefault(f"llama-perplexity {kind}", []).append(taken)
-            for name, worker in workers.items():
-                taken, sums[name] = their_round(worker)
-                seconds.setdefault(name, []).append(taken)
+            for name, one_round in rounds.items():
+                taken, sums[name] = one_round()
+                seconds[name].append(taken)
         for worker in workers.values():
             assert worker.stdin is not None
             worker.stdin.close()
@@ -220,22 +232,29 @@ def show(
         print(f"{name:24} {statistics.median(rates):8.1f} records/s "
               f"({rates[0]:.1f} to {rates[-1]:.1f})")  # fmt: skip
     for name in seconds:
-        for other in seconds if name.startswith("infer-os") else ():
-            kind = other.partition("llama-perplexity")[2]
-            if other.startswith("infer-os") or (kind and not name.endswith(kind)):
-                continue
-            pairs = zip(seconds[name], seconds[other], strict=True)
-            times = sorted(their / our for our, their in pairs)
-            if kind:
+        for other in seconds:
+            if comparable(name, other):
+                pairs = zip(seconds[name], seconds[other], strict=True)
+                times = sorted(their / our for our, their in pairs)
                 print(f"{name} over {other}: {statistics.median(times):.2f} times "
-                      f"({times[0]:.2f} to {times[-1]:.2f})")  # fmt: skip
-                continue
-            apart = max(abs(a - b) for a, b in zip(sums[name], sums[other], strict=True))
-            mine, others = choices(sums[name], n_choices), choices(sums[other], n_choices)
-            same = [one == their for one, their in zip(mine, others, strict=True)]
-            print(f"{name} over {other}: {statistics.median(times):.2f} times "
-                  f"({times[0]:.2f} to {times[-1]:.2f}); sums {apart:.3f} apart at most, "
-                  f"{sum(same)} of {len(same)} choices the same")  # fmt: skip
+                      f"({times[0]:.2f} to {times[-1]:.2f})"
+                      f"{apart(sums[name], sums[other], n_choices)}")  # fmt: skip
+
+
+def comparable(name: str, other: str) -> bool:
+    """Whether these are ours and one of theirs; llama-perplexity's with a file of the same type."""
+    (who, kind), (whose, its) = name.split(" ", 1), other.split(" ", 1)
+    return who == "infer-os" and whose != who and (whose != "llama-perplexity" or its == kind)
+
+
+def apart(ours: list[float], theirs: list[float], n_choices: int) -> str:
+    """How far scores are apart; nothing of a side that tells none."""
+    if not theirs:
+        return ""
+    largest = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+    pairs = zip(choices(ours, n_choices), choices(theirs, n_choices), strict=True)
+    same = [one == their for one, their in pairs]
+    return f"; sums {largest:.3f} apart at most, {sum(same)} of {len(same)} choices the same"
 
 
 if __name__ == "__main__":

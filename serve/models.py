@@ -217,7 +217,7 @@ class Models:
         """A model, loaded if need be, which stays while inside and until its texts are written.
 
         Raises:
-            ApiError: there is none of that name (404), or it cannot be loaded (500, 503).
+            ApiError: no model has that name (404), or it cannot be loaded (500, 503).
         """
         entry = self.find(name)
         entry.n_users += 1

@@ -181,14 +181,15 @@ template <class Isa, class W> constexpr WeightType weight_type() {
 }
 
 template <class... Types> struct TypeList {};
+template <class... Types, class... More>
+TypeList<Types..., More...> joined(TypeList<Types...>, TypeList<More...>);
 
-// All that have kernels.
-using WeightTypes = TypeList<Q4_0, Q8_0, Q4_K, Q5_K, Q6_K, Q3_K, Q2_K, IQ4_NL, IQ4_XS, Q5_0, Q4_1,
-                             Q5_1, IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS>;
 // Without gathers every look-up is a load of its own: of more than iq3_s they would be so many that a
 // compiler takes minutes and gigabytes for them.
 using FewLookUps =
     TypeList<Q4_0, Q8_0, Q4_K, Q5_K, Q6_K, Q3_K, Q2_K, IQ4_NL, IQ4_XS, Q5_0, Q4_1, Q5_1, IQ3_S>;
+// All that have kernels.
+using WeightTypes = decltype(joined(FewLookUps(), TypeList<IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS>()));
 
 template <class Isa, class List> struct WeightTable;
 template <class Isa, class... Types> struct WeightTable<Isa, TypeList<Types...>> {
