@@ -283,7 +283,7 @@ def read_sensitivity(statistics: Statistics, budget: WeightBudget) -> Sensitivit
     """What was measured with statistics.
 
     Raises:
-        FileFormatError: nothing, or the file is damaged.
+        FileFormatError: nothing, by another version of this program, or the file is damaged.
     """
     path = statistics.folder / FILE
     try:
@@ -298,6 +298,11 @@ def read_sensitivity(statistics: Statistics, budget: WeightBudget) -> Sensitivit
     except (OSError, ValueError) as error:
         raise FileFormatError(f"{path}: cannot be read: {error}") from error
     try:
+        if record["version"] != _VERSION:
+            raise FileFormatError(
+                f"{path}: another version of infer-os measured it; add --calibrate TEXT once, "
+                "which measures again"
+            )
         found = _from_json(record)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(f"{path}: damaged; measure it again") from error
@@ -308,7 +313,7 @@ def read_sensitivity(statistics: Statistics, budget: WeightBudget) -> Sensitivit
 
 def _from_json(record: Any) -> Sensitivity:
     """A checked record; anything wrong raises one of the usual errors."""
-    if record["version"] != _VERSION or not record["matrices"]:
+    if not record["matrices"]:
         raise ValueError
     sizes = {name: _count(row["values"]) for name, row in record["matrices"].items()}
     options = {

@@ -25,7 +25,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 #: The start of the SHA-256 of the header that this file was written for.
-HEADER_HASH: Final = "50d1cdc77a0c8fbf"
+HEADER_HASH: Final = "826a70bb098a9c28"
 
 
 class Status(IntEnum):
@@ -228,7 +228,7 @@ FUNCTIONS: Final[dict[str, _Types]] = {
     "inferos_moments_of": (c_int32, (c_void_p, c_char_p, POINTER(inferos_moment_sums))),
     "inferos_feedback": (
         c_int32,
-        (c_void_p, c_int64, c_int32, c_void_p, c_void_p, POINTER(c_double)),
+        (c_void_p, c_int64, c_int32, c_void_p, c_void_p, POINTER(c_double), c_void_p),
     ),
     "inferos_compensates": (c_int32, (c_int32,)),
     "inferos_compensate_rows": (

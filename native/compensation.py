@@ -85,26 +85,15 @@ def make_feedback(
         took = ctypes.c_double(damping)
         status = load_library().inferos_feedback(
             square.ctypes.data, width, n_threads, values[at:].ctypes.data,
-            importance[column:].ctypes.data, ctypes.byref(took),
+            importance[column:].ctypes.data, ctypes.byref(took), damped[at:].ctypes.data,
         )  # fmt: skip
         if status == Status.NOT_FINITE:
             return None
         if status != Status.OK:
             raise QuantizeError("not enough memory to factor the second moments")
         largest = max(largest, took.value)
-        damped[at : at + width * width] = _damped(square, took.value).reshape(-1)
         at, column = at + width * width, column + width
     return Feedback(widths, values, importance, largest, damped)
-
-
-def _damped(moments: NDArray[np.float32], damping: float) -> NDArray[np.float32]:
-    """What feedback.cpp factors: symmetric, no zeros on the diagonal, and more of it."""
-    diagonal = np.diagonal(moments)
-    mean = diagonal.mean(dtype=np.float64)
-    full = np.triu(moments, 1)
-    full += full.T
-    np.fill_diagonal(full, np.where(diagonal > 0, diagonal, mean) + damping * mean)
-    return full
 
 
 def compensate_rows(

@@ -161,10 +161,12 @@ INFEROS_API int32_t inferos_moments_of(const inferos_moments * collector, const 
 // What a sweep needs of the second moments (n, n) of a block of columns, of which the upper half is
 // read: feedback (n, n), and importance (n,), the cost of an error of each column once those behind it
 // have made up for it. damping: the share of the mean of the diagonal that is added to the diagonal,
-// ten times as much if the factor does not exist, and so on; returns what it took.
+// ten times as much if the factor does not exist, and so on; returns what it took. damped (n, n):
+// what was factored, both halves.
 // INFEROS_NOT_FINITE: none of it worked.
 INFEROS_API int32_t inferos_feedback(const float * moments, int64_t n, int32_t n_threads,
-                                     float * feedback, float * importance, double * damping);
+                                     float * feedback, float * importance, double * damping,
+                                     float * damped);
 
 // ---- compensation/sweep.cpp -----------------------------------------------------------------
 
@@ -173,7 +175,7 @@ struct inferos_compensate_job {
     const float *   feedback;    // of inferos_feedback, block after block
     const float *   importance;  // (n_per_row,) weights for the choice of scales
     const int64_t * widths;      // (n_blocks,) columns of each block
-    const float *   moments;     // damped, (width, width) of each block; null: nothing is refined
+    const float *   moments;     // damped, block after block; null: nothing is refined
     void *          dst;         // (n_rows, ggml_row_size(dst_type, n_per_row))
     int64_t         n_blocks;
     int64_t         n_rows;

@@ -217,22 +217,23 @@ def test_too_small(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "words"),
     [
-        lambda record: record | {"version": 1},
-        lambda record: record | {"values": -1},
-        lambda record: record | {"matrices": {}},
-        lambda record: record | {"matrices": {"a": {"values": 32, "options": []}}},
-        lambda record: [],
+        (lambda record: record | {"version": 1}, "another version of infer-os measured it"),
+        (lambda record: record | {"values": -1}, "damaged"),
+        (lambda record: record | {"matrices": {}}, "damaged"),
+        (lambda record: record | {"matrices": {"a": {"values": 32, "options": []}}}, "damaged"),
+        (lambda record: {"matrices": record["matrices"]}, "damaged"),
+        (lambda record: [], "damaged"),
     ],
 )
-def test_a_damaged_measurement(folder: Path, change: object, tmp_path: Path) -> None:
+def test_a_measurement_of_no_use(folder: Path, change: object, words: str, tmp_path: Path) -> None:
     record = json.loads((folder / "kept" / FILE).read_text())
     for path in (folder / "kept").iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / FILE).unlink()
     (tmp_path / FILE).write_text(json.dumps(change(record)))  # type: ignore[operator]
-    with pytest.raises(FileFormatError, match=r"sensitivity\.json: damaged"):
+    with pytest.raises(FileFormatError, match=rf"sensitivity\.json: {words}"):
         convert(ConvertSettings(MODEL, budget=WeightBudget(4), statistics=tmp_path))
 
 

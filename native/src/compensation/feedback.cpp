@@ -145,8 +145,13 @@ double mean_diagonal(const float * moments, int64_t n) {
     return sum / double(n);
 }
 
-// a: the moments with rows and columns reversed, damped; a column that nothing entered counts like
-// the mean one, so that only its own rounding decides about it.
+// A value of the diagonal, damped; a column that nothing entered counts like the mean one, so that
+// only its own rounding decides about it.
+double damped_value(double value, double mean, double damping) {
+    return (value > 0 ? value : mean) + damping * mean;
+}
+
+// a: the lower half of the moments with rows and columns reversed, damped.
 void damped_reversed(const float * moments, int64_t n, double mean, double damping, double * a) {
     for (int64_t i = 0; i < n; i++) {
         const float * row  = moments + (n - 1 - i) * n;
@@ -154,14 +159,25 @@ void damped_reversed(const float * moments, int64_t n, double mean, double dampi
         for (int64_t j = 0; j <= i; j++) {
             into[j] = row[n - 1 - j];
         }
-        into[i] = (into[i] > 0 ? into[i] : mean) + damping * mean;
+        into[i] = damped_value(into[i], mean, damping);
+    }
+}
+
+// The moments whole, damped.
+void damped_whole(const float * moments, int64_t n, double mean, double damping, float * whole) {
+    for (int64_t i = 0; i < n; i++) {
+        whole[i * n + i] = float(damped_value(moments[i * n + i], mean, damping));
+        for (int64_t j = i + 1; j < n; j++) {
+            whole[i * n + j] = whole[j * n + i] = moments[i * n + j];
+        }
     }
 }
 
 }  // namespace
 
 INFEROS_API int32_t inferos_feedback(const float * moments, int64_t n, int32_t n_threads,
-                                     float * feedback, float * importance, double * damping) {
+                                     float * feedback, float * importance, double * damping,
+                                     float * damped) {
     if (n < 1) {
         return INFEROS_BAD_SHAPE;
     }
@@ -180,6 +196,7 @@ INFEROS_API int32_t inferos_feedback(const float * moments, int64_t n, int32_t n
                 break;
             }
         }
+        damped_whole(moments, n, mean, *damping, damped);
         for (int64_t i = 0; i < n; i++) {
             const double pivot = a[(n - 1 - i) * n + n - 1 - i];
             importance[i]      = float(pivot * pivot / mean);
