@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from infer_os.models.rotation import ROTATION_KEY
 from infer_os.native.errors import EvaluateError
 from infer_os.native.gguf_file import GgufHeader, read_gguf_header
-from infer_os.native.moments import MomentCollector, moment_bytes
+from infer_os.native.moments import MomentCollector, collected_bytes, moment_bytes
 from infer_os.native.scoring import Subject, WindowSettings
 
 from .calibrate import decode_observed, open_windows
@@ -88,7 +88,9 @@ def collect_statistics(
             for layer, matrices in layers.items()
             if not _is_there(layer_path(folder, layer), origin)
         }
-        n_bytes = sum(_moment_bytes(matrices) for matrices in missing.values())
+        n_bytes = sum(
+            moment_bytes(n) for matrices in missing.values() for n in _own_columns(matrices)
+        )
         check_output(folder / "statistics", n_bytes, force=True)
         groups = list(_groups(missing, memory))
         for number, group in enumerate(groups):
@@ -124,7 +126,7 @@ def _groups(
     group: dict[str, Mapping[str, int]] = {}
     used = 0
     for layer, matrices in layers.items():
-        n_bytes = _moment_bytes(matrices)
+        n_bytes = sum(map(collected_bytes, _own_columns(matrices)))
         if group and used + n_bytes > memory:
             yield group
             group, used = {}, 0
@@ -134,11 +136,10 @@ def _groups(
         yield group
 
 
-def _moment_bytes(matrices: Mapping[str, int]) -> int:
-    """Bytes of the sums of a layer, at most: the graph may share more of them."""
+def _own_columns(matrices: Mapping[str, int]) -> list[int]:
+    """Columns of the matrices of a layer that have sums of their own; the graph may share more."""
     shared = [name for name in matrices if any(part in name for part in _SAME_INPUT)]
-    own = [n for name, n in matrices.items() if name not in shared[1:]]
-    return sum(moment_bytes(n) for n in own)
+    return [n for name, n in matrices.items() if name not in shared[1:]]
 
 
 def _collect_group(

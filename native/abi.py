@@ -25,7 +25,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 #: The start of the SHA-256 of the header that this file was written for.
-HEADER_HASH: Final = "826a70bb098a9c28"
+HEADER_HASH: Final = "bb457055abb50ca5"
 
 
 class Status(IntEnum):
@@ -106,6 +106,7 @@ class inferos_moment_sums(ctypes.Structure):
         ("blocks", POINTER(c_float)),
         ("n_values", c_int64),
         ("n_rows", c_int64),
+        ("stripe", c_int64),
     )
 
 
@@ -219,6 +220,7 @@ FUNCTIONS: Final[dict[str, _Types]] = {
     "inferos_activations_culprit": (c_char_p, (c_void_p,)),
     "inferos_activations_n_entries": (c_int64, (c_void_p,)),
     "inferos_activations_entry": (c_int32, (c_void_p, c_int64, POINTER(inferos_activation_sums))),
+    "inferos_moments_values": (c_int64, (c_int64, c_int64)),
     "inferos_moments_create": (c_void_p, (c_int32,)),
     "inferos_moments_destroy": (None, (c_void_p,)),
     "inferos_moments_want": (c_int32, (c_void_p, c_char_p, c_int64, c_int64)),

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from .abi import Status, inferos_moment_sums
 from .collector import NOT_FINITE, Collector
 from .errors import EvaluateError
+from .library import load_library
 
 # columns whose errors may make up for each other: more cost the cube of their number, and need as
 # many more tokens before the sums say anything about them
@@ -42,6 +43,12 @@ def block_widths(n_columns: int) -> tuple[int, ...]:
 def moment_bytes(n_columns: int) -> int:
     """Bytes of the second moments of a matrix's inputs."""
     return 4 * sum(width**2 for width in block_widths(n_columns))
+
+
+def collected_bytes(n_columns: int) -> int:
+    """Bytes of the sums while they are collected: a good half, since the squares are symmetric."""
+    values = load_library().inferos_moments_values(n_columns, block_widths(n_columns)[0])
+    return 4 * int(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +105,29 @@ class MomentCollector(Collector):
         values = np.ctypeslib.as_array(sums.blocks, (sums.n_values,))
         blocks, at = [], 0
         for width in self._widths[name]:
-            upper = np.triu(values[at : at + width * width].reshape(width, width))
-            blocks.append(upper + np.triu(upper, 1).T)
-            at += width * width
+            square, n_values = _square(values[at:], width, int(sums.stripe))
+            blocks.append(square)
+            at += n_values
         return Moments(sums.leader.decode(), tuple(blocks), int(sums.n_rows))
 
     def _sums(self, name: str) -> inferos_moment_sums | None:
         sums = inferos_moment_sums()
         status = self._library.inferos_moments_of(self.user_data, name.encode(), ctypes.byref(sums))
         return sums if status == Status.OK else None
+
+
+def _square(
+    values: NDArray[np.float32], width: int, stripe: int
+) -> tuple[NDArray[np.float32], int]:
+    """The square (width, width) of which stripes come first, and how many values they have."""
+    square, at = np.empty((width, width), np.float32), 0
+    for top in range(0, width, stripe):
+        end = min(top + stripe, width)
+        n_values = (end - top) * (width - top)
+        rows = values[at : at + n_values].reshape(end - top, width - top)
+        corner = np.triu(rows[:, : end - top])
+        square[top:end, top:end] = corner + np.triu(corner, 1).T
+        square[top:end, end:] = rows[:, end - top :]
+        square[end:, top:end] = rows[:, end - top :].T
+        at += n_values
+    return square, at

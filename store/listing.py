@@ -15,6 +15,7 @@ from ..models.catalog import CATALOG, CatalogModel, find_model
 from ..models.shape import ModelShape, network_shape
 from ..native.errors import GgufError
 from ..native.gguf_file import GgufHeader, read_gguf_header
+from ..native.processors import usable_cores
 from ..runtime.plan.budget import some_budget
 from ..runtime.plan.choice import CHOSEN_TYPES
 from ..runtime.plan.memory_plan import Budget, Plan
@@ -193,10 +194,11 @@ def show_model(text: str) -> ModelDetails:
 def _listed(model: CatalogModel, budget: Budget, cached: CachedModel | None) -> ListedModel:
     network = describe(model.config)
     shape = network_shape(model.name, network, weight_options(network))
+    n_threads = usable_cores()  # counted once: every plan would count them again
     plans = tuple(
         plan_use(
             shape,
-            Use(EngineSettings(extras=first_work(model.id, option.type))),
+            Use(EngineSettings(threads=n_threads, extras=first_work(model.id, option.type))),
             budget,
             type=option.type,
         )[0]

@@ -132,10 +132,14 @@ struct inferos_moments;
 
 struct inferos_moment_sums {
     const char *  leader;  // the first of the matrices that have this input
-    const float * blocks;  // (width, width) each, one after another; the halves below are zeros
+    const float * blocks;  // of each block of columns, its stripes: some rows, from the diagonal on
     int64_t       n_values;
     int64_t       n_rows;  // rows that were summed
+    int64_t       stripe;  // rows of a stripe; the last one of a block may have fewer
 };
+
+// How many values that takes for a matrix whose columns are cut into blocks of so many.
+INFEROS_API int64_t inferos_moments_values(int64_t n_columns, int64_t block);
 
 INFEROS_API inferos_moments * inferos_moments_create(int32_t n_threads);  // null: no memory
 INFEROS_API void inferos_moments_destroy(inferos_moments * collector);

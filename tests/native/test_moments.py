@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from infer_os.convert.calibrate import collect_importance, decode_observed, open_windows
 from infer_os.native.errors import EvaluateError
-from infer_os.native.moments import MomentCollector, block_widths, moment_bytes
+from infer_os.native.moments import MomentCollector, block_widths, collected_bytes, moment_bytes
 from infer_os.native.scoring import Subject
 
 TEXT = TESTS / "reference" / "imatrix" / "text.txt"
@@ -25,6 +25,9 @@ def test_blocks_cover_the_columns(n_columns: int, widths: tuple[int, ...]) -> No
     assert block_widths(n_columns) == widths
     assert sum(widths) == n_columns
     assert moment_bytes(n_columns) == 4 * sum(width**2 for width in widths)
+    # on and above the diagonal, and what stripes of up to 64 rows have below it
+    upper = sum(width * (width + 1) // 2 for width in widths)
+    assert 4 * upper <= collected_bytes(n_columns) <= 4 * (upper + 32 * n_columns)
 
 
 def first_inputs(path: str, tokens: NDArray[np.int32]) -> NDArray[np.float64]:

@@ -17,12 +17,23 @@
 
 namespace {
 
+// rows of a square that are kept together, from the diagonal on
 constexpr int64_t kStripe = 64;
+
+// Where the stripe that begins at a row lies among those of a square.
+int64_t stripe_at(int64_t width, int64_t row) {
+    return row * width - row * (row - kStripe) / 2;
+}
+
+int64_t count_values(int64_t width) {
+    const int64_t last = (width - 1) / kStripe * kStripe;
+    return stripe_at(width, last) + (width - last) * (width - last);
+}
 
 struct Sums {
     int64_t             n_columns;
     int64_t             block;
-    std::vector<float>  blocks;  // (width, width) each, one after another; upper halves
+    std::vector<float>  blocks;  // see inferos_moment_sums
     int64_t             n_rows = 0;
     std::string         leader;  // the matrix whose products count
     const ggml_tensor * input;   // of the leader, in the last graph
@@ -73,12 +84,8 @@ struct inferos_moments {
                 return sums[i];
             }
         }
-        int64_t n_values = 0;
-        for (int64_t at = 0; at < request.n_columns; at += request.block) {
-            const int64_t width = std::min(request.block, request.n_columns - at);
-            n_values += width * width;
-        }
-        request.sums = int64_t(sums.size());
+        const int64_t n_values = inferos_moments_values(request.n_columns, request.block);
+        request.sums           = int64_t(sums.size());
         sums.push_back({request.n_columns, request.block, std::vector<float>(n_values, 0.0f), 0,
                         request.name, input});
         return sums.back();
@@ -139,19 +146,29 @@ struct inferos_moments {
                 for (int64_t s = next++; s < stripes; s = next++) {
                     const int64_t i = s * kStripe;
                     inferos::add_product(inferos::Product<float>{
-                        rows + from + i, 1, n, rows + from + i, n, 1, square + i * width + i, width,
-                        std::min(kStripe, width - i), width - i, n_rows, 1.0f});
+                        rows + from + i, 1, n, rows + from + i, n, 1, square + stripe_at(width, i),
+                        width - i, std::min(kStripe, width - i), width - i, n_rows, 1.0f});
                 }
             });
             for (int64_t i = 0; i < width; i++) {
-                finite = finite && std::isfinite(square[i * width + i]);
+                const int64_t top = i / kStripe * kStripe, row = i - top;
+                finite = finite &&
+                         std::isfinite(square[stripe_at(width, top) + row * (width - top) + row]);
             }
-            square += width * width;
+            square += count_values(width);
         }
         into.n_rows += n_rows;
         return finite;
     }
 };
+
+INFEROS_API int64_t inferos_moments_values(int64_t n_columns, int64_t block) {
+    int64_t n_values = 0;
+    for (int64_t at = 0; at < n_columns; at += block) {
+        n_values += count_values(std::min(block, n_columns - at));
+    }
+    return n_values;
+}
 
 INFEROS_API inferos_moments * inferos_moments_create(int32_t n_threads) {
     auto * made = new (std::nothrow) inferos_moments;
@@ -210,6 +227,7 @@ INFEROS_API int32_t inferos_moments_of(const inferos_moments * collector, const 
         return INFEROS_BAD_ROW;
     }
     const Sums & sums = collector->sums[collector->requests[named->second].sums];
-    *found = {sums.leader.c_str(), sums.blocks.data(), int64_t(sums.blocks.size()), sums.n_rows};
+    *found = {sums.leader.c_str(), sums.blocks.data(), int64_t(sums.blocks.size()), sums.n_rows,
+              kStripe};
     return INFEROS_OK;
 }
