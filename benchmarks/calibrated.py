@@ -6,8 +6,9 @@
 PLACE is a folder on a disk with room for the checkpoint, an intermediate Q8_0 file, the statistics
 and the output (12, 7, 6 and 4 GB for gpt-j-6B); weights are random. The command is ``convert
 --calibrate``; after each of the seconds of ``--kills`` (counted from the start of its run) it is
-killed, and the same command goes on. Prints the seconds of each run and of all of them, the
-largest memory apart from pages of mapped files, and the report of the last one.
+killed, and the same command goes on; so it does where somebody else kills it. Prints the seconds of
+each run and of all of them, the largest memory apart from pages of mapped files, and the report of
+the last one.
 
 Then the file is made once more, without interruption, and the bytes are compared: from the
 statistics that were kept, or with ``--again`` from the checkpoint, which takes as long as before.
@@ -47,6 +48,8 @@ def run(command: list[str], kill_after: float | None) -> tuple[bool, float, int,
             time.sleep(0.1)
         assert process.stdout is not None
         said = process.stdout.read()
+    if process.returncode == -signal.SIGKILL:
+        return False, time.perf_counter() - started, peak, ""
     if process.returncode:
         sys.exit(f"{' '.join(command)} failed: {said}")
     return True, time.perf_counter() - started, peak, said
@@ -54,16 +57,13 @@ def run(command: list[str], kill_after: float | None) -> tuple[bool, float, int,
 
 def convert_killed(command: list[str], kills: list[float]) -> None:
     """Run to the end in spite of some kills; prints."""
-    total, largest = 0.0, 0
-    moments: list[float | None] = [*kills, None]
-    for moment in moments:
-        is_done, seconds, peak, said = run(command, moment)
+    total, largest, is_done, said = 0.0, 0, False, ""
+    while not is_done:
+        is_done, seconds, peak, said = run(command, kills.pop(0) if kills else None)
         total, largest = total + seconds, max(largest, peak)
         print(f"{'ended' if is_done else 'killed'} after {seconds:.0f} s, {peak / 1e9:.2f} GB",
               flush=True)  # fmt: skip
-        if is_done:
-            print(said.strip())
-            break
+    print(said.strip())
     print(f"in all {total / 60:.1f} minutes; {largest / 1e9:.2f} GB at most besides mapped files")
 
 
