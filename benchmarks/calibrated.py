@@ -18,53 +18,27 @@ from __future__ import annotations
 
 import argparse
 import filecmp
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
-from conversion_memory import status_bytes
+from conversion_memory import Watched, watch
 from random_model import GEOMETRIES, make_folder
 
 _TEXT = Path(__file__).parents[1] / "models" / "bundled" / "held-out.txt"
 
 
-def run(command: list[str], kill_after: float | None) -> tuple[bool, float, int, str]:
-    """Whether it ended by itself, its seconds, its largest anonymous memory, and what it said."""
-    started, peak = time.perf_counter(), 0
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    ) as process:
-        while process.poll() is None:
-            held = status_bytes(process.pid)
-            peak = max(peak, held.get("RssAnon", 0) + held.get("RssShmem", 0))
-            if kill_after is not None and time.perf_counter() - started > kill_after:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                return False, time.perf_counter() - started, peak, ""
-            time.sleep(0.1)
-        assert process.stdout is not None
-        said = process.stdout.read()
-    if process.returncode == -signal.SIGKILL:
-        return False, time.perf_counter() - started, peak, ""
-    if process.returncode:
-        sys.exit(f"{' '.join(command)} failed: {said}")
-    return True, time.perf_counter() - started, peak, said
-
-
 def convert_killed(command: list[str], kills: list[float]) -> None:
     """Run to the end in spite of some kills; prints."""
-    total, largest, is_done, said = 0.0, 0, False, ""
-    while not is_done:
-        is_done, seconds, peak, said = run(command, kills.pop(0) if kills else None)
-        total, largest = total + seconds, max(largest, peak)
-        print(f"{'ended' if is_done else 'killed'} after {seconds:.0f} s, {peak / 1e9:.2f} GB",
-              flush=True)  # fmt: skip
-    print(said.strip())
-    print(f"in all {total / 60:.1f} minutes; {largest / 1e9:.2f} GB at most besides mapped files")
+    runs: list[Watched] = []
+    while not runs or runs[-1].was_killed:
+        done = watch(command, kills.pop(0) if kills else None)
+        how = "killed" if done.was_killed else "ended"
+        print(f"{how} after {done.seconds:.0f} s, {done.anonymous / 1e9:.2f} GB", flush=True)
+        runs.append(done)
+    print(runs[-1].said)
+    minutes, largest = sum(run.seconds for run in runs) / 60, max(run.anonymous for run in runs)
+    print(f"in all {minutes:.1f} minutes; {largest / 1e9:.2f} GB at most besides mapped files")
 
 
 def main() -> None:
@@ -95,11 +69,13 @@ def main() -> None:
     convert_killed([*calibrated, "--statistics", str(statistics), "-o", str(first)], kills)
     if given.again:
         shutil.rmtree(statistics)
-        _, seconds, _, _ = run([*calibrated, "-o", str(second)], None)
+        whole = watch([*calibrated, "-o", str(second)])
     else:
-        _, seconds, _, _ = run([*base, "--statistics", str(statistics), "-o", str(second)], None)
+        whole = watch([*base, "--statistics", str(statistics), "-o", str(second)])
+    if whole.was_killed:
+        sys.exit("the last conversion was killed; nothing was compared")
     same = filecmp.cmp(first, second, shallow=False)
-    print(f"once more, {seconds:.0f} s: {'the same bytes' if same else 'OTHER BYTES'}")
+    print(f"once more, {whole.seconds:.0f} s: {'the same bytes' if same else 'OTHER BYTES'}")
     if not given.keep:
         shutil.rmtree(place)
     sys.exit(not same)

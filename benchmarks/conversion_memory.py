@@ -10,11 +10,15 @@ sampled ten times a second. The target is 1.5 GiB of memory apart from pages of 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from random_model import GEOMETRIES, make_folder
@@ -30,26 +34,55 @@ def status_bytes(pid: int) -> dict[str, int]:
     return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows}
 
 
+@dataclass(frozen=True)
+class Watched:
+    """What became of a process: its seconds, its largest memory of each kind, and what it said."""
+
+    seconds: float
+    peak: dict[str, int]
+    said: str
+    was_killed: bool
+
+    @property
+    def anonymous(self) -> int:
+        """Bytes apart from pages of mapped files."""
+        return self.peak.get("RssAnon", 0) + self.peak.get("RssShmem", 0)
+
+
+def watch(command: Sequence[str], kill_after: float | None = None) -> Watched:
+    """Run a command to its end, or kill it after so many seconds; exits if it fails."""
+    peak: dict[str, int] = {}
+    with tempfile.TemporaryFile("w+") as output:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        while process.poll() is None:
+            for name, n_bytes in status_bytes(process.pid).items():
+                peak[name] = max(peak.get(name, 0), n_bytes)
+            if kill_after is not None and time.perf_counter() - started > kill_after:
+                os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(0.1)
+        seconds = time.perf_counter() - started
+        output.seek(0)
+        said = output.read().strip()
+    was_killed = process.returncode == -signal.SIGKILL
+    if process.returncode and not was_killed:
+        sys.exit(f"{' '.join(command)} failed: {said}")
+    return Watched(seconds, peak, said, was_killed)
+
+
 def convert_and_watch(
     source: Path, kind: str, target: Path, options: Sequence[str] = ()
 ) -> tuple[float, dict[str, int]]:
-    """Seconds of the conversion, and the largest value of each kind of memory."""
-    command = [
+    """Seconds of a conversion, and its largest memory of each kind."""
+    done = watch([
         sys.executable, "-m", "infer_os.cli", "convert", str(source), "--type", kind,
         "-o", str(target), "--force", *options,
-    ]  # fmt: skip
-    peak: dict[str, int] = {}
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None:
-        for name, n_bytes in status_bytes(process.pid).items():
-            peak[name] = max(peak.get(name, 0), n_bytes)
-        time.sleep(0.1)
-    seconds = time.perf_counter() - started
-    if process.returncode:
-        assert process.stderr is not None
-        sys.exit(f"{' '.join(command)} failed: {process.stderr.read()}")
-    return seconds, peak
+    ])  # fmt: skip
+    if done.was_killed:
+        sys.exit(f"{source}: the conversion was killed")
+    return done.seconds, done.peak
 
 
 def main() -> None:

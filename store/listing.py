@@ -194,7 +194,7 @@ def show_model(text: str) -> ModelDetails:
 def _listed(model: CatalogModel, budget: Budget, cached: CachedModel | None) -> ListedModel:
     network = describe(model.config)
     shape = network_shape(model.name, network, weight_options(network))
-    n_threads = usable_cores()  # counted once: every plan would count them again
+    n_threads = usable_cores()  # counted once, not by each plan
     plans = tuple(
         plan_use(
             shape,
