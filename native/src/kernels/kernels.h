@@ -28,6 +28,10 @@ constexpr size_t kColumnBytes = 48;   // of a column's share of a tile, per bloc
 constexpr int    kMostRows    = 16;   // of a panel, in any instruction set
 constexpr int    kMostHead    = 256;  // values of a head
 
+// A processor that has too many lines on their way already drops what else it is asked to fetch. Where
+// that matters a line is asked for this many bytes early, and then again.
+constexpr size_t kAskedTwice = 4096;
+
 // Fetches a line of memory into the second cache. The empty statement keeps the compiler from
 // taking a function that does nothing else for one without effect, and leaving its calls out.
 [[gnu::always_inline]] inline void fetch_line(const uint8_t * p) {

@@ -7,6 +7,7 @@ namespace {
 
 using inferos::kernels::Fetch;
 using inferos::kernels::fetch_line;
+using inferos::kernels::kAskedTwice;
 using inferos::kernels::kBlock;
 using inferos::kernels::kColumnBytes;
 using inferos::kernels::kLine;
@@ -96,7 +97,9 @@ INLINE void each_block(const uint8_t * panel, size_t row_stride, int64_t n_units
 template <class Isa, class W, int C>
 void few(const uint8_t * panel, size_t row_stride, int64_t n_units, const uint8_t * tile,
          float * out, size_t out_stride, const uint8_t * ahead) {
-    constexpr int       n_ahead = Isa::lanes * W::bytes * kBlock / W::values;
+    constexpr int n_ahead = Isa::lanes * W::bytes * kBlock / W::values;
+    // A byte or more a value are so many lines that asking for each twice costs what it gains.
+    constexpr bool      twice = W::bytes < W::values;
     typename Isa::Float sums[C];
     for (auto & sum : sums) {
         sum = Isa::zero();
@@ -107,6 +110,9 @@ void few(const uint8_t * panel, size_t row_stride, int64_t n_units, const uint8_
             if (ahead != nullptr) {
                 for (int i = 0; i < n_ahead; i += static_cast<int>(kLine)) {
                     fetch_line(ahead + i);
+                    if constexpr (twice) {
+                        fetch_line(ahead + kAskedTwice + i);
+                    }
                 }
                 ahead += n_ahead;
             }
