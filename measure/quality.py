@@ -102,10 +102,10 @@ def check_schedules(
     return schedules, tuple(notes)
 
 
-def _model(path: Path, *, vocab_only: bool = False) -> LlamaModel:
-    """A file with llama.cpp's own kernels; with ours where a layer's window needs them."""
+def _model(path: Path, *, own: bool = False, vocab_only: bool = False) -> LlamaModel:
+    """A file with llama.cpp's own kernels; with ours for ``own``, or where a window needs them."""
     windows = read_windows(read_gguf_header(path))
-    return LlamaModel(path, native=windows is not None, vocab_only=vocab_only)
+    return LlamaModel(path, native=own or windows is not None, vocab_only=vocab_only)
 
 
 def check_vocabularies(reference: Path, candidate: Path) -> None:
@@ -206,7 +206,9 @@ def _measure_unstaged(
 ) -> Perplexity | Divergence:
     stage = schedule.stages[0]
     with ExitStack() as stack:
-        model = stack.enter_context(_model(path))
+        # the rows of q4_0 that everything but eval works with are those that our kernels write
+        own = "q4_0" in (stage.type_k, stage.type_v)
+        model = stack.enter_context(_model(path, own=own))
         subject = Subject(model, stage.type_k, stage.type_v)
         if reference is None:
             return evaluate_perplexity(subject, tokens, settings.cut(), progress)

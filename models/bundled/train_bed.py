@@ -43,6 +43,12 @@ def _rate(done: float) -> float:
     return BED.peak_lr * min(1.0, done / 0.01 + 0.01, max(0.05, (1 - done) / 0.25))
 
 
+def _loss(model: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of the next tokens of ``rows`` (ROWS, SHORT + 1)."""
+    scores = logits(model, rows[:, :-1]).float()  # (ROWS, SHORT, vocabulary)
+    return nnf.cross_entropy(scores.flatten(0, 1), rows[:, 1:].flatten())
+
+
 def train_bed(work: Path, tokens: int) -> None:
     """Train until ``tokens`` have been read, from the last checkpoint if there is one."""
     prepare_library(work)
@@ -55,14 +61,16 @@ def train_bed(work: Path, tokens: int) -> None:
     at = resume(path, model, opt)
     windows = Windows(ids, seed=1813 + at.step)
     model.train()
+    # A quarter faster together, and only together: the plain attention of short windows, and one
+    # compiled function. The first step takes half a minute longer.
+    model.set_attn_implementation("eager")
+    loss_of = torch.compile(lambda rows: _loss(model, rows))
     began = saved = time.monotonic() - at.seconds
     losses: list[float] = []
     print(f"{len(ids):,} tokens of text; at {at.tokens:,} of {tokens:,}", flush=True)
     while at.tokens < tokens:
         taken = np.stack([windows.take(SHORT) for _ in range(ROWS)]).astype(np.int64)
-        rows = torch.from_numpy(taken)  # (ROWS, SHORT + 1)
-        scores = logits(model, rows[:, :-1]).float()
-        loss = nnf.cross_entropy(scores.flatten(0, 1), rows[:, 1:].flatten())
+        loss = loss_of(torch.from_numpy(taken))
         loss.backward()
         step(opt, model, _rate(at.tokens / tokens))
         losses.append(loss.item())

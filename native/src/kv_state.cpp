@@ -1,5 +1,6 @@
 // Rows of a KV cache from one type to another: widen to float32, undo or apply llama.cpp's
-// Walsh-Hadamard rotation, narrow with the same functions that llama.cpp's own cache writes with.
+// Walsh-Hadamard rotation, narrow as the backend does when it writes a row (cache_rows.h).
+#include "cache_rows.h"
 #include "cpu_features.h"
 #include "inferos.h"
 #include "parallel.h"
@@ -118,14 +119,6 @@ void widen(const char * src, int32_t type, float * dst, int64_t n) {
     }
 }
 
-void narrow(const float * src, int32_t type, char * dst, int64_t n) {
-    if (type == GGML_TYPE_F32) {
-        memcpy(dst, src, n * sizeof(float));
-    } else {
-        ggml_get_type_traits_cpu(static_cast<ggml_type>(type))->from_float(src, dst, n);
-    }
-}
-
 void reencode(const inferos_kv_part & part, int64_t first, int64_t n_rows, float * wide) {
     const int64_t n        = part.n_per_row;
     const size_t  src_size = ggml_row_size(static_cast<ggml_type>(part.src_type), n);
@@ -146,7 +139,7 @@ void reencode(const inferos_kv_part & part, int64_t first, int64_t n_rows, float
                 rotate(wide, n, part.dst_rotation);
             }
         }
-        narrow(wide, part.dst_type, dst, n);
+        inferos::narrow_cache_row(wide, part.dst_type, dst, n);
     }
 }
 

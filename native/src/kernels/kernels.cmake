@@ -5,6 +5,7 @@ find_package(OpenMP COMPONENTS CXX)
 set(KERNELS ${CMAKE_CURRENT_LIST_DIR})
 set(KERNEL_SOURCES
   ${KERNELS}/attention_op.cpp
+  ${KERNELS}/../cache_rows.cpp
   ${KERNELS}/../cpu_features.cpp
   ${KERNELS}/float_product.cpp
   ${KERNELS}/mul_mat.cpp
@@ -65,7 +66,8 @@ if(INFEROS_FUZZ)
       ${CMAKE_CURRENT_SOURCE_DIR}/tests/fuzz/native/${target}.cpp)
     list(APPEND FUZZERS fuzz_${target})
   endforeach()
-  target_sources(fuzz_kv_reencode PRIVATE native/src/kv_state.cpp native/src/cpu_features.cpp)
+  target_sources(fuzz_kv_reencode PRIVATE native/src/kv_state.cpp
+    native/src/cache_rows.cpp native/src/cpu_features.cpp)
   target_sources(fuzz_quantize PRIVATE native/src/quantize.cpp native/src/kquants.cpp
     native/src/kquants_baseline.cpp native/src/cpu_features.cpp)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")

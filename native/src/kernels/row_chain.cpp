@@ -4,6 +4,8 @@
 // token t of the other.
 #include "row_chain.h"
 
+#include "cache_rows.h"
+
 #include <cmath>
 #include <cstring>
 
@@ -351,11 +353,7 @@ class RowChain final : public Operation {
         }
         auto *        to   = const_cast<uint8_t *>(row_at(op, row));
         const float * from = read_row(op->src[0], r);
-        if (op->type == GGML_TYPE_F32) {
-            std::memcpy(to, from, static_cast<size_t>(op->ne[0]) * sizeof(float));
-        } else {
-            ggml_get_type_traits_cpu(op->type)->from_float(from, to, op->ne[0]);
-        }
+        narrow_cache_row(from, op->type, to, op->ne[0]);
     }
 
     const RowKernels &               kernels_;
