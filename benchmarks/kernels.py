@@ -9,9 +9,9 @@
 share of the memory's read bandwidth (measured by a plain C loop in the same repeat) that reading
 the weights once in that time uses. ``prefill``: a prompt, and its products as shares
 of what the 8-bit multipliers do from registers, and of what the kernels' innermost loop does from
-the L1 cache, both measured likewise. ``depth``: a step of one token after many others,
-per type of the KV cache. ``small``: a step of a small model from a file. The compared sides are
-``native``, ``stock`` (both with the file's own pages) and ``repacked`` (llama.cpp's fastest, on
+the L1 cache, both measured likewise. ``depth``: a step of one token after many others and after
+few, per type of the KV cache. ``small``: a step of a small model from a file. The compared sides
+are ``native``, ``stock`` (both with the file's own pages) and ``repacked`` (llama.cpp's fastest, on
 private copies); every repeat runs all of them alternately. Weights are random. A row per case and
 side, in JSON: the median, and the fastest and slowest, in seconds; ``ratio`` is the median of
 stock's, or repacked's, time over ours in the same repeat, with its quartiles.
@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from random_gguf import write_random_gguf
 
@@ -40,10 +40,16 @@ from infer_os.native.backend import start_kernels
 from infer_os.native.context import Context, ContextParams
 from infer_os.native.cpu import multiply_rate, read_bandwidth
 from infer_os.native.gguf_file import read_gguf_header
+from infer_os.native.kv_state import KvFormat, kv_geometry
 from infer_os.native.layouts import llama_layouts
 from infer_os.native.library import llama_version
 from infer_os.native.model import LlamaModel
 
+Case = TypeVar("Case")
+#: Threads of llama.cpp's OpenMP wait for more for some milliseconds, on the next side's processors.
+_REST_S = 0.02
+#: The depth that a deep step is compared with.
+_NEAR = 16
 _SIDES = {"native": ("mmap", True), "stock": ("mmap", False), "repacked": ("fast", False)}
 
 
@@ -91,21 +97,22 @@ def sides(path: Path, names: list[str], params: ContextParams) -> Iterator[dict[
 
 
 def by_turns(
-    contexts: dict[str, Context],
+    cases: dict[str, Case],
     repeats: int,
-    run: Callable[[Context], float],
+    run: Callable[[Case], float],
     *probes: Callable[[], float],
 ) -> tuple[dict[str, list[float]], list[list[float]]]:
     """Seconds of every side in every repeat, and what each probe says in each.
 
     The starting side changes, and one round warms up.
     """
-    taken: dict[str, list[float]] = {name: [] for name in contexts}
+    taken: dict[str, list[float]] = {name: [] for name in cases}
     probed: list[list[float]] = [[] for _ in probes]
-    names = list(contexts)
+    names = list(cases)
     for i in range(repeats + 1):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            seconds = run(contexts[name])
+            time.sleep(_REST_S)
+            seconds = run(cases[name])
             if i:
                 taken[name].append(seconds)
         if i:
@@ -224,29 +231,54 @@ def prefill(arguments: argparse.Namespace, where: Where) -> None:
 
 
 def depth(arguments: argparse.Namespace, where: Where) -> None:
-    """A step after many tokens, alternating all types of cache."""
-    depth, kind = arguments.depth, arguments.types.split(",")[0]
+    """A step after many tokens and after few, alternating all types of cache.
+
+    ``of_bytes`` is the step after many, over the step after few and the time that the memory needs
+    for what the cache holds.
+    """
+    depths, kind = (_NEAR, arguments.depth), arguments.types.split(",")[0]
     with random_file(arguments, kind) as path, ExitStack() as stack:
-        contexts = {}
+        cases: dict[tuple[str, str, int], tuple[Context, int]] = {}
         for cache in arguments.caches.split(","):
-            params = ContextParams(depth + 64, arguments.threads, type_k=cache, type_v=cache)
-            made = stack.enter_context(sides(path, arguments.sides.split(","), params))
-            contexts |= {(cache, name): context for name, context in made.items()}
-        for context in contexts.values():
-            for first in range(0, depth, context.n_batch):
-                n = min(context.n_batch, depth - first)
-                context.decode([(7 * i) % 1000 + 1 for i in range(n)], first, outputs=0)
-        keyed = {f"{cache} {name}": context for (cache, name), context in contexts.items()}
-        taken, _ = by_turns(keyed, arguments.repeats, timed_step(1, depth, 1))
-        f16 = taken.get("f16 native")
-        for (cache, name), seconds in zip(contexts, taken.values(), strict=True):
+            for n in depths:
+                params = ContextParams(n + 64, arguments.threads, type_k=cache, type_v=cache)
+                made = stack.enter_context(sides(path, arguments.sides.split(","), params))
+                cases |= {(cache, name, n): (context, n) for name, context in made.items()}
+        for context, n in cases.values():
+            fill(context, n)
+        taken, (bandwidth,) = by_turns(
+            {" ".join(map(str, key)): case for key, case in cases.items()},
+            arguments.repeats,
+            lambda case: timed_step(1, case[1], 1)(case[0]),
+            lambda: read_bandwidth(arguments.threads, seconds=0.05),
+        )
+        far = {key[:2]: taken[" ".join(map(str, key))] for key in cases if key[2] != _NEAR}
+        for (cache, name), seconds in far.items():
+            near = taken[f"{cache} {name} {_NEAR}"]
+            n_bytes = cache_bytes(path, cache) * arguments.depth
+            need = [n + n_bytes / rate for n, rate in zip(near, bandwidth, strict=True)]
             row = {"what": "depth", "model": arguments.model, "type": kind, "cache": cache,
-                   "depth": depth, "side": name, "median_s": statistics.median(seconds),
-                   "spread_s": [min(seconds), max(seconds)]}  # fmt: skip
-            if f16:
+                   "depth": arguments.depth, "side": name, "median_s": statistics.median(seconds),
+                   "spread_s": [min(seconds), max(seconds)], "near_s": statistics.median(near),
+                   "of_bytes": spread([a / b for a, b in zip(seconds, need, strict=True)]),
+                   }  # fmt: skip
+            if f16 := far.get(("f16", "native")):
                 ratios = [a / b for a, b in zip(f16, seconds, strict=True)]
                 row["f16_over_this"] = statistics.median(ratios)
             where.say(row)
+
+
+def fill(context: Context, n: int) -> None:
+    """Tokens for the first n cells."""
+    for first in range(0, n, context.n_batch):
+        count = min(context.n_batch, n - first)
+        context.decode([(7 * i) % 1000 + 1 for i in range(count)], first, outputs=0)
+
+
+def cache_bytes(path: Path, cache: str) -> int:
+    """Bytes of a token in a cache of one type."""
+    geometry = kv_geometry(read_gguf_header(path))
+    return geometry.n_layer * sum(KvFormat(cache, cache).row_bytes(geometry))
 
 
 def small(arguments: argparse.Namespace, where: Where) -> None:

@@ -25,6 +25,7 @@ import argparse
 import functools
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -197,8 +198,8 @@ def measure(
     """Tokens per second (prefill, decode) of each side and round; the first round warms up."""
     found: dict[str, list[tuple[float, float]]] = {side.name: [] for side in sides}
     for i in range(rounds + 1):
-        at = i % len(sides)
-        for side in sides[at:] + sides[:at]:
+        # another order each time: what ran before leaves its mark on caches and clocks
+        for side in random.Random(i).sample(sides, len(sides)):
             time.sleep(_REST_S)
             prefill_s, decode_s = side.run()
             if i:

@@ -123,11 +123,12 @@ class Attention {
         const Tile &  tile  = reading.tile;
         const int64_t ahead = reading.ahead();
         for (int64_t i = 0; i < reading.n_panels; i++) {
-            reading.fetch(i + ahead, next);
-            const int64_t row   = reading.panels[i];
-            const Panel   panel = panel_at(reading.keys, row, desk);
+            const int64_t n_times = k_type_.quantized ? blocks_of(k_) : variant_.rows;
+            Fetch         fetch   = reading.coming(i + ahead, next, n_times);
+            const int64_t row     = reading.panels[i];
+            const Panel   panel   = panel_at(reading.keys, row, desk);
             k_type_.scores[tile.width - 1](panel.start, panel.stride, blocks_of(k_), desk.tile,
-                                           &desk.scores[0][row], kPart, nullptr);
+                                           &desk.scores[0][row], kPart, &fetch);
         }
         const float slope =
             window_.is_used ? 0.0f : alibi_slope(parameters_.max_bias, tile.head, q_->ne[2]);
@@ -137,12 +138,12 @@ class Attention {
             std::fill_n(seen[c].values, blocks_of(v_) * kBlock, 0.0f);
         }
         for (int64_t i = 0; i < reading.n_panels; i++) {
-            reading.fetch(reading.n_panels + i + ahead, next);
+            Fetch         fetch = reading.coming(reading.n_panels + i + ahead, next, blocks_of(v_));
             const int64_t row   = reading.panels[i];
             const Panel   panel = panel_at(reading.values, row, desk);
             v_type_.values[tile.width - 1](panel.start, panel.stride,
                                            static_cast<int32_t>(blocks_of(v_)),
-                                           &desk.scores[0][row], kPart, seen);
+                                           &desk.scores[0][row], kPart, seen, &fetch);
         }
     }
 
@@ -285,7 +286,7 @@ class AttentionOperation final : public Operation {
         if (step.is_any) {
             attention_.look_up(step, *reading);
             for (int64_t i = 0; i < reading->ahead(); i++) {
-                reading->fetch(i, nullptr);
+                reading->coming(i, nullptr, 1).run(1);
             }
         }
         while (step.is_any) {

@@ -10,7 +10,7 @@
 namespace inferos::kernels {
 
 constexpr int64_t  kPart     = 256;     // positions
-constexpr int64_t  kAhead    = 8192;    // bytes that are fetched before they are read
+constexpr int64_t  kAhead    = 16384;   // bytes that are fetched before they are read
 constexpr uint16_t kInfinite = 0xfc00;  // -infinity in float16
 
 // What a layer sees of the past, where the mask holds minus the distance of every position that is
@@ -60,12 +60,14 @@ struct Rows {
 
     const uint8_t * at(int64_t row) const { return start + static_cast<size_t>(row) * stride; }
 
-    void fetch(int64_t row, int64_t n_rows) const {
-        for (const int64_t end = std::min(row + n_rows, n); row < end; row++) {
-            for (int64_t byte = 0; byte < n_bytes; byte += static_cast<int64_t>(kLine)) {
-                fetch_line(at(row) + byte);
-            }
-        }
+    // What is fetched of n_rows rows in n_times.
+    Fetch coming(int64_t row, int64_t n_rows, int64_t n_times) const {
+        constexpr auto line  = static_cast<int64_t>(kLine);
+        const bool     whole = n_bytes % line == 0 && stride % kLine == 0;
+        const int64_t  lines = n_bytes / line + (whole ? 0 : 2);  // else they begin anywhere
+        const int64_t  total = lines * std::max<int64_t>(0, std::min(n_rows, n - row));
+        return {at(row), stride, static_cast<int32_t>(lines),
+                0,       total,  (total + n_times - 1) / n_times};
     }
 };
 
@@ -113,15 +115,15 @@ struct Reading {
         return std::max<int64_t>(1, kAhead / (rows * std::max(keys.n_bytes, values.n_bytes)));
     }
 
-    // Fetches panel i of those of K and V; past them those of `next`, unless it is null.
-    void fetch(int64_t i, const Reading * next) const {
+    // Panel i of those of K and V, to be fetched in n_times; past them those of `next`, if any.
+    Fetch coming(int64_t i, const Reading * next, int64_t n_times) const {
         if (i < n_panels) {
-            keys.fetch(panels[i], rows);
-        } else if (i < 2 * n_panels) {
-            values.fetch(panels[i - n_panels], rows);
-        } else if (next != nullptr) {
-            next->fetch(i - 2 * n_panels, nullptr);
+            return keys.coming(panels[i], rows, n_times);
         }
+        if (i < 2 * n_panels) {
+            return values.coming(panels[i - n_panels], rows, n_times);
+        }
+        return next != nullptr ? next->coming(i - 2 * n_panels, nullptr, n_times) : Fetch{};
     }
 
   private:

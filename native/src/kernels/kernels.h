@@ -46,7 +46,8 @@ using FewKernel    = void (*)(const uint8_t * panel, size_t row_stride, int64_t 
                               const uint8_t * ahead);
 using UnpackKernel = void (*)(const uint8_t * panel, size_t row_stride, int64_t n_units,
                               uint8_t * unpacked);
-// What is to be unpacked next: a part of some rows, fetched a few lines per block.
+// What is read next: some rows, or a part of each, fetched a few lines at a time. All at once would be
+// more than a processor has on their way together, and it would drop most of them.
 struct Fetch {
     const uint8_t * row;
     size_t          row_stride;
@@ -119,9 +120,14 @@ struct Seen {
     float sum;
 };
 
+// The scores of a panel of K. Meanwhile `fetch` is run once a block, or for float16 once a row.
+using ScoresKernel = void (*)(const uint8_t * panel, size_t row_stride, int64_t n_units,
+                              const uint8_t * tile, float * out, size_t out_stride, Fetch * fetch);
+
 // A panel of V, position by position: out[c] += p[c][position] * V. p[c] is at c * p_stride.
+// Meanwhile `fetch` is run once a block.
 using ValuesKernel = void (*)(const uint8_t * panel, size_t row_stride, int32_t n_blocks,
-                              const float * p, size_t p_stride, Seen * out);
+                              const float * p, size_t p_stride, Seen * out, Fetch * fetch);
 
 // Scores into exponentials, in place, for n_positions, a multiple of a panel; sets largest and sum.
 // A position whose mask is -infinity is not looked at. mask: float16, or null for none.
@@ -138,7 +144,7 @@ struct CacheType {
     int32_t      block_bytes;  // of 32 values
     bool         quantized;
     int32_t      offset;
-    FewKernel    scores[kTile];
+    ScoresKernel scores[kTile];
     ValuesKernel values[kTile];
 };
 

@@ -94,34 +94,42 @@ INLINE void each_block(const uint8_t * panel, size_t row_stride, int64_t n_units
     }
 }
 
+// sums[c] of the panel's rows with column c; between() runs once a block of 32 values.
+template <class Isa, class W, int C, class Between>
+INLINE void few_columns(const uint8_t * panel, size_t row_stride, int64_t n_units,
+                        const uint8_t * tile, float * out, size_t out_stride, Between between) {
+    typename Isa::Float sums[C];
+    for (auto & sum : sums) {
+        sum = Isa::zero();
+    }
+    each_block<Isa, W, C == 1 || Isa::registers >= 32>(panel, row_stride, n_units,
+                                                       [&](const auto & w) ALWAYS {
+                                                           between();
+                                                           add_block<Isa, W, C>(w, tile, sums);
+                                                           tile += C * kColumnBytes;
+                                                       });
+    for (int c = 0; c < C; c++) {
+        Isa::store_floats(out + static_cast<size_t>(c) * out_stride, sums[c]);
+    }
+}
+
 template <class Isa, class W, int C>
 void few(const uint8_t * panel, size_t row_stride, int64_t n_units, const uint8_t * tile,
          float * out, size_t out_stride, const uint8_t * ahead) {
     constexpr int n_ahead = Isa::lanes * W::bytes * kBlock / W::values;
     // A byte or more a value are so many lines that asking for each twice costs what it gains.
-    constexpr bool      twice = W::bytes < W::values;
-    typename Isa::Float sums[C];
-    for (auto & sum : sums) {
-        sum = Isa::zero();
-    }
-    each_block<Isa, W, C == 1 || Isa::registers >= 32>(
-        panel, row_stride, n_units, [&](const auto & w) ALWAYS {
-            // a few lines with every block: many at once would hold up what is needed now
-            if (ahead != nullptr) {
-                for (int i = 0; i < n_ahead; i += static_cast<int>(kLine)) {
-                    fetch_line(ahead + i);
-                    if constexpr (twice) {
-                        fetch_line(ahead + kAskedTwice + i);
-                    }
+    constexpr bool twice = W::bytes < W::values;
+    few_columns<Isa, W, C>(panel, row_stride, n_units, tile, out, out_stride, [&]() ALWAYS {
+        if (ahead != nullptr) {
+            for (int i = 0; i < n_ahead; i += static_cast<int>(kLine)) {
+                fetch_line(ahead + i);
+                if constexpr (twice) {
+                    fetch_line(ahead + kAskedTwice + i);
                 }
-                ahead += n_ahead;
             }
-            add_block<Isa, W, C>(w, tile, sums);
-            tile += C * kColumnBytes;
-        });
-    for (int c = 0; c < C; c++) {
-        Isa::store_floats(out + static_cast<size_t>(c) * out_stride, sums[c]);
-    }
+            ahead += n_ahead;
+        }
+    });
 }
 
 // is_signed: quants as they are, rather than made unsigned by the type's offset
