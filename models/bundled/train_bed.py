@@ -2,13 +2,15 @@
 
 In: a work folder with the texts of train_library.py. Out, in the same folder: bed.pt, the last
 checkpoint (written every few minutes, whole or not at all); and a Hugging Face folder made from it
-at any time. A run that was stopped goes on from its checkpoint.
+at any time. A run that is stopped writes its checkpoint first; one that is killed goes on from the
+last.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import signal
 import time
 from pathlib import Path
 
@@ -68,7 +70,10 @@ def train_bed(work: Path, tokens: int) -> None:
     began = saved = time.monotonic() - at.seconds
     losses: list[float] = []
     print(f"{len(ids):,} tokens of text; at {at.tokens:,} of {tokens:,}", flush=True)
-    while at.tokens < tokens:
+    ends: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: ends.append(number))
+    while at.tokens < tokens and not ends:
         taken = np.stack([windows.take(SHORT) for _ in range(ROWS)]).astype(np.int64)
         loss = loss_of(torch.from_numpy(taken))
         loss.backward()
