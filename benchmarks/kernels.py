@@ -252,7 +252,10 @@ def depth(arguments: argparse.Namespace, where: Where) -> None:
             lambda case: timed_step(1, case[1], 1)(case[0]),
             lambda: read_bandwidth(arguments.threads, seconds=0.05),
         )
-        far = {key[:2]: taken[" ".join(map(str, key))] for key in cases if key[2] != _NEAR}
+        far = {
+            (cache, name): taken[f"{cache} {name} {n}"]
+            for cache, name, n in cases if n == arguments.depth
+        }  # fmt: skip
         for (cache, name), seconds in far.items():
             near = taken[f"{cache} {name} {_NEAR}"]
             n_bytes = cache_bytes(path, cache) * arguments.depth

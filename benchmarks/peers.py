@@ -25,7 +25,6 @@ import argparse
 import functools
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -198,13 +197,23 @@ def measure(
     """Tokens per second (prefill, decode) of each side and round; the first round warms up."""
     found: dict[str, list[tuple[float, float]]] = {side.name: [] for side in sides}
     for i in range(rounds + 1):
-        # another order each time: what ran before leaves its mark on caches and clocks
-        for side in random.Random(i).sample(sides, len(sides)):
+        for side in (sides[j] for j in balanced_order(len(sides), i)):
             time.sleep(_REST_S)
             prefill_s, decode_s = side.run()
             if i:
                 found[side.name].append((n_prompt / prefill_s, n / decode_s))
     return found
+
+
+def balanced_order(n: int, i: int) -> list[int]:
+    """The order of n sides in round i: what ran before leaves its mark on caches and clocks.
+
+    i, i + 1, i - 1, i + 2 and so on, modulo n: over n rounds (2 n, if n is odd) each side follows
+    each other equally often (Williams, Australian Journal of Scientific Research A 2, 1949).
+    """
+    steps = [(j + 1) // 2 * (1 if j % 2 else -1) for j in range(n)]
+    order = [(i + step) % n for step in steps]
+    return order[::-1] if i // n % 2 else order
 
 
 def comparable(ours: Side, peer: Side) -> bool:

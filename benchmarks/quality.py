@@ -20,7 +20,7 @@ from typing import Any
 _CACHES = ("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q8_0/q4_0", "f16:128,q8_0:512",
            "f16:128,q4_0:512", "f16:128,q8_0:256,q4_0:512")  # fmt: skip
 # the part of the page that benchmarks/size_ladder.py makes
-_LADDER = r"## Every size\n.*?<!-- size_ladder.py: end -->"
+_LADDER = r"## Every size\n.*<!-- size_ladder.py: bed end -->"
 _HEAD = """# Types, sizes and quality
 
 `python benchmarks/quality.py` makes this page: the bundled model (5.8 M parameters) on its held-out

@@ -206,7 +206,7 @@ def _measure_unstaged(
 ) -> Perplexity | Divergence:
     stage = schedule.stages[0]
     with ExitStack() as stack:
-        # the rows of q4_0 that everything but eval works with are those that our kernels write
+        # rows of q4_0 as our kernels write them, where they compute the whole graph
         own = "q4_0" in (stage.type_k, stage.type_v)
         model = stack.enter_context(_model(path, own=own))
         subject = Subject(model, stage.type_k, stage.type_v)

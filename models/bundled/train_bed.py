@@ -72,7 +72,7 @@ def train_bed(work: Path, tokens: int) -> None:
     print(f"{len(ids):,} tokens of text; at {at.tokens:,} of {tokens:,}", flush=True)
     ends: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: ends.append(number))
+        signal.signal(number, lambda number, _: ends.append(number))  # a step takes half a second
     while at.tokens < tokens and not ends:
         taken = np.stack([windows.take(SHORT) for _ in range(ROWS)]).astype(np.int64)
         loss = loss_of(torch.from_numpy(taken))

@@ -15,6 +15,8 @@
 
 namespace {
 
+constexpr float kMostHalf = 65504.0f;  // the largest float16
+
 constexpr int kValues  = 32;  // of a block
 constexpr int kVectors = 4;   // of a block
 
@@ -68,8 +70,10 @@ ALWAYS_INLINE void code(const Floats * values, float divisor, Coded & coded) {
         squares += whole * whole;
     }
     const float product = sum_of(products), square = sum_of(squares);
-    coded.scale = ggml_fp16_to_fp32(ggml_fp32_to_fp16(square != 0.0f ? product / square : 0.0f));
-    coded.error = coded.scale * (coded.scale * square - 2.0f * product);
+    const float best  = square != 0.0f ? product / square : 0.0f;
+    const float scale = std::max(std::min(best, kMostHalf), -kMostHalf);
+    coded.scale       = ggml_fp16_to_fp32(ggml_fp32_to_fp16(scale));
+    coded.error       = coded.scale * (coded.scale * square - 2.0f * product);
 }
 
 ALWAYS_INLINE void narrow_blocks(const float * from, Block * blocks, int64_t n) {

@@ -1,4 +1,5 @@
-// How values become rows of a KV cache, for the backend that writes them and for a change of stage.
+// How values become rows of a KV cache: for the backend, where it computes whole graphs, and for a
+// change of stage. What llama.cpp writes itself has ggml's own encoding.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // Rows of a KV cache from one type to another: widen to float32, undo or apply llama.cpp's
-// Walsh-Hadamard rotation, narrow as the backend does when it writes a row (cache_rows.h).
+// Walsh-Hadamard rotation, narrow as our backend does when it writes a row (cache_rows.h).
 #include "cache_rows.h"
 #include "cpu_features.h"
 #include "inferos.h"

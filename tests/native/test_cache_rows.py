@@ -45,7 +45,7 @@ def _sums(terms: Rows) -> Rows:
     return np.asarray(even + ((lanes[:, 1] + lanes[:, 5]) + (lanes[:, 3] + lanes[:, 7])))
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 300.0])
 def test_every_bit_is_that_of_the_search(scale: float) -> None:
     rows = np.random.default_rng(5).standard_normal((400, 128)).astype(np.float32)
     rows[:100] **= 3  # with outliers
@@ -60,9 +60,14 @@ def test_no_block_loses_more_than_in_ggmls_encoding(power: int) -> None:
     ours = decoded(written(rows, "q4_0"), "q4_0", 256)
     theirs = decoded(encoded(rows, "q4_0"), "q4_0", 256)
     mine, ggmls = (((got - rows) ** 2).reshape(-1, 32).sum(1) for got in (ours, theirs))
-    # a scale is a float16: the better one may round to a slightly worse one
-    assert (mine <= ggmls * 1.001 + 1e-9).all()
+    assert (mine <= ggmls * (1 + 1e-5)).all()
     assert mine.mean() < 0.95 * ggmls.mean()
+
+
+def test_the_largest_scale_is_a_number() -> None:
+    rows = np.full((1, 32), 5.23e5, np.float32)
+    rows[0, ::2] *= -1
+    assert np.isfinite(decoded(written(rows, "q4_0"), "q4_0", 32)).all()
 
 
 def test_what_needs_no_search_is_exact() -> None:

@@ -110,9 +110,11 @@ struct Reading {
         }
     }
 
-    // How many panels are fetched before they are read.
+    // How many panels are fetched before they are read: not more than the reading has, since no panel
+    // but those of the next is fetched from here.
     int64_t ahead() const {
-        return std::max<int64_t>(1, kAhead / (rows * std::max(keys.n_bytes, values.n_bytes)));
+        const int64_t most = kAhead / (rows * std::max(keys.n_bytes, values.n_bytes));
+        return std::max<int64_t>(1, std::min(most, 2 * n_panels));
     }
 
     // Panel i of those of K and V, to be fetched in n_times; past them those of `next`, if any.

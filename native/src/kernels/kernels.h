@@ -40,14 +40,15 @@ constexpr size_t kAskedTwice = 4096;
 }
 
 // One tile against a panel in the file's layout; out[column * out_stride + row]. ahead: what follows
-// in memory, as long as a panel without gaps, which is fetched meanwhile; null for nothing.
+// in memory, as long as a panel without gaps, which is fetched meanwhile (asked for up to kAskedTwice
+// beyond that); null for nothing.
 using FewKernel    = void (*)(const uint8_t * panel, size_t row_stride, int64_t n_units,
                               const uint8_t * tile, float * out, size_t out_stride,
                               const uint8_t * ahead);
 using UnpackKernel = void (*)(const uint8_t * panel, size_t row_stride, int64_t n_units,
                               uint8_t * unpacked);
-// What is read next: some rows, or a part of each, fetched a few lines at a time. All at once would be
-// more than a processor has on their way together, and it would drop most of them.
+// What is read next: some rows, or a part of each, fetched a few lines at a time, as a processor drops
+// most of what it is asked for all at once.
 struct Fetch {
     const uint8_t * row;
     size_t          row_stride;
