@@ -3,12 +3,13 @@
     python benchmarks/peer_worker.py convert KIND CHECKPOINT OUT
     python benchmarks/peer_worker.py run KIND MODEL THREADS N_PROMPT N_DECODE
 
-KIND is a key of ``KINDS``. ``convert`` writes the folder OUT from a checkpoint and prints one line
-of JSON: seconds, the peak of the process's memory, versions, bytes of weights. ``run`` takes the
-checkpoint itself (transformers) or what was converted, takes one round to warm up, and prints a
-line with the versions; then each line of stdin asks for a round, answered by a line of JSON with
-the seconds of the prompt, until its first token is drawn, and of N_DECODE tokens after it. Needs
-nothing of infer-os. Exits with 3 and the reason if a program is not installed.
+KIND is a key of ``KINDS``, or ``ik_llama-`` and a type, whose MODEL is a GGUF file. ``convert``
+writes the folder OUT from a checkpoint and prints one line of JSON: seconds, the peak of the
+process's memory, versions, bytes of weights. ``run`` takes the checkpoint itself (transformers) or
+what was converted, takes one round to warm up, and prints a line with the versions; then each line
+of stdin asks for a round, answered by a line of JSON with the seconds of the prompt, until its
+first token is drawn, and of N_DECODE tokens after it. Needs nothing of infer-os. Exits with 3 and
+the reason if a program is not installed.
 """
 
 from __future__ import annotations
@@ -151,6 +152,27 @@ def load_openvino(kind: str, folder: str, threads: int, n_prompt: int, n: int) -
     return run
 
 
+def load_ik_llama(kind: str, file: str, threads: int, n_prompt: int, n: int) -> Round:
+    """ik_llama.cpp with a file of ours, its tensors repacked while loading; greedy."""
+    from ik_worker import Model
+
+    model = Model(file, n_prompt + n + 8, threads, repack=True)
+    prompt = list(range(1, n_prompt + 1))
+
+    def run() -> tuple[float, float]:
+        model.clear()
+        started = time.perf_counter()
+        model.decode(prompt, 0, n_prompt - 1)
+        token = int(model.logits(n_prompt - 1).argmax())
+        middle = time.perf_counter()
+        for i in range(n):
+            model.decode([token], n_prompt + i, 0)
+            token = int(model.logits(0).argmax())
+        return middle - started, time.perf_counter() - middle
+
+    return run
+
+
 def first_and_rest(started: float, drawn: list[float], n: int) -> tuple[float, float]:
     """Seconds until the first token, and from it to the last; all of them must have come."""
     if len(drawn) != n + 1:
@@ -172,6 +194,13 @@ KINDS = {
     "openvino-int8": _OPENVINO,
     "openvino-int4": _OPENVINO,
 }
+# its kinds are the types of the files: ik_llama-q8_0 and so on
+_IK_LLAMA = Kind(None, load_ik_llama, ("ik-llama-cpp-python",))
+
+
+def kind_named(name: str) -> Kind:
+    """How a program runs."""
+    return _IK_LLAMA if name.startswith("ik_llama-") else KINDS[name]
 
 
 def versions(packages: tuple[str, ...]) -> str:
@@ -187,7 +216,7 @@ def versions(packages: tuple[str, ...]) -> str:
 
 def convert(kind: str, folder: str, out: str) -> dict[str, object]:
     """Convert; what it took."""
-    how = KINDS[kind].convert
+    how = kind_named(kind).convert
     if how is None:
         raise SystemExit(f"{kind} reads the checkpoint as it is")
     started = time.perf_counter()
@@ -195,7 +224,7 @@ def convert(kind: str, folder: str, out: str) -> dict[str, object]:
     return {
         "seconds": time.perf_counter() - started,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "versions": versions(KINDS[kind].packages),
+        "versions": versions(kind_named(kind).packages),
         "weights_bytes": max(p.stat().st_size for p in Path(out).glob("*.bin")),
     }
 
@@ -213,12 +242,12 @@ def main() -> None:
         if verb == "convert":
             return answer(convert(kind, folder, rest[0]))
         threads, n_prompt, n = map(int, rest)
-        run = KINDS[kind].load(kind, folder, threads, n_prompt, n)
+        run = kind_named(kind).load(kind, folder, threads, n_prompt, n)
     except ImportError as error:
         print(f"not installed: {error}", file=sys.stderr)
         sys.exit(3)
     run()
-    answer({"versions": versions(KINDS[kind].packages)})
+    answer({"versions": versions(kind_named(kind).packages)})
     for _line in sys.stdin:
         prefill_s, decode_s = run()
         answer({"prefill_s": prefill_s, "decode_s": decode_s})

@@ -10,7 +10,8 @@ transformers (float32, bfloat16) reads it, CTranslate2 (int8) and OpenVINO (int8
 each by its own means, in a separate process and in the Python that --python names: PATH alone is
 tried for every program, PROGRAM=PATH for that one (their versions of transformers exclude each
 other: CTranslate2's converters want 4.57, optimum-intel 5.5). The first that has the program runs
-it. llama-bench runs our own files. What is not installed is left out by name. With --work, what
+it. llama-bench and ik_llama.cpp (the package ik-llama-cpp-python; ``--python ik_llama=PATH``) run
+our own files. What is not installed is left out by name. With --work, what
 was made and converted stays there for the next run.
 
 All sides: one sequence, the same prompt, threads and count of tokens, decoded after the prompt;
@@ -163,7 +164,10 @@ def peer_side(
     """A peer, warmed up, in the first Python that has it; LeftOut if none has."""
     model = work / "model"
     n_bytes = sum(path.stat().st_size for path in model.glob("*.safetensors"))
-    if _PEERS[kind]:
+    if kind.startswith("ik_llama-"):
+        model = work / f"{kind.partition('-')[2]}.gguf"
+        n_bytes = model.stat().st_size
+    elif _PEERS[kind]:
         made = converted(kind, pythons, model, work / kind)
         model, n_bytes = work / kind, made["weights_bytes"]
         print(
@@ -220,7 +224,7 @@ def comparable(ours: Side, peer: Side) -> bool:
     """Whether both have weights of the same bits; a float peer is compared with all of ours."""
     if peer.name.startswith("infer-os"):
         return False
-    if peer.name.startswith("llama-bench"):
+    if peer.name.startswith(("llama-bench", "ik_llama")):
         return peer.type == ours.type
     # q4_0, q4_k_m: the digit after the q
     return not peer.type.startswith("int") or ours.type[1] == peer.type[-1]
@@ -306,7 +310,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="keep the models here, and find them again")
     parser.add_argument("--rows", type=Path, help="append the figures to this file")
     arguments = parser.parse_args()
-    programs = {kind.partition("-")[0] for kind in _PEERS}
+    programs = {kind.partition("-")[0] for kind in _PEERS} | {"ik_llama"}
     for text in arguments.python:
         name = text.rpartition("=")[0]
         if name and name not in programs:
@@ -334,7 +338,7 @@ def main() -> None:
         if not (work / "model" / "model.safetensors.index.json").is_file():
             make_folder(arguments.geometry, work / "model", layers=arguments.layers)
         sides = our_sides(stack, work, arguments, arguments.types.split(","))
-        for kind in arguments.peers:
+        for kind in [*arguments.peers, *(f"ik_llama-{t}" for t in arguments.types.split(","))]:
             pythons = pythons_of(kind, arguments.python)
             try:
                 sides.append(peer_side(stack, kind, pythons, work, (threads, n_prompt, n)))
@@ -348,7 +352,7 @@ def main() -> None:
     )
     rows = show(sides, found)
     for side in sides:
-        if side.name in _PEERS:
+        if side.versions and not side.name.startswith("infer-os"):
             print(f"{side.name}: {side.versions}")
     if arguments.rows:
         place = make_place(" ".join(sys.argv), read_cpu().model, threads)
