@@ -11,10 +11,10 @@ of the same text; those of ik_llama.cpp's own types, if ``--ik`` names a Python 
 ik-llama-cpp-python, are made and measured by its code. KL divergence is in nats per token from the
 model's own F32 weights, with the interval of 95 of 100 means of windows drawn again. For each size
 the best of their files that is no larger is named, and the ratio of the two losses. A second table
-has each file's perplexity, the share of tokens whose likeliest is the same, and tokens per second
-decoded by our kernels, all files by turns (``--speed`` rounds). ``--page`` puts tables and plot
-into a page, between the two comments of a part; ``--rows`` keeps the figures, and goes on with a
-file that has some.
+has each file's perplexity, the share of tokens whose likeliest is the same, and how many tokens per
+second our kernels decode, with the files taking turns (``--speed`` rounds). ``--page`` puts tables
+and plot into a page, between the two comments of a part; ``--rows`` keeps the figures, and goes on
+with a file that has some.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def measure(given: argparse.Namespace, place: Path, known: set[str]) -> Iterator
 
 
 def speeds(files: dict[str, Path], given: argparse.Namespace) -> dict[str, list[float]]:
-    """Tokens per second that each file decodes with our kernels, all by turns."""
+    """How many tokens per second our kernels decode with each file; the files take turns."""
     rates: dict[str, list[float]] = {name: [] for name in files}
     for i in range(given.speed):
         for name in random.Random(i).sample(list(files), len(files)):
