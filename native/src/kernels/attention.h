@@ -93,13 +93,12 @@ struct KeysF16 {
 
 template <class Isa, int C>
 void float_scores(const uint8_t * panel, size_t row_stride, int64_t n_units, const uint8_t * tile,
-                  float * out, size_t out_stride, Fetch * fetch) {
-    Fetch             next    = *fetch;
+                  float * out, size_t out_stride, Fetch fetch) {
     const auto *      queries = reinterpret_cast<const float *>(tile);
     const int64_t     n       = n_units * kBlock;
     alignas(64) float products[C][Isa::lanes][Isa::lanes];
     for (int row = 0; row < Isa::lanes; row++) {
-        next.run(1);
+        fetch.run(1);
         typename Isa::Float sums[C];
         for (auto & sum : sums) {
             sum = Isa::zero();
@@ -127,16 +126,13 @@ void float_scores(const uint8_t * panel, size_t row_stride, int64_t n_units, con
         }
         Isa::store_floats(out + static_cast<size_t>(c) * out_stride, sum);
     }
-    *fetch = next;
 }
 
 template <class Isa, class K, int C>
 void quantized_scores(const uint8_t * panel, size_t row_stride, int64_t n_units,
-                      const uint8_t * tile, float * out, size_t out_stride, Fetch * fetch) {
-    Fetch next = *fetch;
+                      const uint8_t * tile, float * out, size_t out_stride, Fetch fetch) {
     few_columns<Isa, K, C>(panel, row_stride, n_units, tile, out, out_stride,
-                           [&]() ALWAYS { next.run(1); });
-    *fetch = next;
+                           [&]() ALWAYS { fetch.run(1); });
 }
 
 template <class Isa, class K, int C> constexpr inferos::kernels::ScoresKernel scores_kernel() {
@@ -178,9 +174,8 @@ struct ValuesF16 {
 
 template <class Isa, class V, int C>
 void add_values(const uint8_t * panel, size_t row_stride, int32_t n_blocks, const float * p,
-                size_t p_stride, Seen * out, Fetch * fetch) {
-    Fetch             next = *fetch;
-    constexpr int     n    = 2;  // vectors at a time
+                size_t p_stride, Seen * out, Fetch fetch) {
+    constexpr int     n = 2;  // vectors at a time
     alignas(64) float weights[C][Isa::lanes];
     unsigned          used = 0;
     for (int c = 0; c < C; c++) {
@@ -189,11 +184,11 @@ void add_values(const uint8_t * panel, size_t row_stride, int32_t n_blocks, cons
         Isa::store_floats(weights[c], weight);
     }
     if (used == 0) {
-        fetch->run(n_blocks);
+        fetch.run(n_blocks);
         return;
     }
     for (int32_t b = 0; b < n_blocks; b++) {
-        next.run(1);
+        fetch.run(1);
         const uint8_t * block = panel + b * V::bytes;
         if constexpr (V::scaled) {
             const auto scales = Isa::load_halves(block, row_stride);
@@ -236,7 +231,6 @@ void add_values(const uint8_t * panel, size_t row_stride, int32_t n_blocks, cons
             }
         }
     }
-    *fetch = next;
 }
 
 template <class Isa, class K> constexpr int32_t offset_of() {

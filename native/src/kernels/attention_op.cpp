@@ -128,7 +128,7 @@ class Attention {
             const int64_t row     = reading.panels[i];
             const Panel   panel   = panel_at(reading.keys, row, desk);
             k_type_.scores[tile.width - 1](panel.start, panel.stride, blocks_of(k_), desk.tile,
-                                           &desk.scores[0][row], kPart, &fetch);
+                                           &desk.scores[0][row], kPart, fetch);
         }
         const float slope =
             window_.is_used ? 0.0f : alibi_slope(parameters_.max_bias, tile.head, q_->ne[2]);
@@ -143,7 +143,7 @@ class Attention {
             const Panel   panel = panel_at(reading.values, row, desk);
             v_type_.values[tile.width - 1](panel.start, panel.stride,
                                            static_cast<int32_t>(blocks_of(v_)),
-                                           &desk.scores[0][row], kPart, seen, &fetch);
+                                           &desk.scores[0][row], kPart, seen, fetch);
         }
     }
 

@@ -123,12 +123,12 @@ struct Seen {
 
 // The scores of a panel of K. Meanwhile `fetch` is run once a block, or for float16 once a row.
 using ScoresKernel = void (*)(const uint8_t * panel, size_t row_stride, int64_t n_units,
-                              const uint8_t * tile, float * out, size_t out_stride, Fetch * fetch);
+                              const uint8_t * tile, float * out, size_t out_stride, Fetch fetch);
 
 // A panel of V, position by position: out[c] += p[c][position] * V. p[c] is at c * p_stride.
 // Meanwhile `fetch` is run once a block.
 using ValuesKernel = void (*)(const uint8_t * panel, size_t row_stride, int32_t n_blocks,
-                              const float * p, size_t p_stride, Seen * out, Fetch * fetch);
+                              const float * p, size_t p_stride, Seen * out, Fetch fetch);
 
 // Scores into exponentials, in place, for n_positions, a multiple of a panel; sets largest and sum.
 // A position whose mask is -infinity is not looked at. mask: float16, or null for none.
