@@ -423,6 +423,7 @@ int main(int argc, char ** argv) {
                 }
                 check_product(variant, type, 33, 2304, n_columns, false);
             }
+            check_product(variant, type, 33, 4864, 1, false);
         }
 #if defined(__x86_64__)
         check(!has_emulated_shapes(), "shapes are put back", variant.name, 0, 0, 0);

@@ -102,6 +102,7 @@ def test_a_variant_equals_the_portable_path(variant: str, kind: str) -> None:
     for n_rows, n_per_row, counts in (
         (37, 256, range(1, 71)),
         (16, 2304, (1, 4, 9, 70)),  # more than is unpacked at once
+        (35, 4864, (1, 2)),  # and than a row of one column puts aside
         (131, 512, (1, 7, 17)),
         (1025, 256, (3, 33)),
         (1025, 2304, (9, 10)),  # and several panels at once
@@ -144,6 +145,9 @@ def test_extreme_numbers_come_out_alike(variant: str, kind: str) -> None:
         wanted, got = (product(name, kind, weights, x[:n]) for name in ("portable", variant))
         assert wanted is not None and got is not None
         assert same_bits(got, wanted), n
+    for i, column in enumerate(x):
+        got = product(variant, kind, weights, column[None])
+        assert got is not None and same_bits(got[0], wanted[i]), i
     assert np.isnan(wanted[6]).all()
     assert np.isnan(wanted[:, 4]).all()
     finite = np.isfinite(np.delete(wanted, [5, 6, 7, 9], 0))

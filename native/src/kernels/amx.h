@@ -11,7 +11,7 @@
 
 #include "cpu_features.h"
 #include "isa_avx512.h"
-#include "panel.h"
+#include "weights.h"
 
 namespace {
 

@@ -31,14 +31,23 @@ struct Avx512 {
     static Float set(float value) { return _mm512_set1_ps(value); }
     static Float zero() { return _mm512_setzero_ps(); }
 
-    // 16 bytes of each of the rows t, t + 4, t + 8, t + 12, a row per 128-bit lane
-    static Int load_rows(const uint8_t * p, size_t stride) {
-        const auto at = [p, stride](size_t row) {
-            return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p + row * stride));
+    // 16 bytes at p, p + stride and so on, in a 128-bit lane each
+    static Int load_lanes(const uint8_t * p, size_t stride) {
+        const auto at = [p, stride](size_t lane) {
+            return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p + lane * stride));
         };
-        const __m256i low  = _mm256_inserti128_si256(_mm256_castsi128_si256(at(0)), at(4), 1);
-        const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(at(8)), at(12), 1);
+        const __m256i low  = _mm256_inserti128_si256(_mm256_castsi128_si256(at(0)), at(1), 1);
+        const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(at(2)), at(3), 1);
         return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+    }
+    // 16 bytes of each of the rows t, t + 4, t + 8, t + 12, a row per 128-bit lane
+    static Int load_rows(const uint8_t * p, size_t stride) { return load_lanes(p, 4 * stride); }
+    // 32 bytes each
+    static Int load_pair(const uint8_t * low, const uint8_t * high) {
+        const auto at = [](const uint8_t * p) {
+            return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+        };
+        return _mm512_inserti64x4(_mm512_castsi256_si512(at(low)), at(high), 1);
     }
     // a float16 of every row; put together in whole registers, as the vector units are busy
     static Float load_halves(const uint8_t * p, size_t stride) {
@@ -66,6 +75,19 @@ struct Avx512 {
     // the high half of every lane of a, below the low half of b
     static Int straddle(Int a, Int b) {
         return _mm512_rol_epi32(_mm512_mask_blend_epi16(0x55555555, a, b), 16);
+    }
+
+    // the first (second) lane of every pair of 128-bit lanes, those of a before those of b
+    static Int even_lanes(Int a, Int b) { return _mm512_shuffle_i32x4(a, b, 0x88); }
+    static Int odd_lanes(Int a, Int b) { return _mm512_shuffle_i32x4(a, b, 0xdd); }
+    // the first 16 float16
+    static Float first_halves(Int v) { return _mm512_cvtph_ps(_mm512_castsi512_si256(v)); }
+    // half i of the first 16, where bit i of `where` is set: half a, b, c, d of `from` for i / 4
+    template <int a, int b, int c, int d>
+    static Int put_halves(Int into, uint32_t where, Int from) {
+        constexpr auto four = [](int half) { return half * 0x0001000100010001; };
+        return _mm512_mask_permutexvar_epi16(
+            into, where, _mm512_set_epi64(0, 0, 0, 0, four(d), four(c), four(b), four(a)), from);
     }
 
     static Int unpack_low32(Int a, Int b) { return _mm512_unpacklo_epi32(a, b); }

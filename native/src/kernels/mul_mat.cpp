@@ -19,9 +19,13 @@ constexpr int64_t kWideFrom = kWideTile;  // columns: with fewer, the tiles' row
 void quantize_piece(const ProductPlan & plan, int64_t piece) {
     const int64_t t     = piece / plan.parts_of_tile;
     const int64_t part  = piece % plan.parts_of_tile;
-    const int64_t first = plan.n_blocks * part / plan.parts_of_tile;
-    const int64_t end   = plan.n_blocks * (part + 1) / plan.parts_of_tile;
     const int32_t width = plan.tiles.width(t);
+    const auto    start = [&](int64_t i) {
+        const int64_t block = plan.n_blocks * i / plan.parts_of_tile;
+        // a column alone may be laid out by groups of blocks
+        return width > 1 || i == plan.parts_of_tile ? block : block / kRowGroup * kRowGroup;
+    };
+    const int64_t first = start(part), end = start(part + 1);
     const auto    quantize =
         plan.type.quantize != nullptr ? plan.type.quantize : plan.variant.quantize;
     for (int32_t c = 0; c < width; c++) {

@@ -12,7 +12,6 @@ using inferos::kernels::kBlock;
 using inferos::kernels::kColumnBytes;
 using inferos::kernels::kLine;
 using inferos::kernels::kTile;
-using inferos::kernels::WeightType;
 
 template <class Isa, class W> constexpr bool needs_start() {
     return W::offset != 0 && (!W::wide || Isa::wide_offset);
@@ -174,40 +173,5 @@ void many(const uint8_t * unpacked, int64_t n_blocks, const uint8_t * tile, floa
         Isa::store_floats(out + static_cast<size_t>(c) * out_stride, sums[c]);
     }
 }
-
-template <class Isa, class W> constexpr WeightType weight_type() {
-    return {
-        W::type,
-        W::values,
-        W::bytes,
-        needs_start<Isa, W>() ? W::offset : 0,
-        W::other == Other::split || W::other == Other::minima,
-        {few<Isa, W, 1>, few<Isa, W, 2>, few<Isa, W, 3>, few<Isa, W, 4>, few<Isa, W, 5>,
-         few<Isa, W, 6>, few<Isa, W, 7>, few<Isa, W, 8>},
-        unpack_panel<Isa, W>,
-        {many<Isa, W, 1>, many<Isa, W, 2>, many<Isa, W, 3>, many<Isa, W, 4>, many<Isa, W, 5>,
-         many<Isa, W, 6>, many<Isa, W, 7>, many<Isa, W, 8>},
-        sizeof(UnpackedAs<Isa, W::other>),
-        nullptr,
-        nullptr,
-        {},
-    };
-}
-
-template <class... Types> struct TypeList {};
-template <class... Types, class... More>
-TypeList<Types..., More...> joined(TypeList<Types...>, TypeList<More...>);
-
-// Without gathers every look-up is a load of its own: of more than iq3_s they would be so many that a
-// compiler takes minutes and gigabytes for them.
-using FewLookUps =
-    TypeList<Q4_0, Q8_0, Q4_K, Q5_K, Q6_K, Q3_K, Q2_K, IQ4_NL, IQ4_XS, Q5_0, Q4_1, Q5_1, IQ3_S>;
-// All that have kernels.
-using WeightTypes = decltype(joined(FewLookUps(), TypeList<IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS>()));
-
-template <class Isa, class List> struct WeightTable;
-template <class Isa, class... Types> struct WeightTable<Isa, TypeList<Types...>> {
-    static constexpr WeightType types[] = {weight_type<Isa, Types>()...};
-};
 
 }  // namespace

@@ -5,9 +5,8 @@
 
 #include "attention.h"
 #include "floats.h"
-#include "panel.h"
-#include "quantize_columns.h"
 #include "rows.h"
+#include "weights.h"
 
 namespace {
 

@@ -3,8 +3,7 @@
 #include <iterator>
 
 #include "isa_avx512.h"
-#include "panel.h"
-#include "quantize_columns.h"
+#include "weights.h"
 
 namespace {
 
