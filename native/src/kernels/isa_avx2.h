@@ -12,11 +12,13 @@
 namespace {
 
 struct Avx2 {
-    using Int                  = __m256i;
-    using Float                = __m256;
-    using Block                = Avx2Block;
-    static constexpr int lanes = 8, registers = 16;
+    using Int                              = __m256i;
+    using Float                            = __m256;
+    using Block                            = Avx2Block;
+    static constexpr bool takes_two_panels = false;
+    static constexpr int  lanes = 8, registers = 16;
 #if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
+
     static constexpr bool wide_offset = true;  // dot() takes all 8 bits of a weight, unsigned
 #else
     static constexpr bool wide_offset = false;  // wide weights stay signed

@@ -12,9 +12,10 @@
 namespace {
 
 struct Avx512 {
-    using Int                   = __m512i;
-    using Float                 = __m512;
-    using Block                 = Avx2Block;
+    using Int                              = __m512i;
+    using Float                            = __m512;
+    using Block                            = Avx2Block;
+    static constexpr bool takes_two_panels = true;
     static constexpr int  lanes = 16, registers = 32;
     static constexpr bool wide_offset = true;  // dot() takes all 8 bits of a weight, unsigned
 

@@ -12,9 +12,10 @@
 namespace {
 
 struct Neon {
-    using Int                   = int32x4_t;
-    using Float                 = float32x4_t;
-    using Block                 = NeonBlock;
+    using Int                              = int32x4_t;
+    using Float                            = float32x4_t;
+    using Block                            = NeonBlock;
+    static constexpr bool takes_two_panels = false;
     static constexpr int  lanes = 4, registers = 32;
     static constexpr bool wide_offset = false;  // wide weights stay signed
 

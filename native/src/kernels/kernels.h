@@ -22,6 +22,8 @@ namespace inferos::kernels {
 
 constexpr size_t kLine        = 64;  // bytes of a cache line
 constexpr int    kTile        = 8;
+constexpr int    kLeastOfTwo  = 4;  // columns of a tile for two panels at once
+constexpr int    kMostOfTwo   = 6;
 constexpr int    kWideTile    = 16;  // columns of a tile for matrix instructions, at most
 constexpr int    kBlock       = 32;
 constexpr size_t kColumnBytes = 48;   // of a column's share of a tile, per block
@@ -83,6 +85,11 @@ using ManyKernel = void (*)(const uint8_t * unpacked, int64_t n_blocks, const ui
 using QuantizeKernel = void (*)(const float * x, int64_t n_blocks, int32_t offset, bool split,
                                 int32_t width, int32_t column, uint8_t * tile);
 
+// The same for two panels, unpacked panel_bytes from each other; the second one's rows follow.
+using TwoPanelsKernel = void (*)(const uint8_t * unpacked, size_t panel_bytes, int64_t n_blocks,
+                                 const uint8_t * tile, float * out, size_t out_stride, bool first,
+                                 Fetch * fetch);
+
 // A type of weights. A unit is its own block: 32 or 256 values of a row.
 struct WeightType {
     int32_t      type;  // ggml_type
@@ -93,7 +100,9 @@ struct WeightType {
     FewKernel    few[kTile];  // [width - 1]
     UnpackKernel unpack;
     ManyKernel   many[kTile];
-    size_t       unpacked_bytes;  // per block of a panel
+    // [width - kLeastOfTwo]; null where a panel at a time is as fast
+    TwoPanelsKernel many_of_two[kMostOfTwo - kLeastOfTwo + 1];
+    size_t          unpacked_bytes;  // per block of a panel
     // Columns for these weights; null: the variant's own.
     QuantizeKernel quantize;
     // The same with instructions for matrices, for tiles of kTile to kWideTile columns; null where

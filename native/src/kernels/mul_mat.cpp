@@ -128,8 +128,12 @@ void run_group(const ProductPlan & plan, Group group, Group next, uint8_t * unpa
             unpack(plan.panel(i) + u * plan.type.unit_bytes, job.row_stride, n_units, part(i));
         }
         const int64_t n_blocks = n_units * per_unit;
-        const int64_t n_steps  = n_blocks * plan.tiles.count * (group.end - group.first);
-        Fetch         fetch    = {};
+        const int64_t n_panels = group.end - group.first;
+        // what a last panel overlaps is written elsewhere
+        const int64_t n_twos =
+            plan.by_twos ? (n_panels - (plan.overlaps(group.end - 1) ? 1 : 0)) / 2 : 0;
+        const int64_t n_steps = n_blocks * plan.tiles.count * (n_panels - n_twos);
+        Fetch         fetch   = {};
         if (u + n_units < plan.n_units) {
             fetch = fetch_part(plan, group, u + n_units, n_steps);
         } else if (next.first < next.end) {
@@ -142,11 +146,17 @@ void run_group(const ProductPlan & plan, Group group, Group next, uint8_t * unpa
             const int64_t   column = plan.tiles.first(t);
             const uint8_t * tile =
                 plan.tile(t) + static_cast<size_t>(u * per_unit * width) * kColumnBytes;
-            for (int64_t i = group.first; i < group.end; i++) {
+            const auto out_of = [&](int64_t i) {
+                return job.out + plan.first_row(i) + static_cast<size_t>(column) * job.out_stride;
+            };
+            for (int64_t i = group.first; i < group.first + 2 * n_twos; i += 2) {
+                plan.type.many_of_two[width - kLeastOfTwo](part(i), panel_bytes, n_blocks, tile,
+                                                           out_of(i), job.out_stride, u == 0,
+                                                           &fetch);
+            }
+            for (int64_t i = group.first + 2 * n_twos; i < group.end; i++) {
                 const bool partial = plan.overlaps(i);
-                float *    out     = partial ? tails + column * kMostRows
-                                             : job.out + plan.first_row(i) +
-                                                   static_cast<size_t>(column) * job.out_stride;
+                float *    out     = partial ? tails + column * kMostRows : out_of(i);
                 kernel(part(i), n_blocks, tile, out, partial ? kMostRows : job.out_stride, u == 0,
                        &fetch);
             }
@@ -183,13 +193,16 @@ ProductPlan::ProductPlan(const Variant & its_variant, const WeightType & its_typ
                          const MulMat & its_job, int n_members)
     : variant(its_variant), type(its_type), job(its_job),
       is_wide(type.many_wide[0] != nullptr && job.n_columns >= kWideFrom),
-      tiles(job.n_columns, is_wide ? kWideTile : kTile), n_blocks(job.n_per_row / kBlock),
-      n_units(job.n_per_row / type.unit_values),
       n_panels((job.n_rows + variant.rows - 1) / variant.rows),
-      part_units(std::min(n_units, (is_wide ? kWideDepth : kDepth) * kBlock / type.unit_values)),
       group(is_few() ? 1
                      : std::clamp<int64_t>(n_panels / (kShare * n_members), 1,
                                            is_wide ? kWideGroup : kGroup)),
+      by_twos(!is_wide && group > 1 && type.many_of_two[0] != nullptr),
+      tiles(job.n_columns, is_wide   ? kWideTile
+                           : by_twos ? kMostOfTwo
+                                     : kTile),
+      n_blocks(job.n_per_row / kBlock), n_units(job.n_per_row / type.unit_values),
+      part_units(std::min(n_units, (is_wide ? kWideDepth : kDepth) * kBlock / type.unit_values)),
       parts_of_tile(tiles.count >= 4 * n_members
                         ? 1
                         : std::clamp<int64_t>(n_blocks * tiles.width(0) / kPiece, 1,

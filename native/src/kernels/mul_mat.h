@@ -40,12 +40,13 @@ struct ProductPlan {
     const WeightType & type;
     MulMat             job;
     bool               is_wide;  // by instructions for matrices
+    int64_t            n_panels;
+    int64_t            group;    // panels that are unpacked together
+    bool               by_twos;  // panels of a group
     Tiles              tiles;
     int64_t            n_blocks;
     int64_t            n_units;
-    int64_t            n_panels;
     int64_t            part_units;  // that are unpacked at once
-    int64_t            group;       // panels that are unpacked together
     // Columns are quantized by tiles, since neighbouring ones of a tile lie in the same lines of the
     // cache, and in parts of their rows if tiles are few.
     int64_t   parts_of_tile;

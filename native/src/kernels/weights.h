@@ -2,11 +2,13 @@
 #pragma once
 
 #include "by_rows.h"
+#include "two_panels.h"
 
 namespace {
 
 using inferos::kernels::FewKernel;
 using inferos::kernels::QuantizeKernel;
+using inferos::kernels::TwoPanelsKernel;
 using inferos::kernels::WeightType;
 
 template <class Isa, class W> constexpr FewKernel one_column() {
@@ -25,6 +27,15 @@ template <class Isa, class W> constexpr QuantizeKernel columns_of_its_own() {
     }
 }
 
+// Two panels of 16 weights' vectors and the sums of 6 columns take 28 registers.
+template <class Isa, class W, int C> constexpr TwoPanelsKernel two_panels() {
+    if constexpr (Isa::takes_two_panels) {
+        return many_of_two<Isa, W, C>;
+    } else {
+        return nullptr;
+    }
+}
+
 template <class Isa, class W> constexpr WeightType weight_type() {
     return {
         W::type,
@@ -37,6 +48,7 @@ template <class Isa, class W> constexpr WeightType weight_type() {
         unpack_panel<Isa, W>,
         {many<Isa, W, 1>, many<Isa, W, 2>, many<Isa, W, 3>, many<Isa, W, 4>, many<Isa, W, 5>,
          many<Isa, W, 6>, many<Isa, W, 7>, many<Isa, W, 8>},
+        {two_panels<Isa, W, 4>(), two_panels<Isa, W, 5>(), two_panels<Isa, W, 6>()},
         sizeof(UnpackedAs<Isa, W::other>),
         columns_of_its_own<Isa, W>(),
         nullptr,
