@@ -1,5 +1,4 @@
-// 32 activations in 256-bit registers, to be quantized: in every variant of x86, since it is no hot
-// spot and all have AVX2 and F16C.
+// 32 activations in 256-bit registers, to be quantized.
 #pragma once
 
 #include <immintrin.h>

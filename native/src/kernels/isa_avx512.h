@@ -7,14 +7,14 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "block_avx2.h"
+#include "block_avx512.h"
 
 namespace {
 
 struct Avx512 {
     using Int                              = __m512i;
     using Float                            = __m512;
-    using Block                            = Avx2Block;
+    using Block                            = Avx512Block;
     static constexpr bool takes_two_panels = true;
     static constexpr int  lanes = 16, registers = 32;
     static constexpr bool wide_offset = true;  // dot() takes all 8 bits of a weight, unsigned

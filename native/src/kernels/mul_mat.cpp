@@ -187,6 +187,13 @@ void run_many(const ProductPlan & plan, Pieces & groups, const Member & me, uint
     }
 }
 
+// at most n_wanted, but one
+int64_t panels_of_group(const WeightType & type, int64_t n_wanted, bool is_few, bool is_wide) {
+    const int64_t n       = std::clamp<int64_t>(n_wanted, 1, is_wide ? kWideGroup : kGroup);
+    const bool    by_twos = !is_wide && n > 1 && type.many_of_two[0] != nullptr;
+    return is_few ? 1 : by_twos ? n / 2 * 2 : n;
+}
+
 }  // namespace
 
 ProductPlan::ProductPlan(const Variant & its_variant, const WeightType & its_type,
@@ -194,9 +201,7 @@ ProductPlan::ProductPlan(const Variant & its_variant, const WeightType & its_typ
     : variant(its_variant), type(its_type), job(its_job),
       is_wide(type.many_wide[0] != nullptr && job.n_columns >= kWideFrom),
       n_panels((job.n_rows + variant.rows - 1) / variant.rows),
-      group(is_few() ? 1
-                     : std::clamp<int64_t>(n_panels / (kShare * n_members), 1,
-                                           is_wide ? kWideGroup : kGroup)),
+      group(panels_of_group(its_type, n_panels / (kShare * n_members), is_few(), is_wide)),
       by_twos(!is_wide && group > 1 && type.many_of_two[0] != nullptr),
       tiles(job.n_columns, is_wide   ? kWideTile
                            : by_twos ? kMostOfTwo

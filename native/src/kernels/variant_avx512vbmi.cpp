@@ -118,12 +118,12 @@ struct Avx512Vbmi : Avx512 {
 
 // 32 activations, each half with its values in the order 0, 4, 8, 12, 1, 5 and so on: a word meets one
 // value of each of four places.
-class TransposedBlock : public Avx2Block {
+class TransposedBlock : public Avx512Block {
   public:
-    using Avx2Block::Avx2Block;
+    using Avx512Block::Avx512Block;
 
     void quantize(float inverse, uint8_t * quants, int32_t * sums) const {
-        Avx2Block::quantize(inverse, quants, sums);
+        Avx512Block::quantize(inverse, quants, sums);
         const __m256i from = _mm256_set_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400,
                                               0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400);
         auto * const  at   = reinterpret_cast<__m256i *>(quants);
