@@ -46,23 +46,34 @@ template <class Isa> int32_t multiply_blocks(int64_t n_rounds) {
         const float scale = 0.5f;
         __builtin_memcpy(tile + kBlock * kTile + 4 * c, &scale, sizeof(scale));
     }
-    Unpacked<Isa> w;
-    for (auto & quants : w.quants) {
+    Unpacked<Isa> w[2];
+    for (auto & quants : w[0].quants) {
         quants = Isa::and_bytes(Isa::load(tile), 0x0f);
     }
-    w.scale = w.other = Isa::set(1.0f);
-    typename Isa::Float sums[kTile];
+    w[0].scale = w[0].other = Isa::set(1.0f);
+    w[1]                    = w[0];
+    constexpr int       C   = Isa::takes_two_panels ? kMostOfTwo : kTile;
+    typename Isa::Float sums[2][C];
     for (auto & sum : sums) {
-        sum = Isa::zero();
+        for (auto & one : sum) {
+            one = Isa::zero();
+        }
     }
     for (int64_t i = 0; i < n_rounds; i++) {
-        __asm__ volatile("" : : "r"(tile), "r"(&w) : "memory");  // read again in every round
-        add_block<Isa, Q4_0, kTile>(w, tile, sums);
+        __asm__ volatile("" : : "r"(tile), "r"(w) : "memory");  // read again in every round
+        if constexpr (Isa::takes_two_panels) {
+            add_block_of_two<Isa, Q4_0, C>(w[0], w[1], tile, sums);
+        } else {
+            add_block<Isa, Q4_0, C>(w[0], tile, sums[0]);
+        }
     }
+    auto total = Isa::zero();
     for (const auto & sum : sums) {
-        sums[0] = Isa::add(sums[0], sum);
+        for (const auto & one : sum) {
+            total = Isa::add(total, one);
+        }
     }
-    return static_cast<int32_t>(Isa::sum_across(sums[0]));
+    return static_cast<int32_t>(Isa::sum_across(total));
 }
 
 template <class Isa> const inferos::kernels::Variant * variant_table(const char * name) {
@@ -89,7 +100,8 @@ template <class Isa> const inferos::kernels::Variant * variant_table(const char 
         {cache_types, sizeof(cache_types) / sizeof(cache_types[0]), softmax<Isa>, merge<Isa>},
         row_kernels<Isa>(),
         {multiply<Isa>, 4 * Isa::lanes * kChains},
-        {multiply_blocks<Isa>, kBlock * Isa::lanes * kTile},
+        {multiply_blocks<Isa>,
+         kBlock * Isa::lanes * (Isa::takes_two_panels ? 2 * kMostOfTwo : kTile)},
         nullptr,
     };
     return &variant;
