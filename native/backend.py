@@ -94,7 +94,7 @@ def kernel_status(wanted: bool) -> KernelStatus:
 def left_out() -> float:
     """The share of steps in which a thread of our kernels was left out, in this process.
 
-    That happens to one that is mostly waited for, since other programs have its processor.
+    That happens beside other programs, where fewer threads turn out to be faster.
     """
     return float(load_library().inferos_kernels_left_out())
 

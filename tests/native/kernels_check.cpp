@@ -361,36 +361,65 @@ void check_calling_off(int n_members) {
     check_team(n_members);
 }
 
-void check_attendance() {
-    constexpr int64_t ms = 1'000'000;
-    Attendance        attendance;
-    int64_t           now             = 0;
-    const auto        calls_until_out = [&](int64_t waited, int n_members) {
-        int n = 0;
-        for (; attendance.is_called(now) && n < 10'000; n++) {
-            now += ms;
-            attendance.note(now, ms, waited, n_members);
+// Calls of two kinds by turns, whose times depend on the members; returns how many were in the last.
+class Calls {
+  public:
+    explicit Calls(int most) : most_(most) {}
+
+    template <class Time> int run_until(int64_t end, int64_t n_preempted_a_call, Time time) {
+        int size = 0;
+        n_fewer  = 0;
+        for (n = 0; now_ < end; n++) {
+            size                  = crew_.size(now_, most_);
+            const int64_t elapsed = (n % 2 + 1) * time(size);
+            now_ += elapsed;
+            preempted_ += n_preempted_a_call;
+            n_fewer += size < most_;
+            crew_.note(now_, n % 2, elapsed, 0, [&] { return preempted_; });
         }
-        return n;
-    };
-    check(calls_until_out(ms / 10, 2) == 10'000, "attendance", "a tenth", 0, 0, 0);
-    check(calls_until_out(ms / 3, 2) == 10'000, "attendance", "a third of two", 0, 0, 0);
-    check(calls_until_out(ms / 2, 2) < 200, "attendance", "half", 0, 0, 0);
-    while (!attendance.is_called(now)) {
-        now += ms;
+        return size;
     }
-    check(calls_until_out(ms / 3, 4) < 100, "attendance", "a third of four", 0, 0, 0);
-    int64_t pauses[3] = {};
-    for (auto & pause : pauses) {  // it comes back, and goes for longer each time
-        const int64_t left = now;
-        while (!attendance.is_called(now)) {
-            now += ms;
-        }
-        pause = now - left;
-        calls_until_out(ms / 2, 2);
-    }
-    check(pauses[0] < pauses[1] && pauses[1] < pauses[2], "attendance", "pauses", pauses[0],
-          pauses[1], pauses[2]);
+
+    int64_t n = 0, n_fewer = 0;
+
+  private:
+    Crew    crew_;
+    int     most_;
+    int64_t now_ = 0, preempted_ = 0;
+};
+
+void check_crew() {
+    constexpr int64_t ms = 1'000'000, second = 1000 * ms;
+    const auto        faster_alone = [](int size) { return size == 1 ? 3 * ms : 4 * ms; };
+    const auto        faster_with  = [](int size) { return size == 1 ? 5 * ms : 3 * ms; };
+
+    Calls quiet(2);
+    check(quiet.run_until(10 * second, 0, faster_alone) == 2 && quiet.n_fewer == 0, "crew",
+          "nobody disturbs it: nothing is tried", 0, 0, 0);
+
+    Calls busy(2);
+    busy.run_until(second, 1, faster_alone);
+    busy.run_until(10 * second, 1, faster_alone);
+    check(busy.n_fewer > busy.n * 9 / 10, "crew", "faster without the other", 0, busy.n_fewer,
+          busy.n);
+    check(busy.run_until(13 * second, 0, faster_with) == 2, "crew", "and with it again", 0, 0, 0);
+    busy.run_until(20 * second, 0, faster_with);
+    check(busy.n_fewer == 0, "crew", "and stays so", 0, busy.n_fewer, busy.n);
+
+    Calls worth(2);
+    worth.run_until(5 * second, 1, faster_with);
+    worth.run_until(30 * second, 1, faster_with);
+    check(worth.n_fewer < worth.n / 20, "crew", "trials become rare", 0, worth.n_fewer, worth.n);
+
+    Calls      three(4);  // the best of four
+    const auto best_of_four = [](int size) { return (size - 3) * (size - 3) * ms + 5 * ms; };
+    three.run_until(3 * second, 1, best_of_four);
+    int64_t n_three = 0;
+    three.run_until(20 * second, 1, [&](int size) {
+        n_three += size == 3;
+        return best_of_four(size);
+    });
+    check(n_three > three.n * 8 / 10, "crew", "three of four", 0, n_three, three.n);
 }
 
 }  // namespace
@@ -444,7 +473,7 @@ int main(int argc, char ** argv) {
         }
         std::printf("%s: checked\n", variant.name);
     }
-    check_attendance();
+    check_crew();
     check_sizes();
     for (const int n_members : {1, 2, 3, 7}) {
         check_team(n_members);

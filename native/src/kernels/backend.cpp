@@ -56,7 +56,8 @@ struct Instance {
     Arena                      arena;
     Scratch                    scratch;
     std::vector<Operation *>   operations;
-    std::vector<Turns>         turns;  // of every member
+    int64_t                    n_products = 0;  // values that matrices compute
+    std::vector<Turns>         turns;           // of every member
 };
 
 Instance & instance_of(abi::Backend * backend) {
@@ -179,6 +180,7 @@ void backend_free(abi::Backend * backend) {
 // The operations of a graph in their order, with memory to work in.
 enum ggml_status prepare(ggml_cgraph * graph, Instance & instance) {
     instance.operations.clear();
+    instance.n_products = 0;
     instance.arena.clear();
     instance.turns.resize(static_cast<size_t>(instance.n_threads));
     ggml_tensor ** nodes     = ggml_graph_nodes(graph);
@@ -194,6 +196,9 @@ enum ggml_status prepare(ggml_cgraph * graph, Instance & instance) {
             return GGML_STATUS_FAILED;
         }
         instance.operations.push_back(operation);
+        if (nodes[i]->op == GGML_OP_MUL_MAT) {
+            instance.n_products += ggml_nelements(nodes[i]);
+        }
         n_scratch = std::max(n_scratch, operation->scratch_bytes());
     }
     uint8_t * scratch = instance.scratch.get(n_scratch);
@@ -224,7 +229,7 @@ enum ggml_status backend_compute(abi::Backend * backend, ggml_cgraph * graph) {
         }
     };
     Team & team = Team::of_this_thread();
-    team.call(instance.n_threads, !is_whole(instance.use), work);
+    team.call(instance.n_threads, !is_whole(instance.use), instance.n_products, work);
     return team.is_called_off() ? GGML_STATUS_ABORTED : GGML_STATUS_SUCCESS;
 }
 

@@ -7,6 +7,7 @@ set(KERNEL_SOURCES
   ${KERNELS}/attention_op.cpp
   ${KERNELS}/../cache_rows.cpp
   ${KERNELS}/../cpu_features.cpp
+  ${KERNELS}/crew.cpp
   ${KERNELS}/float_product.cpp
   ${KERNELS}/mul_mat.cpp
   ${KERNELS}/portable.cpp

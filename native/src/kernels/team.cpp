@@ -8,6 +8,7 @@
 
 #ifdef __linux__
 #include <linux/futex.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #else
@@ -25,17 +26,21 @@ namespace {
 constexpr int64_t kMicrosecond = 1000;
 // How long a thread looks for work, or for pieces, before it sleeps: waking one takes about as long.
 constexpr int64_t kSpin = 50 * kMicrosecond;
-// What the caller waits for a thread is averaged over about this long.
-constexpr int64_t kWindow = 50'000 * kMicrosecond;
-// A thread is left out at this part of the share at which the others are as fast without it.
-constexpr double  kOfEqual     = 0.8;
-constexpr int64_t kShortestOut = 10'000 * kMicrosecond;
-constexpr int64_t kLongestOut  = 2'000'000 * kMicrosecond;
 
 int64_t now_ns() {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(
                std::chrono::steady_clock::now().time_since_epoch())
         .count();
+}
+
+// How often the calling thread had to leave its core to others; 0 where the system does not tell.
+int64_t times_preempted() {
+#ifdef RUSAGE_THREAD
+    rusage usage;
+    return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_nivcsw : 0;
+#else
+    return 0;
+#endif
 }
 
 void relax() {
@@ -144,37 +149,11 @@ void Signal::sleep(uint32_t seen) {
 
 #endif
 
-// ---- who is called
-
-void Attendance::note(int64_t now, int64_t elapsed, int64_t waited, int n_members) {
-    if (elapsed <= 0) {
-        return;
-    }
-    const double weight = static_cast<double>(elapsed) / static_cast<double>(elapsed + kWindow);
-    const double share  = static_cast<double>(waited) / static_cast<double>(elapsed);
-    waited_share_ += weight * (share - waited_share_);
-    // n members of whom one is waited for a share s of the time compute n (1 - s) times what one
-    // does, the others alone n - 1 times: equal at s = 1 / n
-    if (waited_share_ > kOfEqual / n_members) {
-        pause_ = pause_ == 0 ? kShortestOut : pause_ < kLongestOut / 2 ? 2 * pause_ : kLongestOut;
-        out_until_    = now + pause_;
-        in_since_     = out_until_;
-        waited_share_ = 0;
-    } else if (now - in_since_ > 2 * pause_ && now - in_since_ > kLongestOut) {
-        pause_ = 0;
-    }
-}
-
 // ---- the threads
 
 struct Team::Place {
     alignas(kLine) Signal call;
-    alignas(kLine) std::atomic<int64_t> held{0};  // pieces that it has claimed and not computed
     alignas(kLine) std::atomic<bool> is_over{false};
-    alignas(kLine) std::atomic<bool> is_inside{false};
-    int64_t     waited    = 0;  // by the caller, in this call
-    bool        is_blamed = false;
-    Attendance  attendance;
     std::thread thread;
 };
 
@@ -245,9 +224,7 @@ void Team::attend(Place & place, int index) {
             // whoever comes late for one call may find the next one, which may have fewer members
             if (index < n_members_) {
                 Member me{*this, index};
-                place.is_inside.store(true, std::memory_order_relaxed);
                 work_(context_, me);
-                place.is_inside.store(false, std::memory_order_relaxed);
             }
             leave();
         }
@@ -270,7 +247,7 @@ void Team::leave() {
     }
 }
 
-void Team::call_own(int n_members, Work work, const void * context) {
+void Team::call_own(int n_members, int64_t kind, Work work, const void * context) {
     is_called_off_.store(false, std::memory_order_relaxed);
     Member me{*this, 0};
     if (!hire(n_members)) {
@@ -278,34 +255,24 @@ void Team::call_own(int n_members, Work work, const void * context) {
         return;
     }
     const int64_t start  = now_ns();
-    const int     n_most = n_members - 1 < n_hired_ ? n_members - 1 : n_hired_;
+    const int     n_most = n_members < n_hired_ + 1 ? n_members : n_hired_ + 1;
+    const int     size   = crew_.size(start, n_most);
     work_                = work;
     context_             = context;
-    n_members_           = n_members;
+    n_members_           = size;
+    waited_              = 0;
     inside_.store(kOpen, std::memory_order_release);
-    bool is_called[kMostMembers] = {};
-    places_[0].held.store(0, std::memory_order_relaxed);
-    for (int i = 1; i <= n_most; i++) {
-        places_[i].held.store(
-            0, std::memory_order_relaxed);  // not so after a call that was called off
-        is_called[i] = places_[i].attendance.is_called(start);
-        if (is_called[i]) {
-            places_[i].waited = 0;
-            places_[i].call.raise();
-        }
+    for (int i = 1; i < size; i++) {
+        places_[i].call.raise();
     }
     work(context, me);
     inside_.fetch_and(~kOpen, std::memory_order_seq_cst);
-    wait_until([&] { return inside_.load(std::memory_order_acquire) == 0; },
-               [](const Place & place) { return place.is_inside.load(std::memory_order_relaxed); });
-    const int64_t end = now_ns();
-    n_calls.fetch_add(n_most, std::memory_order_relaxed);
-    for (int i = 1; i <= n_most; i++) {
-        if (is_called[i]) {
-            places_[i].attendance.note(end, end - start, places_[i].waited, n_members);
-        } else {
-            n_left_out.fetch_add(1, std::memory_order_relaxed);
-        }
+    wait_until([&] { return inside_.load(std::memory_order_acquire) == 0; });
+    n_calls.fetch_add(n_most - 1, std::memory_order_relaxed);
+    n_left_out.fetch_add(n_most - size, std::memory_order_relaxed);
+    if (!is_called_off()) {
+        const int64_t end = now_ns();
+        crew_.note(end, kind, end - start, waited_, times_preempted);
     }
 }
 
@@ -335,42 +302,27 @@ void Team::call_off() {
     progress_.raise();
 }
 
-void Team::hold(const Member & me, int64_t n) {
-    if (places_ != nullptr) {
-        auto & held = places_[me.index].held;  // no other thread changes it
-        held.store(held.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
-    }
-}
-
 void Team::wait(const Member & me, const std::atomic<int64_t> & count, int64_t wanted) {
     const auto ready = [&] {
         return count.load(std::memory_order_acquire) >= wanted || is_called_off();
     };
     if (me.index == 0 && places_ != nullptr) {
-        wait_until(ready, [](const Place & place) {
-            return place.held.load(std::memory_order_relaxed) > 0;
-        });
+        wait_until(ready);
     } else if (!spin(ready)) {
         progress_.sleep_until(ready);
     }
 }
 
-// The caller waits, and notes for whom. A microsecond is not worth noting.
-template <class Ready, class Blamed> void Team::wait_until(Ready ready, Blamed is_blamed) {
+// The caller waits, and notes how long. A microsecond is not worth noting.
+template <class Ready> void Team::wait_until(Ready ready) {
     if (is_soon(ready)) {
         return;
     }
     const int64_t start = now_ns();
-    for (int i = 1; i <= n_hired_; i++) {
-        places_[i].is_blamed = is_blamed(places_[i]);
-    }
     if (!spin(ready)) {
         progress_.sleep_until(ready);
     }
-    const int64_t waited = now_ns() - start;
-    for (int i = 1; i <= n_hired_; i++) {
-        places_[i].waited += places_[i].is_blamed ? waited : 0;
-    }
+    waited_ += now_ns() - start;
 }
 
 }  // namespace inferos::kernels

@@ -3,8 +3,8 @@
 // llama.cpp computes parts of the same graph with them.
 //
 // Work is claimed in pieces. At the end of an operation its pieces are waited for, but never a thread
-// that has claimed none: one that another program keeps from running holds nobody up. One that is
-// mostly waited for is left out for a while.
+// that has claimed none: one that another program keeps from running holds nobody up. Beside other
+// programs fewer are called, where that is faster (crew.h).
 #pragma once
 
 #include <atomic>
@@ -14,6 +14,7 @@
 #include <new>
 #include <thread>
 
+#include "crew.h"
 #include "kernels.h"
 
 namespace inferos::kernels {
@@ -51,21 +52,6 @@ class Signal {
     std::atomic<uint32_t> n_asleep_{0};
 };
 
-// Decides whether a thread is called. Times are nanoseconds of a steady clock.
-class Attendance {
-  public:
-    bool is_called(int64_t now) const { return now >= out_until_; }
-    // After a call of n_members that took `elapsed`, in which the caller waited for this thread for
-    // `waited`.
-    void note(int64_t now, int64_t elapsed, int64_t waited, int n_members);
-
-  private:
-    double  waited_share_ = 0;
-    int64_t out_until_    = 0;
-    int64_t in_since_     = 0;
-    int64_t pause_        = 0;  // how long it is left out next
-};
-
 class Team {
   public:
     using Work = void (*)(const void * context, const Member & me);
@@ -81,8 +67,10 @@ class Team {
     Team & operator=(const Team &) = delete;
 
     // Every member calls work(me), which shares itself out by Pieces; returns when all have left it.
-    // At most n_members take part, or fewer: work must do with the caller alone.
-    template <class Function> void call(int n_members, bool with_openmp, const Function & work) {
+    // At most n_members take part, or fewer: work must do with the caller alone. Calls of the same
+    // kind are as much work.
+    template <class Function>
+    void call(int n_members, bool with_openmp, int64_t kind, const Function & work) {
         const Work run = [](const void * context, const Member & me) {
             (*static_cast<const Function *>(context))(me);
         };
@@ -93,7 +81,7 @@ class Team {
         } else if (with_openmp) {
             call_openmp(n_members, run, &work);
         } else {
-            call_own(n_members, run, &work);
+            call_own(n_members, kind, run, &work);
         }
     }
 
@@ -109,14 +97,13 @@ class Team {
     struct Place;
 
     void call_openmp(int n_members, Work work, const void * context);
-    void call_own(int n_members, Work work, const void * context);
+    void call_own(int n_members, int64_t kind, Work work, const void * context);
     bool hire(int n_members);
     void attend(Place & place, int index);
     bool enter();
     void leave();
     void wait(const Member & me, const std::atomic<int64_t> & count, int64_t wanted);
-    template <class Ready, class Blamed> void wait_until(Ready ready, Blamed is_blamed);
-    void hold(const Member & me, int64_t n);
+    template <class Ready> void wait_until(Ready ready);
 
     static constexpr int32_t kOpen = 1 << 30;
 
@@ -128,6 +115,8 @@ class Team {
     int                      n_members_ = 0;
     int                      n_hired_   = 0;
     uint32_t                 n_forks_   = 0;
+    int64_t                  waited_    = 0;  // by the caller, in this call
+    Crew                     crew_;
     std::unique_ptr<Place[]> places_;
 };
 
@@ -150,7 +139,6 @@ class Pieces {
             if (next_.compare_exchange_weak(at, at + run, std::memory_order_relaxed)) {
                 first = at;
                 end   = at + run;
-                me.team.hold(me, run);
                 return true;
             }
         }
@@ -158,7 +146,6 @@ class Pieces {
 
     // n claimed pieces have been computed.
     void finish(const Member & me, int64_t n) {
-        me.team.hold(me, -n);
         if (done_.fetch_add(n, std::memory_order_seq_cst) + n == n_) {
             me.team.progress_.raise();
         }
