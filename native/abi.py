@@ -25,7 +25,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 #: The start of the SHA-256 of the header that this file was written for.
-HEADER_HASH: Final = "bb457055abb50ca5"
+HEADER_HASH: Final = "5d464d444aaa539f"
 
 
 class Status(IntEnum):

@@ -325,7 +325,7 @@ INFEROS_API void inferos_kernels_switch(int32_t use);
 INFEROS_API int32_t inferos_kernels_windows(int32_t n_layers, const int32_t * windows);
 
 // How the kernels' threads fared in this process: the share of steps in which a thread was left out,
-// since it was mostly waited for.
+// since fewer were faster beside other programs.
 INFEROS_API double inferos_kernels_left_out(void);
 
 // Columns of such a product at most, and whether weights of a ggml_type have them.

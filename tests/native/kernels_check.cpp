@@ -313,7 +313,7 @@ void check_team(int n_members) {
             one.run(me, [&](int64_t i) { first[size_t(i)]++; });
             two.run(me, [&](int64_t i) { second[size_t(i)] += first[size_t(n - 1 - i)] - call; });
         };
-        team.call(n_members, false, work);
+        team.call(n_members, false, 0, work);
     }
     bool good = true;
     for (size_t i = 0; i < size_t(n); i++) {
@@ -335,7 +335,7 @@ void check_sizes() {
             }
             pieces.run(me, [](int64_t) {});
         };
-        team.call(n_members, false, work);
+        team.call(n_members, false, 0, work);
     }
     check(good, "team", "sizes", 0, 0, 0);
 }
@@ -355,7 +355,7 @@ void check_calling_off(int n_members) {
                 pieces.wait(me);
             }
         };
-        team.call(n_members, false, work);
+        team.call(n_members, false, 0, work);
         check(team.is_called_off(), "called off", "by", n_members, call, 0);
     }
     check_team(n_members);
@@ -372,20 +372,23 @@ class Calls {
         for (n = 0; now_ < end; n++) {
             size                  = crew_.size(now_, most_);
             const int64_t elapsed = (n % 2 + 1) * time(size);
+            const int64_t waited  = elapsed * waited_percent / 100;
             now_ += elapsed;
             preempted_ += n_preempted_a_call;
             n_fewer += size < most_;
-            crew_.note(now_, n % 2, elapsed, 0, [&] { return preempted_; });
+            crew_.note(now_, 4096 * (n % 2 + 1), elapsed, waited, [&] { return preempted_; });
         }
         return size;
     }
 
-    int64_t n = 0, n_fewer = 0;
+    void pause(int64_t time) { now_ += time; }
+
+    int64_t n = 0, n_fewer = 0, waited_percent = 0;
 
   private:
     Crew    crew_;
     int     most_;
-    int64_t now_ = 0, preempted_ = 0;
+    int64_t now_ = 0, preempted_ = 1000;
 };
 
 void check_crew() {
@@ -410,6 +413,16 @@ void check_crew() {
     worth.run_until(5 * second, 1, faster_with);
     worth.run_until(30 * second, 1, faster_with);
     check(worth.n_fewer < worth.n / 20, "crew", "trials become rare", 0, worth.n_fewer, worth.n);
+
+    Calls waiting(2);  // for a thread that is kept from running
+    waiting.waited_percent = 20;
+    waiting.run_until(5 * second, 0, faster_alone);
+    check(waiting.n_fewer == 0, "crew", "a fifth", 0, 0, 0);
+    waiting.waited_percent = 40;
+    check(waiting.run_until(10 * second, 0, faster_alone) == 1, "crew", "two fifths", 0, 0, 0);
+    waiting.pause(60 * second);
+    waiting.waited_percent = 0;
+    check(waiting.run_until(71 * second, 0, faster_with) == 2, "crew", "after a break", 0, 0, 0);
 
     Calls      three(4);  // the best of four
     const auto best_of_four = [](int size) { return (size - 3) * (size - 3) * ms + 5 * ms; };
@@ -453,6 +466,11 @@ int main(int argc, char ** argv) {
                 check_product(variant, type, 33, 2304, n_columns, false);
             }
             check_product(variant, type, 33, 4864, 1, false);
+            for (const int64_t n_columns :
+                 {9, 11, 12, 13}) {  // panels by twos, and what is left over
+                check_product(variant, type, 600, 256, n_columns, false);
+                check_product(variant, type, 1000, 256, n_columns, false);
+            }
         }
 #if defined(__x86_64__)
         check(!has_emulated_shapes(), "shapes are put back", variant.name, 0, 0, 0);

@@ -105,6 +105,8 @@ def test_a_variant_equals_the_portable_path(variant: str, kind: str) -> None:
         (35, 4864, (1, 2)),  # and than a row of one column puts aside
         (131, 512, (1, 7, 17)),
         (1025, 256, (3, 33)),
+        (1000, 256, (9, 11, 12, 13)),  # by two panels, with one left over that overlaps
+        (600, 256, (12,)),
         (1025, 2304, (9, 10)),  # and several panels at once
     ):
         weights = random_weights(kind, n_rows, n_per_row)

@@ -70,7 +70,7 @@ template <> struct RowOf<Q4_0> {
             const auto high = Isa::and_bytes(Isa::template right<4>(raw), 0x0f);
             sums[i]         = Isa::template dot<false>(typename Isa::Int{}, low, Isa::load(quants));
             sums[i]         = Isa::template dot<false>(sums[i], high, Isa::load(quants + 64));
-            // blocks 4 i to 4 i + 3, whose scales are every ninth word
+            // blocks 4 i to 4 i + 3, whose scales are every ninth half
             scales = Isa::template put_halves<0, 9, 18, 27>(scales, 0x1111u << i, heads);
         }
         dots = add_across<Isa>(sums[0], sums[1], sums[2], sums[3]);
@@ -134,29 +134,28 @@ template <class Isa> INLINE void transpose_words(typename Isa::Int * v) {
     }
 }
 
-// Lines in their order: of this panel, then of the one that follows.
+// Lines in their order: of this panel, then of the one that follows. Without one they are this panel's
+// again, which costs little.
 class LinesAhead {
   public:
-    // at a distance from the first, of a panel of n_bytes
+    // at a distance from the first, of a panel of at least as many bytes
     LinesAhead(const uint8_t * panel, size_t n_bytes, size_t distance, const uint8_t * following)
-        : at_(panel + distance), end_(panel + n_bytes), following_(following) {
-        if (at_ >= end_) {
-            turn(distance - n_bytes);
-        }
+        : at_(panel + distance), end_(panel + n_bytes),
+          following_(following != nullptr ? following : panel) {
+        turn();
     }
     ALWAYS void fetch() {
         inferos::kernels::fetch_line_near(at_);
         at_ += kLine;
-        if (__builtin_expect(at_ >= end_, 0)) {
-            turn(0);
-        }
+        turn();
     }
 
   private:
-    void turn(size_t offset) {
-        // where nothing follows, lines that are there already cost little
-        at_  = (following_ != nullptr ? following_ : at_ - offset) + offset;
-        end_ = reinterpret_cast<const uint8_t *>(UINTPTR_MAX);
+    ALWAYS void turn() {
+        if (__builtin_expect(at_ >= end_, 0)) {
+            at_  = following_;
+            end_ = reinterpret_cast<const uint8_t *>(UINTPTR_MAX);
+        }
     }
 
     const uint8_t * at_;

@@ -19,7 +19,7 @@ constexpr double  kWaited    = 0.3;
 // Between trials, doubled whenever one was in vain.
 constexpr int64_t kShortestPause = 100 * kMillisecond;
 constexpr int64_t kLongestPause  = 2000 * kMillisecond;
-// After a longer break all is new.
+// After a longer break what was seen before says nothing.
 constexpr int64_t kBreak = 1000 * kMillisecond;
 
 int64_t longer(int64_t pause) {
@@ -35,6 +35,8 @@ int Crew::size(int64_t now, int most) {
         last_         = now;
     } else if (now - last_ > kBreak) {
         trial_ = n_good_ = 0;
+        preempted_       = -1;
+        may_grow_        = now;
         watch();
     }
     return trial_ != 0 ? trial_ : size_;
@@ -57,7 +59,8 @@ void Crew::try_out(int size) {
 
 // Whether the window is over, or the trial.
 bool Crew::add(int64_t now, int64_t kind, int64_t elapsed, int64_t waited) {
-    Mean &     mean = means_[static_cast<uint64_t>(kind) % kKinds];
+    // the highest bits of Fibonacci hashing, as kinds are often multiples of a power of two
+    Mean &     mean = means_[static_cast<uint64_t>(kind) * 0x9e3779b97f4a7c15 >> kHashShift];
     const auto time = static_cast<double>(elapsed);
     last_           = now;
     n_++;
@@ -88,9 +91,11 @@ void Crew::judge(int64_t now, int64_t n_preempted) {
     const bool disturbed = static_cast<double>(waited_) > kWaited * elapsed ||
                            static_cast<double>(n_preempted) * static_cast<double>(kWindow) >
                                static_cast<double>(kPreempted) * elapsed;
-    if (size_ < most_ && now >= may_grow_) {
+    if (n_good_ > 0) {
+        try_out(size_ - 1);
+    } else if (size_ < most_ && now >= may_grow_) {
         try_out(size_ + 1);
-    } else if (size_ > 1 && (n_good_ > 0 || (disturbed && now >= may_shrink_))) {
+    } else if (size_ > 1 && disturbed && now >= may_shrink_) {
         try_out(size_ - 1);
     } else {
         watch();

@@ -31,7 +31,7 @@ class Crew {
         double  time = 0;  // of n calls
         int64_t n    = 0;
     };
-    static constexpr int kKinds = 16;
+    static constexpr int kHashShift = 60, kKinds = 16;
 
     bool add(int64_t now, int64_t kind, int64_t elapsed, int64_t waited);
     void judge(int64_t now, int64_t n_preempted);
@@ -46,7 +46,7 @@ class Crew {
     int64_t n_ = 0, elapsed_ = 0, waited_ = 0;  // in this window, or trial
     double  expected_   = 0;                    // in the window's time, for the calls of a trial
     double  compared_   = 0;                    // theirs, as far as that is known
-    int64_t preempted_  = 0;
+    int64_t preempted_  = -1;                   // not known
     int64_t last_       = 0;
     int64_t may_shrink_ = 0, may_grow_ = 0;  // not before
     int64_t shrink_pause_ = 0, grow_pause_ = 0;

@@ -18,7 +18,6 @@ struct Avx2 {
     static constexpr bool takes_two_panels = false;
     static constexpr int  lanes = 8, registers = 16;
 #if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
-
     static constexpr bool wide_offset = true;  // dot() takes all 8 bits of a weight, unsigned
 #else
     static constexpr bool wide_offset = false;  // wide weights stay signed

@@ -11,6 +11,8 @@
 //     float  sum[width]         scale * (sum of the quants, of the first 16 for split types), for
 //                               types with a minimum
 //
+// A tile of one column may be laid out otherwise, see by_rows.h.
+//
 // Every column's result is one chain of fused multiply-adds in the order of the blocks, whatever
 // the width of its tile: a token's result does not depend on the other tokens.
 #pragma once
@@ -81,14 +83,14 @@ struct Fetch {
 using ManyKernel = void (*)(const uint8_t * unpacked, int64_t n_blocks, const uint8_t * tile,
                             float * out, size_t out_stride, bool first, Fetch * fetch);
 
-// A block of 32 floats into its place in a tile; `block` is the tile's block.
-using QuantizeKernel = void (*)(const float * x, int64_t n_blocks, int32_t offset, bool split,
-                                int32_t width, int32_t column, uint8_t * tile);
-
 // The same for two panels, unpacked panel_bytes from each other; the second one's rows follow.
 using TwoPanelsKernel = void (*)(const uint8_t * unpacked, size_t panel_bytes, int64_t n_blocks,
                                  const uint8_t * tile, float * out, size_t out_stride, bool first,
                                  Fetch * fetch);
+
+// A block of 32 floats into its place in a tile; `block` is the tile's block.
+using QuantizeKernel = void (*)(const float * x, int64_t n_blocks, int32_t offset, bool split,
+                                int32_t width, int32_t column, uint8_t * tile);
 
 // A type of weights. A unit is its own block: 32 or 256 values of a row.
 struct WeightType {

@@ -187,7 +187,7 @@ void run_many(const ProductPlan & plan, Pieces & groups, const Member & me, uint
     }
 }
 
-// at most n_wanted, but one
+// at most n_wanted, but at least one
 int64_t panels_of_group(const WeightType & type, int64_t n_wanted, bool is_few, bool is_wide) {
     const int64_t n       = std::clamp<int64_t>(n_wanted, 1, is_wide ? kWideGroup : kGroup);
     const bool    by_twos = !is_wide && n > 1 && type.many_of_two[0] != nullptr;

@@ -71,8 +71,7 @@ bool compute_alone(Prepared & operation, int n_members, Scratch & scratch) {
         return false;
     }
     const auto work = [&](const Member & me) { operation.work(me); };
-    Team::of_this_thread().call(n_members, false, static_cast<int64_t>(operation.scratch_bytes()),
-                                work);
+    Team::of_this_thread().call(n_members, false, Team::kNoKind, work);
     return true;
 }
 

@@ -256,7 +256,7 @@ void Team::call_own(int n_members, int64_t kind, Work work, const void * context
     }
     const int64_t start  = now_ns();
     const int     n_most = n_members < n_hired_ + 1 ? n_members : n_hired_ + 1;
-    const int     size   = crew_.size(start, n_most);
+    const int     size   = kind == kNoKind ? n_most : crew_.size(start, n_most);
     work_                = work;
     context_             = context;
     n_members_           = size;
@@ -270,7 +270,7 @@ void Team::call_own(int n_members, int64_t kind, Work work, const void * context
     wait_until([&] { return inside_.load(std::memory_order_acquire) == 0; });
     n_calls.fetch_add(n_most - 1, std::memory_order_relaxed);
     n_left_out.fetch_add(n_most - size, std::memory_order_relaxed);
-    if (!is_called_off()) {
+    if (kind != kNoKind && !is_called_off()) {
         const int64_t end = now_ns();
         crew_.note(end, kind, end - start, waited_, times_preempted);
     }

@@ -56,7 +56,8 @@ class Team {
   public:
     using Work = void (*)(const void * context, const Member & me);
 
-    static constexpr int kMostMembers = 512;
+    static constexpr int     kMostMembers = 512;
+    static constexpr int64_t kNoKind      = -1;  // everybody is called
 
     // That of the calling thread: made when first used, ended with the thread.
     static Team & of_this_thread();

@@ -18,7 +18,7 @@ INLINE void add_dots_of_two(const typename Isa::Int (*quants)[8],
     typename Isa::Int dots[2] = {start, start};
     for (int i = first; i < end; i++) {
         auto word = Isa::broadcast(block + kBlock * c + 4 * i);
-        Isa::forget(word);  // else it is loaded for either
+        Isa::forget(word);  // else it is loaded for each
         for (int p = 0; p < 2; p++) {
             dots[p] = Isa::template dot<W::wide>(dots[p], quants[p][i], word);
         }

@@ -38,13 +38,14 @@ template <class Isa> int32_t multiply(int64_t n_rounds) {
 }
 
 template <class Isa> int32_t multiply_blocks(int64_t n_rounds) {
-    alignas(64) uint8_t tile[kTile * kColumnBytes];
-    for (size_t i = 0; i < sizeof(tile); i++) {
-        tile[i] = static_cast<uint8_t>((n_rounds + static_cast<int64_t>(i)) & 0x0f);
+    constexpr int       C                      = Isa::takes_two_panels ? kMostOfTwo : kTile;
+    alignas(64) uint8_t tile[C * kColumnBytes] = {};
+    for (int i = 0; i < C * kBlock; i++) {
+        tile[i] = static_cast<uint8_t>((n_rounds + i) & 0x0f);
     }
-    for (int c = 0; c < kTile; c++) {
-        const float scale = 0.5f;
-        __builtin_memcpy(tile + kBlock * kTile + 4 * c, &scale, sizeof(scale));
+    for (int c = 0; c < C; c++) {
+        const float scale = 1e-6f;  // the sum is to be a number
+        __builtin_memcpy(tile + kBlock * C + 4 * c, &scale, sizeof(scale));
     }
     Unpacked<Isa> w[2];
     for (auto & quants : w[0].quants) {
@@ -52,7 +53,6 @@ template <class Isa> int32_t multiply_blocks(int64_t n_rounds) {
     }
     w[0].scale = w[0].other = Isa::set(1.0f);
     w[1]                    = w[0];
-    constexpr int       C   = Isa::takes_two_panels ? kMostOfTwo : kTile;
     typename Isa::Float sums[2][C];
     for (auto & sum : sums) {
         for (auto & one : sum) {

@@ -26,8 +26,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
     if (type == nullptr) {
         return 0;
     }
-    const int64_t      n_per_row = type->unit_values * (1 + in.byte() % 3);
-    const int64_t      n_rows    = kMostRows + in.byte() % 20;
+    // now and then more than a row puts aside at once, or than are unpacked one by one
+    const int64_t      n_units   = 1 + in.byte() % 3 + (in.byte() % 8 == 0 ? 130 : 0);
+    const int64_t      n_per_row = type->unit_values * n_units;
+    const int64_t      n_rows    = kMostRows + in.byte() % 20 + (in.byte() % 8 == 0 ? 300 : 0);
     const int64_t      n_columns = 1 + in.byte() % 19;
     const size_t       stride    = ggml_row_size(static_cast<ggml_type>(type_id), n_per_row);
     std::vector<float> x(static_cast<size_t>(n_columns * n_per_row));
