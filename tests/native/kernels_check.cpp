@@ -351,7 +351,7 @@ void check_calling_off(int n_members) {
                 return;
             }
             int64_t i = 0, end = 0;
-            if (pieces.claim(me, i, end)) {
+            if (pieces.claim(i, end)) {
                 pieces.wait(me);
             }
         };

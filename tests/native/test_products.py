@@ -148,7 +148,7 @@ def test_extreme_numbers_come_out_alike(variant: str, kind: str) -> None:
         assert wanted is not None and got is not None
         assert same_bits(got, wanted), n
     for i, column in enumerate(x):
-        got = product(variant, kind, weights, column[None])
+        got = product(variant, kind, weights, column[None], 2)
         assert got is not None and same_bits(got[0], wanted[i]), i
     assert np.isnan(wanted[6]).all()
     assert np.isnan(wanted[:, 4]).all()

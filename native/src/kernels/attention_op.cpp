@@ -276,7 +276,7 @@ class AttentionOperation final : public Operation {
             return {step.unit, step.part + 1, true};
         }
         int64_t    first = 0, end = 0;
-        const bool got = units_.claim(me, first, end);
+        const bool got = units_.claim(first, end);
         return split_ ? Step{first % n_units_, first / n_units_, got} : Step{first, 0, got};
     }
 

@@ -25,7 +25,7 @@ FloatProduct::FloatProduct(const FloatType & type, const MulMat & job, int n_mem
 
 void FloatProduct::work(const Member & me) {
     int64_t first = 0, end = 0;
-    while (groups_.claim(me, first, end)) {
+    while (groups_.claim(first, end)) {
         multiply(first * type_.tile, std::min(end * type_.tile, job_.n_rows));
         groups_.finish(me, end - first);
     }

@@ -83,6 +83,29 @@ struct Avx512 {
     static Int odd_lanes(Int a, Int b) { return _mm512_shuffle_i32x4(a, b, 0xdd); }
     // the first 16 float16
     static Float first_halves(Int v) { return _mm512_cvtph_ps(_mm512_castsi512_si256(v)); }
+    // one float16 in every lane
+    static Float half(const void * p) {
+        uint16_t value;
+        __builtin_memcpy(&value, p, 2);
+        return _mm512_cvtph_ps(_mm256_set1_epi16(static_cast<int16_t>(value)));
+    }
+    // 16 signed bytes, those at the places, as floats
+    static Float signed_bytes_at(const uint8_t * p, const uint8_t * places) {
+        const auto at = [](const uint8_t * from) {
+            return _mm_loadu_si128(reinterpret_cast<const __m128i *>(from));
+        };
+        return to_float(_mm512_cvtepi8_epi32(_mm_shuffle_epi8(at(p), at(places))));
+    }
+    // by a bits in the lower 256, by b in the upper; between the two bytes of 16 bits, too
+    template <int a, int b> static Int left_by(Int v) {
+        return _mm512_sllv_epi16(v, counts<a, b>());
+    }
+    template <int a, int b> static Int right_by(Int v) {
+        return _mm512_srlv_epi16(v, counts<a, b>());
+    }
+    template <int a, int b> static Int counts() {
+        return _mm512_inserti64x4(_mm512_set1_epi16(a), _mm256_set1_epi16(b), 1);
+    }
     // half i of the first 16, where bit i of `where` is set: half a, b, c, d of `from` for i / 4
     template <int a, int b, int c, int d>
     static Int put_halves(Int into, uint32_t where, Int from) {

@@ -11,8 +11,6 @@
 //     float  sum[width]         scale * (sum of the quants, of the first 16 for split types), for
 //                               types with a minimum
 //
-// A tile of one column may be laid out otherwise, see by_rows.h.
-//
 // Every column's result is one chain of fused multiply-adds in the order of the blocks, whatever
 // the width of its tile: a token's result does not depend on the other tokens.
 #pragma once
@@ -92,6 +90,14 @@ using TwoPanelsKernel = void (*)(const uint8_t * unpacked, size_t panel_bytes, i
 using QuantizeKernel = void (*)(const float * x, int64_t n_blocks, int32_t offset, bool split,
                                 int32_t width, int32_t column, uint8_t * tile);
 
+// A single column, whose rows are read one after another (by_rows.h); its tile is laid out otherwise.
+struct ByRows {
+    FewKernel      kernel;  // null: there is none
+    QuantizeKernel quantize;
+    int32_t        most_units;  // of a row
+    bool           alone;       // is faster for a thread alone, too
+};
+
 // A type of weights. A unit is its own block: 32 or 256 values of a row.
 struct WeightType {
     int32_t      type;  // ggml_type
@@ -105,6 +111,7 @@ struct WeightType {
     // [width - kLeastOfTwo]; null where a panel at a time is as fast
     TwoPanelsKernel many_of_two[kMostOfTwo - kLeastOfTwo + 1];
     size_t          unpacked_bytes;  // per block of a panel
+    ByRows          by_rows;
     // Columns for these weights; null: the variant's own.
     QuantizeKernel quantize;
     // The same with instructions for matrices, for tiles of kTile to kWideTile columns; null where

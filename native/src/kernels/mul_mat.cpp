@@ -22,12 +22,13 @@ void quantize_piece(const ProductPlan & plan, int64_t piece) {
     const int32_t width = plan.tiles.width(t);
     const auto    start = [&](int64_t i) {
         const int64_t block = plan.n_blocks * i / plan.parts_of_tile;
-        // a column alone may be laid out by groups of blocks
-        return width > 1 || i == plan.parts_of_tile ? block : block / kRowGroup * kRowGroup;
+        // laid out by groups of blocks
+        return !plan.by_rows || i == plan.parts_of_tile ? block : block / kRowGroup * kRowGroup;
     };
     const int64_t first = start(part), end = start(part + 1);
-    const auto    quantize =
-        plan.type.quantize != nullptr ? plan.type.quantize : plan.variant.quantize;
+    const auto    quantize = plan.by_rows                    ? plan.type.by_rows.quantize
+                             : plan.type.quantize != nullptr ? plan.type.quantize
+                                                             : plan.variant.quantize;
     for (int32_t c = 0; c < width; c++) {
         const auto column = static_cast<size_t>(plan.tiles.first(t) + c);
         quantize(plan.job.x + column * plan.job.x_stride + first * kBlock, end - first,
@@ -51,9 +52,9 @@ struct Run {
     int64_t first = 0, end = 0;
     bool    is_any = false;
 
-    static Run claim(Pieces & panels, const Member & me) {
+    static Run claim(Pieces & panels) {
         Run run;
-        run.is_any = panels.claim(me, run.first, run.end);
+        run.is_any = panels.claim(run.first, run.end);
         return run;
     }
 };
@@ -69,11 +70,11 @@ void fetch_panel(const ProductPlan & plan, int64_t i) {
 void run_few(const ProductPlan & plan, Pieces & panels, const Member & me, Run run, float * tail) {
     const MulMat &  job    = plan.job;
     const int32_t   width  = plan.tiles.width(0);
-    const FewKernel kernel = plan.type.few[width - 1];
+    const FewKernel kernel = plan.by_rows ? plan.type.by_rows.kernel : plan.type.few[width - 1];
     const bool      dense  = plan.is_dense();
     while (run.is_any) {
         // known before the last panel of this run, so that it can be fetched
-        const Run next = Run::claim(panels, me);
+        const Run next = Run::claim(panels);
         for (int64_t i = run.first; i < run.end; i++) {
             const int64_t following = i + 1 < run.end ? i + 1 : next.is_any ? next.first : -1;
             const auto *  ahead     = following >= 0 && dense ? plan.panel(following) : nullptr;
@@ -172,7 +173,7 @@ void run_many(const ProductPlan & plan, Pieces & groups, const Member & me, uint
               float * tails) {
     const auto claim = [&](Group & group) {
         int64_t    first = 0, end = 0;  // one at a time
-        const bool got = groups.claim(me, first, end);
+        const bool got = groups.claim(first, end);
         group          = {first * plan.group, std::min(end * plan.group, plan.n_panels)};
         return got;
     };
@@ -200,6 +201,9 @@ ProductPlan::ProductPlan(const Variant & its_variant, const WeightType & its_typ
                          const MulMat & its_job, int n_members)
     : variant(its_variant), type(its_type), job(its_job),
       is_wide(type.many_wide[0] != nullptr && job.n_columns >= kWideFrom),
+      by_rows(job.n_columns == 1 && type.by_rows.kernel != nullptr &&
+              job.n_per_row <= type.by_rows.most_units * int64_t{type.unit_values} &&
+              (type.by_rows.alone || n_members > 1)),
       n_panels((job.n_rows + variant.rows - 1) / variant.rows),
       group(panels_of_group(its_type, n_panels / (kShare * n_members), is_few(), is_wide)),
       by_twos(!is_wide && group > 1 && type.many_of_two[0] != nullptr),
@@ -240,7 +244,7 @@ void Product::place(uint8_t * scratch) {
 void Product::work(const Member & me) {
     Run own;
     if (plan_.is_few()) {
-        own = Run::claim(computing_, me);
+        own = Run::claim(computing_);
         if (own.is_any && plan_.is_dense()) {
             fetch_panel(plan_, own.first);
         }

@@ -128,8 +128,8 @@ class Pieces {
     Pieces(int64_t n, int n_members, int64_t longest = INT64_MAX)
         : n_(n), share_(2 * n_members), longest_(longest) {}
 
-    // The next run, for this member to compute; false: no more.
-    bool claim(const Member & me, int64_t & first, int64_t & end) {
+    // The next run, for whoever asks; false: no more.
+    bool claim(int64_t & first, int64_t & end) {
         int64_t at = next_.load(std::memory_order_relaxed);
         for (;;) {
             if (at >= n_) {
@@ -162,7 +162,7 @@ class Pieces {
     // compute(piece) for all that this member gets, then waits.
     template <class Compute> void run(const Member & me, Compute compute) {
         int64_t first = 0, end = 0;
-        while (claim(me, first, end)) {
+        while (claim(first, end)) {
             for (int64_t i = first; i < end; i++) {
                 compute(i);
             }

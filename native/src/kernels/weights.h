@@ -6,24 +6,16 @@
 
 namespace {
 
-using inferos::kernels::FewKernel;
-using inferos::kernels::QuantizeKernel;
+using inferos::kernels::ByRows;
 using inferos::kernels::TwoPanelsKernel;
 using inferos::kernels::WeightType;
 
-template <class Isa, class W> constexpr FewKernel one_column() {
+template <class Isa, class W> constexpr ByRows by_rows() {
     if constexpr (reads_rows<Isa, W>()) {
-        return one_by_rows<Isa, W>;
+        return {one_by_rows<Isa, W>, quantize_by_rows<W, typename Isa::Block>, RowOf<W>::most_units,
+                RowOf<W>::alone};
     } else {
-        return few<Isa, W, 1>;
-    }
-}
-
-template <class Isa, class W> constexpr QuantizeKernel columns_of_its_own() {
-    if constexpr (reads_rows<Isa, W>()) {
-        return quantize_by_rows<W, typename Isa::Block>;
-    } else {
-        return nullptr;
+        return {};
     }
 }
 
@@ -43,14 +35,15 @@ template <class Isa, class W> constexpr WeightType weight_type() {
         W::bytes,
         needs_start<Isa, W>() ? W::offset : 0,
         W::other == Other::split || W::other == Other::minima,
-        {one_column<Isa, W>(), few<Isa, W, 2>, few<Isa, W, 3>, few<Isa, W, 4>, few<Isa, W, 5>,
+        {few<Isa, W, 1>, few<Isa, W, 2>, few<Isa, W, 3>, few<Isa, W, 4>, few<Isa, W, 5>,
          few<Isa, W, 6>, few<Isa, W, 7>, few<Isa, W, 8>},
         unpack_panel<Isa, W>,
         {many<Isa, W, 1>, many<Isa, W, 2>, many<Isa, W, 3>, many<Isa, W, 4>, many<Isa, W, 5>,
          many<Isa, W, 6>, many<Isa, W, 7>, many<Isa, W, 8>},
         {two_panels<Isa, W, 4>(), two_panels<Isa, W, 5>(), two_panels<Isa, W, 6>()},
         sizeof(UnpackedAs<Isa, W::other>),
-        columns_of_its_own<Isa, W>(),
+        by_rows<Isa, W>(),
+        nullptr,
         nullptr,
         {},
     };

@@ -1,0 +1,137 @@
+// What each type's blocks become where rows are read one after another: 16 sums at a time, whose lanes
+// are neighbouring sums of one row. unpack.h and unpack_k.h have the same blocks with rows as lanes.
+#pragma once
+
+#include "unpack_k.h"
+
+namespace {
+
+using inferos::kernels::kRowGroup;
+
+// The place of a sum, as add_across orders them: 0, 4, 8, 12, 1, 5 and so on
+constexpr int place_of(int sum) {
+    return sum / 4 + 4 * (sum % 4);
+}
+
+// A group: kRowGroup dot products of a row, without starts, and their scales.
+template <class Isa> struct RowSums {
+    typename Isa::Int   dots;
+    typename Isa::Float scales;
+};
+
+// For each type:
+//     units                a group has
+//     lines                times that between() runs in read(), about once for every line of memory
+//     put_aside            sums of each row that are put aside, a multiple of kRowGroup
+//     most_units, alone    rows of at most so many units are read in this way, also by one thread
+//     column(sum, half)    where a column's quants of a sum go, the first or the last 16
+template <class W> struct RowOf {
+    static constexpr bool is_read = false;
+};
+
+template <class Isa, class W> constexpr bool reads_rows() {
+    return Isa::lanes == kRowGroup && RowOf<W>::is_read;
+}
+
+// Word i of 128-bit lane k: the sum of that lane of vector i
+template <class Isa>
+INLINE typename Isa::Int add_across(typename Isa::Int a, typename Isa::Int b, typename Isa::Int c,
+                                    typename Isa::Int d) {
+    const auto ab = Isa::add_ints(Isa::unpack_low32(a, b), Isa::unpack_high32(a, b));
+    const auto cd = Isa::add_ints(Isa::unpack_low32(c, d), Isa::unpack_high32(c, d));
+    return Isa::add_ints(Isa::unpack_low64(ab, cd), Isa::unpack_high64(ab, cd));
+}
+
+// Pairs of lanes added: those of a, then those of b
+template <class Isa> INLINE typename Isa::Int add_pairs(typename Isa::Int a, typename Isa::Int b) {
+    return Isa::add_ints(Isa::even_lanes(a, b), Isa::odd_lanes(a, b));
+}
+
+template <class Isa>
+INLINE typename Isa::Int dots_of(typename Isa::Int quants, const uint8_t * column) {
+    return Isa::template dot<true>(typename Isa::Int{}, quants, Isa::load(column));
+}
+
+template <> struct RowOf<Q4_0> {
+    static constexpr bool is_read = true;
+    static constexpr int  units = 16, lines = 4, put_aside = 128, most_units = INT32_MAX;
+    static constexpr bool alone = true;
+
+    static constexpr int column(int block, int half) {
+        return 128 * (block / 4) + 64 * half + 16 * (block % 4);
+    }
+
+    template <class Isa, class Between>
+    INLINE RowSums<Isa> read(const uint8_t * p, const uint8_t * quants, Between between) {
+        typename Isa::Int sums[4], scales = {};
+        for (int i = 0; i < 4; i++, p += 4 * Q4_0::bytes, quants += 128) {
+            const auto heads = Isa::load(p);
+            const auto raw   = Isa::load_lanes(p + 2, Q4_0::bytes);
+            between();
+            sums[i] = dots_of<Isa>(Isa::and_bytes(raw, 0x0f), quants);
+            sums[i] = Isa::template dot<true>(
+                sums[i], Isa::and_bytes(Isa::template right<4>(raw), 0x0f), Isa::load(quants + 64));
+            // of blocks 4 i to 4 i + 3: every ninth half
+            scales = Isa::template put_halves<0, 9, 18, 27>(scales, 0x1111u << i, heads);
+        }
+        return {add_across<Isa>(sums[0], sums[1], sums[2], sums[3]), Isa::first_halves(scales)};
+    }
+};
+
+template <> struct RowOf<Q8_0> {
+    static constexpr bool is_read = true;
+    static constexpr int  units = 16, lines = 8, put_aside = 128, most_units = INT32_MAX;
+    static constexpr bool alone = true;
+
+    static constexpr int column(int block, int half) { return 32 * block + 16 * half; }
+
+    template <class Isa, class Between>
+    INLINE RowSums<Isa> read(const uint8_t * p, const uint8_t * quants, Between between) {
+        typename Isa::Int sums[4], scales = {};
+        for (int i = 0; i < 4; i++) {
+            typename Isa::Int pairs[2];
+            for (int j = 0; j < 2; j++, p += 2 * Q8_0::bytes, quants += 64) {
+                const auto heads = Isa::load(p);
+                const auto raw   = Isa::load_pair(p + 2, p + 2 + Q8_0::bytes);
+                between();
+                pairs[j] = dots_of<Isa>(Isa::xor_bytes(raw, 0x80), quants);
+                scales =
+                    Isa::template put_halves<0, 17, 0, 17>(scales, 0x11u << (i + 8 * j), heads);
+            }
+            sums[i] = add_pairs<Isa>(pairs[0], pairs[1]);
+        }
+        return {add_across<Isa>(sums[0], sums[1], sums[2], sums[3]), Isa::first_halves(scales)};
+    }
+};
+
+// A unit is a group: its sums are of 16 values.
+template <> struct RowOf<Q6_K> {
+    static constexpr bool is_read = true;
+    static constexpr int  units = 1, lines = 3, put_aside = 256, most_units = 16;
+    static constexpr bool alone = false;  // unpacking 16 rows at once takes fewer instructions
+
+    static constexpr int column(int sum, int) { return 16 * sum; }
+
+    template <class Isa, class Between>
+    INLINE RowSums<Isa> read(const uint8_t * p, const uint8_t * quants, Between between) {
+        typename Isa::Int dots[4];
+        for (int i = 0; i < 2; i++, quants += 128) {
+            const auto low  = Isa::load(p + 64 * i);
+            const auto high = Isa::load_pair(p + 128 + 32 * i, p + 128 + 32 * i);
+            between();
+            // two bits each: of blocks 0 and 1, then of 2 and 3
+            const auto first  = Isa::and_bytes(Isa::template left_by<4, 2>(high), 0x30);
+            const auto second = Isa::and_bytes(Isa::template right_by<0, 2>(high), 0x30);
+            const auto up     = Isa::and_bytes(Isa::template right<4>(low), 0x0f);
+            dots[2 * i]     = dots_of<Isa>(Isa::bits_or(Isa::and_bytes(low, 0x0f), first), quants);
+            dots[2 * i + 1] = dots_of<Isa>(Isa::bits_or(up, second), quants + 64);
+        }
+        between();
+        alignas(16) static constexpr uint8_t places[16] = {0, 4, 8,  12, 1, 5, 9,  13,
+                                                           2, 6, 10, 14, 3, 7, 11, 15};
+        return {add_across<Isa>(dots[0], dots[1], dots[2], dots[3]),
+                Isa::mul(Isa::half(p + 208), Isa::signed_bytes_at(p + 192, places))};
+    }
+};
+
+}  // namespace
