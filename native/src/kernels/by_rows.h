@@ -89,17 +89,18 @@ class LinesAhead {
     const uint8_t * following_;
 };
 
-template <class Isa, class W>
-void one_by_rows(const uint8_t * panel, size_t row_stride, int64_t n_units, const uint8_t * tile,
-                 float * out, size_t, const uint8_t * ahead) {
+// put_aside: sums of each row
+template <class Isa, class W, int put_aside>
+void panel_by_rows(const uint8_t * panel, size_t row_stride, int64_t n_units, const uint8_t * tile,
+                   float * out, const uint8_t * ahead) {
     using Group = GroupOf<W>;
     using Row   = RowOf<W>;
     static_assert(Isa::lanes == kRowGroup);
-    constexpr int64_t aside_groups = Row::put_aside / kRowGroup;
+    constexpr int64_t aside_groups = put_aside / kRowGroup;
     // what is not fetched while the rows are read
     constexpr int64_t more_lines =
         (Isa::lanes * (Group::bytes - Row::lines * kLine) + kLine - 1) / kLine;
-    alignas(64) float dots[Isa::lanes][Row::put_aside], scales[Isa::lanes][Row::put_aside];
+    alignas(64) float dots[Isa::lanes][put_aside], scales[Isa::lanes][put_aside];
 
     const size_t  panel_bytes = Isa::lanes * static_cast<size_t>(n_units) * W::bytes;
     const int64_t n_groups    = n_units / Row::units;
@@ -132,7 +133,7 @@ void one_by_rows(const uint8_t * panel, size_t row_stride, int64_t n_units, cons
             for (int64_t i = 0; i < more_lines; i++) {
                 lines.fetch();
             }
-            const auto rows_of = [&](const float (*aside)[Row::put_aside], typename Isa::Int * v)
+            const auto rows_of = [&](const float (*aside)[put_aside], typename Isa::Int * v)
                                      ALWAYS {
                                          for (int r = 0; r < Isa::lanes; r++) {
                                              v[r] = Isa::load(&aside[r][g * kRowGroup]);
@@ -160,6 +161,19 @@ void one_by_rows(const uint8_t * panel, size_t row_stride, int64_t n_units, cons
                                  tile += kColumnBytes;
                              });
     Isa::store_floats(out, sum);
+}
+
+template <class Isa, class W>
+void one_by_rows(const uint8_t * panel, size_t row_stride, int64_t n_units, const uint8_t * tile,
+                 float * out, size_t, const uint8_t * ahead) {
+    constexpr int usual = RowOf<W>::put_aside, more = usual + usual / 2;
+    const int64_t n = n_units / RowOf<W>::units * kRowGroup;
+    // half as many more if that saves reading a row in parts
+    if (n > usual && n <= more) {
+        panel_by_rows<Isa, W, more>(panel, row_stride, n_units, tile, out, ahead);
+    } else {
+        panel_by_rows<Isa, W, usual>(panel, row_stride, n_units, tile, out, ahead);
+    }
 }
 
 // As quantize_columns, a single column for one_by_rows.
