@@ -166,14 +166,17 @@ void panel_by_rows(const uint8_t * panel, size_t row_stride, int64_t n_units, co
 template <class Isa, class W>
 void one_by_rows(const uint8_t * panel, size_t row_stride, int64_t n_units, const uint8_t * tile,
                  float * out, size_t, const uint8_t * ahead) {
-    constexpr int usual = RowOf<W>::put_aside, more = usual + usual / 2;
-    const int64_t n = n_units / RowOf<W>::units * kRowGroup;
-    // half as many more if that saves reading a row in parts
-    if (n > usual && n <= more) {
-        panel_by_rows<Isa, W, more>(panel, row_stride, n_units, tile, out, ahead);
-    } else {
-        panel_by_rows<Isa, W, usual>(panel, row_stride, n_units, tile, out, ahead);
+    using Row           = RowOf<W>;
+    constexpr int usual = Row::put_aside, more = usual + usual / 2;
+    if constexpr (Row::most_units / Row::units * int64_t{kRowGroup} > usual) {
+        // half as many more if that saves reading a row in parts
+        const int64_t n = n_units / Row::units * kRowGroup;
+        if (n > usual && n <= more) {
+            panel_by_rows<Isa, W, more>(panel, row_stride, n_units, tile, out, ahead);
+            return;
+        }
     }
+    panel_by_rows<Isa, W, usual>(panel, row_stride, n_units, tile, out, ahead);
 }
 
 // As quantize_columns, a single column for one_by_rows.
