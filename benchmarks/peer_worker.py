@@ -1,15 +1,16 @@
 """One program of a comparison, run by its own Python: converts a checkpoint, or takes rounds.
 
     python benchmarks/peer_worker.py convert KIND CHECKPOINT OUT
-    python benchmarks/peer_worker.py run KIND MODEL THREADS N_PROMPT N_DECODE
+    python benchmarks/peer_worker.py run KIND MODEL THREADS N_PROMPT N_DECODE PARALLEL
 
 KIND is a key of ``KINDS``, or ``ik_llama-`` and a type, whose MODEL is a GGUF file. ``convert``
 writes the folder OUT from a checkpoint and prints one line of JSON: seconds, the peak of the
 process's memory, versions, bytes of weights. ``run`` takes the checkpoint itself (transformers) or
 what was converted, takes one round to warm up, and prints a line with the versions; then each line
-of stdin asks for a round, answered by a line of JSON with the seconds of the prompt, until its
-first token is drawn, and of N_DECODE tokens after it. Needs nothing of infer-os. Exits with 3 and
-the reason if a program is not installed.
+of stdin asks for a round, answered by a line of JSON with the seconds of the prompts, until the
+first token of every sequence is drawn, and of N_DECODE tokens after it (:func:`first_and_rest`).
+PARALLEL sequences are computed at once, each with a prompt of its own. Needs nothing of infer-os.
+Exits with 3 and the reason if a program is not installed.
 """
 
 from __future__ import annotations
@@ -23,34 +24,47 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-Round = Callable[[], tuple[float, float]]
+Round = Callable[[], tuple[float, float]]  # seconds of the prompts, and of the decoded tokens
+
+
+class Sizes(NamedTuple):
+    """What is computed: threads, tokens of a prompt and decoded after it, sequences at once."""
+
+    threads: int
+    n_prompt: int
+    n: int
+    parallel: int
+
+    def prompts(self) -> list[list[int]]:
+        """Tokens, of every sequence others."""
+        return [list(range(1 + i, self.n_prompt + 1 + i)) for i in range(self.parallel)]
 
 
 class Kind(NamedTuple):
     """How to convert (None: the program reads the checkpoint itself) and to run, and of what."""
 
     convert: Callable[[str, str, str], None] | None
-    load: Callable[[str, str, int, int, int], Round]
+    load: Callable[[str, str, Sizes], Round]
     packages: tuple[str, ...]
 
 
-def load_transformers(kind: str, folder: str, threads: int, n_prompt: int, n: int) -> Round:
+def load_transformers(kind: str, folder: str, sizes: Sizes) -> Round:
     """Greedy decoding with transformers' own cache, without its generate() around it."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(sizes.threads)
     dtype = getattr(torch, kind.split("-")[1])
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    prompt = torch.arange(1, n_prompt + 1).reshape(1, -1)
+    prompts = torch.tensor(sizes.prompts())
 
     @torch.inference_mode()
     def run() -> tuple[float, float]:
         started = time.perf_counter()
-        out = model(prompt, use_cache=True, logits_to_keep=1)
+        out = model(prompts, use_cache=True, logits_to_keep=1)
         token = out.logits[:, -1:].argmax(-1)
         middle = time.perf_counter()
-        for _ in range(n):
+        for _ in range(sizes.n):
             out = model(token, past_key_values=out.past_key_values, use_cache=True)
             token = out.logits[:, -1:].argmax(-1)
         return middle - started, time.perf_counter() - middle
@@ -74,23 +88,24 @@ def convert_ctranslate2(kind: str, folder: str, out: str) -> None:
     Converter(folder, low_cpu_mem_usage=True).convert(out, quantization=kind.split("-")[1])
 
 
-def load_ctranslate2(kind: str, folder: str, threads: int, n_prompt: int, n: int) -> Round:
+def load_ctranslate2(kind: str, folder: str, sizes: Sizes) -> Round:
     """CTranslate2's generator, greedy; its callback says when each token is drawn."""
     import ctranslate2
 
     generator = ctranslate2.Generator(
-        folder, compute_type=kind.split("-")[1], intra_threads=threads
+        folder, compute_type=kind.split("-")[1], intra_threads=sizes.threads
     )
     tokens = json.loads((Path(folder) / "vocabulary.json").read_text())
-    prompt = tokens[1 : n_prompt + 1]
+    prompts = [[tokens[i] for i in prompt] for prompt in sizes.prompts()]
+    n = sizes.n
 
     def run() -> tuple[float, float]:
-        drawn = []
+        drawn: list[list[float]] = [[] for _ in prompts]
         started = time.perf_counter()
         generator.generate_batch(
-            [prompt], max_length=n + 1, min_length=n + 1, sampling_topk=1,
+            prompts, max_length=n + 1, min_length=n + 1, sampling_topk=1,
             include_prompt_in_result=False,  # that is: the prompt in one pass, not token by token
-            callback=lambda _step: drawn.append(time.perf_counter()),
+            callback=lambda step: drawn[step.batch_id].append(time.perf_counter()),
         )  # fmt: skip
         return first_and_rest(started, drawn, n)
 
@@ -111,10 +126,29 @@ def convert_openvino(kind: str, folder: str, out: str) -> None:
     model.save_pretrained(out)
 
 
-def load_openvino(kind: str, folder: str, threads: int, n_prompt: int, n: int) -> Round:
-    """OpenVINO GenAI's pipeline, greedy, fed with token ids; a streamer reports each token."""
-    import numpy as np
-    import openvino
+def load_openvino(kind: str, folder: str, sizes: Sizes) -> Round:
+    """OpenVINO GenAI, greedy, fed with token ids, which says when each token is drawn.
+
+    A single sequence goes through its pipeline, which a streamer watches, several through its
+    continuous batching, step by step.
+    """
+    import openvino_genai
+
+    scheduler = openvino_genai.SchedulerConfig()
+    # else the prompt of the last round is found again instead of computed
+    scheduler.enable_prefix_caching = False
+    most = max(sizes.n_prompt, 2048)
+    scheduler.max_num_batched_tokens = max(min(sizes.n_prompt * sizes.parallel, most), 256)
+    scheduler.max_num_seqs = sizes.parallel
+    settings = openvino_genai.GenerationConfig(
+        max_new_tokens=sizes.n + 1, min_new_tokens=sizes.n + 1, ignore_eos=True, do_sample=False,
+        apply_chat_template=False,
+    )  # fmt: skip
+    load = _openvino_batch if sizes.parallel > 1 else _openvino_alone
+    return load(folder, sizes, scheduler, settings)
+
+
+def _openvino_alone(folder: str, sizes: Sizes, scheduler: Any, settings: Any) -> Round:
     import openvino_genai
 
     class Clock(openvino_genai.StreamerBase):  # type: ignore[misc]
@@ -130,54 +164,97 @@ def load_openvino(kind: str, folder: str, threads: int, n_prompt: int, n: int) -
         def end(self) -> None:
             pass
 
-    scheduler = openvino_genai.SchedulerConfig()
-    # else the prompt of the last round is found again instead of computed
-    scheduler.enable_prefix_caching = False
-    scheduler.max_num_batched_tokens = max(n_prompt, 256)
     pipeline = openvino_genai.LLMPipeline(
-        folder, "CPU", scheduler_config=scheduler, INFERENCE_NUM_THREADS=threads
+        folder, "CPU", scheduler_config=scheduler, INFERENCE_NUM_THREADS=sizes.threads
     )
-    settings = openvino_genai.GenerationConfig(
-        max_new_tokens=n + 1, min_new_tokens=n + 1, ignore_eos=True, do_sample=False,
-        apply_chat_template=False,
-    )  # fmt: skip
-    prompt = openvino.Tensor(np.arange(1, n_prompt + 1, dtype=np.int64).reshape(1, -1))
+    (prompt,) = _tensors(sizes)
 
     def run() -> tuple[float, float]:
         clock = Clock()
         started = time.perf_counter()
         pipeline.generate(prompt, settings, clock)
-        return first_and_rest(started, clock.drawn, n)
+        return first_and_rest(started, [clock.drawn], sizes.n)
 
     return run
 
 
-def load_ik_llama(kind: str, file: str, threads: int, n_prompt: int, n: int) -> Round:
+def _openvino_batch(folder: str, sizes: Sizes, scheduler: Any, settings: Any) -> Round:
+    import openvino_genai
+
+    pipeline = openvino_genai.ContinuousBatchingPipeline(
+        folder, scheduler, "CPU", {"INFERENCE_NUM_THREADS": sizes.threads}
+    )
+    prompts = _tensors(sizes)
+
+    def run() -> tuple[float, float]:
+        drawn: list[list[float]] = [[] for _ in prompts]
+        started = time.perf_counter()
+        handles = [pipeline.add_request(i, prompt, settings) for i, prompt in enumerate(prompts)]
+        while pipeline.has_non_finished_requests():
+            pipeline.step()
+            now = time.perf_counter()
+            for times, handle in zip(drawn, handles, strict=True):
+                while handle.can_read():
+                    times += [now] * sum(len(out.generated_ids) for out in handle.read().values())
+        return first_and_rest(started, drawn, sizes.n)
+
+    return run
+
+
+def _tensors(sizes: Sizes) -> list[Any]:
+    import numpy as np
+    import openvino
+
+    return [openvino.Tensor(np.array([prompt], np.int64)) for prompt in sizes.prompts()]
+
+
+def load_ik_llama(kind: str, file: str, sizes: Sizes) -> Round:
     """ik_llama.cpp with a file of ours, its tensors repacked while loading; greedy."""
     from ik_worker import Model
 
-    model = Model(file, n_prompt + n + 8, threads, repack=True)
-    prompt = list(range(1, n_prompt + 1))
+    n_prompt, parallel = sizes.n_prompt, sizes.parallel
+    n_ctx = (n_prompt + sizes.n + 8) * parallel
+    model = Model(file, n_ctx, sizes.threads, repack=True, n_seq=parallel)
+    prompts = sizes.prompts()
 
     def run() -> tuple[float, float]:
         model.clear()
+        tokens = []
         started = time.perf_counter()
-        model.decode(prompt, 0, n_prompt - 1)
-        token = int(model.logits(n_prompt - 1).argmax())
+        for i, prompt in enumerate(prompts):
+            model.decode(prompt, 0, n_prompt - 1, i)
+            tokens.append(int(model.logits(n_prompt - 1).argmax()))
         middle = time.perf_counter()
-        for i in range(n):
-            model.decode([token], n_prompt + i, 0)
-            token = int(model.logits(0).argmax())
+        for i in range(sizes.n):
+            model.decode_each(tokens, n_prompt + i)
+            tokens = [int(model.logits(k).argmax()) for k in range(parallel)]
         return middle - started, time.perf_counter() - middle
 
     return run
 
 
-def first_and_rest(started: float, drawn: list[float], n: int) -> tuple[float, float]:
-    """Seconds until the first token, and from it to the last; all of them must have come."""
-    if len(drawn) != n + 1:
-        raise RuntimeError(f"{len(drawn)} tokens came, {n + 1} were requested")
-    return drawn[0] - started, drawn[-1] - drawn[0]
+def first_and_rest(started: float, drawn: list[list[float]], n: int) -> tuple[float, float]:
+    """Seconds until every sequence has its first token, and of ``n`` more of each.
+
+    Programs begin to decode some sequences while they compute the prompts of others. So decoding
+    counts from the moment when all have begun to the one when the first of them ends.
+
+    Args:
+        started: when the prompts were handed in.
+        drawn: when each token came, of every sequence; n + 1 of each.
+        n: tokens after the first.
+
+    Raises:
+        RuntimeError: other numbers came, or one ended before the last began.
+    """
+    counts = {len(times) for times in drawn}
+    if counts != {n + 1}:
+        raise RuntimeError(f"{sorted(counts)} tokens came, {n + 1} were requested")
+    begin, end = max(times[0] for times in drawn), min(times[-1] for times in drawn)
+    meanwhile = sum(begin < time <= end for times in drawn for time in times)
+    if not meanwhile:
+        raise RuntimeError(f"a sequence of {n} tokens ended before the last began")
+    return begin - started, (end - begin) * n * len(drawn) / meanwhile
 
 
 _TRANSFORMERS = Kind(None, load_transformers, ("transformers", "torch"))
@@ -241,8 +318,7 @@ def main() -> None:
     try:
         if verb == "convert":
             return answer(convert(kind, folder, rest[0]))
-        threads, n_prompt, n = map(int, rest)
-        run = kind_named(kind).load(kind, folder, threads, n_prompt, n)
+        run = kind_named(kind).load(kind, folder, Sizes(*map(int, rest)))
     except ImportError as error:
         print(f"not installed: {error}", file=sys.stderr)
         sys.exit(3)

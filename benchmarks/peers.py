@@ -14,10 +14,13 @@ it. llama-bench and ik_llama.cpp (the package ik-llama-cpp-python; ``--python ik
 our own files. What is not installed is left out by name. With --work, what
 was made and converted stays there for the next run.
 
-All sides: one sequence, the same prompt, threads and count of tokens, decoded after the prompt;
-greedy; the prompt is timed until its first token, and computed again in every round. Prints bytes
-and tokens per second of each side, then ours over theirs as median and quartiles over the rounds,
-if both have weights of the same bits; transformers, which has only floats here, with every type.
+All sides: the same prompts, threads and count of tokens, decoded after the prompt; greedy; a prompt
+is timed until its first token, and computed again in every round. There is one sequence, or
+--parallel at once, with a prompt each: then prompts are timed until all have their first token, and
+decoding from then on until the first sequence ends, so that each of its steps has all of them.
+Prints bytes, and tokens per second of each side (of all sequences together), then ours over theirs
+as median and quartiles over the rounds, if both have weights of the same bits; transformers, which
+has only floats here, with every type.
 """
 
 from __future__ import annotations
@@ -31,23 +34,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from peer_worker import Round, Sizes
 from random_model import GEOMETRIES, make_folder
 
 from infer_os.convert.pipeline import convert
 from infer_os.convert.settings import ConvertSettings
 from infer_os.measure.rows import Measurement, json_lines, make_place, make_rows
 from infer_os.native.library import llama_version
+from infer_os.runtime.batch.batch_engine import BatchEngine
+from infer_os.runtime.batch.records import Record
+from infer_os.runtime.batch.settings import BatchSettings
 from infer_os.runtime.engine import LlamaEngine
 from infer_os.runtime.generate import PlainSource
 from infer_os.runtime.plan.machine import read_cpu
-from infer_os.runtime.settings import LOADS, EngineSettings, SamplingSettings
+from infer_os.runtime.settings import LOADS, EngineSettings, SamplingSettings, StopSettings
 
 _WORKER = str(Path(__file__).with_name("peer_worker.py"))
 #: The kinds of peer_worker.py, and whether they convert the checkpoint first.
@@ -60,7 +67,6 @@ _PEERS = {
 }
 #: The next side starts when the threads of the last have stopped waiting for more.
 _REST_S = 0.5
-Round = Callable[[], tuple[float, float]]  # seconds of the prompt, and of the decoded tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +84,18 @@ class Side:
         return self.name.replace(" ", "-").rpartition("-")[2]
 
 
-def our_round(engine: LlamaEngine, n_prompt: int, n: int) -> Round:
+def our_round(engine: LlamaEngine, sizes: Sizes) -> Round:
     """Greedy steps through our token loop."""
+    (prompt,) = sizes.prompts()
 
     def run() -> tuple[float, float]:
         source = PlainSource(engine, engine.new_sampler(SamplingSettings(temperature=0)))
         engine.forget()
         started = time.perf_counter()
-        source.start(list(range(1, n_prompt + 1)))
+        source.start(prompt)
         drawn = [source.first()]
         middle = time.perf_counter()
-        for _ in range(n):
+        for _ in range(sizes.n):
             drawn = source.advance(drawn[-1], 1)
         seconds = middle - started, time.perf_counter() - middle
         source.close()
@@ -97,17 +104,47 @@ def our_round(engine: LlamaEngine, n_prompt: int, n: int) -> Round:
     return run
 
 
-def llama_round(program: Path, gguf: Path, threads: int, n_prompt: int, n: int) -> Round:
+def our_batch_round(engine: BatchEngine, sizes: Sizes) -> Round:
+    """Greedy sequences through our batch engine; decoding counts from the step in which all have
+    begun to the last one in which all draw, as for the peers.
+    """
+    records = [
+        Record(i, i + 1, SamplingSettings(temperature=0), StopSettings(sizes.n + 1), "-")
+        for i in range(sizes.parallel)
+    ]
+    prompts = [tuple(prompt) for prompt in sizes.prompts()]
+
+    def run() -> tuple[float, float]:
+        engine.restart()
+        started = time.perf_counter()
+        for record, prompt in zip(records, prompts, strict=True):
+            engine.submit(record, prompt=prompt)
+        full, n_drawn, going = [], 0, True
+        while going:
+            going = engine.step()
+            n_new = engine.statistics.completion_tokens - n_drawn
+            n_drawn += n_new
+            if n_new == sizes.parallel:
+                full.append(time.perf_counter())
+        if len(full) < 2 or n_drawn != (sizes.n + 1) * sizes.parallel:
+            raise SystemExit(f"{n_drawn} tokens were drawn, of all sequences in {len(full)} steps")
+        engine.take()
+        return full[0] - started, (full[-1] - full[0]) * sizes.n / (len(full) - 1)
+
+    return run
+
+
+def llama_round(program: Path, gguf: Path, sizes: Sizes) -> Round:
     """llama-bench for the prompt, then for tokens after as long a one; it warms up by itself."""
-    command = [str(program), "-m", str(gguf), "-t", str(threads), "-r", "1", "-o", "json"]
+    command = [str(program), "-m", str(gguf), "-t", str(sizes.threads), "-r", "1", "-o", "json"]
 
     def seconds(p: int, g: int, depth: int) -> float:
-        sizes = ["-p", str(p), "-n", str(g), "-d", str(depth)]
-        done = subprocess.run([*command, *sizes], capture_output=True, text=True, check=True)
+        what = ["-p", str(p), "-n", str(g), "-d", str(depth)]
+        done = subprocess.run([*command, *what], capture_output=True, text=True, check=True)
         (row,) = json.loads(done.stdout)
         return float(row["avg_ns"]) / 1e9
 
-    return lambda: (seconds(n_prompt, 0, 0), seconds(0, n, n_prompt))
+    return lambda: (seconds(sizes.n_prompt, 0, 0), seconds(0, sizes.n, sizes.n_prompt))
 
 
 def _ask(name: str, stdin: IO[str], stdout: IO[str]) -> tuple[float, float]:
@@ -158,9 +195,7 @@ def converted(kind: str, pythons: list[str], checkpoint: Path, out: Path) -> dic
     raise LeftOut("; ".join(dict.fromkeys(reasons)) or "no --python was given")
 
 
-def peer_side(
-    stack: ExitStack, kind: str, pythons: list[str], work: Path, sizes: tuple[int, int, int]
-) -> Side:
+def peer_side(stack: ExitStack, kind: str, pythons: list[str], work: Path, sizes: Sizes) -> Side:
     """A peer, warmed up, in the first Python that has it; LeftOut if none has."""
     model = work / "model"
     n_bytes = sum(path.stat().st_size for path in model.glob("*.safetensors"))
@@ -195,10 +230,11 @@ def peer_side(
     raise LeftOut("; ".join(dict.fromkeys(reasons)) or "no --python was given")
 
 
-def measure(
-    sides: list[Side], rounds: int, n_prompt: int, n: int
-) -> dict[str, list[tuple[float, float]]]:
-    """Tokens per second (prefill, decode) of each side and round; the first round warms up."""
+def measure(sides: list[Side], rounds: int, sizes: Sizes) -> dict[str, list[tuple[float, float]]]:
+    """Tokens per second (prefill, decode) of each side and round, of all sequences together; the
+    first round warms up.
+    """
+    n_prompt, n = sizes.n_prompt * sizes.parallel, sizes.n * sizes.parallel
     found: dict[str, list[tuple[float, float]]] = {side.name: [] for side in sides}
     for i in range(rounds + 1):
         for side in (sides[j] for j in balanced_order(len(sides), i)):
@@ -261,28 +297,40 @@ def show(sides: list[Side], found: Mapping[str, list[tuple[float, float]]]) -> l
     return rows
 
 
+def our_side(stack: ExitStack, gguf: Path, load: str, sizes: Sizes) -> Side:
+    """A file in our engine, or in our batch engine."""
+    name, n_bytes = f"infer-os {gguf.stem}", gguf.stat().st_size
+    settings = EngineSettings(sizes.n_prompt + sizes.n + 8, load, sizes.threads)
+    if sizes.parallel > 1:
+        batch = stack.enter_context(BatchEngine(gguf, settings, BatchSettings(sizes.parallel)))
+        run = our_batch_round(batch, sizes)
+    else:
+        run = our_round(stack.enter_context(LlamaEngine(gguf, settings)), sizes)
+    return Side(name, run, n_bytes, f"llama.cpp {llama_version()}")
+
+
 def our_sides(
-    stack: ExitStack, work: Path, arguments: argparse.Namespace, kinds: list[str]
+    stack: ExitStack, work: Path, arguments: argparse.Namespace, kinds: list[str], sizes: Sizes
 ) -> list[Side]:
     """Ours and llama-bench's for every type."""
-    n_prompt, n = arguments.prompt, arguments.tokens
-    program = arguments.llama_bench
-    has_program = program is not None and program.is_file()
-    if not has_program:
-        reason = f"{program}: no such program" if program else "no --llama-bench was given"
+    program, reason = arguments.llama_bench, ""
+    if sizes.parallel > 1:
+        reason = "it has one sequence; benchmarks/batch.py runs llama-batched-bench"
+    elif program is None:
+        reason = "no --llama-bench was given"
+    elif not program.is_file():
+        reason = f"{program}: no such program"
+    if reason:
         print(f"left out: llama-bench: {reason}", file=sys.stderr)
     sides = []
     for kind in kinds:
         gguf = work / f"{kind}.gguf"
         if not gguf.is_file():
             convert(ConvertSettings(work / "model", gguf, kind))
-        settings = EngineSettings(n_prompt + n + 8, arguments.load, arguments.threads)
-        engine = stack.enter_context(LlamaEngine(gguf, settings))
-        n_bytes, versions = gguf.stat().st_size, f"llama.cpp {llama_version()}"
-        sides.append(Side(f"infer-os {kind}", our_round(engine, n_prompt, n), n_bytes, versions))
-        if has_program:
-            run = llama_round(program, gguf, arguments.threads, n_prompt, n)
-            sides.append(Side(f"llama-bench {kind}", run, n_bytes, ""))
+        sides.append(our_side(stack, gguf, arguments.load, sizes))
+        if not reason:
+            run = llama_round(program, gguf, sizes)
+            sides.append(Side(f"llama-bench {kind}", run, gguf.stat().st_size, ""))
     return sides
 
 
@@ -306,6 +354,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--parallel", type=int, default=1, help="sequences at once")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, help="keep the models here, and find them again")
     parser.add_argument("--rows", type=Path, help="append the figures to this file")
@@ -331,31 +380,33 @@ def main() -> None:
             f"the machine is busy (load average {busy:.1f}): this slows the sides unevenly",
             file=sys.stderr,
         )
-    n_prompt, n, threads = arguments.prompt, arguments.tokens, arguments.threads
+    sizes = Sizes(arguments.threads, arguments.prompt, arguments.tokens, arguments.parallel)
     name = f"{arguments.geometry}-{arguments.layers or 'all'}"
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         work = (arguments.work or Path(temporary)) / name
         if not (work / "model" / "model.safetensors.index.json").is_file():
             make_folder(arguments.geometry, work / "model", layers=arguments.layers)
-        sides = our_sides(stack, work, arguments, arguments.types.split(","))
+        sides = our_sides(stack, work, arguments, arguments.types.split(","), sizes)
         for kind in [*arguments.peers, *(f"ik_llama-{t}" for t in arguments.types.split(","))]:
             pythons = pythons_of(kind, arguments.python)
             try:
-                sides.append(peer_side(stack, kind, pythons, work, (threads, n_prompt, n)))
+                sides.append(peer_side(stack, kind, pythons, work, sizes))
             except LeftOut as reason:
                 print(f"left out: {kind}: {reason}", file=sys.stderr)
-        found = measure(sides, arguments.rounds, n_prompt, n)
+        found = measure(sides, arguments.rounds, sizes)
     layers = f" of {arguments.layers} layers" if arguments.layers else ""
+    at_once = f"{sizes.parallel} sequences at once, " if sizes.parallel > 1 else ""
     print(
-        f"{arguments.geometry}{layers}, random weights, {n_prompt} tokens of a prompt, {n} decoded "
-        f"after it, {threads} threads, load {arguments.load}, {arguments.rounds} alternating rounds"
+        f"{arguments.geometry}{layers}, random weights, {at_once}{sizes.n_prompt} tokens of a "
+        f"prompt, {sizes.n} decoded after it, {sizes.threads} threads, load {arguments.load}, "
+        f"{arguments.rounds} alternating rounds"
     )
     rows = show(sides, found)
     for side in sides:
         if side.versions and not side.name.startswith("infer-os"):
             print(f"{side.name}: {side.versions}")
     if arguments.rows:
-        place = make_place(" ".join(sys.argv), read_cpu().model, threads)
+        place = make_place(" ".join(sys.argv), read_cpu().model, sizes.threads)
         with arguments.rows.open("a") as file:
             file.write(json_lines(make_rows(rows, name), place))
 
