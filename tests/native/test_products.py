@@ -102,8 +102,8 @@ def test_a_variant_equals_the_portable_path(variant: str, kind: str) -> None:
     for n_rows, n_per_row, counts in (
         (37, 256, range(1, 71)),
         (16, 2304, (1, 4, 9, 70)),  # more than is unpacked at once
-        (35, 4864, (1, 2)),  # and than a row of one column usually puts aside
-        (17, 7168, (1,)),  # and than it ever does
+        (35, 4864, (1, 2)),  # and a row that is no whole number of groups of 16 blocks
+        (17, 7168, (1,)),  # four rows that do not fit into the first cache
         (131, 512, (1, 7, 17)),
         (1025, 256, (3, 33)),
         (1000, 256, (9, 11, 12, 13)),  # by two panels, with one left over that overlaps

@@ -271,7 +271,7 @@ class AttentionOperation final : public Operation {
           merges_(split ? n_units_ : 0, n_members, 1) {}
 
     // a unit's parts in turn, or parts of any unit
-    Step following(const Member & me, const Step & step) {
+    Step following(const Step & step) {
         if (!split_ && step.is_any && step.part + 1 < n_parts_) {
             return {step.unit, step.part + 1, true};
         }
@@ -282,7 +282,7 @@ class AttentionOperation final : public Operation {
 
     void see_units(const Member & me, Desk & desk) {
         Reading *reading = &desk.readings[0], *coming = &desk.readings[1];
-        Step     step = following(me, {});
+        Step     step = following({});
         if (step.is_any) {
             attention_.look_up(step, *reading);
             for (int64_t i = 0; i < reading->ahead(); i++) {
@@ -290,7 +290,7 @@ class AttentionOperation final : public Operation {
             }
         }
         while (step.is_any) {
-            const Step next = following(me, step);
+            const Step next = following(step);
             if (next.is_any) {
                 attention_.look_up(next, *coming);
             }

@@ -1,8 +1,11 @@
-// A panel against a single column, one row after the other. Memory gives most when it is read in its
-// order, and 16 rows side by side are 16 places at once. So a row becomes 16 dot products and 16 scales
-// at a time (rows_of.h), which are put aside; when all rows of a panel are there, they are transposed and
-// added as everywhere else: lanes are rows, sums follow each other. The bits are the same.
+// A panel against a single column, two or four rows at a time. Memory gives most when it is read in its
+// order, and 16 rows side by side are 16 places at once. So a row becomes 16 dot products and 16 scales at a
+// time (rows_of.h); those of a few rows are put together, so that rows are neighbours, and added one after
+// another, as everywhere else. The bits are the same.
 #pragma once
+
+#include <algorithm>
+#include <type_traits>
 
 #include "panel.h"
 #include "quantize_columns.h"
@@ -10,9 +13,9 @@
 
 namespace {
 
-// How far ahead of its use memory is fetched where it is read in its order: into the first cache, from
-// which scattered pages are used much faster than from the second.
-constexpr size_t kFetchAhead = 12288;
+// How far ahead of its use memory is fetched, at least: into the first cache, from which scattered pages
+// are used much faster than from the second.
+constexpr size_t kFetchAhead = 8192;
 
 // What a type has of sums and of blocks in a group.
 template <class W> struct GroupOf {
@@ -31,36 +34,17 @@ template <class W> struct GroupOf {
     static constexpr size_t column_bytes = blocks * kColumnBytes;
 };
 
-// 16 vectors of 16 words
-template <class Isa> INLINE void transpose_words(typename Isa::Int * v) {
-    typename Isa::Int t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i]     = Isa::unpack_low32(v[i], v[i + 1]);
-        t[i + 1] = Isa::unpack_high32(v[i], v[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        v[i]     = Isa::unpack_low64(t[i], t[i + 2]);
-        v[i + 1] = Isa::unpack_high64(t[i], t[i + 2]);
-        v[i + 2] = Isa::unpack_low64(t[i + 1], t[i + 3]);
-        v[i + 3] = Isa::unpack_high64(t[i + 1], t[i + 3]);
-    }
-    // now lane k of v[4 q + i] has word 4 k + i of rows 4 q to 4 q + 3
-    for (int i = 0; i < 4; i++) {
-        const auto low_even  = Isa::even_lanes(v[i], v[4 + i]);
-        const auto low_odd   = Isa::odd_lanes(v[i], v[4 + i]);
-        const auto high_even = Isa::even_lanes(v[8 + i], v[12 + i]);
-        const auto high_odd  = Isa::odd_lanes(v[8 + i], v[12 + i]);
-        t[i]                 = Isa::even_lanes(low_even, high_even);
-        t[4 + i]             = Isa::even_lanes(low_odd, high_odd);
-        t[8 + i]             = Isa::odd_lanes(low_even, high_even);
-        t[12 + i]            = Isa::odd_lanes(low_odd, high_odd);
-    }
-    for (int i = 0; i < 16; i++) {
-        v[i] = t[i];
-    }
+// A 4 x 4 transposition within every 128-bit lane
+template <class Isa> INLINE void transpose_fours(typename Isa::Int * v) {
+    const auto ab_low = Isa::unpack_low32(v[0], v[1]), ab_high = Isa::unpack_high32(v[0], v[1]);
+    const auto cd_low = Isa::unpack_low32(v[2], v[3]), cd_high = Isa::unpack_high32(v[2], v[3]);
+    v[0] = Isa::unpack_low64(ab_low, cd_low);
+    v[1] = Isa::unpack_high64(ab_low, cd_low);
+    v[2] = Isa::unpack_low64(ab_high, cd_high);
+    v[3] = Isa::unpack_high64(ab_high, cd_high);
 }
 
-// Lines in their order: of this panel, then of the one that follows. Without one they are this panel's
+// Lines in memory's order: of this panel, then of the one that follows. Without one they are this panel's
 // again, which costs little.
 class LinesAhead {
   public:
@@ -89,66 +73,106 @@ class LinesAhead {
     const uint8_t * following_;
 };
 
-// put_aside: sums of each row
-template <class Isa, class W, int put_aside>
-void panel_by_rows(const uint8_t * panel, size_t row_stride, int64_t n_units, const uint8_t * tile,
-                   float * out, const uint8_t * ahead) {
-    using Group = GroupOf<W>;
-    using Row   = RowOf<W>;
-    static_assert(Isa::lanes == kRowGroup);
-    constexpr int64_t aside_groups = put_aside / kRowGroup;
-    // what is not fetched while the rows are read
-    constexpr int64_t more_lines =
-        (Isa::lanes * (Group::bytes - Row::lines * kLine) + kLine - 1) / kLine;
-    alignas(64) float dots[Isa::lanes][put_aside], scales[Isa::lanes][put_aside];
+// A group of n rows: its sums and their scales, those of the rows side by side
+template <int n> struct SumsOf {
+    alignas(64) float dots[kRowGroup * n], scales[kRowGroup * n];
+};
 
-    const size_t  panel_bytes = Isa::lanes * static_cast<size_t>(n_units) * W::bytes;
-    const int64_t n_groups    = n_units / Row::units;
-    // rows that are read in parts are not read in memory's order
-    const bool in_parts = n_groups > aside_groups || panel_bytes < kFetchAhead;
-    LinesAhead lines(panel, panel_bytes, in_parts ? panel_bytes : kFetchAhead, ahead);
-    const auto fetch  = [&]() ALWAYS { lines.fetch(); };
-    const auto column = [&](int64_t group) {
-        return reinterpret_cast<const typename Group::Column *>(tile + static_cast<size_t>(group) *
-                                                                           Group::column_bytes);
-    };
-    auto sum = Isa::zero();
-    for (int64_t first = 0; first < n_groups; first += aside_groups) {
-        const int64_t n = n_groups - first < aside_groups ? n_groups - first : aside_groups;
-        for (int r = 0; r < Isa::lanes; r++) {
-            const uint8_t * p = panel + static_cast<size_t>(r) * row_stride +
-                                static_cast<size_t>(first) * Group::bytes;
-            for (int64_t g = 0; g < n; g++, p += Group::bytes) {
-                const auto * x    = column(first + g);
-                const auto   sums = Row::template read<Isa>(p, x->quants, fetch);
-                const auto   dot  = needs_start<Isa, W>()
-                                        ? Isa::add_ints(sums.dots, Isa::load(x->starts))
-                                        : sums.dots;
-                Isa::store_floats(&dots[r][g * kRowGroup], Isa::to_float(dot));
-                Isa::store_floats(&scales[r][g * kRowGroup],
-                                  Isa::mul(sums.scales, Isa::load_floats(x->scales)));
-            }
+// Of four rows: vector i gets sums 4 i to 4 i + 3 in its 128-bit lanes, a row in each of their words.
+template <class Isa, class W>
+INLINE void put_together(const RowSums<Isa> (&rows)[4], typename Isa::Int starts, SumsOf<4> & out) {
+    typename Isa::Int scales[4];
+    for (int r = 0; r < 4; r++) {
+        scales[r] = Isa::as_int(rows[r].scales);
+    }
+    transpose_fours<Isa>(scales);
+    const auto put = [&](auto index) ALWAYS {
+        constexpr int i = decltype(index)::value;
+        auto          dot =
+            add_across<Isa>(rows[0].parts[i], rows[1].parts[i], rows[2].parts[i], rows[3].parts[i]);
+        if constexpr (needs_start<Isa, W>()) {
+            dot = Isa::add_ints(dot, Isa::template words_at<i, i, i, i>(starts));
         }
-        for (int64_t g = 0; g < n; g++) {
-            for (int64_t i = 0; i < more_lines; i++) {
+        Isa::store_floats(out.dots + kRowGroup * i, Isa::to_float(dot));
+        Isa::store_floats(out.scales + kRowGroup * i, Isa::as_float(scales[i]));
+    };
+    put(std::integral_constant<int, 0>());
+    put(std::integral_constant<int, 1>());
+    put(std::integral_constant<int, 2>());
+    put(std::integral_constant<int, 3>());
+}
+
+// Of two rows: lane k of vector i gets both of sum 8 i + k, then both of 8 i + 4 + k.
+template <class Isa, class W>
+INLINE void put_together(const RowSums<Isa> (&rows)[2], typename Isa::Int starts, SumsOf<2> & out) {
+    const auto              a = Isa::as_int(rows[0].scales), b = Isa::as_int(rows[1].scales);
+    const typename Isa::Int scales[] = {Isa::unpack_low32(a, b), Isa::unpack_high32(a, b)};
+    const auto              put      = [&](auto index) ALWAYS {
+        constexpr int i = 2 * decltype(index)::value;
+        auto dot        = add_across<Isa>(rows[0].parts[i], rows[1].parts[i], rows[0].parts[i + 1],
+                                          rows[1].parts[i + 1]);
+        if constexpr (needs_start<Isa, W>()) {
+            dot = Isa::add_ints(dot, Isa::template words_at<i, i, i + 1, i + 1>(starts));
+        }
+        Isa::store_floats(out.dots + kRowGroup / 2 * i, Isa::to_float(dot));
+        Isa::store_floats(out.scales + kRowGroup / 2 * i, Isa::as_float(scales[i / 2]));
+    };
+    put(std::integral_constant<int, 0>());
+    put(std::integral_constant<int, 1>());
+}
+
+// Where put_together puts a sum of the first row
+template <int n> constexpr int begin_of(int sum) {
+    const int i = sum / 4, lane = sum % 4;
+    return n == 4 ? 16 * i + 4 * lane : 16 * (i / 2) + 4 * lane + 2 * (i % 2);
+}
+
+template <class Isa, class W>
+void one_by_rows(const uint8_t * panel, size_t row_stride, int64_t n_units, const uint8_t * tile,
+                 float * out, size_t, const uint8_t * following) {
+    using Group     = GroupOf<W>;
+    using Row       = RowOf<W>;
+    constexpr int n = Row::at_once;
+    static_assert(Isa::lanes == kRowGroup && Isa::lanes % n == 0);
+    // what is not fetched while the rows are read
+    constexpr int more_lines =
+        (n * static_cast<int>(Group::bytes - Row::lines * kLine) + int{kLine} / 2) / int{kLine};
+
+    const size_t  row_bytes = static_cast<size_t>(n_units) * W::bytes,
+                  n_bytes   = Isa::lanes * row_bytes;
+    const int64_t n_groups  = n_units / Row::units;
+    LinesAhead    lines(panel, n_bytes, std::min(n_bytes, std::max(n * row_bytes, kFetchAhead)),
+                        following);
+    for (int first = 0; first < Isa::lanes; first += n) {
+        const uint8_t * rows  = panel + static_cast<size_t>(first) * row_stride;
+        const uint8_t * block = tile;
+        auto            sum   = Isa::zero_few();
+        for (int64_t g = 0; g < n_groups; g++, rows += Group::bytes, block += Group::column_bytes) {
+            const auto & column = *reinterpret_cast<const typename Group::Column *>(block);
+            RowSums<Isa> read[n];
+            for (int r = 0; r < n; r++) {
+                read[r] = Row::template read<Isa>(rows + static_cast<size_t>(r) * row_stride,
+                                                  column.quants, [&]() ALWAYS { lines.fetch(); });
+                read[r].scales = Isa::mul(read[r].scales, Isa::load_floats(column.scales));
+            }
+            for (int i = 0; i < more_lines; i++) {
                 lines.fetch();
             }
-            const auto rows_of = [&](const float (*aside)[put_aside], typename Isa::Int * v)
-                                     ALWAYS {
-                                         for (int r = 0; r < Isa::lanes; r++) {
-                                             v[r] = Isa::load(&aside[r][g * kRowGroup]);
-                                         }
-                                         transpose_words<Isa>(v);
-                                     };
-            typename Isa::Int dot[kRowGroup], scale[kRowGroup];
-            rows_of(dots, dot);
-            rows_of(scales, scale);
+            SumsOf<n> sums;
+            put_together<Isa, W>(read, Isa::load(column.starts), sums);
+            // By way of memory: the units that take vectors apart are busy with putting them together.
+            __asm__("" : "+m"(sums));
             for (int i = 0; i < kRowGroup; i++) {
-                const int at = place_of(i);
-                sum          = Isa::fma(Isa::as_float(dot[at]), Isa::as_float(scale[at]), sum);
+                sum = Isa::template fma_few<n>(sums.dots + begin_of<n>(i),
+                                               sums.scales + begin_of<n>(i), sum);
             }
         }
+        Isa::template store_few<n>(out + first, sum);
     }
+    if (n_groups * Row::units == n_units) {
+        return;
+    }
+    auto sum = Isa::load_floats(out);
     tile += static_cast<size_t>(n_groups) * Group::column_bytes;
     panel += static_cast<size_t>(n_groups) * Group::bytes;
     each_block<Isa, W, true>(panel, row_stride, n_units - n_groups * Row::units,
@@ -161,22 +185,6 @@ void panel_by_rows(const uint8_t * panel, size_t row_stride, int64_t n_units, co
                                  tile += kColumnBytes;
                              });
     Isa::store_floats(out, sum);
-}
-
-template <class Isa, class W>
-void one_by_rows(const uint8_t * panel, size_t row_stride, int64_t n_units, const uint8_t * tile,
-                 float * out, size_t, const uint8_t * ahead) {
-    using Row           = RowOf<W>;
-    constexpr int usual = Row::put_aside, more = usual + usual / 2;
-    if constexpr (Row::most_units / Row::units * int64_t{kRowGroup} > usual) {
-        // half as many more if that saves reading a row in parts
-        const int64_t n = n_units / Row::units * kRowGroup;
-        if (n > usual && n <= more) {
-            panel_by_rows<Isa, W, more>(panel, row_stride, n_units, tile, out, ahead);
-            return;
-        }
-    }
-    panel_by_rows<Isa, W, usual>(panel, row_stride, n_units, tile, out, ahead);
 }
 
 // As quantize_columns, a single column for one_by_rows.

@@ -106,12 +106,42 @@ struct Avx512 {
     template <int a, int b> static Int counts() {
         return _mm512_inserti64x4(_mm512_set1_epi16(a), _mm256_set1_epi16(b), 1);
     }
-    // half i of the first 16, where bit i of `where` is set: half a, b, c, d of `from` for i / 4
-    template <int a, int b, int c, int d>
-    static Int put_halves(Int into, uint32_t where, Int from) {
-        constexpr auto four = [](int half) { return half * 0x0001000100010001; };
-        return _mm512_mask_permutexvar_epi16(
-            into, where, _mm512_set_epi64(0, 0, 0, 0, four(d), four(c), four(b), four(a)), from);
+    // 32 bytes below zeros
+    static Int load_lower(const uint8_t * p) {
+        return _mm512_zextsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+    }
+    // halves of a, and from place 32 on of b
+    static Int halves_at(Int a, Int b, const uint16_t * places) {
+        return _mm512_permutex2var_epi16(a, load(places), b);
+    }
+    // the half at its place of `from`, where a bit of `where` is set
+    static Int put_halves(Int into, uint32_t where, Int from, const uint16_t * places) {
+        return _mm512_mask_permutexvar_epi16(into, where, load(places), from);
+    }
+
+    // A float of each of four rows, or of two
+    using Few = __m128;
+    static Few zero_few() { return _mm_setzero_ps(); }
+    template <int n> static Few fma_few(const float * a, const float * b, Few c) {
+        return _mm_fmadd_ps(load_few<n>(a), load_few<n>(b), c);
+    }
+    template <int n> static Few load_few(const float * p) {
+        if constexpr (n == 4) {
+            return _mm_load_ps(p);
+        } else {
+            return _mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
+        }
+    }
+    template <int n> static void store_few(float * p, Few v) {
+        if constexpr (n == 4) {
+            _mm_storeu_ps(p, v);
+        } else {
+            _mm_storel_epi64(reinterpret_cast<__m128i *>(p), _mm_castps_si128(v));
+        }
+    }
+    // words a to d of every 128-bit lane
+    template <int a, int b, int c, int d> static Int words_at(Int v) {
+        return _mm512_shuffle_epi32(v, static_cast<_MM_PERM_ENUM>(a | b << 2 | c << 4 | d << 6));
     }
 
     static Int unpack_low32(Int a, Int b) { return _mm512_unpacklo_epi32(a, b); }
@@ -174,6 +204,7 @@ struct Avx512 {
     static void forget(Int & v) { __asm__("" : "+v"(v)); }
     static Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
     static Float as_float(Int v) { return _mm512_castsi512_ps(v); }
+    static Int as_int(Float v) { return _mm512_castps_si512(v); }
     static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
     static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
     static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }

@@ -90,12 +90,12 @@ using TwoPanelsKernel = void (*)(const uint8_t * unpacked, size_t panel_bytes, i
 using QuantizeKernel = void (*)(const float * x, int64_t n_blocks, int32_t offset, bool split,
                                 int32_t width, int32_t column, uint8_t * tile);
 
-// A single column, whose rows are read one after another (by_rows.h); its tile is laid out otherwise.
+// A single column, whose rows are read a few at a time (by_rows.h); its tile is laid out otherwise.
 struct ByRows {
     FewKernel      kernel;  // null: there is none
     QuantizeKernel quantize;
-    int32_t        most_units;  // of a row
-    bool           alone;       // is faster for a thread alone, too
+    int32_t        least_units;  // of a row
+    bool           alone;        // is faster for a thread alone, too
 };
 
 // A type of weights. A unit is its own block: 32 or 256 values of a row.

@@ -1,4 +1,4 @@
-// What each type's blocks become where rows are read one after another: 16 sums at a time, whose lanes
+// What each type's blocks become where rows are read a few at a time: 16 sums at a time, whose lanes
 // are neighbouring sums of one row. unpack.h and unpack_k.h have the same blocks with rows as lanes.
 #pragma once
 
@@ -6,6 +6,7 @@
 
 namespace {
 
+using inferos::kernels::kLine;
 using inferos::kernels::kRowGroup;
 
 // The place of a sum, as add_across orders them: 0, 4, 8, 12, 1, 5 and so on
@@ -13,17 +14,18 @@ constexpr int place_of(int sum) {
     return sum / 4 + 4 * (sum % 4);
 }
 
-// A group: kRowGroup dot products of a row, without starts, and their scales.
+// A group of a row: kRowGroup dot products, without starts, and their scales. That of sum 4 i + k is the sum
+// of 128-bit lane k of parts[i].
 template <class Isa> struct RowSums {
-    typename Isa::Int   dots;
-    typename Isa::Float scales;
+    typename Isa::Int   parts[4];
+    typename Isa::Float scales;  // in the order of place_of
 };
 
 // For each type:
 //     units                a group has
 //     lines                times that between() runs in read(), about once for every line of memory
-//     put_aside            sums of each row that are put aside, a multiple of kRowGroup
-//     most_units, alone    rows of at most so many units are read in this way, also by one thread
+//     at_once              rows that are read side by side, 2 or 4
+//     alone                is faster than 16 rows at once for a single thread, too
 //     column(sum, half)    where a column's quants of a sum go, the first or the last 16
 template <class W> struct RowOf {
     static constexpr bool is_read = false;
@@ -52,9 +54,31 @@ INLINE typename Isa::Int dots_of(typename Isa::Int quants, const uint8_t * colum
     return Isa::template dot<true>(typename Isa::Int{}, quants, Isa::load(column));
 }
 
+// 16 blocks of q4_0 in four lines of memory and half of a fifth: which halves of lines i and i + 1 are the
+// quants of blocks 4 i to 4 i + 3, and where in its line the scale of each sum is.
+struct Q4Places {
+    static constexpr int n_lines = 4, halves = 9;  // of a block
+    alignas(64) uint16_t quants[n_lines][32];
+    alignas(64) uint16_t scale[32];
+    uint32_t in_line[n_lines + 1];  // which sums' scales
+
+    constexpr Q4Places() : quants(), scale(), in_line() {
+        for (int i = 0; i < n_lines; i++) {
+            for (int j = 0; j < 32; j++) {
+                quants[i][j] = static_cast<uint16_t>(halves * (4 * i + j / 8) + 1 + j % 8 - 32 * i);
+            }
+        }
+        for (int block = 0; block < kRowGroup; block++) {
+            const int at           = halves * block;
+            scale[place_of(block)] = static_cast<uint16_t>(at % 32);
+            in_line[at / 32] |= 1u << place_of(block);
+        }
+    }
+};
+
 template <> struct RowOf<Q4_0> {
     static constexpr bool is_read = true;
-    static constexpr int  units = 16, lines = 4, put_aside = 128, most_units = INT32_MAX;
+    static constexpr int  units = 16, lines = 4, at_once = 4;
     static constexpr bool alone = true;
 
     static constexpr int column(int block, int half) {
@@ -63,31 +87,43 @@ template <> struct RowOf<Q4_0> {
 
     template <class Isa, class Between>
     INLINE RowSums<Isa> read(const uint8_t * p, const uint8_t * quants, Between between) {
-        typename Isa::Int sums[4], scales = {};
-        for (int i = 0; i < 4; i++, p += 4 * Q4_0::bytes, quants += 128) {
-            const auto heads = Isa::load(p);
-            const auto raw   = Isa::load_lanes(p + 2, Q4_0::bytes);
-            between();
-            sums[i] = dots_of<Isa>(Isa::and_bytes(raw, 0x0f), quants);
-            sums[i] = Isa::template dot<true>(
-                sums[i], Isa::and_bytes(Isa::template right<4>(raw), 0x0f), Isa::load(quants + 64));
-            // of blocks 4 i to 4 i + 3: every ninth half
-            scales = Isa::template put_halves<0, 9, 18, 27>(scales, 0x1111u << i, heads);
+        static constexpr Q4Places places;
+        typename Isa::Int         lines[Q4Places::n_lines + 1], scales = {};
+        for (int i = 0; i < Q4Places::n_lines; i++) {
+            lines[i] = Isa::load(p + kLine * static_cast<size_t>(i));
         }
-        return {add_across<Isa>(sums[0], sums[1], sums[2], sums[3]), Isa::first_halves(scales)};
+        lines[Q4Places::n_lines] = Isa::load_lower(p + kLine * Q4Places::n_lines);
+        RowSums<Isa> sums;
+        for (int i = 0; i < 4; i++, quants += 128) {
+            const auto raw = Isa::halves_at(lines[i], lines[i + 1], places.quants[i]);
+            between();
+            const auto low = dots_of<Isa>(Isa::and_bytes(raw, 0x0f), quants);
+            sums.parts[i]  = Isa::template dot<true>(
+                low, Isa::and_bytes(Isa::template right<4>(raw), 0x0f), Isa::load(quants + 64));
+        }
+        for (int i = 0; i <= Q4Places::n_lines; i++) {
+            scales = Isa::put_halves(scales, places.in_line[i], lines[i], places.scale);
+        }
+        sums.scales = Isa::first_halves(scales);
+        return sums;
     }
 };
 
 template <> struct RowOf<Q8_0> {
     static constexpr bool is_read = true;
-    static constexpr int  units = 16, lines = 8, put_aside = 128, most_units = INT32_MAX;
+    static constexpr int  units = 16, lines = 8, at_once = 2;
     static constexpr bool alone = true;
 
     static constexpr int column(int block, int half) { return 32 * block + 16 * half; }
 
+    // in pieces that cross fewer lines than whole vectors do: faster, if the memory is slow
     template <class Isa, class Between>
     INLINE RowSums<Isa> read(const uint8_t * p, const uint8_t * quants, Between between) {
-        typename Isa::Int sums[4], scales = {};
+        // the scales of a pair of blocks, in every 128-bit lane
+        alignas(64) static constexpr uint16_t places[32] = {0, 0, 0, 0, 17, 17, 17, 17,
+                                                            0, 0, 0, 0, 17, 17, 17, 17};
+        RowSums<Isa>                          sums;
+        typename Isa::Int                     scales = {};
         for (int i = 0; i < 4; i++) {
             typename Isa::Int pairs[2];
             for (int j = 0; j < 2; j++, p += 2 * Q8_0::bytes, quants += 64) {
@@ -95,19 +131,19 @@ template <> struct RowOf<Q8_0> {
                 const auto raw   = Isa::load_pair(p + 2, p + 2 + Q8_0::bytes);
                 between();
                 pairs[j] = dots_of<Isa>(Isa::xor_bytes(raw, 0x80), quants);
-                scales =
-                    Isa::template put_halves<0, 17, 0, 17>(scales, 0x11u << (i + 8 * j), heads);
+                scales   = Isa::put_halves(scales, 0x11u << (i + 8 * j), heads, places);
             }
-            sums[i] = add_pairs<Isa>(pairs[0], pairs[1]);
+            sums.parts[i] = add_pairs<Isa>(pairs[0], pairs[1]);
         }
-        return {add_across<Isa>(sums[0], sums[1], sums[2], sums[3]), Isa::first_halves(scales)};
+        sums.scales = Isa::first_halves(scales);
+        return sums;
     }
 };
 
 // A unit is a group: its sums are of 16 values.
 template <> struct RowOf<Q6_K> {
     static constexpr bool is_read = true;
-    static constexpr int  units = 1, lines = 3, put_aside = 256, most_units = 16;
+    static constexpr int  units = 1, lines = 3, at_once = 4;
     static constexpr bool alone = false;  // unpacking 16 rows at once takes fewer instructions
 
     static constexpr int column(int sum, int) { return 16 * sum; }
@@ -129,7 +165,7 @@ template <> struct RowOf<Q6_K> {
         between();
         alignas(16) static constexpr uint8_t places[16] = {0, 4, 8,  12, 1, 5, 9,  13,
                                                            2, 6, 10, 14, 3, 7, 11, 15};
-        return {add_across<Isa>(dots[0], dots[1], dots[2], dots[3]),
+        return {{dots[0], dots[1], dots[2], dots[3]},
                 Isa::mul(Isa::half(p + 208), Isa::signed_bytes_at(p + 192, places))};
     }
 };
