@@ -1,4 +1,4 @@
-// A panel against a single column, two or four rows at a time. Memory gives most when it is read in its
+// A panel against a single column, two to eight rows at a time. Memory gives most when it is read in its
 // order, and 16 rows side by side are 16 places at once. So a row becomes 16 dot products and 16 scales at a
 // time (rows_of.h); those of a few rows are put together, so that rows are neighbours, and added one after
 // another, as everywhere else. The bits are the same.
@@ -130,9 +130,10 @@ template <int n> constexpr int begin_of(int sum) {
 template <class Isa, class W>
 void one_by_rows(const uint8_t * panel, size_t row_stride, int64_t n_units, const uint8_t * tile,
                  float * out, size_t, const uint8_t * following) {
-    using Group     = GroupOf<W>;
-    using Row       = RowOf<W>;
-    constexpr int n = Row::at_once;
+    using Group = GroupOf<W>;
+    using Row   = RowOf<W>;
+    // additions wait for one another, but not for those of other rows
+    constexpr int n = Row::at_once, together = std::min(n, 4), chains = n / together;
     static_assert(Isa::lanes == kRowGroup && Isa::lanes % n == 0);
     // what is not fetched while the rows are read
     constexpr int more_lines =
@@ -144,30 +145,39 @@ void one_by_rows(const uint8_t * panel, size_t row_stride, int64_t n_units, cons
     LinesAhead    lines(panel, n_bytes, std::min(n_bytes, std::max(n * row_bytes, kFetchAhead)),
                         following);
     for (int first = 0; first < Isa::lanes; first += n) {
-        const uint8_t * rows  = panel + static_cast<size_t>(first) * row_stride;
-        const uint8_t * block = tile;
-        auto            sum   = Isa::zero_few();
+        const uint8_t *   rows  = panel + static_cast<size_t>(first) * row_stride;
+        const uint8_t *   block = tile;
+        typename Isa::Few sum[chains];
+        std::fill_n(sum, chains, Isa::zero_few());
         for (int64_t g = 0; g < n_groups; g++, rows += Group::bytes, block += Group::column_bytes) {
-            const auto & column = *reinterpret_cast<const typename Group::Column *>(block);
-            RowSums<Isa> read[n];
-            for (int r = 0; r < n; r++) {
-                read[r] = Row::template read<Isa>(rows + static_cast<size_t>(r) * row_stride,
-                                                  column.quants, [&]() ALWAYS { lines.fetch(); });
-                read[r].scales = Isa::mul(read[r].scales, Isa::load_floats(column.scales));
+            const auto &     column = *reinterpret_cast<const typename Group::Column *>(block);
+            SumsOf<together> sums[chains];
+            for (int c = 0; c < chains; c++) {
+                RowSums<Isa> read[together];
+                for (int r = 0; r < together; r++) {
+                    read[r] = Row::template read<Isa>(
+                        rows + static_cast<size_t>(c * together + r) * row_stride, column.quants,
+                        [&]() ALWAYS { lines.fetch(); });
+                    read[r].scales = Isa::mul(read[r].scales, Isa::load_floats(column.scales));
+                }
+                put_together<Isa, W>(read, Isa::load(column.starts), sums[c]);
             }
             for (int i = 0; i < more_lines; i++) {
                 lines.fetch();
             }
-            SumsOf<n> sums;
-            put_together<Isa, W>(read, Isa::load(column.starts), sums);
             // By way of memory: the units that take vectors apart are busy with putting them together.
             __asm__("" : "+m"(sums));
             for (int i = 0; i < kRowGroup; i++) {
-                sum = Isa::template fma_few<n>(sums.dots + begin_of<n>(i),
-                                               sums.scales + begin_of<n>(i), sum);
+                const int at = begin_of<together>(i);
+                for (int c = 0; c < chains; c++) {
+                    sum[c] = Isa::template fma_few<together>(sums[c].dots + at, sums[c].scales + at,
+                                                             sum[c]);
+                }
             }
         }
-        Isa::template store_few<n>(out + first, sum);
+        for (int c = 0; c < chains; c++) {
+            Isa::template store_few<together>(out + first + c * together, sum[c]);
+        }
     }
     if (n_groups * Row::units == n_units) {
         return;

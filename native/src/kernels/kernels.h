@@ -95,7 +95,6 @@ struct ByRows {
     FewKernel      kernel;  // null: there is none
     QuantizeKernel quantize;
     int32_t        least_units;  // of a row
-    bool           alone;        // is faster for a thread alone, too
 };
 
 // A type of weights. A unit is its own block: 32 or 256 values of a row.

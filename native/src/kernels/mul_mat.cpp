@@ -202,8 +202,7 @@ ProductPlan::ProductPlan(const Variant & its_variant, const WeightType & its_typ
     : variant(its_variant), type(its_type), job(its_job),
       is_wide(type.many_wide[0] != nullptr && job.n_columns >= kWideFrom),
       by_rows(job.n_columns == 1 && type.by_rows.kernel != nullptr &&
-              job.n_per_row >= type.by_rows.least_units * int64_t{type.unit_values} &&
-              (type.by_rows.alone || n_members > 1)),
+              job.n_per_row >= type.by_rows.least_units * int64_t{type.unit_values}),
       n_panels((job.n_rows + variant.rows - 1) / variant.rows),
       group(panels_of_group(its_type, n_panels / (kShare * n_members), is_few(), is_wide)),
       by_twos(!is_wide && group > 1 && type.many_of_two[0] != nullptr),

@@ -24,8 +24,7 @@ template <class Isa> struct RowSums {
 // For each type:
 //     units                a group has
 //     lines                times that between() runs in read(), about once for every line of memory
-//     at_once              rows that are read side by side, 2 or 4
-//     alone                is faster than 16 rows at once for a single thread, too
+//     at_once              rows that are read side by side: 2, 4 or 8
 //     column(sum, half)    where a column's quants of a sum go, the first or the last 16
 template <class W> struct RowOf {
     static constexpr bool is_read = false;
@@ -79,7 +78,6 @@ struct Q4Places {
 template <> struct RowOf<Q4_0> {
     static constexpr bool is_read = true;
     static constexpr int  units = 16, lines = 4, at_once = 4;
-    static constexpr bool alone = true;
 
     static constexpr int column(int block, int half) {
         return 128 * (block / 4) + 64 * half + 16 * (block % 4);
@@ -112,7 +110,6 @@ template <> struct RowOf<Q4_0> {
 template <> struct RowOf<Q8_0> {
     static constexpr bool is_read = true;
     static constexpr int  units = 16, lines = 8, at_once = 2;
-    static constexpr bool alone = true;
 
     static constexpr int column(int block, int half) { return 32 * block + 16 * half; }
 
@@ -143,8 +140,7 @@ template <> struct RowOf<Q8_0> {
 // A unit is a group: its sums are of 16 values.
 template <> struct RowOf<Q6_K> {
     static constexpr bool is_read = true;
-    static constexpr int  units = 1, lines = 3, at_once = 4;
-    static constexpr bool alone = false;  // unpacking 16 rows at once takes fewer instructions
+    static constexpr int  units = 1, lines = 3, at_once = 8;
 
     static constexpr int column(int sum, int) { return 16 * sum; }
 

@@ -12,8 +12,7 @@ using inferos::kernels::WeightType;
 
 template <class Isa, class W> constexpr ByRows by_rows() {
     if constexpr (reads_rows<Isa, W>()) {
-        return {one_by_rows<Isa, W>, quantize_by_rows<W, typename Isa::Block>, RowOf<W>::units,
-                RowOf<W>::alone};
+        return {one_by_rows<Isa, W>, quantize_by_rows<W, typename Isa::Block>, RowOf<W>::units};
     } else {
         return {};
     }
