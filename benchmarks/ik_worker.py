@@ -17,9 +17,14 @@ from ik_llama_cpp import _ctypes_api as api
 
 
 class Model:
-    """A file, and a context of ``n_ctx`` tokens, of all sequences together."""
+    """A file, and a context of ``n_ctx`` tokens, of all sequences together.
 
-    def __init__(self, path: str, n_ctx: int, threads: int, repack: bool, n_seq: int = 1) -> None:
+    ``n_batch``: tokens of a batch at most; 0: all.
+    """
+
+    def __init__(
+        self, path: str, n_ctx: int, threads: int, repack: bool, n_seq: int = 1, n_batch: int = 0
+    ) -> None:
         api.llama_backend_init()
         params = api.llama_model_default_params()
         params.repack_tensors = repack
@@ -29,12 +34,13 @@ class Model:
             raise SystemExit(f"{path}: ik_llama.cpp cannot load it")
         self.n_vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
         made = api.llama_context_default_params()
-        made.n_ctx = made.n_batch = made.n_ubatch = n_ctx
+        made.n_ctx = n_ctx
+        made.n_batch = made.n_ubatch = n_batch or n_ctx
         made.n_seq_max = n_seq
         made.n_threads = made.n_threads_batch = threads
         made.flash_attn = True
         self.context = api.llama_init_from_model(self.model, made)
-        self.batch = api.llama_batch_init(n_ctx, 0, 1)
+        self.batch = api.llama_batch_init(n_batch or n_ctx, 0, 1)
 
     def decode(self, tokens: list[int], position: int, first: int, sequence: int = 0) -> None:
         """Compute tokens of a sequence at a position; logits from token ``first`` of them on."""

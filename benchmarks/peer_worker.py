@@ -36,7 +36,7 @@ class Sizes(NamedTuple):
     parallel: int
 
     def prompts(self) -> list[list[int]]:
-        """Tokens, of every sequence others."""
+        """Tokens, different for every sequence."""
         return [list(range(1 + i, self.n_prompt + 1 + i)) for i in range(self.parallel)]
 
 
@@ -214,7 +214,8 @@ def load_ik_llama(kind: str, file: str, sizes: Sizes) -> Round:
 
     n_prompt, parallel = sizes.n_prompt, sizes.parallel
     n_ctx = (n_prompt + sizes.n + 8) * parallel
-    model = Model(file, n_ctx, sizes.threads, repack=True, n_seq=parallel)
+    model = Model(file, n_ctx, sizes.threads, repack=True, n_seq=parallel,
+                  n_batch=max(n_prompt, parallel))  # fmt: skip
     prompts = sizes.prompts()
 
     def run() -> tuple[float, float]:
@@ -237,7 +238,7 @@ def first_and_rest(started: float, drawn: list[list[float]], n: int) -> tuple[fl
     """Seconds until every sequence has its first token, and of ``n`` more of each.
 
     Programs begin to decode some sequences while they compute the prompts of others. So decoding
-    counts from the moment when all have begun to the one when the first of them ends.
+    counts from the moment when all have begun to about the one when the first of them ends.
 
     Args:
         started: when the prompts were handed in.
@@ -250,7 +251,10 @@ def first_and_rest(started: float, drawn: list[list[float]], n: int) -> tuple[fl
     counts = {len(times) for times in drawn}
     if counts != {n + 1}:
         raise RuntimeError(f"{sorted(counts)} tokens came, {n + 1} were requested")
-    begin, end = max(times[0] for times in drawn), min(times[-1] for times in drawn)
+    late = max(drawn, key=lambda times: times[0])
+    begin, first_end = late[0], min(times[-1] for times in drawn)
+    # both are moments of the same sequence: those of a step may come one after another
+    end = max(time for time in late if time <= max(begin, first_end))
     meanwhile = sum(begin < time <= end for times in drawn for time in times)
     if not meanwhile:
         raise RuntimeError(f"a sequence of {n} tokens ended before the last began")

@@ -127,7 +127,10 @@ def our_batch_round(engine: BatchEngine, sizes: Sizes) -> Round:
             if n_new == sizes.parallel:
                 full.append(time.perf_counter())
         if len(full) < 2 or n_drawn != (sizes.n + 1) * sizes.parallel:
-            raise SystemExit(f"{n_drawn} tokens were drawn, of all sequences in {len(full)} steps")
+            raise SystemExit(
+                f"infer-os drew {n_drawn} tokens, {len(full)} times of all sequences at once: a "
+                "sequence ended early, or before the last began; try another --prompt or --tokens"
+            )
         engine.take()
         return full[0] - started, (full[-1] - full[0]) * sizes.n / (len(full) - 1)
 
@@ -266,7 +269,9 @@ def comparable(ours: Side, peer: Side) -> bool:
     return not peer.type.startswith("int") or ours.type[1] == peer.type[-1]
 
 
-def show(sides: list[Side], found: Mapping[str, list[tuple[float, float]]]) -> list[Measurement]:
+def show(
+    sides: list[Side], found: Mapping[str, list[tuple[float, float]]], parallel: int
+) -> list[Measurement]:
     """Print rates, then ours over theirs; what is printed, as measurements."""
     rows = []
     whats = ("prefill", "decode")
@@ -277,7 +282,7 @@ def show(sides: list[Side], found: Mapping[str, list[tuple[float, float]]]) -> l
             low, middle, high = np.percentile(rates, [25, 50, 75])
             line += f"   {middle:8.1f} ({low:.1f} to {high:.1f})".ljust(30)
             labels = (("side", side.name), ("weights_bytes", side.weights_bytes),
-                      ("versions", side.versions))  # fmt: skip
+                      ("parallel", parallel), ("versions", side.versions))  # fmt: skip
             rows += [Measurement(f"side_{what}", "tokens/s", rate, labels) for rate in rates]
         print(line)
     for ours in sides:
@@ -288,7 +293,7 @@ def show(sides: list[Side], found: Mapping[str, list[tuple[float, float]]]) -> l
         for peer in peers:
             ratios = np.array(found[ours.name]) / np.array(found[peer.name])  # (rounds, 2)
             line = f"  {peer.name:24}"
-            pair = (("ours", ours.name), ("peer", peer.name))
+            pair = (("ours", ours.name), ("peer", peer.name), ("parallel", parallel))
             for what, column in zip(whats, ratios.T, strict=True):
                 low, middle, high = np.percentile(column, [25, 50, 75])
                 line += f"  {what} {middle:6.2f} ({low:.2f} to {high:.2f})".ljust(32)
@@ -368,6 +373,8 @@ def parse() -> argparse.Namespace:
     for name in arguments.peers:
         if name not in _PEERS:
             parser.error(f"--peers {name}: choose from {', '.join(_PEERS)}")
+    if arguments.parallel < 1:
+        parser.error(f"--parallel {arguments.parallel}: expected 1 or more")
     return arguments
 
 
@@ -401,7 +408,7 @@ def main() -> None:
         f"prompt, {sizes.n} decoded after it, {sizes.threads} threads, load {arguments.load}, "
         f"{arguments.rounds} alternating rounds"
     )
-    rows = show(sides, found)
+    rows = show(sides, found, sizes.parallel)
     for side in sides:
         if side.versions and not side.name.startswith("infer-os"):
             print(f"{side.name}: {side.versions}")

@@ -4,6 +4,9 @@ decoding, and the backend against llama.cpp's."""
 from __future__ import annotations
 
 import ctypes
+import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -103,7 +106,7 @@ def test_a_variant_equals_the_portable_path(variant: str, kind: str) -> None:
         (37, 256, range(1, 71)),
         (16, 2304, (1, 4, 9, 70)),  # more than is unpacked at once
         (35, 4864, (1, 2)),  # and a row that is no whole number of groups of 16 blocks
-        (17, 7168, (1,)),  # four rows that do not fit into the first cache
+        (17, 16384, (1,)),  # and a few that do not fit into the first cache
         (131, 512, (1, 7, 17)),
         (1025, 256, (3, 33)),
         (1000, 256, (9, 11, 12, 13)),  # by two panels, with one left over that overlaps
@@ -118,6 +121,71 @@ def test_a_variant_equals_the_portable_path(variant: str, kind: str) -> None:
             got = product(variant, kind, weights, x[:n], 1 + n % 2)
             assert got is not None
             assert same_bits(got, wanted[:n]), (n_rows, n)
+
+
+@pytest.mark.parametrize("kind", [k for k in TYPES if ggml_type_named(k).block == 32])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rows_of_any_number_of_blocks_come_out_alike(variant: str, kind: str) -> None:
+    if variant not in variants():
+        pytest.skip("not on this CPU")
+    for n_blocks in (1, 15, 16, 17, 31, 33, 49):
+        weights = random_weights(kind, 37, 32 * n_blocks)
+        x = random_columns(2, 32 * n_blocks)
+        wanted = product("portable", kind, weights, x)
+        assert wanted is not None
+        for n in (1, 2):
+            got = product(variant, kind, weights, x[:n], n)
+            assert got is not None
+            assert same_bits(got, wanted[:n]), (n_blocks, n)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rows_apart_from_each_other_come_out_alike(variant: str, kind: str) -> None:
+    if variant not in variants():
+        pytest.skip("not on this CPU")
+    weights, x = random_weights(kind, 37, 768), random_columns(9, 768)
+    apart = np.pad(weights, ((0, 0), (0, 26)), constant_values=0x7E)
+    for n in (1, 2, 9):
+        got = product(variant, kind, apart, x[:n])
+        wanted = product(variant, kind, weights, x[:n])
+        assert got is not None and wanted is not None
+        assert same_bits(got, wanted), n
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("variant", ["portable", *VARIANTS])
+def test_nothing_is_read_behind_the_last_row(variant: str, kind: str) -> None:
+    if variant not in ("portable", *variants()):
+        pytest.skip("not on this CPU")
+    for n_per_row in (256, 768, 4096):
+        weights = random_weights(kind, 20, n_per_row)
+        x = random_columns(12, n_per_row)
+        with before_a_barred_page(weights) as placed:
+            for n in (1, 2, 12):
+                got = product(variant, kind, placed, x[:n])
+                wanted = product(variant, kind, weights, x[:n])
+                assert got is not None and wanted is not None
+                assert same_bits(got, wanted), (n_per_row, n)
+
+
+@contextmanager
+def before_a_barred_page(values: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """A copy, behind whose last byte a read ends the process."""
+    page = mmap.PAGESIZE
+    n_bytes = -(-values.nbytes // page) * page
+    memory = mmap.mmap(-1, n_bytes + page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None, use_errno=True)
+    behind, size = ctypes.c_void_p(start + n_bytes), ctypes.c_size_t(page)
+    assert libc.mprotect(behind, size, 0) == 0  # PROT_NONE
+    try:
+        at = n_bytes - values.nbytes
+        copy = np.frombuffer(memory, np.uint8, values.nbytes, at).reshape(values.shape)
+        copy[...] = values
+        yield copy
+    finally:
+        assert libc.mprotect(behind, size, mmap.PROT_READ | mmap.PROT_WRITE) == 0
 
 
 @pytest.mark.parametrize("kind", TYPES)

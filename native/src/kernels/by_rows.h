@@ -14,7 +14,8 @@
 namespace {
 
 // How far ahead of its use memory is fetched, at least: into the first cache, from which scattered pages
-// are used much faster than from the second.
+// are used much faster than from the second. (Of long rows it does not hold as much; shorter distances were
+// no faster.)
 constexpr size_t kFetchAhead = 8192;
 
 // What a type has of sums and of blocks in a group.
@@ -33,16 +34,6 @@ template <class W> struct GroupOf {
     static_assert(sizeof(Column) <= blocks * kColumnBytes);
     static constexpr size_t column_bytes = blocks * kColumnBytes;
 };
-
-// A 4 x 4 transposition within every 128-bit lane
-template <class Isa> INLINE void transpose_fours(typename Isa::Int * v) {
-    const auto ab_low = Isa::unpack_low32(v[0], v[1]), ab_high = Isa::unpack_high32(v[0], v[1]);
-    const auto cd_low = Isa::unpack_low32(v[2], v[3]), cd_high = Isa::unpack_high32(v[2], v[3]);
-    v[0] = Isa::unpack_low64(ab_low, cd_low);
-    v[1] = Isa::unpack_high64(ab_low, cd_low);
-    v[2] = Isa::unpack_low64(ab_high, cd_high);
-    v[3] = Isa::unpack_high64(ab_high, cd_high);
-}
 
 // Lines in memory's order: of this panel, then of the one that follows. Without one they are this panel's
 // again, which costs little.

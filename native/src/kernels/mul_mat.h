@@ -40,7 +40,7 @@ struct ProductPlan {
     const WeightType & type;
     MulMat             job;
     bool               is_wide;  // by instructions for matrices
-    bool               by_rows;  // one row after another
+    bool               by_rows;  // a few rows at a time
     int64_t            n_panels;
     int64_t            group;    // panels that are unpacked together
     bool               by_twos;  // panels of a group

@@ -1,5 +1,5 @@
-// What each type's blocks become where rows are read a few at a time: 16 sums at a time, whose lanes
-// are neighbouring sums of one row. unpack.h and unpack_k.h have the same blocks with rows as lanes.
+// What each type's blocks become where rows are read a few at a time: 16 sums, each in a 128-bit lane of
+// its own. unpack.h and unpack_k.h have the same blocks with rows as lanes.
 #pragma once
 
 #include "unpack_k.h"
@@ -14,7 +14,7 @@ constexpr int place_of(int sum) {
     return sum / 4 + 4 * (sum % 4);
 }
 
-// A group of a row: kRowGroup dot products, without starts, and their scales. That of sum 4 i + k is the sum
+// A group of a row: kRowGroup dot products, without starts, and their scales. Dot product 4 i + k is the sum
 // of 128-bit lane k of parts[i].
 template <class Isa> struct RowSums {
     typename Isa::Int   parts[4];
@@ -113,7 +113,8 @@ template <> struct RowOf<Q8_0> {
 
     static constexpr int column(int block, int half) { return 32 * block + 16 * half; }
 
-    // in pieces that cross fewer lines than whole vectors do: faster, if the memory is slow
+    // In pieces, which cross fewer lines than whole vectors: nine vectors, as q4_0 has five, take fewer
+    // instructions, and were slower by a tenth where memory is the limit.
     template <class Isa, class Between>
     INLINE RowSums<Isa> read(const uint8_t * p, const uint8_t * quants, Between between) {
         // the scales of a pair of blocks, in every 128-bit lane

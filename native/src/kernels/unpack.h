@@ -27,20 +27,24 @@ template <class Isa> struct UnpackedMinima : Unpacked<Isa> {
 template <class Isa, Other other>
 using UnpackedAs = std::conditional_t<other == Other::minima, UnpackedMinima<Isa>, Unpacked<Isa>>;
 
+// Four vectors: within every 128-bit lane, word j of vector i becomes word i of vector j.
+template <class Isa> INLINE void transpose_fours(typename Isa::Int * v) {
+    const auto ab_low = Isa::unpack_low32(v[0], v[1]), ab_high = Isa::unpack_high32(v[0], v[1]);
+    const auto cd_low = Isa::unpack_low32(v[2], v[3]), cd_high = Isa::unpack_high32(v[2], v[3]);
+    v[0] = Isa::unpack_low64(ab_low, cd_low);
+    v[1] = Isa::unpack_high64(ab_low, cd_low);
+    v[2] = Isa::unpack_low64(ab_high, cd_high);
+    v[3] = Isa::unpack_high64(ab_high, cd_high);
+}
+
 // out[i]: bytes 4 i to 4 i + 3 of 16 bytes at p of every row. Two levels of interleaving within
 // 128-bit lanes are enough, since load_rows has put every fourth row next to each other.
 template <class Isa>
 INLINE void transpose16(const uint8_t * p, size_t stride, typename Isa::Int * out) {
-    const auto a      = Isa::load_rows(p, stride);
-    const auto b      = Isa::load_rows(p + stride, stride);
-    const auto c      = Isa::load_rows(p + 2 * stride, stride);
-    const auto d      = Isa::load_rows(p + 3 * stride, stride);
-    const auto ab_low = Isa::unpack_low32(a, b), ab_high = Isa::unpack_high32(a, b);
-    const auto cd_low = Isa::unpack_low32(c, d), cd_high = Isa::unpack_high32(c, d);
-    out[0] = Isa::unpack_low64(ab_low, cd_low);
-    out[1] = Isa::unpack_high64(ab_low, cd_low);
-    out[2] = Isa::unpack_low64(ab_high, cd_high);
-    out[3] = Isa::unpack_high64(ab_high, cd_high);
+    for (size_t i = 0; i < 4; i++) {
+        out[i] = Isa::load_rows(p + i * stride, stride);
+    }
+    transpose_fours<Isa>(out);
 }
 
 // The last 4 of 16 bytes at p of every row.
