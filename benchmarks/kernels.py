@@ -191,7 +191,7 @@ def steps(arguments: argparse.Namespace, where: Where) -> None:
     for kind in arguments.types.split(","):
         with (
             random_file(arguments, kind) as path,
-            sides(path, arguments.sides.split(","), params) as contexts,
+            sides(path, arguments.sides, params) as contexts,
         ):
             n_bytes = weight_bytes(path)
             for n in counts:
@@ -214,7 +214,7 @@ def prefill(arguments: argparse.Namespace, where: Where) -> None:
             for cache in arguments.caches.split(","):
                 params = ContextParams(n, arguments.threads, n_batch=min(n, 512), type_k=cache,
                                        type_v=cache)  # fmt: skip
-                with sides(path, arguments.sides.split(","), params) as contexts:
+                with sides(path, arguments.sides, params) as contexts:
                     taken, (rate, scaled) = by_turns(
                         contexts, arguments.repeats, timed_step(n, 0, 1),
                         lambda: multiply_rate(arguments.threads, seconds=0.05),
@@ -242,7 +242,7 @@ def depth(arguments: argparse.Namespace, where: Where) -> None:
         for cache in arguments.caches.split(","):
             for n in depths:
                 params = ContextParams(n + 64, arguments.threads, type_k=cache, type_v=cache)
-                made = stack.enter_context(sides(path, arguments.sides.split(","), params))
+                made = stack.enter_context(sides(path, arguments.sides, params))
                 cases |= {(cache, name, n): (context, n) for name, context in made.items()}
         for context, n in cases.values():
             fill(context, n)
@@ -288,7 +288,7 @@ def small(arguments: argparse.Namespace, where: Where) -> None:
     """A step of a model from a file."""
     path = arguments.file
     params = ContextParams(256, arguments.threads)
-    with sides(path, arguments.sides.split(","), params) as contexts:
+    with sides(path, arguments.sides, params) as contexts:
         taken, _ = by_turns(contexts, arguments.repeats, timed_step(1, 16, 1))
         for row in rows(taken, {"what": "small", "file": path.name}):
             where.say(row)
@@ -311,9 +311,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", help="for the temporary model")
     arguments = parser.parse_args()
+    arguments.sides = arguments.sides.split(",")
+    for side in arguments.sides:
+        if side not in _SIDES:
+            parser.error(f"--sides {side}: choose from {', '.join(_SIDES)}")
     if "repacked" in arguments.sides and (reason := llama_layouts().reason):
-        kept = [side for side in arguments.sides.split(",") if side != "repacked"]
-        arguments.sides = ",".join(kept)
+        arguments.sides.remove("repacked")
         print(f"repacked is left out: {reason}", file=sys.stderr)
     what = {"steps": steps, "prefill": prefill, "depth": depth, "small": small}
     what[arguments.what](arguments, Where(arguments))
