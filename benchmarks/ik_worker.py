@@ -10,21 +10,15 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterable
 
 import numpy as np
 from ik_llama_cpp import _ctypes_api as api
 
 
 class Model:
-    """A file, and a context of ``n_ctx`` tokens, of all sequences together.
+    """A file, and a context of ``n_ctx`` tokens."""
 
-    ``n_batch``: tokens of a batch at most; 0: all.
-    """
-
-    def __init__(
-        self, path: str, n_ctx: int, threads: int, repack: bool, n_seq: int = 1, n_batch: int = 0
-    ) -> None:
+    def __init__(self, path: str, n_ctx: int, threads: int, repack: bool) -> None:
         api.llama_backend_init()
         params = api.llama_model_default_params()
         params.repack_tensors = repack
@@ -34,29 +28,20 @@ class Model:
             raise SystemExit(f"{path}: ik_llama.cpp cannot load it")
         self.n_vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
         made = api.llama_context_default_params()
-        made.n_ctx = n_ctx
-        made.n_batch = made.n_ubatch = n_batch or n_ctx
-        made.n_seq_max = n_seq
+        made.n_ctx = made.n_batch = made.n_ubatch = n_ctx
         made.n_threads = made.n_threads_batch = threads
         made.flash_attn = True
         self.context = api.llama_init_from_model(self.model, made)
-        self.batch = api.llama_batch_init(n_batch or n_ctx, 0, 1)
+        self.batch = api.llama_batch_init(n_ctx, 0, 1)
 
-    def decode(self, tokens: list[int], position: int, first: int, sequence: int = 0) -> None:
-        """Compute tokens of a sequence at a position; logits from token ``first`` of them on."""
-        self._decode((token, position + i, sequence, i >= first) for i, token in enumerate(tokens))
-
-    def decode_each(self, tokens: list[int], position: int) -> None:
-        """Compute a token of every sequence, with its logits."""
-        self._decode((token, position, i, True) for i, token in enumerate(tokens))
-
-    def _decode(self, rows: Iterable[tuple[int, int, int, bool]]) -> None:
-        batch, i = self.batch, -1
-        for i, (token, position, sequence, wanted) in enumerate(rows):
-            batch.token[i], batch.pos[i] = token, position
-            batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
-            batch.logits[i] = wanted
-        batch.n_tokens = i + 1
+    def decode(self, tokens: list[int], position: int, first: int) -> None:
+        """Compute tokens at a position; logits from token ``first`` of them on."""
+        batch = self.batch
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i] = token, position + i
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            batch.logits[i] = i >= first
         if api.llama_decode(self.context, batch):
             raise SystemExit("ik_llama.cpp cannot compute a batch")
 

@@ -212,23 +212,21 @@ def load_ik_llama(kind: str, file: str, sizes: Sizes) -> Round:
     """ik_llama.cpp with a file of ours, its tensors repacked while loading; greedy."""
     from ik_worker import Model
 
-    n_prompt, parallel = sizes.n_prompt, sizes.parallel
-    n_ctx = (n_prompt + sizes.n + 8) * parallel
-    model = Model(file, n_ctx, sizes.threads, repack=True, n_seq=parallel,
-                  n_batch=max(n_prompt, parallel))  # fmt: skip
-    prompts = sizes.prompts()
+    if sizes.parallel > 1:
+        raise SystemExit("several sequences end it: GGML_ASSERT(S > 0) of its flash attention")
+    n_prompt = sizes.n_prompt
+    model = Model(file, n_prompt + sizes.n + 8, sizes.threads, repack=True)
+    (prompt,) = sizes.prompts()
 
     def run() -> tuple[float, float]:
         model.clear()
-        tokens = []
         started = time.perf_counter()
-        for i, prompt in enumerate(prompts):
-            model.decode(prompt, 0, n_prompt - 1, i)
-            tokens.append(int(model.logits(n_prompt - 1).argmax()))
+        model.decode(prompt, 0, n_prompt - 1)
+        token = int(model.logits(n_prompt - 1).argmax())
         middle = time.perf_counter()
         for i in range(sizes.n):
-            model.decode_each(tokens, n_prompt + i)
-            tokens = [int(model.logits(k).argmax()) for k in range(parallel)]
+            model.decode([token], n_prompt + i, 0)
+            token = int(model.logits(0).argmax())
         return middle - started, time.perf_counter() - middle
 
     return run
