@@ -466,8 +466,8 @@ int main(int argc, char ** argv) {
                 check_product(variant, type, 33, 2304, n_columns, false);
             }
             check_product(variant, type, 33, 4864, 1, false);
-            for (const int64_t n_columns :
-                 {9, 11, 12, 13}) {  // panels by twos, and what is left over
+            // panels by twos, and what is left over
+            for (const int64_t n_columns : {9, 11, 12, 13}) {
                 check_product(variant, type, 600, 256, n_columns, false);
                 check_product(variant, type, 1000, 256, n_columns, false);
             }

@@ -55,6 +55,12 @@ def variants() -> list[str]:
     return [name for name in VARIANTS if product(name, "q4_0", one, x) is not None]
 
 
+def skip_unless_it_runs(variant: str) -> None:
+    """Skip the test where this CPU has no such variant."""
+    if variant not in ("portable", *variants()):
+        pytest.skip("not on this CPU")
+
+
 def random_weights(kind: str, n_rows: int, n_per_row: int, seed: int = 1) -> NDArray[np.uint8]:
     """Blocks of any bits: every quant, every scale, but scales of plain size."""
     random = np.random.default_rng(seed)
@@ -100,8 +106,7 @@ def test_the_portable_path_multiplies_what_gguf_decodes(kind: str) -> None:
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_variant_equals_the_portable_path(variant: str, kind: str) -> None:
-    if variant not in variants():
-        pytest.skip("not on this CPU")
+    skip_unless_it_runs(variant)
     for n_rows, n_per_row, counts in (
         (37, 256, range(1, 71)),
         (16, 2304, (1, 4, 9, 70)),  # more than is unpacked at once
@@ -126,8 +131,7 @@ def test_a_variant_equals_the_portable_path(variant: str, kind: str) -> None:
 @pytest.mark.parametrize("kind", [k for k in TYPES if ggml_type_named(k).block == 32])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_rows_of_any_number_of_blocks_come_out_alike(variant: str, kind: str) -> None:
-    if variant not in variants():
-        pytest.skip("not on this CPU")
+    skip_unless_it_runs(variant)
     for n_blocks in (1, 15, 16, 17, 31, 33, 49):
         weights = random_weights(kind, 37, 32 * n_blocks)
         x = random_columns(2, 32 * n_blocks)
@@ -142,8 +146,7 @@ def test_rows_of_any_number_of_blocks_come_out_alike(variant: str, kind: str) ->
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_rows_apart_from_each_other_come_out_alike(variant: str, kind: str) -> None:
-    if variant not in variants():
-        pytest.skip("not on this CPU")
+    skip_unless_it_runs(variant)
     weights, x = random_weights(kind, 37, 768), random_columns(9, 768)
     apart = np.pad(weights, ((0, 0), (0, 26)), constant_values=0x7E)
     for n in (1, 2, 9):
@@ -156,8 +159,7 @@ def test_rows_apart_from_each_other_come_out_alike(variant: str, kind: str) -> N
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("variant", ["portable", *VARIANTS])
 def test_nothing_is_read_behind_the_last_row(variant: str, kind: str) -> None:
-    if variant not in ("portable", *variants()):
-        pytest.skip("not on this CPU")
+    skip_unless_it_runs(variant)
     for n_per_row in (256, 768, 4096):
         weights = random_weights(kind, 20, n_per_row)
         x = random_columns(12, n_per_row)
@@ -191,8 +193,7 @@ def before_a_barred_page(values: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_extreme_numbers_come_out_alike(variant: str, kind: str) -> None:
-    if variant not in variants():
-        pytest.skip("not on this CPU")
+    skip_unless_it_runs(variant)
     random = np.random.default_rng(3)
     x = random_columns(12, 512)
     x[1] = 0

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 
 #include "panel.h"
 #include "quantize_columns.h"
@@ -69,53 +68,41 @@ template <int n> struct SumsOf {
     alignas(64) float dots[kRowGroup * n], scales[kRowGroup * n];
 };
 
-// Of four rows: vector i gets sums 4 i to 4 i + 3 in its 128-bit lanes, a row in each of their words.
-template <class Isa, class W>
-INLINE void put_together(const RowSums<Isa> (&rows)[4], typename Isa::Int starts, SumsOf<4> & out) {
-    typename Isa::Int scales[4];
-    for (int r = 0; r < 4; r++) {
-        scales[r] = Isa::as_int(rows[r].scales);
-    }
-    transpose_fours<Isa>(scales);
-    const auto put = [&](auto index) ALWAYS {
-        constexpr int i = decltype(index)::value;
-        auto          dot =
-            add_across<Isa>(rows[0].parts[i], rows[1].parts[i], rows[2].parts[i], rows[3].parts[i]);
-        if constexpr (needs_start<Isa, W>()) {
-            dot = Isa::add_ints(dot, Isa::template words_at<i, i, i, i>(starts));
-        }
-        Isa::store_floats(out.dots + kRowGroup * i, Isa::to_float(dot));
-        Isa::store_floats(out.scales + kRowGroup * i, Isa::as_float(scales[i]));
-    };
-    put(std::integral_constant<int, 0>());
-    put(std::integral_constant<int, 1>());
-    put(std::integral_constant<int, 2>());
-    put(std::integral_constant<int, 3>());
+// A vector of each row, whose words are in the order of place_of, so that those of one sum are neighbours
+template <class Isa> INLINE void bring_together(typename Isa::Int (&rows)[4]) {
+    transpose_fours<Isa>(rows);
+}
+template <class Isa> INLINE void bring_together(typename Isa::Int (&rows)[2]) {
+    const auto first = rows[0];
+    rows[0]          = Isa::unpack_low32(first, rows[1]);
+    rows[1]          = Isa::unpack_high32(first, rows[1]);
 }
 
-// Of two rows: lane k of vector i gets both of sum 8 i + k, then both of 8 i + 4 + k.
-template <class Isa, class W>
-INLINE void put_together(const RowSums<Isa> (&rows)[2], typename Isa::Int starts, SumsOf<2> & out) {
-    const auto              a = Isa::as_int(rows[0].scales), b = Isa::as_int(rows[1].scales);
-    const typename Isa::Int scales[] = {Isa::unpack_low32(a, b), Isa::unpack_high32(a, b)};
-    const auto              put      = [&](auto index) ALWAYS {
-        constexpr int i = 2 * decltype(index)::value;
-        auto dot        = add_across<Isa>(rows[0].parts[i], rows[1].parts[i], rows[0].parts[i + 1],
-                                          rows[1].parts[i + 1]);
+template <class Isa, class W, int n>
+INLINE void put_together(const RowSums<Isa> (&rows)[n], typename Isa::Int start, SumsOf<n> & out) {
+    typename Isa::Int scales[n], starts[n];
+    for (int r = 0; r < n; r++) {
+        scales[r] = Isa::as_int(rows[r].scales);
+        starts[r] = start;
+    }
+    bring_together<Isa>(scales);
+    bring_together<Isa>(starts);
+    for (int i = 0; i < n; i++) {
+        const auto part = [&](int j) ALWAYS { return rows[j % n].parts[4 / n * i + j / n]; };
+        auto       dot  = add_across<Isa>(part(0), part(1), part(2), part(3));
         if constexpr (needs_start<Isa, W>()) {
-            dot = Isa::add_ints(dot, Isa::template words_at<i, i, i + 1, i + 1>(starts));
+            dot = Isa::add_ints(dot, starts[i]);
         }
-        Isa::store_floats(out.dots + kRowGroup / 2 * i, Isa::to_float(dot));
-        Isa::store_floats(out.scales + kRowGroup / 2 * i, Isa::as_float(scales[i / 2]));
-    };
-    put(std::integral_constant<int, 0>());
-    put(std::integral_constant<int, 1>());
+        Isa::store_floats(out.dots + kRowGroup * i, Isa::to_float(dot));
+        Isa::store(out.scales + kRowGroup * i, scales[i]);
+    }
 }
 
 // Where put_together puts a sum of the first row
 template <int n> constexpr int begin_of(int sum) {
-    const int i = sum / 4, lane = sum % 4;
-    return n == 4 ? 16 * i + 4 * lane : 16 * (i / 2) + 4 * lane + 2 * (i % 2);
+    constexpr int parts = 4 / n;  // of a vector
+    const int     part = sum / 4, lane = sum % 4;
+    return kRowGroup * (part / parts) + 4 * lane + n * (part % parts);
 }
 
 template <class Isa, class W>
@@ -151,7 +138,7 @@ void one_by_rows(const uint8_t * panel, size_t row_stride, int64_t n_units, cons
                         [&]() ALWAYS { lines.fetch(); });
                     read[r].scales = Isa::mul(read[r].scales, Isa::load_floats(column.scales));
                 }
-                put_together<Isa, W>(read, Isa::load(column.starts), sums[c]);
+                put_together<Isa, W, together>(read, Isa::load(column.starts), sums[c]);
             }
             for (int i = 0; i < more_lines; i++) {
                 lines.fetch();

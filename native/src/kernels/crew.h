@@ -31,7 +31,7 @@ class Crew {
         double  time = 0;  // of n calls
         int64_t n    = 0;
     };
-    static constexpr int kHashShift = 60, kKinds = 16;
+    static constexpr int kHashShift = 60, kKinds = 1 << (64 - kHashShift);
 
     bool add(int64_t now, int64_t kind, int64_t elapsed, int64_t waited);
     void judge(int64_t now, int64_t n_preempted);

@@ -32,17 +32,15 @@ struct Avx512 {
     static Float set(float value) { return _mm512_set1_ps(value); }
     static Float zero() { return _mm512_setzero_ps(); }
 
-    // 16 bytes at p, p + stride and so on, in a 128-bit lane each
-    static Int load_lanes(const uint8_t * p, size_t stride) {
+    // 16 bytes of each of the rows t, t + 4, t + 8, t + 12, a row per 128-bit lane
+    static Int load_rows(const uint8_t * p, size_t stride) {
         const auto at = [p, stride](size_t lane) {
-            return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p + lane * stride));
+            return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p + 4 * lane * stride));
         };
         const __m256i low  = _mm256_inserti128_si256(_mm256_castsi128_si256(at(0)), at(1), 1);
         const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(at(2)), at(3), 1);
         return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
     }
-    // 16 bytes of each of the rows t, t + 4, t + 8, t + 12, a row per 128-bit lane
-    static Int load_rows(const uint8_t * p, size_t stride) { return load_lanes(p, 4 * stride); }
     // 32 bytes each
     static Int load_pair(const uint8_t * low, const uint8_t * high) {
         const auto at = [](const uint8_t * p) {
@@ -138,10 +136,6 @@ struct Avx512 {
         } else {
             _mm_storel_epi64(reinterpret_cast<__m128i *>(p), _mm_castps_si128(v));
         }
-    }
-    // words a to d of every 128-bit lane
-    template <int a, int b, int c, int d> static Int words_at(Int v) {
-        return _mm512_shuffle_epi32(v, static_cast<_MM_PERM_ENUM>(a | b << 2 | c << 4 | d << 6));
     }
 
     static Int unpack_low32(Int a, Int b) { return _mm512_unpacklo_epi32(a, b); }

@@ -28,7 +28,7 @@ constexpr int    kWideTile    = 16;  // columns of a tile for matrix instruction
 constexpr int    kBlock       = 32;
 constexpr size_t kColumnBytes = 48;   // of a column's share of a tile, per block
 constexpr int    kMostRows    = 16;   // of a panel, in any instruction set
-constexpr int    kRowGroup    = 16;   // blocks of a row that are read at once, see by_rows.h
+constexpr int    kRowGroup    = 16;   // sums of a row that are read at once, see by_rows.h
 constexpr int    kMostHead    = 256;  // values of a head
 
 // A processor that has too many lines on their way already drops what else it is asked to fetch. Where

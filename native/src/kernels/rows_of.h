@@ -138,6 +138,16 @@ template <> struct RowOf<Q8_0> {
     }
 };
 
+struct Q6Places {
+    alignas(16) uint8_t scales[kRowGroup];
+
+    constexpr Q6Places() : scales() {
+        for (int sum = 0; sum < kRowGroup; sum++) {
+            scales[place_of(sum)] = static_cast<uint8_t>(sum);
+        }
+    }
+};
+
 // A unit is a group: its sums are of 16 values.
 template <> struct RowOf<Q6_K> {
     static constexpr bool is_read = true;
@@ -147,7 +157,8 @@ template <> struct RowOf<Q6_K> {
 
     template <class Isa, class Between>
     INLINE RowSums<Isa> read(const uint8_t * p, const uint8_t * quants, Between between) {
-        typename Isa::Int dots[4];
+        static constexpr Q6Places places;
+        RowSums<Isa>              sums;
         for (int i = 0; i < 2; i++, quants += 128) {
             const auto low  = Isa::load(p + 64 * i);
             const auto high = Isa::load_pair(p + 128 + 32 * i, p + 128 + 32 * i);
@@ -156,14 +167,13 @@ template <> struct RowOf<Q6_K> {
             const auto first  = Isa::and_bytes(Isa::template left_by<4, 2>(high), 0x30);
             const auto second = Isa::and_bytes(Isa::template right_by<0, 2>(high), 0x30);
             const auto up     = Isa::and_bytes(Isa::template right<4>(low), 0x0f);
-            dots[2 * i]     = dots_of<Isa>(Isa::bits_or(Isa::and_bytes(low, 0x0f), first), quants);
-            dots[2 * i + 1] = dots_of<Isa>(Isa::bits_or(up, second), quants + 64);
+            sums.parts[2 * i] =
+                dots_of<Isa>(Isa::bits_or(Isa::and_bytes(low, 0x0f), first), quants);
+            sums.parts[2 * i + 1] = dots_of<Isa>(Isa::bits_or(up, second), quants + 64);
         }
         between();
-        alignas(16) static constexpr uint8_t places[16] = {0, 4, 8,  12, 1, 5, 9,  13,
-                                                           2, 6, 10, 14, 3, 7, 11, 15};
-        return {{dots[0], dots[1], dots[2], dots[3]},
-                Isa::mul(Isa::half(p + 208), Isa::signed_bytes_at(p + 192, places))};
+        sums.scales = Isa::mul(Isa::half(p + 208), Isa::signed_bytes_at(p + 192, places.scales));
+        return sums;
     }
 };
 

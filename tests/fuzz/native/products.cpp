@@ -26,7 +26,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
     if (type == nullptr) {
         return 0;
     }
-    // now and then more than a row puts aside at once, or than are unpacked one by one
+    // now and then longer rows than are fetched ahead, or more than are unpacked one by one
     const int64_t      n_units   = 1 + in.byte() % 3 + (in.byte() % 8 == 0 ? 130 : 0);
     const int64_t      n_per_row = type->unit_values * n_units;
     const int64_t      n_rows    = kMostRows + in.byte() % 20 + (in.byte() % 8 == 0 ? 300 : 0);
